@@ -1,0 +1,1 @@
+"""Records, text and images: everything up to the numpy batch."""

@@ -1,0 +1,1 @@
+"""One file per evaluation; each reads a checkpointed state and returns `Results`."""
