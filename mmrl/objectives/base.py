@@ -1,0 +1,95 @@
+"""What an objective is, and the two-way cross-entropy that several of them share."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmrl.types import Batch, Encoded, Loss
+
+# CLIP (Radford et al. 2021, section 2.5): exp(logit_scale) never exceeds 100.
+MAX_LOGIT_SCALE = 100.0
+
+
+class Objective(nnx.Module):
+    """One training signal: reads named encoder outputs, returns a loss and its metrics.
+
+    An objective owns its parameters and its non-gradient state as nnx variables, so the trainer
+    shards, saves, decays and freezes them like all others. Its weight belongs to the trainer.
+
+    Attributes:
+      needs: the dotted names of `types.Encoded` that it reads; checked when the run is built.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
+        """Returns the scalar loss over the global batch and (sum, weight) metrics."""
+        raise NotImplementedError
+
+    def post_update(self) -> None:
+        """Runs after each optimizer update, inside the jitted step: clip, renormalise, track."""
+
+
+class LogitScale(nnx.Module):
+    """The learned inverse temperature of a contrast, kept as its logarithm.
+
+    `clip` belongs after the update rather than into the forward pass, where a scale at the bound
+    would lose its gradient and could never come back.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.log = nnx.Param(jnp.log(jnp.float32(1.0 / temperature)))
+
+    def __call__(self) -> jax.Array:
+        """Returns log(scale), f32[]."""
+        return self.log[...]
+
+    def clip(self) -> None:
+        """Bounds exp(logit_scale) by 100."""
+        self.log[...] = jnp.minimum(self.log[...], jnp.log(jnp.float32(MAX_LOGIT_SCALE)))
+
+
+def require(condition: bool, message: str) -> None:
+    """Shape checks at a function's door: raises ValueError(message) at trace time."""
+    if not condition:
+        raise ValueError(message)
+
+
+def negatives(group: jax.Array | None, size: int) -> jax.Array:
+    """Which pairs may serve as negatives, bool[B, B], the diagonal included.
+
+    Off-diagonal pairs of equal `group` i32[B] are out: the same report text or the same study
+    is no negative.
+    """
+    diagonal = jnp.eye(size, dtype=bool)
+    if group is None:
+        return jnp.ones((size, size), dtype=bool)
+    require(group.shape == (size,), f"group must be i32[{size}], got {group.shape}")
+    return diagonal | (group[:, None] != group[None, :])
+
+
+def two_way_cross_entropy(logits: jax.Array, group: jax.Array | None) -> jax.Array:
+    """Mean of row-wise and column-wise cross-entropy with the diagonal as target.
+
+    Args:
+      logits: f32[B, B]; row i holds image i against every text.
+      group: i32[B] or None; see `negatives`.
+
+    Returns:
+      f32[], equal to log B for constant logits and distinct groups.
+    """
+    size = logits.shape[0]
+    require(logits.shape == (size, size), f"logits must be square, got {logits.shape}")
+    kept = jnp.where(negatives(group, size), logits, -jnp.inf)
+    positive = jnp.diagonal(logits)
+    over_texts = jax.nn.logsumexp(kept, axis=1) - positive
+    over_images = jax.nn.logsumexp(kept, axis=0) - positive
+    return 0.5 * (over_texts.mean() + over_images.mean())
+
+
+def batch_mean(value: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """A mean over `size` pairs as the (sum, weight) that metrics are kept in."""
+    weight = jnp.float32(size)
+    return value.astype(jnp.float32) * weight, weight

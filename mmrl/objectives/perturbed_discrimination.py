@@ -1,0 +1,99 @@
+"""Perturbed-report discrimination (Zhong, Batmanghelich, Sun 2025; systems.md O5)."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mmrl.objectives.base import LogitScale, Objective, require
+from mmrl.types import Batch, Encoded, Loss
+
+
+def discrimination_logits(
+    image: jax.Array, candidates: jax.Array, valid: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
+    """exp(logit_scale) * cosine of each image with its own candidates, f32[B, 1+K].
+
+    Arguments as in `discrimination_loss`; invalid candidates are -inf.
+    """
+    require(
+        candidates.ndim == 3 and image.shape == (candidates.shape[0], candidates.shape[2]),
+        f"image [B, D] must match candidates [B, 1+K, D], got {image.shape}, {candidates.shape}",
+    )
+    size, count = candidates.shape[:2]
+    require(
+        valid.shape in ((size, count - 1), (size, count)),
+        f"valid must be bool[{size}, {count - 1}] over the copies, got {valid.shape}",
+    )
+    scores = jnp.einsum(
+        "bd,bcd->bc", image.astype(jnp.float32), candidates.astype(jnp.float32)
+    )  # B 1+K
+    copies = valid[:, -(count - 1) :] if count > 1 else valid[:, :0]
+    kept = jnp.concatenate([jnp.ones((size, 1), dtype=bool), copies], axis=1)
+    return jnp.where(kept, jnp.exp(logit_scale) * scores, -jnp.inf)
+
+
+def discrimination_loss(
+    image: jax.Array, candidates: jax.Array, valid: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
+    """Given the image, pick the true report among itself and its K perturbed copies.
+
+    Args:
+      image: f[B, D], L2-normalised.
+      candidates: f[B, 1+K, D], L2-normalised; index 0 is the original report.
+      valid: bool[B, K], False where no perturbed copy could be made: that candidate is out.
+        bool[B, 1+K] is accepted too; its first column is taken as True.
+      logit_scale: f32[], logarithm of the inverse temperature.
+
+    Returns:
+      f32[]: cross-entropy of index 0, averaged over the rows that have a valid copy; the others
+      weigh nothing. Constant embeddings with all copies valid give log(1+K).
+    """
+    logits = discrimination_logits(image, candidates, valid, logit_scale)
+    loss = jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
+    weight = _row_weight(logits)
+    return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
+
+
+def _row_weight(logits: jax.Array) -> jax.Array:
+    """f32[B]: 1 for rows with at least one valid copy, else 0."""
+    return jnp.any(logits[:, 1:] > -jnp.inf, axis=1).astype(jnp.float32)
+
+
+class PerturbedDiscrimination(Objective):
+    """`discrimination_loss` with its own learned temperature, as in the paper.
+
+    Args:
+      temperature: initial value. The scale is clipped at 100 after each update.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = (
+        "image.embedding",
+        "text.embedding",
+        "perturbed.embedding",
+    )
+
+    def __init__(self, *, temperature: float = 0.07) -> None:
+        self.logit_scale = LogitScale(temperature)
+
+    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
+        """Contrasts each report with its own perturbed copies, given its image."""
+        candidates = jnp.concatenate(
+            [encoded["text.embedding"][:, None], encoded["perturbed.embedding"]], axis=1
+        )  # B 1+K D
+        image, valid = encoded["image.embedding"], batch["perturbed_valid"]
+        value = discrimination_loss(image, candidates, valid, self.logit_scale())
+        logits = discrimination_logits(image, candidates, valid, self.logit_scale())
+        weight = _row_weight(logits)
+        # Ties count as wrong, so constant embeddings score 0, not 1.
+        correct = (logits[:, :1] > logits[:, 1:]).all(axis=1).astype(jnp.float32)
+        metrics = {
+            "loss": (value * weight.sum(), weight.sum()),
+            "accuracy": (jnp.sum(correct * weight), weight.sum()),
+            "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
+        }
+        return Loss(value, metrics)
+
+    def post_update(self) -> None:
+        """Keeps the scale within its bound."""
+        self.logit_scale.clip()
