@@ -43,7 +43,7 @@ class ImageRef:
 class Box:
     """A finding's place: x0, y0, x1, y1 in pixels of the original image, and what names it.
 
-    `sentence` is the index into `Record.sentences()` of the sentence that states it, or -1.
+    `sentence` is the index into `Record.sentences` of the sentence that states it, or -1.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -74,7 +74,7 @@ class Record:
       sections: section name -> raw text (findings, impression, indication, caption, full...).
       label_names, labels: parallel; values 1 present, 0 absent, -1 uncertain, -2 not stated.
       boxes, findings: exact or annotated truth where the corpus has it, else empty.
-      sentences_: (section, text) pairs when the source knows them, else ().
+      sentences: (section, text) pairs when the source knows them, else ().
       masks: () -> {finding label: bool[H, W]} or None when the corpus has none.
       license: as stated by the owner, "" when unknown.
     """
@@ -91,7 +91,7 @@ class Record:
     labels: tuple[int, ...] = ()
     boxes: tuple[Box, ...] = ()
     findings: tuple[Finding, ...] = ()
-    sentences_: tuple[tuple[str, str], ...] = ()
+    sentences: tuple[tuple[str, str], ...] = ()
     masks: Callable[[], dict[str, np.ndarray]] | None = None
     license: str = ""
 
