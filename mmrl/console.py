@@ -1,0 +1,98 @@
+"""What a run prints: what it found, how it goes, what came out. Process 0 only."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmrl.evaluators.base import Results
+
+
+class Console:
+    """Lines in a log file, lines plus a live progress bar in a terminal.
+
+    Args:
+      active: False on all processes but the first: prints nothing.
+    """
+
+    def __init__(self, *, active: bool = True) -> None:
+        self._out = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
+        if not self._out.is_terminal:
+            self._out.width = 120  # of a log file, whose true width nobody knows
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._start = (0, time.monotonic())
+        self._total = 0
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._out.print(text, markup=False)
+
+    def facts(self, title: str, values: Mapping[str, Any]) -> None:
+        """A titled line of name = value pairs."""
+        self.say(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+
+    def start(self, step: int, total: int) -> None:
+        """Begins the progress of training at `step` of `total`."""
+        self._start, self._total = (step, time.monotonic()), total
+        if self._out.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self._out, transient=True)
+            self._task = self._progress.add_task("steps", total=total, completed=step)
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def step(self, step: int, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """One line of losses, speed and time left."""
+        parts = [f"step {step:>6}/{self._total}", f"loss {values['loss']:.4f}"]
+        parts += [
+            f"{name.removesuffix('/loss')} {value:.4f}"
+            for name, value in values.items()
+            if name.endswith("/loss")
+        ]
+        parts.append(f"{timing['examples_per_second']:.0f} examples/s")
+        parts.append(f"data wait {timing['data_wait_share']:.0%}")
+        parts.append(f"left {_clock(self._left(step))}")
+        self.say("  ".join(parts))
+
+    def _left(self, step: int) -> float:
+        first, began = self._start
+        return (time.monotonic() - began) / max(step - first, 1) * (self._total - step)
+
+    def stop(self) -> None:
+        """Ends the progress bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def results(self, title: str, results: Mapping[str, Results]) -> None:
+        """Headline figures with interval, chance and N; single kinds and ranks are in the report."""
+        table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+        for column in ("figure", "value", "95 % interval", "chance", "N", "protocol"):
+            table.add_column(column, no_wrap=True)
+        for name, result in results.items():
+            for key, estimate in result.values.items():
+                if key.startswith("kind/") or key.endswith("_rank"):
+                    continue
+                interval = (
+                    "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+                )
+                chance = "" if estimate.chance is None else f"{estimate.chance:.3f}"
+                value, count = f"{estimate.value:.3f}", str(estimate.n)
+                table.add_row(f"{name}/{key}", value, interval, chance, count, result.protocol)
+            for reason, count in result.excluded.items():
+                table.add_row(f"{name}: {count} excluded, {reason}")
+        self._out.print(table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

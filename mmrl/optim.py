@@ -1,0 +1,156 @@
+"""The optax chain from config.optimizer, with per-parameter rules.
+
+Rules are regular expressions on the parameter's path ("model/image/block_00/mlp/up/kernel"),
+matched in full; the first that matches decides. A parameter that no rule matches is an error,
+so a new module cannot silently train without decay or thaw a frozen tower.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from mmrl import build
+from mmrl.types import InputError
+
+_RULE_KEYS = ("match", "learning_rate", "weight_decay", "freeze")
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """A jax key path as "model/image/...", the form that rules match."""
+    return "/".join(str(getattr(key, "key", key)) for key in keys)
+
+
+def assign_rules(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
+    """The rule of every parameter, as a tree of dicts' indices into `rules`.
+
+    Raises:
+      InputError: a rule with an unknown key or a broken pattern; parameters without a rule, all
+        listed.
+    """
+    patterns = []
+    for rule in rules:
+        for key in rule:
+            if key not in _RULE_KEYS:
+                raise InputError(build.unknown("key in config.optimizer.rules", key, _RULE_KEYS))
+        try:
+            patterns.append(re.compile(rule["match"]))
+        except (KeyError, re.error) as error:
+            raise InputError(
+                f"config.optimizer.rules: {rule} has no valid match: {error}"
+            ) from None
+    unmatched: list[str] = []
+
+    def index(keys: tuple[Any, ...], _: Any) -> int:
+        path = path_of(keys)
+        for number, pattern in enumerate(patterns):
+            if pattern.fullmatch(path):
+                return number
+        unmatched.append(path)
+        return -1
+
+    assigned = jax.tree_util.tree_map_with_path(index, params)
+    if unmatched:
+        raise InputError(
+            "config.optimizer.rules match no rule for: "
+            + ", ".join(unmatched)
+            + "; end the rules with a general one such as {'match': '.*'}"
+        )
+    return assigned
+
+
+def trainable(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
+    """Tree of bools: False where a rule freezes the parameter."""
+    return jax.tree.map(lambda n: not rules[n].get("freeze", False), assign_rules(params, rules))
+
+
+def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then cosine to end_fraction of it.
+
+    Raises:
+      InputError: warm-up as long as the run or longer.
+    """
+    warmup = int(config["warmup_steps"])
+    if warmup >= total_steps:
+        raise InputError(
+            f"config.optimizer.warmup_steps={warmup} must be less than "
+            f"config.total_steps={total_steps}"
+        )
+    peak = float(config["learning_rate"])
+    return optax.schedules.warmup_cosine_decay_schedule(
+        0.0 if warmup else peak, peak, warmup, total_steps, peak * float(config["end_fraction"])
+    )
+
+
+def make(
+    config: Mapping[str, Any], total_steps: int, params: Any
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the transformation and its learning-rate schedule.
+
+    Args:
+      config: `config.optimizer`.
+      params: pure dict of (abstract) parameters, to assign the rules.
+
+    Raises:
+      InputError: unknown optimizer, bad rules or schedule.
+    """
+    rules = tuple(config["rules"])
+    assigned = assign_rules(params, rules)
+    rate = schedule(config, total_steps)
+    factors = {
+        key: jax.tree.map(lambda n, key=key: float(rules[n].get(key, 1.0)), assigned)
+        for key in ("learning_rate", "weight_decay")
+    }
+    if config["name"] == "adamw":
+        direction = optax.scale_by_adam(b1=config["b1"], b2=config["b2"])
+    elif config["name"] == "sgd":
+        direction = optax.trace(decay=config["momentum"])
+    else:
+        raise InputError(
+            build.unknown("optimizer in config.optimizer.name", config["name"], ("adamw", "sgd"))
+        )
+    decay = _add_decay(factors["weight_decay"], float(config["weight_decay"]))
+    clip = float(config["clip_norm"])
+    transform = optax.chain(
+        optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+        # Decoupled decay (Loshchilov & Hutter 2019) for AdamW; the classical one for SGD.
+        *((direction, decay) if config["name"] == "adamw" else (decay, direction)),
+        _scale_each(factors["learning_rate"]),
+        optax.scale_by_learning_rate(rate),
+    )
+    labels = jax.tree.map(lambda n: "frozen" if rules[n].get("freeze") else "trained", assigned)
+    frozen = optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, labels)
+    return frozen, rate
+
+
+def _add_decay(factors: Any, strength: float) -> optax.GradientTransformation:
+    """Adds strength * factor * parameter to each update."""
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        kept = _like(updates, factors)
+        return jax.tree.map(lambda u, p, f: u + strength * f * p, updates, params, kept), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale_each(factors: Any) -> optax.GradientTransformation:
+    """Multiplies each update by its factor."""
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda u, f: u * f, updates, _like(updates, factors)), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _like(updates: Any, factors: Any) -> Any:
+    """`factors` with the frozen leaves masked as they are in `updates`."""
+    return jax.tree.map(
+        lambda u, f: u if _is_masked(u) else f, updates, factors, is_leaf=_is_masked
+    )

@@ -1,0 +1,222 @@
+"""The train step: state in, state out, jitted once, donated, laid out on the mesh.
+
+The state is a plain nested dict, so that dispatch is cheap and checkpoints are readable:
+
+    step           i32[]   updates done
+    params         what the optimizer changes
+    variables      other module state: batch statistics, queues, teachers
+    opt_state      optax
+    metrics        (sum, weight) since the last log step
+    nonfinite_step i32[]   first step whose loss or gradient was not finite; -1: none
+    ema            average of params, only when config.ema > 0
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmrl import learner, metrics, optim, sharding, streams
+
+State = dict[str, Any]
+
+
+class TrainStep:
+    """Everything compiled for one config on one mesh.
+
+    Args:
+      config: validated config.
+      vocab_size: of the tokenizer in use.
+      mesh: from `sharding.make_mesh`.
+      example: one batch (numpy or ShapeDtypeStruct) with the *global* shapes.
+
+    Raises:
+      InputError: objectives without their inputs, parameters without an optimizer rule, a batch
+        that the mesh cannot divide.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        vocab_size: int,
+        mesh: Mesh,
+        example: Mapping[str, Any],
+    ) -> None:
+        sharding.check_batch(mesh, config.batch_size, config.accumulation)
+        self.config, self.mesh, self.vocab_size = config, mesh, vocab_size
+        self.layout = learner.layout(config, vocab_size, mesh)
+        pure = self.layout.params
+        self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
+        self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
+        batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
+        self._metric_shapes = jax.eval_shape(
+            lambda p, v, b: self._loss(p, v, b, None)[1][0],
+            pure,
+            self.layout.variables,
+            batch,
+        )
+        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
+        self.shardings = self._state_shardings()
+        self._jit_init = jax.jit(self._init, out_shardings=self.shardings)
+        self._jit_step = jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
+            out_shardings=self.shardings,
+        )
+
+    def init(self) -> State:
+        """A fresh state, created directly in its layout."""
+        return self._jit_init(streams.key(self.config.seed, "init"))
+
+    def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
+        """One update; `state` is donated and must not be used again."""
+        return self._jit_step(state, batch)
+
+    def target(self) -> Any:
+        """ShapeDtypeStructs with shardings, to restore a checkpoint onto this mesh."""
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            self.abstract,
+            self.shardings,
+        )
+
+    def loss_and_gradients(
+        self, state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """Loss and gradients of one batch, for tests and notebooks; changes nothing."""
+        dropout = self._dropout_key(state["step"])
+        grad = jax.value_and_grad(lambda p, b: self._loss(p, state["variables"], b, dropout)[0])
+        return jax.jit(grad)(state["params"], dict(batch))
+
+    def _init(self, key: jax.Array) -> State:
+        _, params, variables = learner.split(
+            learner.make(self.config, self.vocab_size, nnx.Rngs(key))
+        )
+        names = {**self._metric_shapes, "grad_norm": (jnp.float32(0), jnp.float32(0))}
+        state = {
+            "step": jnp.int32(0),
+            "params": params,
+            "variables": variables,
+            "opt_state": self.optimizer.init(params),
+            "metrics": metrics.zeros(names),
+            "nonfinite_step": jnp.int32(-1),
+        }
+        if self.config.ema > 0:
+            state["ema"] = jax.tree.map(jnp.copy, params)
+        return state
+
+    def _state_shardings(self) -> Any:
+        everywhere = sharding.replicated(self.mesh)
+        params, variables = (
+            jax.tree.map(lambda leaf: leaf.sharding, part)
+            for part in (self.layout.params, self.layout.variables)
+        )
+        layout = jax.tree.map(lambda _: everywhere, self.abstract)
+        layout |= {"params": params, "variables": variables}
+        layout["opt_state"] = optax.tree_map_params(
+            self.optimizer,
+            lambda _, s: s,
+            self.abstract["opt_state"],
+            params,
+            transform_non_params=lambda _: everywhere,
+        )
+        if "ema" in layout:
+            layout["ema"] = params
+        return layout
+
+    def _dropout_key(self, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(streams.key(self.config.seed, "dropout"), step)
+
+    def _loss(
+        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """(loss, (metrics, new variables)); no key means no dropout."""
+        module = nnx.merge(self.layout.graphdef, params, variables)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        loss, values = module(batch, train=True, rngs=rngs)
+        return loss, (values, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
+
+    def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """(gradients, metrics, variables), averaged over the micro-batches."""
+        count = self.config.accumulation
+        grad = jax.grad(self._loss, has_aux=True)
+        key = self._dropout_key(state["step"])
+        if count == 1:
+            gradients, (values, variables) = grad(state["params"], state["variables"], batch, key)
+            return gradients, values, variables
+        # Rows are dealt out round-robin, so that each micro-batch stays spread over the devices.
+        micro = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1),
+            dict(batch),
+        )
+
+        def body(carry: Any, item: Any) -> tuple[Any, None]:
+            gradients, values, variables = carry
+            number, part = item
+            new, (more, variables) = grad(
+                state["params"], variables, part, jax.random.fold_in(key, number)
+            )
+            added = jax.tree.map(lambda a, b: a + b / count, gradients, new)
+            return (added, metrics.add(values, more), variables), None
+
+        start = (
+            jax.tree.map(jnp.zeros_like, state["params"]),
+            metrics.zeros(self._metric_shapes),
+            state["variables"],
+        )
+        result, _ = jax.lax.scan(body, start, (jnp.arange(count), micro))
+        return result
+
+    def _step(self, state: State, batch: Mapping[str, Any]) -> State:
+        gradients, values, variables = self._gradients(state, batch)
+        gradients = jax.tree.map(
+            lambda g, t: g if t else jnp.zeros_like(g), gradients, self._trainable
+        )
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        module = nnx.merge(self.layout.graphdef, params, variables)
+        module.post_update()
+        _, params, variables = learner.split(module)
+
+        step = state["step"] + 1
+        values = {**values, "grad_norm": (norm, jnp.float32(1))}
+        # The accumulator starts anew after each log step; keeping that here, not on the host,
+        # makes it part of the checkpoint and so of an exact resume.
+        fresh = state["step"] % self.config.log_every == 0
+        total = jax.tree.map(lambda a: jnp.where(fresh, 0.0, a), state["metrics"])
+        finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"][0])
+        first = (state["nonfinite_step"] < 0) & ~finite
+        new = {
+            "step": step,
+            "params": params,
+            "variables": variables,
+            "opt_state": opt_state,
+            "metrics": metrics.add(total, values),
+            "nonfinite_step": jnp.where(first, step, state["nonfinite_step"]),
+        }
+        if "ema" in state:
+            new["ema"] = _average(state["ema"], params, self.config.ema, step)
+        return new
+
+
+def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """Exponential moving average, quicker at the start (Polyak averaging with warm-up)."""
+    count = step.astype(jnp.float32)
+    rate = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda a, p: (rate * a + (1.0 - rate) * p).astype(a.dtype), average, params)
+
+
+def global_example(local: Mapping[str, np.ndarray], processes: int) -> dict[str, Any]:
+    """Global shapes of a batch of which every process holds an equal share."""
+    return {
+        name: jax.ShapeDtypeStruct((array.shape[0] * processes, *array.shape[1:]), array.dtype)
+        for name, array in local.items()
+    }
