@@ -1,0 +1,90 @@
+"""The default experiment: the paper's three losses on the phantom corpus, sized for two cores.
+
+    python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
+
+Variants, comma-separated after a colon:
+    smoke   20 steps of a tiny model, for tests
+    table   your own CSV, TSV, JSONL or Parquet: --config.data.path=... (see the README)
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from mmrl import config as defaults
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The experiment, with the variants named after the colon applied in turn."""
+    chosen = defaults.variants(variant, ("smoke", "table"))
+    config = defaults.base()
+    _phantom(config)
+    if "table" in chosen:
+        _table(config)
+    if "smoke" in chosen:
+        _smoke(config)
+    return config
+
+
+def _phantom(config: ml_collections.ConfigDict) -> None:
+    config.total_steps = 1000
+    config.batch_size = 64
+    config.eval_every = 250
+    config.data.length = 6000
+    config.data.seed = 0
+    config.data.render_size = 64
+    config.data.fractions = (0.8, 0.1, 0.1)
+    config.data.cache_images = True
+    config.data.text_length = 80
+    config.data.num_perturbed = 3
+    config.model.image = {
+        "name": "vit",
+        "patch_size": 8,
+        "width": 128,
+        "depth": 4,
+        "num_heads": 4,
+    }
+    config.model.text = {"name": "text", "width": 128, "depth": 2, "num_heads": 4}
+
+
+def _table(config: ml_collections.ConfigDict) -> None:
+    """A table of image paths and reports; the keys below are the options of the source."""
+    for key in ("length", "seed", "render_size"):
+        del config.data[key]
+    config.data.source = "table"
+    config.data.path = placeholder(str)  # required
+    config.data.root = placeholder(str)  # default: the folder of the table
+    config.data.image_column = "image"
+    config.data.report_columns = ("report",)
+    config.data.sections = ("report",)
+    config.data.patient_column = "patient_id"  # "": every row is a patient of its own
+    for column in ("study", "view", "id", "split", "license"):
+        config.data[f"{column}_column"] = placeholder(str)
+    config.data.label_columns = ()
+    config.data.fractions = (0.7, 0.15, 0.15)
+    config.data.crop_scale = (0.8, 1.0)
+    config.data.brightness = 0.1
+    config.data.contrast = 0.1
+    config.data.image_size = 128
+    config.model.image.patch_size = 16
+    config.batch_size = 32
+    config.total_steps = 200
+
+
+def _smoke(config: ml_collections.ConfigDict) -> None:
+    config.total_steps = 20
+    config.batch_size = 16
+    config.log_every = 5
+    config.eval_every = 10
+    config.checkpoint.every = 5
+    config.optimizer.warmup_steps = 5
+    config.data.text_length = 48
+    config.data.num_perturbed = 2
+    config.data.image_size = 32
+    if config.data.source == "phantom":
+        config.data.length = 400
+        config.data.render_size = 32
+    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 2, "num_heads": 2}
+    config.model.text = {"name": "text", "width": 32, "depth": 2, "num_heads": 2}
+    config.model.embed_dim = 32
+    config.model.local_dim = 32
+    config.evaluators.retrieval.max_pairs = 32

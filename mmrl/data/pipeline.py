@@ -1,0 +1,259 @@
+"""From a corpus to batches: training through Grain, held-out examples in a fixed order.
+
+Training batches depend only on (corpus, config, seed, position): not on the number of processes,
+threads or workers. The position is one integer, so a run resumes at the exact next sample.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from mmrl.data import perturb
+from mmrl.data.corpus import Corpus
+from mmrl.data.images import Preprocess, augment
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.types import InputError, Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The part of config.data that shapes an example."""
+
+    image_size: int
+    resize: str
+    text_length: int
+    perturbations: tuple[str, ...]
+    num_perturbed: int
+    crop_scale: tuple[float, float]
+    brightness: float
+    contrast: float
+    cache_images: bool
+    num_threads: int
+    num_workers: int
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any]) -> "Options":
+        """Picks the fields out of config.data.
+
+        Raises:
+          InputError: an unknown kind of perturbation.
+        """
+        chosen = cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+        for kind in chosen.perturbations:
+            if kind not in perturb.KINDS:
+                raise InputError(
+                    f"unknown kind {kind!r} in config.data.perturbations; choices: "
+                    f"{', '.join(perturb.KINDS)}"
+                )
+        if not chosen.perturbations:
+            raise InputError("config.data.perturbations is empty; name at least one kind")
+        return chosen
+
+    def preprocess(self) -> Preprocess:
+        """The deterministic part of image preparation."""
+        return Preprocess(self.image_size, self.resize)
+
+
+class _Load:
+    """index -> {index, image}: decoding and resizing, kept in memory when asked for."""
+
+    def __init__(self, corpus: Corpus, preprocess: Preprocess, cache: bool) -> None:
+        self.corpus, self.preprocess = corpus, preprocess
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        image = self.cache.get(index) if self.cache is not None else None
+        if image is None:
+            image = load_image(self.corpus.record(index), self.preprocess)
+            if self.cache is not None:
+                self.cache[index] = image
+        return {"index": index, "image": image}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process gets the recipe, not the pixels.
+        return {**self.__dict__, "cache": None if self.cache is None else {}}
+
+
+def load_image(record: Record, preprocess: Preprocess) -> np.ndarray:
+    """u8[S, S] of the record's first view.
+
+    Raises:
+      InputError: unreadable; names the record.
+    """
+    try:
+        return preprocess(record.images[0].load())
+    except InputError as error:
+        raise InputError(f"record {record.id}: {error}") from None
+
+
+class _Example:
+    """{index, image} and a generator -> one training example (types.Batch without B)."""
+
+    def __init__(
+        self, corpus: Corpus, tokenizer: Tokenizer, options: Options, *, with_perturbed: bool
+    ) -> None:
+        self.texts, self.groups = corpus.texts, corpus.groups
+        self.tokenizer, self.options = tokenizer, options
+        self.with_perturbed = with_perturbed
+
+    def __call__(self, item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        options, index = self.options, item["index"]
+        # Separate generators: switching an image jitter on leaves the perturbations as they were.
+        image_rng, text_rng = rng.spawn(2)
+        image = augment(
+            item["image"],
+            image_rng,
+            crop_scale=options.crop_scale,
+            brightness=options.brightness,
+            contrast=options.contrast,
+        )
+        original = self.tokenizer.encode(self.texts[index], options.text_length)
+        example = {
+            "image": image[:, :, None],
+            "tokens": original.tokens,
+            "token_mask": original.mask,
+            "group": self.groups[index],
+            "index": np.int32(index),
+        }
+        if self.with_perturbed:
+            example |= perturbed_arrays(
+                self.texts[index], original.tokens, self.tokenizer, options, text_rng
+            )
+        return example
+
+
+def perturbed_arrays(
+    text: str,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    options: Options,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """K fresh perturbed copies of one report.
+
+    Returns:
+      perturbed_tokens i32[K, L], perturbed_mask bool[K, L], perturbed_valid bool[K] (False where
+      the kind cannot change this report, or changes only what truncation cut off) and
+      perturbation i8[K], the index of the kind in perturb.KINDS, -1 where there is none.
+    """
+    copies = perturb.draw(text, options.perturbations, options.num_perturbed, rng)
+    texts = [text if copy is None else copy.text for copy in copies]
+    new_tokens, mask, _ = tokenizer.encode_batch(texts, options.text_length)
+    kinds = [-1 if copy is None else perturb.KINDS.index(copy.kind) for copy in copies]
+    kind = np.asarray(kinds, np.int8)
+    return {
+        "perturbed_tokens": new_tokens,
+        "perturbed_mask": mask,
+        "perturbed_valid": (kind >= 0) & (new_tokens != tokens).any(axis=1),
+        "perturbation": kind,
+    }
+
+
+def training_batches(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    options: Options,
+    *,
+    seed: int,
+    batch_size: int,
+    with_perturbed: bool,
+    process: int = 0,
+    processes: int = 1,
+) -> Any:
+    """An endless, resumable iterator over this process's rows of the global batches.
+
+    Every epoch is a fresh shuffle with fresh augmentation and fresh perturbations. The iterator
+    has get_state() and set_state(); the state is {"global_next_index": int} on every process.
+
+    Args:
+      batch_size: of the global batch, a multiple of `processes`.
+      with_perturbed: whether any objective reads perturbed copies; else they are not made.
+
+    Raises:
+      InputError: fewer records than one global batch.
+    """
+    if len(corpus) < batch_size:
+        raise InputError(
+            f"{corpus.name} has {len(corpus)} usable records, fewer than "
+            f"config.batch_size={batch_size}; a batch must not repeat a record"
+        )
+    dataset = (
+        grain.MapDataset.source(range(len(corpus)))
+        .seed(seed)
+        .shuffle()
+        .map(_Load(corpus, options.preprocess(), options.cache_images))
+        .random_map(_Example(corpus, tokenizer, options, with_perturbed=with_perturbed))
+        .repeat(None)
+    )
+    workers = None
+    if options.num_workers:
+        workers = grain.MultiprocessingOptions(
+            num_workers=options.num_workers, per_worker_buffer_size=2
+        )
+    return iter(
+        grain.experimental.ElasticIterator(
+            dataset,
+            batch_size,
+            grain.sharding.ShardOptions(process, processes),
+            read_options=grain.ReadOptions(
+                num_threads=options.num_threads, prefetch_buffer_size=4 * batch_size
+            ),
+            multiprocessing_options=workers,
+        )
+    )
+
+
+class Examples:
+    """Held-out examples in corpus order; see evaluators.base.HeldOut.
+
+    Args:
+      corpus: the split to evaluate. limit: at most this many records from its start.
+    """
+
+    def __init__(
+        self, corpus: Corpus, tokenizer: Tokenizer, preprocess: Preprocess, text_length: int
+    ) -> None:
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.preprocess, self.text_length = preprocess, text_length
+        self.name, self.groups = corpus.name, corpus.groups
+        self.ids: Sequence[str] = corpus.ids
+        self.texts: Sequence[str] = corpus.texts
+        self.patients: Sequence[str] = corpus.patients
+        self.preprocessing: Mapping[str, Any] = {
+            **preprocess.to_dict(),
+            "text_length": text_length,
+            "tokenizer_sha256": tokenizer.sha256,
+        }
+        settings = json.dumps(self.preprocessing, sort_keys=True)
+        self.sha256 = hashlib.sha256((corpus.sha256() + settings).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def record(self, index: int) -> Record:
+        """The full record of example `index`."""
+        return self.corpus.record(index)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens i32[N, L] and mask bool[N, L], as in training."""
+        tokens, mask, _ = self.tokenizer.encode_batch(list(texts), self.text_length)
+        return tokens, mask
+
+    def image(self, index: int) -> np.ndarray:
+        """u8[H, W, 1], without augmentation."""
+        return load_image(self.record(index), self.preprocess)[:, :, None]
+
+    def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+        """(u8[batch_size, H, W, 1], real rows); the last batch is padded by zeros."""
+        side = self.preprocess.size
+        for start in range(0, len(self), batch_size):
+            count = min(batch_size, len(self) - start)
+            batch = np.zeros((batch_size, side, side, 1), np.uint8)
+            for row in range(count):
+                batch[row] = self.image(start + row)
+            yield batch, count

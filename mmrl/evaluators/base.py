@@ -1,0 +1,137 @@
+"""What an evaluator is given and what it must answer with.
+
+An evaluator is built once from the config and run many times:
+
+    evaluator = Retrieval(predict, held_out, **options)
+    results = evaluator.run(state)
+
+It never sees the trainer or the objectives, so the numbers inside training and those of
+`python -m mmrl.evaluate` come from the same code on the same inputs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmrl.types import Record
+
+
+class HeldOut(Protocol):
+    """The held-out examples of one split in a fixed order.
+
+    Attributes:
+      name: "source/split", for titles.
+      sha256: digest over ids, texts and preprocessing; equal digests mean equal inputs.
+      preprocessing: what happens to pixels and text before the encoders, JSON-able.
+      ids, texts, patients: one entry per example.
+      groups: i32[N]; equal ids mean the same report text or study: each matches the other.
+    """
+
+    name: str
+    sha256: str
+    preprocessing: Mapping[str, Any]
+    ids: Sequence[str]
+    texts: Sequence[str]
+    patients: Sequence[str]
+    groups: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record:
+        """The full record behind example `index`, with its ground truth."""
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
+
+    def image(self, index: int) -> np.ndarray:
+        """u8[H, W, 1], preprocessed as for evaluation (no augmentation)."""
+
+    def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+        """(u8[batch_size, H, W, 1], number of real rows); the last batch is padded by zeros."""
+
+
+class Predict(Protocol):
+    """Encodes held-out inputs with a given state; results are complete, unpadded, on the host.
+
+    The last state's answers are cached, so several evaluators share one pass.
+    """
+
+    provides: tuple[str, ...]
+
+    def images(self, state: Any, data: HeldOut, *, local: bool = False) -> dict[str, np.ndarray]:
+        """{"image.embedding": f32[N, D]} and, when local, {"image.regions": f32[N, R, D']}."""
+
+    def texts(
+        self, state: Any, data: HeldOut, texts: Sequence[str], *, local: bool = False
+    ) -> dict[str, np.ndarray]:
+        """{"text.embedding": f32[N, D]} and, when local, text.words [N, W, D'], text.word_mask."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure with the 95 % interval of a bootstrap over patients, and what it rests on.
+
+    `chance` is what guessing without the input would reach; None where that has no meaning.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    chance: float | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.value:.3f}"
+        if self.low is not None and self.high is not None:
+            text += f" [{self.low:.3f}, {self.high:.3f}]"
+        if self.chance is not None:
+            text += f" (chance {self.chance:.3f})"
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The answer of one evaluator, complete enough to be judged without asking back.
+
+    Attributes:
+      protocol: name and version, e.g. "retrieval@1"; changes whenever numbers could.
+      values: name -> Estimate, in order of importance.
+      n: examples evaluated. excluded: reason -> count of examples left out.
+      data: name and sha256 of the examples. preprocessing: as in HeldOut.
+      details: anything else worth keeping, JSON-able.
+    """
+
+    protocol: str
+    values: Mapping[str, Estimate]
+    n: int
+    data: Mapping[str, str]
+    preprocessing: Mapping[str, Any]
+    excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """Name -> value, for the metric log; intervals as name/low and name/high."""
+        flat: dict[str, float] = {}
+        for name, estimate in self.values.items():
+            flat[name] = estimate.value
+            if estimate.low is not None and estimate.high is not None:
+                flat[f"{name}/low"], flat[f"{name}/high"] = estimate.low, estimate.high
+        return flat
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, as stored beside the run."""
+        return dataclasses.asdict(self)
+
+
+class Evaluator:
+    """Base of all evaluators; subclasses add keyword options and implement `run`."""
+
+    def __init__(self, predict: Predict, data: HeldOut) -> None:
+        self.predict = predict
+        self.data = data
+
+    def run(self, state: Any) -> Results:
+        """Evaluates `state` on `self.data`."""
+        raise NotImplementedError

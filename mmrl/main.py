@@ -1,0 +1,38 @@
+"""Trains; continues by itself when the run directory holds a checkpoint.
+
+python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmrl import cli, reporting, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, FILE.py[:variant,...]; --config.KEY=VALUE overrides."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, created or continued.")
+
+
+def main() -> None:
+    """Runs one training and writes its report."""
+    config = cli.required("config", _CONFIG.value)
+    workdir = Path(cli.required("workdir", _WORKDIR.value))
+    trainer = train.Trainer(config, workdir)
+    trained, results = trainer.run()
+    if trainer.first:
+        page = reporting.write(
+            workdir,
+            trained,
+            trainer.examples(),
+            results,
+            title=f"mmrl run: {workdir.name}",
+            config=trained.meta["config"],
+        )
+        trainer.console.say(f"report: {page}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

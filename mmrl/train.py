@@ -1,0 +1,338 @@
+"""The one training loop: any encoders, any objectives, any corpus, any mesh.
+
+    data -> one jitted, donated step -> logs, evaluations, checkpoints
+
+Nothing in the loop waits for the device except at log steps, and nothing moves between host and
+device implicitly. Starting the same command again continues where the last checkpoint ended.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from mmrl import build, checkpoint, metrics, run, sharding, streams
+from mmrl import config as configs
+from mmrl.cli import NonFiniteError
+from mmrl.console import Console
+from mmrl.data.corpus import describe
+from mmrl.data.pipeline import Examples, Options, training_batches
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.evaluators.base import Results
+from mmrl.predict import Predict
+from mmrl.step import State, TrainStep, global_example
+from mmrl.types import InputError
+
+
+class Trainer:
+    """One run until config.total_steps, or the continuation of one that stopped before.
+
+    All checks happen on construction; `run` then trains.
+
+    Args:
+      config: from a config file; locked or not.
+      workdir: the run directory, created when absent.
+
+    Raises:
+      InputError: anything wrong with config, data or workdir, before training starts.
+      NonFiniteError: from `run`, the loss stopped being finite; names the step and the records.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path) -> None:
+        configs.validate(config)
+        self.config, self.workdir = config, workdir
+        self.first = jax.process_index() == 0
+        self.console = Console(active=self.first)
+        stored = run.read_config(workdir)
+        changed = configs.check_resumable(stored, configs.plain(config)) if stored else {}
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
+        _prepare_process(config, workdir)
+        self.options = Options.from_config(config.data)
+
+        self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
+        run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
+        has_run = stored is not None and (workdir / "checkpoints").is_dir()
+        meta = self._existing_meta() if has_run else None
+        self.tokenizer = self._tokenizer(meta)
+        self.batches = self._batches()
+        self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self._example())
+        self.meta = {
+            "config": configs.plain(config),
+            "tokenizer": checkpoint.to_text(self.tokenizer.to_bytes()),
+            "corpus": {name: corpus.sha256() for name, corpus in self.corpora.items()},
+            "preprocessing": self.examples().preprocessing,
+            "versions": checkpoint.versions(),
+        }
+        if meta is not None and meta["corpus"] != self.meta["corpus"]:
+            raise InputError(
+                f"the data differ from those --workdir={workdir} was trained on (records, texts "
+                "or patients changed); use another --workdir for the new data"
+            )
+        self._describe()
+        if self.first:
+            self._record_start(changed)
+        # From here on the directory is ours to write.
+        self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+        self.predict = Predict(self.step.layout, self.mesh)
+        self.evaluators = run.make_evaluators(config.evaluators, self.predict, self.examples())
+
+    def run(self) -> tuple[run.Trained, dict[str, Results]]:
+        """Trains, evaluates, saves; returns the trained encoders and their last results."""
+        state, start = self._restore()
+        writer = metrics.Writer(
+            self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
+        )
+        try:
+            if start >= self.config.total_steps:
+                self.console.say(
+                    f"already complete at step {start}; raise config.total_steps to go on"
+                )
+                results = self._evaluate(state, start)
+            else:
+                state, results = self._loop(state, start, writer)
+        finally:
+            self.console.stop()
+            writer.close()
+            self.batches.close()
+            self.saved.close()
+        step = int(jax.device_get(state["step"]))
+        trained = run.Trained(
+            self.workdir, self.config, self.meta, self.tokenizer, self.predict, state, step
+        )
+        return trained, results
+
+    def _loop(
+        self, state: State, start: int, writer: metrics.Writer
+    ) -> tuple[State, dict[str, Results]]:
+        config, total = self.config, self.config.total_steps
+        results: dict[str, Results] = {}
+        clock = _Clock(config.batch_size)
+        recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+        self.console.start(start, total)
+        for step in range(start + 1, total + 1):
+            with clock.waiting():
+                batch = next(self.batches)
+            recent.append((step, batch["index"]))
+            with jax.transfer_guard("disallow"):
+                placed = sharding.to_global(batch, sharding.batch_sharding(self.mesh))
+                state = self.step(state, placed)
+            self.console.advance(step)
+            last = step == total
+            evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
+            saving = last or step % config.checkpoint.every == 0
+            if step % config.log_every == 0 or evaluating or saving:
+                self._check_finite(state, recent)
+                recent.clear()
+            if step % config.log_every == 0 or last:
+                self._log(state, step, writer, clock)
+            if evaluating:
+                with clock.excluded():
+                    results = self._evaluate(state, step, writer)
+            if saving:
+                # Last, so that every line up to this step is on disk when it becomes visible.
+                with clock.excluded():
+                    self.saved.save(step, state, self.batches.get_state(), self.meta)
+        return state, results
+
+    def _log(self, state: State, step: int, writer: metrics.Writer, clock: "_Clock") -> None:
+        values = metrics.compute(state["metrics"])
+        values["learning_rate"] = float(self.step.schedule(step - 1))
+        timing = clock.read()
+        writer.scalars(step, "train", values)
+        writer.timing(step, timing)
+        self.console.step(step, values, timing)
+
+    def _evaluate(
+        self, state: State, step: int, writer: metrics.Writer | None = None
+    ) -> dict[str, Results]:
+        results = run.evaluate_all(self.evaluators, state)
+        if writer is not None:
+            writer.scalars(step, "eval", run.scalars(results))
+        if self.first:
+            content = {
+                "step": step,
+                "results": {name: result.to_dict() for name, result in results.items()},
+            }
+            run.write_json(self.workdir / "results" / f"{step:08d}.json", content)
+        self.console.results(f"evaluation at step {step} on {self.examples().name}", results)
+        return results
+
+    def _check_finite(
+        self, state: State, recent: "collections.deque[tuple[int, np.ndarray]]"
+    ) -> None:
+        bad = int(jax.device_get(state["nonfinite_step"]))
+        if bad < 0:
+            return
+        rows = dict(recent).get(bad, np.empty(0, np.int64))
+        ids = [self.corpora["train"].ids[int(row)] for row in rows]
+        if self.first:
+            run.write_json(self.workdir / "nonfinite.json", {"step": bad, "records": ids})
+        raise NonFiniteError(
+            f"loss or gradient not finite at step {bad}; records of its batch (all in "
+            f"{self.workdir / 'nonfinite.json'}): {', '.join(ids[:8])}"
+            f"{', ...' if len(ids) > 8 else ''}; the last checkpoint before it is kept"
+        )
+
+    # What building a run consists of.
+
+    def _existing_meta(self) -> dict[str, Any] | None:
+        saved = checkpoint.Checkpoints(self.workdir, read_only=True)
+        try:
+            return saved.meta() if saved.latest() is not None else None
+        finally:
+            saved.close()
+
+    def _tokenizer(self, meta: Mapping[str, Any] | None) -> Tokenizer:
+        if meta is not None:
+            return Tokenizer.from_bytes(checkpoint.from_text(meta["tokenizer"]))
+        data = self.config.data
+        if data.tokenizer:
+            return Tokenizer.from_file(data.tokenizer)
+        return Tokenizer.train(
+            self.corpora["train"].texts,
+            vocab_size=data.vocab_size,
+            model_type=data.tokenizer_model,
+        )
+
+    def _batches(self) -> Any:
+        needs = {
+            need
+            for name in self.config.objectives
+            for need in build.find("objective", name).needs  # type: ignore[attr-defined]
+        }
+        return training_batches(
+            self.corpora["train"],
+            self.tokenizer,
+            self.options,
+            seed=streams.host_seed(self.config.seed, "data"),
+            batch_size=self.config.batch_size,
+            with_perturbed="perturbed.embedding" in needs,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+
+    def _example(self) -> dict[str, Any]:
+        """Shapes of a global batch, from a real one; the iterator is put back afterwards."""
+        position = self.batches.get_state()
+        example = global_example(next(self.batches), jax.process_count())
+        self.batches.set_state(position)
+        return example
+
+    def examples(self) -> Examples:
+        """The held-out examples of training's own evaluations."""
+        preprocess, length = self.options.preprocess(), self.options.text_length
+        return Examples(self.corpora["val"], self.tokenizer, preprocess, length)
+
+    def _restore(self) -> tuple[State, int]:
+        if self.saved.latest() is None:
+            return self.step.init(), 0
+        state, position = self.saved.restore(self.step.target())
+        self.batches.set_state(position)
+        start = int(jax.device_get(state["step"]))
+        self.console.say(f"resumed from step {start} in {self.saved.folder}")
+        return state, start
+
+    def _describe(self) -> None:
+        for corpus in self.corpora.values():
+            self.console.facts(corpus.name, describe(corpus))
+        *_, cut = self.tokenizer.encode_batch(
+            list(self.corpora["train"].texts), self.options.text_length
+        )
+        self.console.facts(
+            "tokenizer",
+            {
+                "pieces": self.tokenizer.vocab_size,
+                "text_length": self.options.text_length,
+                "truncated reports": f"{int(cut.sum())} ({float(cut.mean()):.1%})",
+            },
+        )
+        if (
+            self.tokenizer.vocab_size < self.config.data.vocab_size
+            and not self.config.data.tokenizer
+        ):
+            self.console.say(
+                f"the training text yields {self.tokenizer.vocab_size} pieces, fewer than "
+                f"config.data.vocab_size={self.config.data.vocab_size}"
+            )
+        params = self.step.abstract["params"]
+        sizes = {
+            name: f"{sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
+            for name, part in (*params["model"].items(), ("objectives", params["objectives"]))
+        }
+        self.console.facts("parameters", sizes)
+        shape = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        self.console.say(f"devices: {self.mesh.size} {jax.devices()[0].device_kind}, mesh {shape}")
+        if self.config.accumulation > 1:
+            self.console.say(
+                f"accumulation={self.config.accumulation}: each pair is contrasted with only "
+                f"{self.config.batch_size // self.config.accumulation - 1} negatives per step"
+            )
+
+    def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        run.write_json(self.workdir / "config.json", self.meta["config"])
+        overview = parameter_overview.get_parameter_overview(
+            self.step.abstract["params"], include_stats=False
+        )
+        (self.workdir / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+        self.tokenizer.save(self.workdir / "tokenizer.model")
+        if changed:
+            self.console.facts(
+                "continued with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
+            )
+            with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(changed) + "\n")
+
+
+class _Clock:
+    """Examples per second and the share of time spent waiting for data, per log interval."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._began, self._waited, self._skipped, self._steps = time.monotonic(), 0.0, 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the request for the next batch."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Around evaluation and saving, which are not training time."""
+        began = time.monotonic()
+        yield
+        self._skipped += time.monotonic() - began
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last call."""
+        elapsed = max(time.monotonic() - self._began - self._skipped, 1e-9)
+        values = {
+            "examples_per_second": self._steps * self._batch_size / elapsed,
+            "data_wait_share": self._waited / elapsed,
+            "seconds_per_step": elapsed / max(self._steps, 1),
+        }
+        self._reset()
+        return values
+
+
+def _prepare_process(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    if config.data.num_workers:
+        jax.devices()  # this process takes its backend before the next line hides it from workers
+        os.environ["JAX_PLATFORMS"] = "cpu"  # a data worker must not claim the accelerator
+    if config.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compile_cache"))
