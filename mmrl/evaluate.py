@@ -1,0 +1,64 @@
+"""Runs evaluators on a checkpoint and writes results.json, figures and report.html.
+
+    python -m mmrl.evaluate --workdir=runs/pretrain --split=test
+
+Everything comes from the checkpoint: model, tokenizer, preprocessing, data and evaluators.
+`--config=FILE` takes data source and evaluators from that file instead.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmrl import cli, config, reporting, run
+from mmrl.console import Console
+from mmrl.types import InputError
+
+SPLITS = ("train", "val", "test")
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Take data source and evaluators from this config, not from the run."
+)
+_SPLIT = flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.")
+_STEP = flags.DEFINE_integer("step", None, "The checkpoint; default: the latest.")
+_OUT = flags.DEFINE_string("out", None, "Default: WORKDIR/evaluations/SPLIT-STEP.")
+
+
+def main() -> None:
+    """Evaluates one checkpoint on one split."""
+    workdir = cli.required("workdir", _WORKDIR.value)
+    if _SPLIT.value not in SPLITS:
+        raise InputError(f"--split={_SPLIT.value}; choices: {', '.join(SPLITS)}")
+    console = Console()
+    trained = run.restore(Path(workdir), step=_STEP.value)
+    chosen = config.with_data(trained.config, _CONFIG.value)
+    corpus = run.load_corpus(chosen.data, _SPLIT.value)
+    default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
+    folder = Path(_OUT.value) if _OUT.value else default
+    run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
+    examples = trained.examples(corpus)
+    console.say(f"evaluating step {trained.step} of {trained.workdir} on {examples.name}")
+    evaluators = run.make_evaluators(chosen.evaluators, trained.predict, examples)
+    results = run.evaluate_all(evaluators, trained.state)
+    console.results(f"{examples.name} at step {trained.step}", results)
+    content = {
+        "step": trained.step,
+        "weights_sha256": trained.weights_sha256(),
+        "results": {name: result.to_dict() for name, result in results.items()},
+    }
+    run.write_json(folder / "results.json", content)
+    page = reporting.write(
+        folder,
+        trained,
+        examples,
+        results,
+        title=f"mmrl evaluation: {examples.name}",
+        config=config.plain(chosen),
+    )
+    console.say(f"results: {folder / 'results.json'}\nreport: {page}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

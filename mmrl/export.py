@@ -1,0 +1,219 @@
+"""Writes embeddings with their provenance: shards of Parquet or npz beside a manifest.
+
+    python -m mmrl.export --workdir=runs/pretrain --out=embeddings --split=all
+
+One row per record: id, patient_id, study_id, split, image and text embedding, on request the
+region features. `--config=FILE` embeds the records of another source with the same encoders.
+A shard appears only when complete; the same command again continues where it was cut off.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import flags
+from ml_collections import config_flags
+
+from mmrl import build, checkpoint, cli, config, run
+from mmrl.console import Console
+from mmrl.data import rejects
+from mmrl.data.corpus import Corpus
+from mmrl.evaluators.statistics import Subset
+from mmrl.types import InputError
+
+FORMATS = ("parquet", "npz")
+SPLITS = ("train", "val", "test", "all")
+_SPLITS_OF_ALL = SPLITS[:3]
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose encoders to use.")
+_OUT = flags.DEFINE_string("out", None, "Folder for shards and manifest.json.")
+_SPLIT = flags.DEFINE_string("split", "all", f"One of {', '.join(SPLITS)}.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Take the data source from this config, not from the run."
+)
+_STEP = flags.DEFINE_integer("step", None, "The checkpoint; default: the latest.")
+_FORMAT = flags.DEFINE_string("format", "parquet", f"One of {', '.join(FORMATS)}.")
+_REGIONS = flags.DEFINE_bool("regions", False, "Also write region features f32[R, D'].")
+_SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Records per shard.", lower_bound=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What shapes the shards; equal options and inputs give equal shards."""
+
+    split: str
+    format: str
+    regions: bool
+    shard_size: int
+
+
+def export(
+    trained: run.Trained,
+    corpora: Mapping[str, Corpus],
+    out: Path,
+    options: Options,
+    console: Console,
+) -> dict[str, Any]:
+    """Embeds every usable record of `corpora`; returns the manifest, which is written last.
+
+    Raises:
+      InputError: `out` holds something else than an export of the same encoders and records.
+    """
+    identity = _identity(trained, corpora, options)
+    manifest = _open(out, identity)
+    done = {shard["file"]: shard for shard in manifest["shards"]}
+    for split, corpus in corpora.items():
+        count = -(-len(corpus) // options.shard_size)
+        for number in range(count):
+            name = f"{split}-{number:05d}-of-{count:05d}.{options.format}"
+            path = out / name
+            if name in done and path.exists() and _sha256(path) == done[name]["sha256"]:
+                console.say(f"{name}: already there")
+                continue
+            rows = range(number * options.shard_size, len(corpus))[: options.shard_size]
+            _write_shard(path, _columns(trained, corpus, split, rows, options))
+            done[name] = {"file": name, "records": len(rows), "sha256": _sha256(path)}
+            run.write_json(out / "manifest.json", {**manifest, "shards": list(done.values())})
+            console.say(f"{name}: {len(rows)} records")
+    manifest |= {"complete": True, "shards": [done[name] for name in sorted(done)]}
+    manifest["counts"] = {split: len(corpus) for split, corpus in corpora.items()}
+    refused = [reject for corpus in corpora.values() for reject in corpus.rejects]
+    manifest["rejected"] = rejects.summarise(refused)
+    run.write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _identity(
+    trained: run.Trained, corpora: Mapping[str, Corpus], options: Options
+) -> dict[str, Any]:
+    """What two exports must share to be the same export."""
+    examples = {split: trained.examples(corpus) for split, corpus in corpora.items()}
+    first = next(iter(examples.values()))
+    dim, grid = int(trained.config.model.embed_dim), trained.predict.grid
+    return {
+        "embedding": {"dim": dim, "dtype": "float32", "normalisation": "L2"},
+        "regions": {"grid": list(grid), "dim": int(trained.config.model.local_dim)}
+        if options.regions
+        else None,
+        "checkpoint": {"step": trained.step, "weights_sha256": trained.weights_sha256()},
+        "tokenizer_sha256": trained.tokenizer.sha256,
+        "preprocessing": {
+            **first.preprocessing,
+            "pixel_mean": trained.config.model.pixel_mean,
+            "pixel_std": trained.config.model.pixel_std,
+        },
+        "data": {split: {"name": e.name, "sha256": e.sha256} for split, e in examples.items()},
+        "options": dataclasses.asdict(options),
+        "versions": checkpoint.versions(),
+    }
+
+
+def _open(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest to continue, or a new one."""
+    path = out / "manifest.json"
+    if path.exists():
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in identity if manifest.get(key) != identity[key]]
+        if differing:
+            raise InputError(
+                f"--out={out} holds another export; it differs in: {', '.join(differing)}. "
+                "Choose another folder"
+            )
+        return manifest
+    if out.is_dir() and [p for p in out.iterdir() if p.name != "rejects.jsonl"]:
+        raise InputError(f"--out={out} is not empty and holds no manifest.json; expected neither")
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = {**identity, "complete": False, "shards": []}
+    run.write_json(path, manifest)
+    return manifest
+
+
+def _columns(
+    trained: run.Trained, corpus: Corpus, split: str, rows: range, options: Options
+) -> dict[str, Any]:
+    """Column name -> list of str or float32 array, one entry per record."""
+    examples = Subset(trained.examples(corpus), rows)
+    records = [corpus.record(row) for row in rows]
+    state, predict = trained.state, trained.predict
+    # Not predict.images and predict.texts: those remember, and an export has no second look.
+    batches = examples.image_batches(predict.batch_size)
+    images = predict.image_batches(state, batches, local=options.regions)
+    texts = predict.token_rows(state, *examples.tokenize(examples.texts))
+    columns: dict[str, Any] = {
+        "id": [record.id for record in records],
+        "patient_id": [record.patient_id for record in records],
+        "study_id": [record.study_id for record in records],
+        "split": [split] * len(records),
+        "image_embedding": images["image.embedding"],
+        "text_embedding": texts["text.embedding"],
+    }
+    if options.regions:
+        columns["regions"] = np.asarray(images["image.regions"], np.float32)
+    return columns
+
+
+def _write_shard(path: Path, columns: Mapping[str, Any]) -> None:
+    fresh = path.with_name(f".{path.name}.tmp")
+    if path.suffix == ".npz":
+        with fresh.open("wb") as file:
+            # Fixed-width strings, so that readers need no pickle.
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in columns.items()}
+            np.savez(file, **arrays)
+    else:
+        table = pa.table({name: _arrow(values) for name, values in columns.items()})
+        pq.write_table(table, fresh, compression="zstd")
+    fresh.replace(path)
+
+
+def _arrow(values: Any) -> pa.Array:
+    """Strings as they are; f32[N, ...] as fixed-size lists, regions flattened row by row."""
+    if not isinstance(values, np.ndarray):
+        return pa.array(values, pa.string())
+    flat = values.reshape(len(values), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), pa.float32()), flat.shape[1])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> None:
+    """Exports the chosen splits."""
+    workdir = Path(cli.required("workdir", _WORKDIR.value))
+    out = Path(cli.required("out", _OUT.value))
+    for flag, value, offered in (
+        ("split", _SPLIT.value, SPLITS),
+        ("format", _FORMAT.value, FORMATS),
+    ):
+        if value not in offered:
+            raise InputError(build.unknown(f"value of --{flag}", value, offered))
+    options = Options(_SPLIT.value, _FORMAT.value, _REGIONS.value, _SHARD_SIZE.value)
+    trained = run.restore(workdir, step=_STEP.value)
+    if options.regions and not trained.config.model.local_dim:
+        raise InputError("--regions needs a model with local features; this run has local_dim=0")
+    chosen = config.with_data(trained.config, _CONFIG.value)
+    names = _SPLITS_OF_ALL if options.split == "all" else (options.split,)
+    whole = options.split == "all"
+    read = {name: run.load_corpus(chosen.data, name, allow_empty=whole) for name in names}
+    corpora = {name: corpus for name, corpus in read.items() if len(corpus)}
+    if not corpora:
+        raise InputError(f"{chosen.data.source} has no usable record in any split")
+    _open(out, _identity(trained, corpora, options))
+    run.check_rejects(corpora, out, chosen.data.max_reject_fraction)
+    console = Console()
+    manifest = export(trained, corpora, out, options, console)
+    console.say(
+        f"{sum(manifest['counts'].values())} records of dimension {manifest['embedding']['dim']} "
+        f"in {len(manifest['shards'])} shards; manifest: {out / 'manifest.json'}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

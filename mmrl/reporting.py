@@ -1,0 +1,118 @@
+"""The pictures and the page at the end of a run or an evaluation."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl import attention, figures, metrics, report
+from mmrl.data.pipeline import Examples
+from mmrl.evaluators.base import Results
+from mmrl.objectives.local_contrastive import word_region_attention
+from mmrl.run import Trained
+
+Shown = list[tuple[str, Path | None, str]]
+
+
+def write(
+    folder: Path,
+    trained: Trained,
+    examples: Examples,
+    results: Mapping[str, Results],
+    *,
+    title: str,
+    config: Mapping[str, Any],
+) -> Path:
+    """Draws `folder`/figures/*.png and writes `folder`/report.html.
+
+    Args:
+      trained: the encoders. examples: what `results` were measured on.
+      config: plain, as it shall be shown.
+
+    Returns:
+      Path of the report.
+    """
+    lines = metrics.read_lines(trained.workdir / "metrics.jsonl")
+    drawn = folder / "figures"
+    drawn.mkdir(parents=True, exist_ok=True)
+    stored = {name: result.to_dict() for name, result in results.items()}
+    shown: Shown = []
+    if any(line["kind"] == "train" for line in lines):
+        figures.loss_curves(lines, drawn / "loss.png")
+        shown.append(("Training losses", drawn / "loss.png", "Each objective before its weight."))
+    if "retrieval" in stored and any(line["kind"] == "eval" for line in lines):
+        figures.retrieval_over_time(lines, drawn / "retrieval.png", results=stored["retrieval"])
+        caption = "Held-out recall at 1, 5 and 10, both ways, with 95 % intervals and chance."
+        shown.append(("Retrieval over time", drawn / "retrieval.png", caption))
+    if "accuracy" in stored.get("structure", {}).get("values", {}):
+        figures.structure_per_kind(stored["structure"], drawn / "structure.png")
+        caption = (
+            "How often the true report wins, with its own image and with that of another patient. "
+            "What remains with a foreign image was won by grammar alone."
+        )
+        shown.append(("Perturbed-report choice", drawn / "structure.png", caption))
+    pointed = _attention(drawn, trained, examples, shown)
+    if pointed is not None:
+        stored["word_attention"] = pointed
+    path = folder / "report.html"
+    report.write_report(
+        path,
+        title=title,
+        summary=_summary(results),
+        results=stored,
+        figures=shown,
+        config=config,
+        provenance=trained.provenance(examples),
+    )
+    return path
+
+
+def _attention(
+    drawn: Path,
+    trained: Trained,
+    examples: Examples,
+    shown: Shown,
+) -> dict[str, Any] | None:
+    """Draws six studies; answers how often the words of many more point into their boxes."""
+    title = "Attention of words over regions"
+    options = trained.config.objectives.get("local_contrastive")
+    if options is None:
+        why = "No local_contrastive objective was trained, so words have no attention to show."
+        shown.append((title, None, why))
+        return None
+    temperature = float((options.get("temperatures") or (4.0,))[0])
+    attend = functools.partial(word_region_attention, temperature=temperature)
+    chosen = attention.select_examples(examples, examples.tokenizer.words, count=200)
+    attended = attention.attend(
+        trained.predict,
+        trained.state,
+        examples,
+        chosen,
+        attention=lambda *arrays: np.asarray(attend(*arrays)),
+        grid=trained.predict.grid,
+        geometry=examples.preprocess.geometry,
+    )
+    if not attended:
+        shown.append((title, None, "No held-out report has a word to look for."))
+        return None
+    figures.attention_grid(attended[:6], drawn / "attention.png")
+    caption = "Held-out studies; the frame is the true box of the finding, where it is known."
+    shown.append((title, drawn / "attention.png", caption))
+    return attention.pointing(attended, examples).to_dict()
+
+
+def _summary(results: Mapping[str, Results]) -> list[tuple[str, Any, str]]:
+    """The headline rows: what the reader wants first, beside what it must be held against."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, key, note in (
+        ("retrieval", "image_to_text/R@1", "image finds its report"),
+        ("retrieval", "text_to_image/R@1", "report finds its image"),
+        ("structure", "accuracy", "true report chosen among its perturbed copies"),
+        ("structure", "accuracy_images_permuted", "the same, looking at another patient's image"),
+        ("structure", "grounded_gain", "the difference: what the image contributed"),
+    ):
+        if name in results and key in results[name].values:
+            rows.append((f"{name}/{key}", str(results[name].values[key]), note))
+    return rows
