@@ -1,0 +1,73 @@
+"""Quarantine: what a source refused is written down, counted and limited, never dropped."""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mmrl.types import InputError, Reject
+
+
+def write_rejects(path: str | os.PathLike[str], rejects: Iterable[Reject]) -> None:
+    """Writes one JSON object per line with id, reason and detail, in the order given.
+
+    The file appears whole or not at all: it is written beside its place and then renamed.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            for reject in rejects:
+                file.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
+
+
+def summarise(rejects: Iterable[Reject]) -> dict[str, int]:
+    """Counts rejects per reason, most frequent first, then by name."""
+    counts = collections.Counter(reject.reason for reject in rejects)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def check_fraction(
+    rejected: int,
+    total: int,
+    max_fraction: float,
+    *,
+    what: str,
+    reasons: Mapping[str, int] | Sequence[Reject] = (),
+) -> None:
+    """Stops when more than `max_fraction` of the items were rejected.
+
+    Args:
+      rejected: items refused.
+      total: items before rejection.
+      max_fraction: the share allowed, 0 to 1; floor(max_fraction * total) items may go.
+      what: plural noun of the items, as the message shall name them ("records").
+      reasons: counts per reason (`summarise`), or the rejects themselves.
+
+    Raises:
+      InputError: above the limit; the message counts the reasons.
+    """
+    if not 0 <= max_fraction <= 1:
+        raise InputError(f"data.max_reject_fraction={max_fraction}; expected 0 to 1")
+    # The small term keeps 0.29 * 100 = 28.999999999999996 from allowing 28 instead of 29.
+    allowed = int(max_fraction * total + 1e-9)
+    if rejected <= allowed:
+        return
+    counts = reasons if isinstance(reasons, Mapping) else summarise(reasons)
+    listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    raise InputError(
+        f"{rejected} of {total} {what} rejected ({100 * rejected / max(total, 1):.1f} %)"
+        f"{': ' + listed if listed else ''}; data.max_reject_fraction={max_fraction:g} allows"
+        f" {allowed}; see rejects.jsonl"
+    )

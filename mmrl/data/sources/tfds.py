@@ -1,0 +1,273 @@
+"""Any TensorFlow Datasets corpus that is prepared on disk, read without TensorFlow.
+
+The corpus is opened from its files (`features.json` beside the shards), so neither its builder's
+code nor a network is needed, and at random: it must be in array_record or parquet form, that is
+prepared with `file_format="array_record"`. `Tfds(split="train", path="my_dataset:1.0.0",
+data_dir=..., report_features=("findings",))` yields records such as id "tfds:0".
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+from mmrl.data import images
+from mmrl.data.rows import CellError, Columns, Fault, Row, Rows, cell_text, section_columns
+from mmrl.data.sources.table import check_verify, find_faults, patient_note
+from mmrl.data.splits import Fractions
+from mmrl.types import InputError, Record, Reject
+
+_PIXELS = (np.uint8, np.uint16)
+
+
+class Tfds:
+    """Records of one split of a TFDS corpus; a Source.
+
+    Examples are numbered from 0 in the order of `tfds_split`; the number is the id without
+    `id_feature`. Everything else is as in `mmrl.data.sources.table.Table`: what the features
+    mean, how patients are divided, what is rejected and why. A ClassLabel counts as the name of
+    its class, but in `label_features` as its number.
+
+    Text is read once, at construction; an image is read when its `load` is called, from an
+    offset, still encoded as it was written, and decoded by `images.decode`. Worker processes
+    must be spawned, as Grain's are: the threads of array_record do not survive a fork.
+
+    Args:
+      split: train, val or test of this project, whatever the corpus calls its own.
+      path: TFDS name, "dataset", "dataset:1.0.0" or "dataset/config:1.0.0"; the newest version
+        on disk if none is named.
+      data_dir: folder that TFDS prepared it in; by default that of TFDS.
+      tfds_split: which examples to read, in the TFDS way: "train", "train+test", "train[:10%]".
+      image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
+      report_features: section name -> feature, or features that are also the section names.
+      patient_feature, study_feature, view_feature, id_feature, split_feature, label_features,
+        license_feature: as the columns of a table.
+      fractions, split_salt: see `split_of`.
+      module: Python module to import first, for a corpus with feature types of its own.
+      verify, num_threads: as for a table; "exists" reads the bytes but not what they mean.
+
+    Attributes:
+      rejects, total, note: as for a table.
+
+    Raises:
+      InputError: no such corpus, split or feature, or no random access to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        path: str,
+        data_dir: str | None = None,
+        tfds_split: str | None = None,
+        image_feature: str = "image",
+        report_features: Mapping[str, str] | Sequence[str] | str = ("report",),
+        patient_feature: str | None = None,
+        study_feature: str | None = None,
+        view_feature: str | None = None,
+        id_feature: str | None = None,
+        split_feature: str | None = None,
+        label_features: Sequence[str] | str = (),
+        license_feature: str | None = None,
+        fractions: Fractions = (0.8, 0.1, 0.1),
+        split_salt: str = "",
+        module: str | None = None,
+        verify: str = "decode",
+        num_threads: int = 2,
+    ) -> None:
+        columns = Columns(
+            image=image_feature,
+            reports=section_columns(report_features),
+            patient=patient_feature,
+            study=study_feature,
+            view=view_feature,
+            id=id_feature,
+            split=split_feature,
+            license=license_feature,
+            labels=(label_features,) if isinstance(label_features, str) else tuple(label_features),
+        )
+        check_verify(verify, num_threads)
+        self._place = _Place(path, data_dir, tfds_split or "train", module)
+        self._image = image_feature
+        features = _open(self._place).features
+        _check_features(features, columns, path)
+        self._rows = Rows(
+            _rows(self._place, columns),
+            columns,
+            source="tfds",
+            where=path,
+            split=split,
+            fractions=fractions,
+            salt=split_salt,
+        )
+        fault = functools.partial(_fault, self._place, image_feature, verify)
+        self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
+        self.note = patient_note("patient_feature", patient_feature)
+        self.rejects: list[Reject] = self._rows.rejects
+        self.total: int = self._rows.total
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._rows.record(index, self._loader)
+
+    def _loader(self, offset: str) -> Callable[[], np.ndarray]:
+        return functools.partial(load_example, self._place, self._image, int(offset))
+
+
+class _Place(NamedTuple):
+    """Where a corpus lies: all that a record carries of it into another process."""
+
+    path: str
+    data_dir: str | None
+    tfds_split: str
+    module: str | None
+
+
+class _Corpus(NamedTuple):
+    features: Mapping[str, Any]
+    examples: Sequence[bytes]  # serialised, by offset
+
+
+def load_example(place: _Place, feature: str, offset: int) -> np.ndarray:
+    """Reads the image of the example at `offset`: u8[H, W] or u16[H, W]; InputError if damaged."""
+    image = _read(place, (feature,), feature, offset)[feature]
+    try:
+        return images.decode(image) if isinstance(image, bytes) else _one_channel(image)
+    except InputError as error:
+        raise InputError(f"{place.path} example {offset}: {error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _open(place: _Place) -> _Corpus:
+    """Opens a corpus, once; so changes on disk while a process lives are not seen."""
+    if place.module is not None:
+        try:
+            importlib.import_module(place.module)
+        except ImportError as error:
+            raise InputError(f"data.module '{place.module}': {error}") from error
+    try:
+        builder = builder_from_files(place.path, data_dir=place.data_dir)
+    except (ValueError, AssertionError) as error:  # DatasetNotFoundError is a ValueError
+        folder = place.data_dir or tfds.core.constants.DATA_DIR
+        found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        raise InputError(
+            f"no prepared TFDS corpus '{place.path}' in '{folder}';"
+            f" present: {', '.join(found) or 'nothing'}"
+        ) from error
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    try:
+        examples = builder.as_data_source(split=place.tfds_split, deserialize_method=raw)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{place.path} is in {builder.info.file_format.value} form, which has no random"
+            " access; prepare it with file_format='array_record'"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{place.path} has no split '{place.tfds_split}';"
+            f" choices: {', '.join(builder.info.splits)} and slices of them"
+        ) from error
+    return _Corpus(builder.info.features, examples)
+
+
+@functools.lru_cache(maxsize=16)
+def _subset(place: _Place, names: tuple[str, ...]) -> Any:
+    """Returns a feature dictionary that parses nothing but `names`."""
+    features = _open(place).features
+    return tfds.features.FeaturesDict({name: features[name] for name in names})
+
+
+def _read(place: _Place, names: tuple[str, ...], image: str, offset: int) -> dict[str, Any]:
+    """Parses some features of one example; an encoded image stays encoded."""
+    subset = _subset(place, names)
+    encoded = image in subset and isinstance(subset[image], tfds.features.Image)
+    decoders = {image: tfds.decode.SkipDecoding()} if encoded else None
+    try:
+        example = _open(place).examples[offset]
+        return subset.deserialize_example_np(example, decoders=decoders)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{place.path} example {offset} cannot be read: {reason}") from error
+
+
+def _check_features(features: Mapping[str, Any], columns: Columns, path: str) -> None:
+    """Raises InputError unless every feature in use is there and of a fitting type."""
+    columns.check(sorted(features), path, noun="feature")
+    image = features[columns.image]
+    shape = image.shape
+    flat = isinstance(shape, tuple) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1))
+    encoded = isinstance(image, tfds.features.Image)
+    if not (encoded or flat) or image.np_dtype not in _PIXELS:
+        raise InputError(
+            f"{path}: feature '{columns.image}' is {image}; expected an Image, or a Tensor [H, W]"
+            " or [H, W, 1], of uint8 or uint16"
+        )
+    for name in columns.names():
+        if name != columns.image and features[name].shape != ():
+            raise InputError(
+                f"{path}: feature '{name}' is {' '.join(str(features[name]).split())};"
+                " expected one text or number"
+            )
+
+
+def _rows(place: _Place, columns: Columns) -> Iterator[Row]:
+    """Yields the text of every example; the image cell holds the example's offset."""
+    names = tuple(name for name in columns.names() if name != columns.image)
+    corpus = _open(place)
+    for offset in range(len(corpus.examples)):
+        example = _read(place, names, columns.image, offset)
+        cells = {columns.image: str(offset)}
+        try:
+            for name in names:
+                classes = None if name in columns.labels else corpus.features[name]
+                cells[name] = _text(example[name], classes)
+        except CellError as error:
+            yield offset, {}, str(error)
+        else:
+            yield offset, cells, ""
+
+
+def _text(value: Any, feature: Any) -> str:
+    """Returns one value of an example as text; CellError if its bytes are not UTF-8."""
+    if value is None:  # the example lacks the feature
+        return ""
+    if isinstance(feature, tfds.features.ClassLabel):
+        return feature.int2str(int(value)) if value >= 0 else ""  # -1: the class is not known
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CellError(f"a text is not UTF-8: {error.reason}") from error
+    return cell_text(value)
+
+
+def _one_channel(image: np.ndarray) -> np.ndarray:
+    """Returns a stored array [H, W] or [H, W, 1] as [H, W]."""
+    flat = image[..., 0] if image.ndim == 3 else image
+    if flat.size == 0:
+        raise InputError(f"an image of {flat.shape[1]} x {flat.shape[0]} pixels")
+    return flat
+
+
+def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | None:
+    """Returns what is wrong with the image of one example, or None."""
+    image = _read(place, (feature,), feature, int(offset))[feature]
+    if image is None or len(image) == 0:
+        return "missing_image", "the example has no image"
+    try:
+        if not isinstance(image, bytes):
+            _one_channel(image)
+        elif verify == "decode":
+            images.decode(image)
+        elif verify == "header":
+            images.inspect(image)
+    except InputError as error:
+        return "unreadable_image", str(error)
+    return None

@@ -1,0 +1,386 @@
+"""Image bytes to pixels, pixels to a square: values, geometry, refusals."""
+
+import functools
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl.data import images
+from mmrl.types import InputError
+
+LEVELS = np.array([[0, 60, 200, 255]] * 3, np.uint8)
+ALPHA = np.array([[0, 128, 255, 255]] * 3, np.uint8)
+OVER_BLACK = LEVELS.astype(int) * ALPHA / 255
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    crc = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+
+def raw_png(samples: np.ndarray, depth: int, colour: int, extra: bytes = b"") -> bytes:
+    """Writes packed rows as they are, for the modes that no encoder at hand writes."""
+    width = samples.shape[1] * 8 // depth if depth < 8 else samples.shape[1]
+    header = struct.pack(">IIBBBBB", width, samples.shape[0], depth, colour, 0, 0, 0)
+    rows = b"".join(
+        b"\0" + row.astype(samples.dtype.newbyteorder(">")).tobytes() for row in samples
+    )
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def smooth(height: int = 60, width: int = 80) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width))
+    return (120 + 50 * np.sin(x / 9) + 40 * np.cos(y / 7) + noise).clip(0, 255).astype(np.uint8)
+
+
+def palette(**options: Any) -> bytes:
+    image = Image.new("P", (4, 3))
+    image.putdata([0, 1, 2, 3] * 3)
+    image.putpalette([10, 20, 30, 40, 50, 60, 200, 100, 50, 255, 255, 255])
+    return encode(image, **options)
+
+
+def luma(red: Any, green: Any, blue: Any) -> Any:
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+PALETTE_LUMA = [luma(10, 20, 30), luma(40, 50, 60), luma(200, 100, 50), 255]
+GREY, SEE_THROUGH = Image.fromarray(LEVELS), Image.fromarray(ALPHA)
+WIDE = LEVELS.astype(np.uint16) * 257
+WIDE_ALPHA = ALPHA.astype(np.uint16) * 257
+COLOUR_16 = np.stack([WIDE, WIDE // 2, WIDE // 3], -1)  # R, G, B
+LUMA_16 = luma(*(COLOUR_16[..., channel].astype(float) for channel in range(3)))
+
+MODES: dict[str, tuple[bytes, Any]] = {
+    "grey": (encode(GREY), LEVELS),
+    "grey alpha": (encode(Image.merge("LA", (GREY, SEE_THROUGH))), OVER_BLACK),
+    "grey key": (encode(GREY, transparency=200), np.where(LEVELS == 200, 0, LEVELS)),
+    "RGB": (encode(Image.merge("RGB", (GREY, SEE_THROUGH, GREY))), luma(LEVELS, ALPHA, LEVELS)),
+    "RGB key": (
+        encode(GREY.convert("RGB"), transparency=(60, 60, 60)),
+        np.where(LEVELS == 60, 0, LEVELS),
+    ),
+    "RGBA": (encode(Image.merge("RGBA", (GREY, GREY, GREY, SEE_THROUGH))), OVER_BLACK),
+    "palette": (palette(), [PALETTE_LUMA] * 3),
+    "palette 2 bit": (palette(bits=2), [PALETTE_LUMA] * 3),
+    "palette alpha": (
+        palette(transparency=bytes([0, 128])),
+        [[0, PALETTE_LUMA[1] * 128 / 255, *PALETTE_LUMA[2:]]] * 3,
+    ),
+    "palette key": (palette(transparency=2), [[*PALETTE_LUMA[:2], 0, 255]] * 3),
+    "1 bit": (encode(Image.fromarray(LEVELS > 100)), np.where(LEVELS > 100, 255, 0)),
+    "2 bit": (raw_png(np.full((3, 1), 0b00011011, np.uint8), 2, 0), [[0, 85, 170, 255]] * 3),
+    "2 bit key": (
+        raw_png(np.full((3, 1), 0b00011011, np.uint8), 2, 0, chunk(b"tRNS", b"\0\2")),
+        [[0, 85, 0, 255]] * 3,
+    ),
+    "16 grey": (raw_png(WIDE, 16, 0), WIDE),
+    "16 grey key": (
+        raw_png(WIDE, 16, 0, chunk(b"tRNS", struct.pack(">H", 200 * 257))),
+        np.where(LEVELS == 200, 0, WIDE),
+    ),
+    "16 grey alpha": (
+        raw_png(np.stack([WIDE, WIDE_ALPHA], -1), 16, 4),
+        WIDE.astype(float) * WIDE_ALPHA / 65535,
+    ),
+    "16 RGB": (raw_png(COLOUR_16, 16, 2), LUMA_16),
+    "16 RGBA": (
+        raw_png(np.concatenate([COLOUR_16, WIDE_ALPHA[..., None]], -1), 16, 6),
+        LUMA_16 * WIDE_ALPHA / 65535,
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_png_of_every_mode_keeps_its_values(mode: str) -> None:
+    data, expected = MODES[mode]
+    image = images.decode(data)
+    assert image.dtype == (np.uint16 if mode.startswith("16") else np.uint8)
+    assert image.shape == (3, 4)
+    # Luma and opacity are each rounded once; everything else is exact.
+    exact = np.array_equal(np.asarray(expected), np.rint(expected))
+    np.testing.assert_allclose(image, expected, rtol=0, atol=0 if exact else 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_decoded_to_luma(mode: str, progressive: bool) -> None:
+    grey = Image.fromarray(smooth())
+    image = Image.merge(mode, [grey, *[grey.point(lambda v: v // 2)] * (len(mode) - 1)])
+    data = encode(image, "JPEG", quality=95, progressive=progressive)
+    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").convert("L"), int)
+    # Colour: the reference is rounded to RGB and clipped before luma. CMYK has no one formula.
+    atol = {"L": 0, "RGB": 2, "CMYK": 4}[mode]
+    np.testing.assert_allclose(images.decode(data), reference, rtol=0, atol=atol)
+
+
+def test_orientation_tags_are_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    picture = Image.fromarray(smooth(16, 32))
+    for kind in ("JPEG", "PNG"):
+        tagged, plain = encode(picture, kind, exif=exif), encode(picture, kind)
+        assert images.decode(tagged).shape == (16, 32)
+        np.testing.assert_array_equal(images.decode(tagged), images.decode(plain))
+
+
+def test_embedded_thumbnail_does_not_pass_for_the_end() -> None:
+    thumbnail = encode(Image.fromarray(smooth(8, 8)), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    data = encode(Image.fromarray(smooth()), "JPEG")
+    whole = data[:2] + segment + data[2:]
+    np.testing.assert_array_equal(images.decode(whole), images.decode(data))
+    assert images.inspect(whole)[:3] == ("JPEG", 60, 80)
+    with pytest.raises(InputError, match="truncated JPEG"):
+        images.decode(whole[: len(whole) * 2 // 3])
+
+
+@pytest.mark.parametrize("read", [images.decode, images.inspect])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("PNG", {"compress_level": 0})],
+)
+def test_every_truncation_is_found(read: Callable, kind: str, options: dict) -> None:
+    data = encode(Image.fromarray(smooth()), kind, **options)
+    read(data)
+    for length in range(1, len(data)):
+        with pytest.raises(InputError, match=f"truncated {kind}|expected a JPEG or PNG"):
+            read(data[:length])
+
+
+def test_restart_markers_and_trailing_bytes_are_no_damage() -> None:
+    ok, data = cv2.imencode(".jpg", smooth(), [cv2.IMWRITE_JPEG_RST_INTERVAL, 2])
+    assert ok and b"\xff\xd3" in data.tobytes()
+    with_tail = data.tobytes() + b"\0" * 100
+    np.testing.assert_array_equal(
+        images.decode(with_tail), cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+    )
+
+
+def test_damage_is_found() -> None:
+    data = bytearray(encode(Image.fromarray(smooth())))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(InputError, match=r"damaged PNG: checksum of the chunk at byte 33"):
+        images.decode(bytes(data))
+    short = raw_png(smooth()[:30], 8, 0)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 80, 60, 8, 0, 0, 0, 0))
+    with pytest.raises(InputError, match="damaged or unsupported PNG: its pixels"):
+        images.decode(short[:8] + header + short[33:])  # checksums right, half the rows missing
+    jpeg = encode(Image.fromarray(smooth()), "JPEG")
+    zeroed = jpeg[: len(jpeg) // 2] + b"\0" * (len(jpeg) // 2)  # a download into reserved space
+    with pytest.raises(InputError, match="truncated JPEG"):
+        images.decode(zeroed)
+    for other in (b"", b"GIF89a...", b"<html>"):
+        with pytest.raises(InputError, match=r"the file .*; expected a JPEG or PNG image"):
+            images.decode(other)
+
+
+def test_bomb_is_refused_before_decoding() -> None:
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with pytest.raises(InputError, match=r"100000 x 100000 pixels; expected at most 67108864"):
+        images.decode(png)
+    jpeg = bytearray(encode(Image.fromarray(smooth()), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+    with pytest.raises(InputError, match=r"65000 x 65000 pixels"):
+        images.decode(bytes(jpeg))
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 0, 80)
+    with pytest.raises(InputError, match=r"damaged JPEG: 80 x 0 pixels"):
+        images.decode(bytes(jpeg))
+
+
+def test_files_are_named_in_errors(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(MODES["grey"][0])
+    (tmp_path / "bad.png").write_bytes(MODES["grey"][0][:-4])
+    os.mkfifo(tmp_path / "pipe.png")
+    load = functools.partial(images.load_file, str(tmp_path), "good.png")
+    np.testing.assert_array_equal(ForkingPickler.loads(ForkingPickler.dumps(load))(), LEVELS)
+    assert images.check_file(tmp_path / "good.png") == ("PNG", 3, 4, None)
+    with pytest.raises(InputError, match=r"bad\.png: truncated PNG"):
+        images.read(tmp_path / "bad.png")
+    for name in ("none.png", "pipe.png", "."):  # a pipe must not block
+        with pytest.raises(InputError, match=r": no such file"):
+            images.read(tmp_path / name)
+
+
+def test_sixteen_bits_become_eight_by_a_stated_range() -> None:
+    image = np.array([[0, 128, 257, 4095]], np.uint16)
+    np.testing.assert_array_equal(images.to_uint8(image), [[0, 0, 1, 16]])
+    np.testing.assert_array_equal(images.to_uint8(image, 4095), [[0, 8, 16, 255]])
+    full = np.arange(65536, dtype=np.uint16)[None]
+    np.testing.assert_array_equal(images.to_uint8(full), np.rint(full / 257))
+    assert images.to_uint8(LEVELS, 4095) is LEVELS
+    with pytest.raises(InputError, match="pixel of value 4095; expected at most max_value 1023"):
+        images.to_uint8(image, 1023)
+    with pytest.raises(InputError, match="dtype float32; expected uint8 or uint16"):
+        images.to_uint8(image.astype(np.float32))
+    with pytest.raises(InputError, match="max_value 0; expected 1 to 65535"):
+        images.to_uint8(image, 0)
+
+
+def test_pad_keeps_aspect_and_centres_on_black() -> None:
+    preprocess = images.Preprocess(size=64)
+    square = preprocess(np.full((100, 200), 90, np.uint8))
+    assert square.shape == (64, 64) and square.dtype == np.uint8
+    assert np.all(square[16:48] == 90) and not square[:16].any() and not square[48:].any()
+    assert preprocess.geometry(100, 200) == images.Geometry(0.32, 0.32, 16.0, 0.0)
+    boxes = preprocess.geometry(100, 200).boxes([[0, 0, 200, 100], [50, 25, 100, 75]])
+    np.testing.assert_allclose(boxes, [[0, 16, 64, 48], [16, 24, 32, 40]])
+    tall = preprocess.geometry(128, 32)
+    np.testing.assert_allclose(tall.boxes([8, 64, 32, 128]), [28, 32, 40, 64])
+    sliver = images.Preprocess(size=8)(np.full((1, 5000), 7, np.uint8))
+    assert np.count_nonzero(sliver) == 8
+
+
+@pytest.mark.parametrize("resize", images.RESIZES)
+@pytest.mark.parametrize(("height", "width"), [(90, 300), (301, 77), (20, 30), (500, 12)])
+def test_geometry_says_where_content_lands(resize: str, height: int, width: int) -> None:
+    preprocess = images.Preprocess(size=96, resize=resize)
+    box = (width // 4, height // 4, width // 2, height // 2)
+    image = np.zeros((height, width), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    square = preprocess(image) / 255
+    x0, y0, x1, y1 = preprocess.geometry(height, width).boxes(box)
+    assert square.sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.05)
+    y, x = np.mgrid[:96, :96] + 0.5
+    assert (square * x).sum() / square.sum() == pytest.approx((x0 + x1) / 2, abs=0.3)
+    assert (square * y).sum() / square.sum() == pytest.approx((y0 + y1) / 2, abs=0.3)
+
+
+def test_resizing_averages_areas_and_never_overshoots() -> None:
+    fine = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (64, 64))
+    assert set(np.unique(images.Preprocess(size=32)(fine))) <= {127, 128}
+    stretched = images.Preprocess(size=64, resize="stretch")(fine[:16, :])  # 16 up, 128 down
+    assert set(np.unique(stretched)) <= {127, 128}
+    step = np.repeat(np.array([[50, 200]], np.uint8), 4, axis=1).repeat(8, axis=0)
+    grown = images.Preprocess(size=40)(step)
+    assert grown.min() == 50 and grown.max() == 200
+    np.testing.assert_array_equal(images.Preprocess(size=8)(step), step)
+
+
+def test_preprocess_survives_a_round_trip_and_refuses_nonsense() -> None:
+    preprocess = images.Preprocess(size=224, resize="stretch", max_value=4095)
+    assert images.Preprocess.from_dict(preprocess.to_dict()) == preprocess
+    assert preprocess(np.full((5, 5), 4095, np.uint16)).min() == 255
+    with pytest.raises(InputError, match=r"fields \['side'\]; expected \['max_value', 'resize'"):
+        images.Preprocess.from_dict({"side": 3})
+    with pytest.raises(InputError, match="resize 'crop'; choices: pad, stretch"):
+        images.Preprocess(size=8, resize="crop")
+    with pytest.raises(InputError, match="size 0; expected at least 1"):
+        images.Preprocess(size=0)
+    with pytest.raises(InputError, match="max_value 70000; expected 1 to 65535"):
+        images.Preprocess(size=8, max_value=70000)
+    with pytest.raises(InputError, match=r"shape \(4, 4, 3\); expected \[H, W\]"):
+        preprocess(np.zeros((4, 4, 3), np.uint8))
+
+
+JITTERS: dict[str, Any] = {
+    "crop_scale": (0.4, 0.9),
+    "translate": 0.1,
+    "rotate": 12.0,
+    "brightness": 0.3,
+    "contrast": 0.3,
+}
+
+
+def test_augment_is_the_identity_by_default_and_deterministic() -> None:
+    image = smooth(48, 48)
+    before = image.copy()
+    out = images.augment(image, np.random.default_rng(0))
+    np.testing.assert_array_equal(out, image)
+    assert not np.shares_memory(out, image)
+    first = images.augment(image, np.random.default_rng(5), **JITTERS)
+    np.testing.assert_array_equal(first, images.augment(image, np.random.default_rng(5), **JITTERS))
+    assert not np.array_equal(first, images.augment(image, np.random.default_rng(6), **JITTERS))
+    assert first.shape == (48, 48) and first.dtype == np.uint8 and first.flags.c_contiguous
+    np.testing.assert_array_equal(image, before)
+
+
+def test_augment_never_mirrors() -> None:
+    ramp = np.tile(np.linspace(40, 220, 64).astype(np.uint8), (64, 1))
+    for seed in range(60):
+        for image, axis in ((ramp, 1), (np.ascontiguousarray(ramp.T), 0)):
+            out = images.augment(image, np.random.default_rng(seed), **JITTERS).astype(int)
+            middle = out[16:48, 16:48]
+            assert np.take(middle, -1, axis).mean() > np.take(middle, 0, axis).mean() + 5
+
+
+def test_augment_does_what_each_option_says() -> None:
+    image = smooth(64, 64)
+    rng = np.random.default_rng
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    # A quarter of the area is half of each side: the ramp's slope halves.
+    zoomed = images.augment(ramp, rng(1), crop_scale=(0.25, 0.25), aspect=(1, 1)).astype(int)
+    assert np.diff(zoomed[32]).mean() == pytest.approx(2, abs=0.1)
+    spot = np.zeros((64, 64), np.uint8)
+    spot[30:34, 30:34] = 200
+    centres = np.array(
+        [
+            np.argwhere(images.augment(spot, rng(seed), translate=0.2) > 100).mean(0)
+            for seed in range(50)
+        ]
+    )
+    assert np.abs(centres - 31.5).max() <= 0.2 * 64 + 0.5
+    assert centres.std(0).min() > 4
+    factors = [
+        images.augment(image, rng(s), brightness=0.2).mean() / image.mean() for s in range(50)
+    ]
+    assert min(factors) >= 0.79 and max(factors) <= 1.21 and np.std(factors) > 0.05
+    spreads = [images.augment(image, rng(s), contrast=0.2).std() / image.std() for s in range(50)]
+    assert min(spreads) >= 0.78 and max(spreads) <= 1.22 and np.std(spreads) > 0.05
+    # Switching one jitter on leaves the draws of the others as they were.
+    only_crop = images.augment(image, rng(3), crop_scale=(0.5, 1.0))
+    both = images.augment(image, rng(3), crop_scale=(0.5, 1.0), brightness=0.1)
+    assert np.corrcoef(only_crop.ravel(), both.ravel())[0, 1] > 0.99
+    flat = np.full((32, 32), 100, np.uint8)
+    for seed in range(20):  # a crop alone lets no black in, not even at the rim
+        assert images.augment(flat, rng(seed), crop_scale=(0.3, 1.0)).min() == 100
+
+
+def test_augment_turns_about_the_centre() -> None:
+    image = np.zeros((65, 65), np.uint8)
+    image[30:35, 50:55] = 200  # 20 pixels right of the centre
+    angles = []
+    for seed in range(40):
+        out = images.augment(image, np.random.default_rng(seed), rotate=30.0)
+        y, x = np.argwhere(out > 100).mean(0) - 32
+        assert np.hypot(x, y) == pytest.approx(20, abs=0.5)
+        angles.append(np.rad2deg(np.arctan2(y, x)))
+    assert -30.5 < min(angles) < -20 and 20 < max(angles) < 30.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale .* expected 0 < low <= high <= 1"),
+        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
+        ({"aspect": (1.1, 1.2)}, "aspect .* expected 0 < low <= 1 <= high"),
+        ({"rotate": 200}, "rotate 200; expected 0 to 180"),
+        ({"contrast": -0.1}, "contrast -0.1; expected 0 to 1"),
+    ],
+)
+def test_augment_refuses_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        images.augment(smooth(8, 8), np.random.default_rng(0), **options)
+    with pytest.raises(InputError, match=r"image uint8\[60, 80\]; expected uint8\[S, S\]"):
+        images.augment(smooth(), np.random.default_rng(0))
