@@ -1,0 +1,277 @@
+"""Report text: clean it, compare it, cut it into words, sentences and sections, compose it again.
+
+Everything here works on raw text as the corpora hold it: de-identified ("XXXX", "___"), numbered
+("1. No effusion. 2. ..."), hard-wrapped, with missing or doubled full stops. Nothing is learned
+and nothing is random.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _combining_marks() -> str:
+    """Combining marks as regular-expression ranges; Python's \\w leaves them out of words."""
+    ranges: list[list[int]] = []
+    for code in range(0x300, 0x20000):
+        if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me"):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(low)}-{chr(high)}" for low, high in ranges)
+
+
+# Their full stop belongs to the word and does not end a sentence.
+ABBREVIATIONS = frozenset(
+    ("dr", "drs", "mr", "mrs", "ms", "prof", "st", "vs", "cf", "approx", "incl", "al", "e.g", "i.e")
+)
+# The same, but only before a number: "Fig. 3", "No. 2", "max. 4 cm".
+_BEFORE_NUMBER = frozenset(("no", "nos", "fig", "figs", "vol", "max", "min", "ca"))
+
+_MARK = f"[{_combining_marks()}]"  # apart from \w, or the class is searched range by range
+_TITLES = "|".join(sorted(word for word in ABBREVIATIONS if "." not in word))
+# "1." or "2)" that opens a list item: part of the frame, like punctuation, not a word.
+_ITEM = r"(?=\d)(?:\A|(?<=\n)|(?<=[.?!:;]\s)|(?<=[.?!:;]\s\s))\d{1,2}[.)](?:\s|(?=[A-Z]))"
+_JOINT = r"(?:['’/‐‑–-]|(?<=\d)[.,:](?=\d))"  # noqa: RUF001
+WORD = re.compile(
+    rf"(?<!\w)(?!{_ITEM})(?:[A-Za-z]\.(?:[A-Za-z]\.)*[A-Za-z]\.(?!\w)"
+    rf"|(?=[A-Za-z]{{2,6}}\.)(?i:{_TITLES})\.(?!\w)"
+    rf"|\w+(?:(?!\s)(?:{_JOINT}\w+|{_MARK}+\w*))*)"
+)
+"""One word: "well-expanded", "x-XXXX", "C7-T1", "2.5", "p.m.", "Dr.", "effusion/pneumothorax".
+
+Two neighbouring words always have at least one other character between them.
+"""
+
+# --- normal forms --------------------------------------------------------------------------------
+
+_INVISIBLE = dict.fromkeys((*range(9), *range(14, 28), 127, 0xAD, 0x200B, 0xFEFF))
+_NOT_WORD = re.compile(rf"(?:(?!{_MARK})[\W_])+")
+
+
+def normalise(text: str) -> str:
+    """Unicode NFKC, invisible characters removed, every run of white space one blank, stripped.
+
+    Idempotent. Keeps case and punctuation.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).split())
+
+
+def canonical(text: str) -> str:
+    """A key under which two reports are the same report: no case, no punctuation, no layout.
+
+    "No  Effusion." and "no effusion" are equal, "2.5" and "25" are not. Word order counts.
+    Used for duplicates and for the groups that must not be negatives of each other.
+    """
+    folded = normalise(normalise(text).casefold())
+    return _NOT_WORD.sub(" ", folded).strip()
+
+
+# --- sentences -----------------------------------------------------------------------------------
+
+_BOUNDARY = re.compile(
+    r"(?P<blank>\n\s*\n|\n(?=[ \t]*(?:[-*•]\s|\d{1,2}[.)]\s)))"
+    r"|(?P<stop>[.?!…]+)[\"'”’)\]]*"  # noqa: RUF001
+)
+_DOTTED = re.compile(r"(?:[a-z]\.)+[a-z]")
+_INITIAL = re.compile(r"[^\W\d_]")
+_MASKED = re.compile(r"X{2,}|_+")
+_HAS_WORD = re.compile(r"\w")
+_NEXT = re.compile(r"\s*(\S*)")
+
+
+def _dot_ends(text: str, start: int, dot: int, following: str) -> bool:
+    """Whether the full stop at `dot` ends the sentence begun at `start`; `following` is a word."""
+    before = text[start:dot].split()
+    if not before or text[dot - 1].isspace():
+        return True
+    word = before[-1].lstrip("([\"'").casefold()
+    if word in ABBREVIATIONS:
+        return False
+    if len(before) == 1 and word.isdecimal() and len(word) <= 2:
+        return False  # the mark of a list item
+    if word in _BEFORE_NUMBER and following[:1].isdigit():
+        return False
+    if _INITIAL.fullmatch(word):  # "E. coli", "Dr. J. Smith", but "hepatitis B. No ..."
+        named = len(before) == 1 or before[-2].casefold().endswith(".")
+        return not named and not following[:1].islower()
+    if _DOTTED.fullmatch(word):  # "at 3 p.m. XXXX" does not tell; a capital letter does
+        return following[:1].isupper() and not _MASKED.match(following)
+    return True
+
+
+def _is_end(text: str, start: int, match: re.Match[str]) -> bool:
+    """Whether the punctuation `match` ends the sentence begun at `start`."""
+    stop, begin, end = match["stop"], match.start(), match.end()
+    if end < len(text) and not text[end].isspace():
+        # "left lung apex.There are": the blank was forgotten.
+        capital = text[end].isupper() and text[end + 1 : end + 2].islower()
+        return capital and (stop[0] != "." or _dot_ends(text, start, begin, text[end:]))
+    following = _NEXT.match(text, end)
+    after = following[1] if following else ""
+    if not after:
+        return True
+    if stop[0] == "?" and begin > start and text[begin - 1].isspace():
+        return False  # "cough, ? pneumonia"
+    if stop[0] == "…" or len(stop) > 2:
+        return not after[0].islower()
+    return stop[0] != "." or _dot_ends(text, start, begin, after)
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans of the sentences, in order, without overlap.
+
+    Every character outside the spans is white space. Boundaries are full stops, question and
+    exclamation marks, blank lines and list items on their own line. A stray full stop joins the
+    sentence before it. A line break alone is no boundary: reports are hard-wrapped.
+    """
+    cuts: list[tuple[int, int]] = []
+    start = 0
+    for match in _BOUNDARY.finditer(text):
+        if match["blank"] is not None:
+            cuts.append((start, match.start()))
+            start = match.start()
+        elif _is_end(text, start, match):
+            cuts.append((start, match.end()))
+            start = match.end()
+    cuts.append((start, len(text)))
+    spans: list[tuple[int, int]] = []
+    wordless = -1  # where a piece without any word began, when none precedes it
+    for low, high in cuts:
+        piece = text[low:high]
+        if not piece.strip():
+            continue
+        low += len(piece) - len(piece.lstrip())
+        high = low + len(piece.strip())
+        if not _HAS_WORD.search(piece):
+            if spans:
+                spans[-1] = (spans[-1][0], high)
+            elif wordless < 0:
+                wordless = low
+            continue
+        if wordless >= 0:
+            low, wordless = wordless, -1
+        spans.append((low, high))
+    if wordless >= 0:
+        spans.append((wordless, len(text.rstrip())))
+    return spans
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a report, white space folded; joined by blanks they hold the same words.
+
+    >>> split_sentences("1. No effusion. 2. A 2.5 cm mass, e.g. granuloma..")
+    ['1. No effusion.', '2. A 2.5 cm mass, e.g. granuloma..']
+    """
+    return [" ".join(text[low:high].split()) for low, high in sentence_spans(text)]
+
+
+# --- sections ------------------------------------------------------------------------------------
+
+# Canonical name -> the other headers that mean it. A header that names findings and impression
+# together counts as findings, because that is where its text starts.
+_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "findings": (
+        "finding", "observations", "description", "findings and impression",
+        "findings/impression", "findings / impression", "impression and findings",
+    ),
+    "impression": (
+        "impressions", "conclusion", "conclusions", "opinion", "summary", "assessment",
+    ),
+    "indication": (
+        "indications", "clinical indication", "clinical indications", "reason for exam",
+        "reason for examination", "reason for this exam", "reason for this examination",
+        "reason for study", "reason for the study", "reason",
+    ),
+    "comparison": (
+        "comparisons", "comparison study", "comparison studies", "comparison exam",
+        "prior study", "prior studies", "prior exams",
+    ),
+    "history": ("clinical history", "clinical information", "clinical data", "medical history"),
+    "technique": ("techniques", "technical factors", "protocol"),
+    "examination": ("exam", "examinations", "study", "procedure"),
+    "recommendation": ("recommendations", "recommendation(s)"),
+    "addendum": ("addenda",),
+    "notification": ("notifications",),
+    "wet read": ("wetread",),
+}  # fmt: skip
+
+KNOWN_SECTIONS: tuple[str, ...] = (*_SYNONYMS, "caption", "last_paragraph", "preamble", "full")
+"""The section names a record may use; "full" is a report without headers."""
+
+MISSING_MARKERS = frozenset(
+    {"", "nan", "none", "null", "<na>", "n/a", "na", "not given", "not available"}
+)
+"""What tables write for "no text"; compared case-folded and without a final full stop."""
+
+_CANONICAL = {header: name for name, headers in _SYNONYMS.items() for header in (name, *headers)}
+_ANY_HEADER = "|".join(
+    re.escape(header).replace(r"\ ", r"\s+") for header in sorted(_CANONICAL, key=len, reverse=True)
+)
+_HEADER = re.compile(rf"(?<!\S)(?P<name>(?i:{_ANY_HEADER}))\s*:")
+
+
+def _opens(before: str) -> bool:
+    """Whether what follows the text `before` stands at the start of a line or sentence."""
+    line = before.rpartition("\n")[2].rstrip()
+    return not line or line.rstrip("\"')]")[-1:] in tuple(".?!:;")
+
+
+def _headers(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, canonical name) of every section header of the text."""
+    found = []
+    for match in _HEADER.finditer(text):
+        name = match["name"]
+        if name.isupper() or (name[0].isupper() and _opens(text[: match.start()])):
+            key = " ".join(name.casefold().split())
+            found.append((match.start(), match.end(), _CANONICAL[key]))
+    return found
+
+
+def parse_sections(text: str) -> dict[str, str]:
+    """Splits a free-text report at its headers, "FINDINGS:" or "Clinical history:".
+
+    A header is a known name followed by a colon: with a capital first letter at the start of a
+    line or sentence, or all in capitals anywhere. Names come out canonical (conclusion ->
+    impression). Headers it does not know ("LUNGS:") stay in the text of their section. Returned
+    texts are stripped; a header with nothing after it gives ""; the texts of a repeated header
+    are joined by a line break; text before the first header is "preamble". Text without any
+    header gives {"full": text}.
+    """
+    headers = _headers(text)
+    if not headers:
+        return {"full": text}
+    sections: dict[str, str] = {}
+    preamble = text[: headers[0][0]].strip()
+    if preamble:
+        sections["preamble"] = preamble
+    ends = [start for start, _, _ in headers[1:]] + [len(text)]
+    for (_, begin, name), end in zip(headers, ends, strict=True):
+        body = text[begin:end].strip()
+        earlier = sections.get(name, "")
+        sections[name] = f"{earlier}\n{body}" if earlier and body else earlier or body
+    return sections
+
+
+def is_blank(text: str) -> bool:
+    """Whether a section holds no text: empty, or one of `MISSING_MARKERS`."""
+    return text.strip().rstrip(".").rstrip().casefold() in MISSING_MARKERS
+
+
+def compose(sections: Mapping[str, str], wanted: tuple[str, ...]) -> str:
+    """The wanted sections that are present and not blank, in that order, as one text.
+
+    Each is stripped and gets a full stop if it does not end like a sentence; they are joined by
+    one blank. Names that the record does not have are skipped; "" when nothing is left. What a
+    record without text means is for the caller to decide.
+    """
+    parts = []
+    for name in wanted:
+        text = sections.get(name, "").strip()
+        if is_blank(text):
+            continue
+        parts.append(text if text.rstrip("\"'”’)]")[-1:] in tuple(".?!…:") else text + ".")  # noqa: RUF001
+    return " ".join(parts)
