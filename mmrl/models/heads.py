@@ -1,0 +1,55 @@
+"""Heads that map encoder features into the space that images and texts share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl.models.layers import check_choice, dense
+
+
+def l2_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+    """x [..., D] of any float dtype -> f32[..., D] = x / max(|x|, epsilon).
+
+    At zero both the value and the gradient are finite (the gradient is the identity / epsilon).
+    """
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, epsilon**2))
+
+
+class Projection(nnx.Module):
+    """[..., in_features] -> [..., out_features].
+
+    kind "linear": one linear layer without bias. kind "mlp": linear, exact GELU, linear, with
+    `hidden` features between (default: in_features). Raises InputError for another kind.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kind: str = "linear",
+        hidden: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        check_choice("Projection", "kind", kind, ("linear", "mlp"))
+        self.kind = kind
+        make = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        if kind == "linear":
+            self.out = make(in_features, out_features, ("embed", "joint"), use_bias=False)
+        else:
+            hidden = hidden or in_features
+            self.wide = make(in_features, hidden, ("embed", "mlp"))
+            self.out = make(hidden, out_features, ("mlp", "joint"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., in_features] -> [..., out_features] in the compute dtype."""
+        if self.kind == "mlp":
+            x = jax.nn.gelu(self.wide(x), approximate=False)
+        return self.out(x)

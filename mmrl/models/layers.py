@@ -1,0 +1,399 @@
+"""What all encoders share: their output, their sizes, and the pre-norm transformer stack.
+
+Every parameter is created with one logical axis name per array axis, which the sharding rules
+map to mesh axes. The names:
+
+  embed, mlp             features of the residual stream, hidden features of an MLP
+  qkv, heads, head_dim   the three projections in one kernel, attention heads, features of one head
+  vocab, position        rows of the token table, rows of a learned position table
+  patch                  flattened pixels of one image patch
+  channels_in/_out       input and output features of a convolution
+  joint                  features of the space that images and texts share
+  norm                   scale and bias of a normalisation layer
+  layers                 leading axis that a scanned stack adds to each of its parameters
+
+The only unnamed axes (None) are the two spatial ones of a convolution kernel.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl.types import InputError
+
+LOGICAL_AXES = (
+    "embed", "mlp", "qkv", "heads", "head_dim", "vocab", "position", "patch",
+    "channels_in", "channels_out", "joint", "norm", "layers",
+)  # fmt: skip
+
+Implementation = Literal["xla", "cudnn"]
+Remat = Literal["none", "full", "dots"]
+
+# What jax.checkpoint may keep of a block: nothing, or the results of its dense layers. The
+# attention matrix has batch dimensions, so "dots" recomputes it too.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Features(NamedTuple):
+    """What an encoder returns, in its compute dtype.
+
+    Attributes:
+      pooled: [B, width], one vector per image or text.
+      local: [B, R, region_width] regions of an image in row-major order of the encoder's `grid`,
+        or [B, L, width] features of every token position, padding included.
+      mask: bool[B, L], True at tokens that are not padding; None for images.
+    """
+
+    pooled: jax.Array
+    local: jax.Array
+    mask: jax.Array | None
+
+
+class ImageEncoder(Protocol):
+    """What a pair model needs of an image encoder: `width` of pooled, `region_width` of local."""
+
+    width: int
+    region_width: int
+    grid: tuple[int, int]
+
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Features:
+        """image f[B, H, W, C] -> pooled [B, width] and local [B, R, region_width]."""
+
+
+class Size(NamedTuple):
+    """The three numbers that size a transformer."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+# Dosovitskiy et al. 2021 (ViT), table 1, and Touvron et al. 2021 (DeiT), table 1, for Ti and S.
+VARIANTS = {
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+}
+
+
+def check_choice(owner: str, option: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises InputError naming the choices unless `value` is one of them."""
+    choices = tuple(choices)
+    if value not in choices:
+        listed = ", ".join(map(str, choices))
+        raise InputError(f"{owner}: unknown {option} {value!r}; choices: {listed}")
+
+
+def resolve_size(
+    owner: str, variant: str | None, width: int | None, depth: int | None, num_heads: int | None
+) -> Size:
+    """The size of a named variant, in which explicit values win.
+
+    Raises InputError when the variant is unknown, when neither gives a value, or when the width
+    does not divide into heads.
+    """
+    given = {"width": width, "depth": depth, "num_heads": num_heads}
+    named = {}
+    if variant is not None:
+        check_choice(owner, "variant", variant, VARIANTS)
+        named = VARIANTS[variant]._asdict()
+    merged = named | {name: value for name, value in given.items() if value is not None}
+    missing = given.keys() - merged.keys()
+    if missing:
+        raise InputError(
+            f"{owner}: {', '.join(sorted(missing))} not given; give width, depth and num_heads "
+            f"or a variant ({', '.join(VARIANTS)})"
+        )
+    size = Size(**merged)
+    if min(size) < 1 or size.width % size.num_heads:
+        raise InputError(
+            f"{owner}: width {size.width}, depth {size.depth}, num_heads {size.num_heads}; "
+            "all must be at least 1 and width a multiple of num_heads"
+        )
+    return size
+
+
+def check_image(image: jax.Array, size: int, channels: int) -> None:
+    """Raises ValueError unless `image` is [B, size, size, channels]."""
+    if image.ndim != 4 or image.shape[1:] != (size, size, channels):
+        raise ValueError(f"image {image.shape}; expected [B, {size}, {size}, {channels}]")
+
+
+def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
+    """`count` independent keys, all None when there is none to split."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))
+
+
+def dropout_keys(train: bool, rngs: nnx.Rngs | None, count: int) -> tuple[jax.Array | None, ...]:
+    """Keys from stream "dropout", all None (no dropout) outside training or without rngs."""
+    return split_key(rngs.dropout() if train and rngs is not None else None, count)
+
+
+def dense(
+    in_features: int,
+    out_features: int,
+    axes: tuple[str, str],
+    *,
+    use_bias: bool = True,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer whose kernel [in, out] has the logical `axes`; Glorot-uniform, zero bias."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=nnx.with_partitioning(nnx.initializers.xavier_uniform(), axes),
+        bias_init=nnx.with_partitioning(nnx.initializers.zeros_init(), axes[1:]),
+        rngs=rngs,
+    )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation in float32, with named parameters, that returns its input's dtype."""
+
+    def __init__(self, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        super().__init__(
+            width,
+            epsilon=1e-6,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            scale_init=nnx.with_partitioning(nnx.initializers.ones_init(), ("norm",)),
+            bias_init=nnx.with_partitioning(nnx.initializers.zeros_init(), ("norm",)),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array, **kwargs: Any) -> jax.Array:
+        """x [..., width] -> [..., width]."""
+        return super().__call__(x, **kwargs).astype(x.dtype)
+
+
+def learned_positions(
+    length: int, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Param[jax.Array]:
+    """A table [length, width] of learned positions, normal with deviation 0.02."""
+    init = nnx.with_partitioning(nnx.initializers.normal(0.02), ("position", "embed"))
+    return nnx.Param(init(rngs.params(), (length, width), param_dtype))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused kernel for query, key and value.
+
+    `attention` picks the implementation of jax.nn.dot_product_attention: "xla" runs everywhere;
+    "cudnn" (flash attention) needs an NVIDIA GPU, bfloat16 or float16, head_dim a multiple of 8
+    up to 128, and in training with a mask an even number of tokens.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        attention: Implementation,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        check_choice("attention", "implementation", attention, ("xla", "cudnn"))
+        if attention == "cudnn" and jnp.dtype(dtype).itemsize != 2:
+            raise InputError(
+                f"attention 'cudnn' with dtype {jnp.dtype(dtype)}; expected bfloat16 or float16"
+            )
+        self.implementation = attention
+        head_dim = width // num_heads
+        linear = functools.partial(
+            nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        zeros = nnx.initializers.zeros_init()
+        # LinearGeneral hands its initialiser the flattened kernel [width, 3 * width]. Scaling by
+        # fan-in alone equals Glorot scaling of the three square kernels in it.
+        fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        self.qkv = linear(
+            width,
+            (3, num_heads, head_dim),
+            kernel_init=nnx.with_partitioning(fan_in, ("embed", "qkv", "heads", "head_dim")),
+            bias_init=nnx.with_partitioning(zeros, ("qkv", "heads", "head_dim")),
+        )
+        self.out = linear(
+            (num_heads, head_dim),
+            width,
+            axis=(-2, -1),
+            kernel_init=nnx.with_partitioning(
+                nnx.initializers.xavier_uniform(), ("heads", "head_dim", "embed")
+            ),
+            bias_init=nnx.with_partitioning(zeros, ("embed",)),
+        )
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, L, width] -> [B, L, width]; keys where mask bool[B, L] is False are not seen."""
+        qkv = self.qkv(x)  # B L 3 heads head_dim
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        # The softmax of low-precision logits is in float32, which jax.nn reaches by a promotion
+        # that strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            x = jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                mask=None if mask is None else mask[:, None, None, :],  # B 1 1 L
+                implementation=self.implementation,
+            )
+        return self.out(x)
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(
+        self, width: int, hidden: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        make = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.wide = make(width, hidden, ("embed", "mlp"))
+        self.out = make(hidden, width, ("mlp", "embed"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> [..., width]."""
+        return self.out(jax.nn.gelu(self.wide(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches."""
+
+    def __init__(
+        self,
+        size: Size,
+        mlp_dim: int | None,
+        *,
+        dropout: float,
+        attention: Implementation,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout {dropout}; expected at least 0 and below 1")
+        kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.attention_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+        self.attention = Attention(size.width, size.num_heads, attention=attention, **kwargs)
+        self.mlp_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = Mlp(size.width, mlp_dim or 4 * size.width, **kwargs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, L, width], mask bool[B, L] -> [B, L, width]; no dropout without a key."""
+        attention_key, mlp_key = split_key(key, 2)
+        drop = functools.partial(self.dropout, deterministic=key is None)
+        x = x + drop(self.attention(self.attention_norm(x), mask), rngs=attention_key)
+        return x + drop(self.mlp(self.mlp_norm(x)), rngs=mlp_key)
+
+
+class Stack(nnx.Module):
+    """`size.depth` blocks, as attributes block_00, block_01, ... or as one scanned `blocks`.
+
+    Scanned, each parameter of `blocks` has a leading axis "layers", and the stack compiles in
+    the time of one block. Both forms compute the same from the same parameters and key. `options`
+    are those of Block.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        mlp_dim: int | None,
+        *,
+        scan_layers: bool,
+        remat: Remat,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        check_choice("stack", "remat", remat, ("none", *REMAT_POLICIES))
+        self.depth, self.scan_layers, self.remat = size.depth, scan_layers, remat
+        if not scan_layers:
+            # Attributes, not a list: a list would put integer keys into the parameter dict.
+            for index in range(size.depth):
+                setattr(self, f"block_{index:02d}", Block(size, mlp_dim, rngs=rngs, **options))
+            return
+
+        @nnx.split_rngs(splits=size.depth)
+        @nnx.vmap
+        def make_all(rngs: nnx.Rngs) -> Block:
+            return Block(size, mlp_dim, rngs=rngs, **options)
+
+        self.blocks = make_all(rngs)
+        # nnx.vmap(transform_metadata=...) would name the new axis in graph mode only.
+        for _, variable in nnx.iter_graph(self.blocks):
+            if isinstance(variable, nnx.Variable):
+                variable.set_metadata(out_sharding=("layers", *variable.out_sharding))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        last: int = 1,
+    ) -> tuple[jax.Array, jax.Array]:
+        """x [B, L, width] -> the last block's output and the sum over the `last` blocks' outputs.
+
+        mask bool[B, L] hides keys; without a key there is no dropout.
+        """
+        run = self._run_scanned if self.scan_layers else self._run_unrolled
+        keys = None if key is None else jax.random.split(key, self.depth)
+        return run(x, mask, keys, last)
+
+    def _block(self, graphdef: nnx.GraphDef[Block], mask: jax.Array | None) -> Callable[..., Any]:
+        """(parameters, x, key) -> x, rematerialised as configured."""
+
+        def apply(params: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return nnx.merge(graphdef, params)(x, mask, key)
+
+        if self.remat == "none":
+            return apply
+        # The scan itself keeps XLA from merging the recomputation into the forward pass.
+        policy = REMAT_POLICIES[self.remat]
+        return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
+
+    def _run_unrolled(
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int
+    ) -> tuple[jax.Array, jax.Array]:
+        total = jnp.zeros_like(x)
+        for index in range(self.depth):
+            graphdef, params = nnx.split(getattr(self, f"block_{index:02d}"))
+            block = self._block(graphdef, mask)
+            x = block(nnx.to_pure_dict(params), x, None if keys is None else keys[index])
+            if index >= self.depth - last:
+                total = total + x
+        return x, total
+
+    def _run_scanned(
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int
+    ) -> tuple[jax.Array, jax.Array]:
+        graphdef, params = nnx.split(self.blocks)
+        block = self._block(graphdef, mask)
+        counted = (jnp.arange(self.depth) >= self.depth - last).astype(x.dtype)
+
+        def body(carry: Any, layer: Any) -> Any:
+            x, total = carry
+            params, key, weight = layer
+            x = block(params, x, key)
+            return (x, None if total is None else total + weight * x), None
+
+        # With one layer to sum, the sum is the output: carry nothing for it.
+        total = None if last == 1 else jnp.zeros_like(x)
+        (x, total), _ = jax.lax.scan(body, (x, total), (nnx.to_pure_dict(params), keys, counted))
+        return x, x if total is None else total

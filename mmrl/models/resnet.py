@@ -1,0 +1,223 @@
+"""Residual convolutional network that keeps one stage's feature map as image regions."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl.models.layers import Features, check_choice, check_image
+from mmrl.types import InputError
+
+# Blocks per stage and whether they are bottlenecks: He et al. 2016, table 1.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+}
+
+Norm = nnx.BatchNorm | nnx.GroupNorm
+
+
+def conv(
+    in_features: int,
+    out_features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution without bias that pads by kernel // 2; He-normal over fan-out."""
+    init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((kernel // 2, kernel // 2),) * 2,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=nnx.with_partitioning(init, (None, None, "channels_in", "channels_out")),
+        rngs=rngs,
+    )
+
+
+def make_norm(
+    features: int, *, kind: str, zero: bool = False, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> Norm:
+    """Batch norm, or group norm with gcd(32, features) groups; `zero` starts its scale at 0.
+
+    Both compute in float32, because batch norm would otherwise round its running statistics.
+    """
+    scale = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
+    make: Callable[..., Norm]
+    if kind == "batch":
+        make = functools.partial(nnx.BatchNorm, momentum=0.9)
+    else:
+        make = functools.partial(nnx.GroupNorm, num_groups=math.gcd(32, features))
+    return make(
+        features,
+        epsilon=1e-5,
+        dtype=jnp.float32,
+        param_dtype=param_dtype,
+        scale_init=nnx.with_partitioning(scale, ("norm",)),
+        bias_init=nnx.with_partitioning(nnx.initializers.zeros_init(), ("norm",)),
+        rngs=rngs,
+    )
+
+
+def apply_norm(norm: Norm, x: jax.Array, train: bool) -> jax.Array:
+    """Normalises x [B, H, W, C] in float32 and returns x's dtype.
+
+    Batch norm uses and records the statistics of the batch in training, else the running ones.
+    """
+    if isinstance(norm, nnx.BatchNorm):
+        return norm(x, use_running_average=not train).astype(x.dtype)
+    return norm(x).astype(x.dtype)
+
+
+class ResidualBlock(nnx.Module):
+    """Two 3x3 convolutions, or the 1x1, 3x3, 1x1 bottleneck, around a shortcut.
+
+    The bottleneck strides in its 3x3 convolution ("v1.5"; Goyal et al. 2017, section 5.1), and
+    the last norm's scale starts at zero, so that a block starts as its shortcut (same section).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        stride: int,
+        *,
+        bottleneck: bool,
+        norm: str,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        plan: tuple[tuple[int, int, int], ...]  # features, kernel, stride
+        if bottleneck:
+            plan = ((features, 1, 1), (features, 3, stride), (4 * features, 1, 1))
+        else:
+            plan = ((features, 3, stride), (features, 3, 1))
+        self.convs = len(plan)
+        self.out_features = plan[-1][0]
+        make = functools.partial(conv, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        normalize = functools.partial(make_norm, kind=norm, param_dtype=param_dtype, rngs=rngs)
+        width = in_features
+        for index, (out, kernel, step) in enumerate(plan):
+            setattr(self, f"conv_{index}", make(width, out, kernel, step))
+            setattr(self, f"norm_{index}", normalize(out, zero=index == len(plan) - 1))
+            width = out
+        self.projects = stride != 1 or in_features != self.out_features
+        if self.projects:
+            self.shortcut = make(in_features, self.out_features, 1, stride)
+            self.shortcut_norm = normalize(self.out_features)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x [B, H, W, in_features] -> [B, H / stride, W / stride, out_features]."""
+        shortcut = apply_norm(self.shortcut_norm, self.shortcut(x), train) if self.projects else x
+        for index in range(self.convs):
+            x = getattr(self, f"conv_{index}")(x)
+            x = apply_norm(getattr(self, f"norm_{index}"), x, train)
+            if index < self.convs - 1:
+                x = jax.nn.relu(x)
+        return jax.nn.relu(x + shortcut)
+
+
+class Resnet(nnx.Module):
+    """ResNet-18, -34 or -50 (He et al. 2016) for one square image size.
+
+    Args:
+      image_size: side of the image in pixels.
+      depth: 18, 34 or 50.
+      width: channels of the stem; 64 in the paper.
+      region_stage: 1 to 4, the stage whose feature map becomes the regions.
+      norm: "batch" (over the global batch when jitted with global arrays) or "group".
+      small_stem: a 3x3 convolution without stride or pooling, for images below about 100 pixels.
+
+    Attributes: width (of pooled, the last stage), region_width, grid (rows, columns of regions).
+    Batch statistics are nnx.BatchStat variables, not parameters. Raises InputError for unknown
+    choices.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        depth: int,
+        width: int = 64,
+        region_stage: int = 4,
+        norm: str = "batch",
+        channels: int = 1,
+        small_stem: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        check_choice("Resnet", "depth", depth, DEPTHS)
+        check_choice("Resnet", "region_stage", region_stage, (1, 2, 3, 4))
+        check_choice("Resnet", "norm", norm, ("batch", "group"))
+        if image_size < 1 or width < 1:
+            raise InputError(f"Resnet: image_size {image_size}, width {width}; expected 1 or more")
+        self.image_size, self.channels, self.dtype = image_size, channels, dtype
+        self.region_stage, self.small_stem = region_stage, small_stem
+        self.blocks_per_stage, bottleneck = DEPTHS[depth]
+        self.stem = conv(
+            channels,
+            width,
+            *((3, 1) if small_stem else (7, 2)),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.stem_norm = make_norm(width, kind=norm, param_dtype=param_dtype, rngs=rngs)
+        features = width
+        for stage, blocks in enumerate(self.blocks_per_stage, start=1):
+            for index in range(blocks):
+                block = ResidualBlock(
+                    features,
+                    width * 2 ** (stage - 1),
+                    2 if stage > 1 and index == 0 else 1,
+                    bottleneck=bottleneck,
+                    norm=norm,
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                    rngs=rngs,
+                )
+                setattr(self, f"stage_{stage}_block_{index:02d}", block)
+                features = block.out_features
+            if stage == region_stage:
+                self.region_width = features
+        self.width = features
+        stride = 2 ** (region_stage - 1) * (1 if small_stem else 4)
+        self.grid = (-(-image_size // stride), -(-image_size // stride))
+
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Features:
+        """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
+
+        With `train`, batch norm uses the batch's statistics and updates the running ones. `rngs`
+        is there for the common signature: nothing here is random. Raises ValueError for another
+        image shape.
+        """
+        check_image(image, self.image_size, self.channels)
+        x = self.stem(image.astype(self.dtype))
+        x = jax.nn.relu(apply_norm(self.stem_norm, x, train))
+        if not self.small_stem:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        regions = x
+        for stage, blocks in enumerate(self.blocks_per_stage, start=1):
+            for index in range(blocks):
+                x = getattr(self, f"stage_{stage}_block_{index:02d}")(x, train)
+            if stage == self.region_stage:
+                regions = x
+        local = regions.reshape(x.shape[0], -1, self.region_width)  # B R region_width
+        return Features(pooled=x.mean(axis=(1, 2)), local=local, mask=None)

@@ -1,0 +1,159 @@
+"""Vision transformer (Dosovitskiy et al. 2021, section 3.1) that keeps its patch features."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl.models.layers import (
+    Features,
+    Implementation,
+    LayerNorm,
+    Remat,
+    Stack,
+    check_choice,
+    check_image,
+    dense,
+    dropout_keys,
+    learned_positions,
+    resolve_size,
+)
+from mmrl.types import InputError
+
+
+@functools.lru_cache
+def sincos2d_positions(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed 2-D positions, f32[rows * columns, width] in row-major order.
+
+    As in the code of MoCo v3 (Chen et al. 2021): with w = width / 4 frequencies
+    f_i = 10000^(-i / w), the patch at column x and row y gets
+    [sin(x f), cos(x f), sin(y f), cos(y f)].
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    rows, columns = np.mgrid[: grid[0], : grid[1]]
+    x = columns.reshape(-1, 1) * frequencies
+    y = rows.reshape(-1, 1) * frequencies
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+class Vit(nnx.Module):
+    """Pre-norm vision transformer; regions are the patches after the final norm.
+
+    Args:
+      image_size: side of the square image in pixels, a multiple of `patch_size`.
+      variant: Ti, S, B or L; explicit width, depth and num_heads win over it.
+      mlp_dim: hidden features of the MLPs, default 4 * width.
+      posemb: "learned" table or fixed "sincos2d". A class token has none, its own value is free.
+      pool: "cls", the class token after the final norm, or "mean" over the patches.
+      dropout: rate on the embedded patches and on both branches of every block, in training.
+      attention: "xla" or "cudnn", see Attention.
+      scan_layers: one scanned stack instead of `depth` blocks.
+      remat: "none", "full" or "dots": what the backward pass recomputes per block.
+
+    Attributes: width, region_width (the same) and grid (rows, columns).
+    Raises InputError for unknown choices and sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        variant: str | None = None,
+        patch_size: int = 16,
+        width: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_dim: int | None = None,
+        posemb: str = "learned",
+        pool: str = "mean",
+        dropout: float = 0.0,
+        attention: Implementation = "xla",
+        scan_layers: bool = False,
+        remat: Remat = "none",
+        channels: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        size = resolve_size("Vit", variant, width, depth, num_heads)
+        check_choice("Vit", "posemb", posemb, ("learned", "sincos2d"))
+        check_choice("Vit", "pool", pool, ("cls", "mean"))
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+            raise InputError(
+                f"Vit: image_size {image_size}; expected a multiple of patch_size {patch_size}"
+            )
+        if posemb == "sincos2d" and size.width % 4:
+            raise InputError(
+                f"Vit: posemb sincos2d with width {size.width}; expected width % 4 = 0"
+            )
+        self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
+        self.width = self.region_width = size.width
+        self.grid = (image_size // patch_size, image_size // patch_size)
+        self.posemb, self.pool, self.dtype = posemb, pool, dtype
+        self.patch = dense(
+            patch_size**2 * channels,
+            size.width,
+            ("patch", "embed"),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        if posemb == "learned":
+            patches = self.grid[0] * self.grid[1]
+            self.position = learned_positions(
+                patches, size.width, param_dtype=param_dtype, rngs=rngs
+            )
+        if pool == "cls":
+            init = nnx.with_partitioning(nnx.initializers.normal(0.02), ("embed",))
+            self.cls = nnx.Param(init(rngs.params(), (size.width,), param_dtype))
+        self.dropout = nnx.Dropout(dropout)
+        self.stack = Stack(
+            size,
+            mlp_dim,
+            dropout=dropout,
+            attention=attention,
+            scan_layers=scan_layers,
+            remat=remat,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Features:
+        """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
+
+        Dropout is on when `train` and `rngs` (stream "dropout") are given. Raises ValueError for
+        another image shape.
+        """
+        embed_key, stack_key = dropout_keys(train, rngs, 2)
+        x = self._embed(image)
+        x = self.dropout(x, deterministic=embed_key is None, rngs=embed_key)
+        x, _ = self.stack(x, key=stack_key)
+        x = self.norm(x)
+        if self.pool == "cls":
+            return Features(pooled=x[:, 0], local=x[:, 1:], mask=None)
+        return Features(pooled=x.mean(axis=1), local=x, mask=None)
+
+    def _embed(self, image: jax.Array) -> jax.Array:
+        """image -> patches with positions, after the class token if there is one."""
+        check_image(image, self.image_size, self.channels)
+        (rows, columns), patch = self.grid, self.patch_size
+        # A convolution with stride = kernel is this matrix product, which is faster on CPU.
+        x = image.astype(self.dtype).reshape(-1, rows, patch, columns, patch, self.channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch**2 * self.channels)
+        x = self.patch(x)  # B R width
+        if self.posemb == "learned":
+            position = self.position[...]
+        else:
+            position = jnp.asarray(sincos2d_positions(self.grid, self.width))
+        x = x + position.astype(x.dtype)[None]
+        if self.pool == "cls":
+            cls = self.cls[...].astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
+        return x

@@ -1,0 +1,398 @@
+"""Transformer encoders: what must hold whatever their weights are."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from mmrl.models.layers import LOGICAL_AXES, Block, Size, Stack
+from mmrl.models.text import Text
+from mmrl.models.vit import Vit, sincos2d_positions
+from mmrl.types import InputError
+
+# Images of 9 patches and texts of 9 tokens share shapes, which keeps compilation short.
+SIZE = {"width": 16, "depth": 2, "num_heads": 2}
+make_vit = functools.partial(Vit, image_size=24, patch_size=8, **SIZE)
+make_text = functools.partial(Text, vocab_size=20, length=9, **SIZE)
+
+
+@pytest.fixture(autouse=True)
+def strict_shapes_and_quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_rank_promotion("raise"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def randomized(make: Callable[..., Any]) -> Any:
+    """The module that `make(rngs=...)` builds, with random values in every parameter.
+
+    Nothing is left at zero or one, and no initialiser has to be compiled.
+    """
+    rng = np.random.default_rng(0)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(mean, 0.2, leaf.shape), leaf.dtype)
+
+    return nnx.merge(graphdef, jax.tree.map_with_path(draw, nnx.to_pure_dict(params)))
+
+
+def vit(**options: Any) -> Vit:
+    return randomized(functools.partial(make_vit, **options))
+
+
+def text(**options: Any) -> Text:
+    return randomized(functools.partial(make_text, **options))
+
+
+def images() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 24, 24, 1)), jnp.float32)
+
+
+def texts(length: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """Two reports of 7 and 5 tokens, bos first and eos last, padded to `length`."""
+    tokens = np.zeros((2, length), np.int32)
+    tokens[0, :7] = (2, 4, 5, 6, 7, 8, 3)
+    tokens[1, :5] = (2, 10, 11, 12, 3)
+    return tokens, tokens > 0
+
+
+def params_of(module: nnx.Module) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def count(make: Any) -> int:
+    """Parameters of the module that `make` would build, which is never allocated."""
+    shapes = params_of(nnx.eval_shape(make))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def scanned_from(params: dict[str, Any], scanned: nnx.Module) -> Any:
+    """`scanned` with the parameters of its twin, whose stack has one module per block."""
+    blocks = [params["stack"][name] for name in sorted(params["stack"])]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return nnx.merge(nnx.graphdef(scanned), params | {"stack": {"blocks": stacked}})
+
+
+def gradient(model: nnx.Module, *inputs: Any, **options: Any) -> dict[str, Any]:
+    """d(sum of squares of all features) / d(parameters)."""
+    graphdef, params = nnx.split(model)
+
+    def loss(params: Any) -> jax.Array:
+        features = nnx.merge(graphdef, params)(*inputs, **options)
+        return jnp.sum(features.pooled**2) + jnp.sum(features.local**2)
+
+    return jax.jit(jax.grad(loss))(nnx.to_pure_dict(params))
+
+
+def run(model: nnx.Module, *inputs: Any) -> Any:
+    """model(*inputs), compiled at once: quicker for shapes that occur only here."""
+    return jax.jit(lambda *inputs: model(*inputs))(*inputs)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Equal pytrees up to `tolerance`, relative to the largest value of each leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max()))
+
+
+def transformer_count(size: Size, *, inputs: int, positions: int, cls: bool) -> int:
+    """Parameters written down from the architecture, all linear layers with bias."""
+    d = size.width
+    attention = d * 3 * d + 3 * d + d * d + d
+    mlp = d * 4 * d + 4 * d + 4 * d * d + d
+    norm = 2 * d
+    block = attention + mlp + 2 * norm
+    return inputs * d + d + positions * d + cls * d + size.depth * block + norm
+
+
+def test_vit_parameter_count_equals_the_closed_form():
+    small = count(lambda: Vit(image_size=224, variant="S", scan_layers=True, rngs=nnx.Rngs(0)))
+    assert small == transformer_count(Size(384, 12, 6), inputs=256, positions=196, cls=False)
+
+
+def test_vit_tiny_has_the_published_number_of_parameters():
+    options = {"image_size": 224, "variant": "Ti", "channels": 3, "pool": "cls"}
+    tiny = count(lambda: Vit(**options, scan_layers=True, rngs=nnx.Rngs(0)))
+    # 5 717 416 (DeiT-Ti) less its classifier of 192 * 1000 + 1000, and less the position of the
+    # class token, which is redundant beside the token's own free value.
+    assert tiny == 5_717_416 - 193_000 - 192
+
+
+def test_text_parameter_count_equals_the_closed_form():
+    size = Size(16, 2, 2)
+    expected = transformer_count(size, inputs=20, positions=9, cls=False) - 16  # Embed: no bias
+    assert count(lambda: make_text(rngs=nnx.Rngs(0))) == expected
+
+
+def test_explicit_sizes_win_over_the_variant():
+    model = nnx.eval_shape(
+        lambda: Vit(image_size=32, variant="Ti", width=48, depth=1, rngs=nnx.Rngs(0))
+    )
+    assert (model.width, model.region_width, model.stack.depth) == (48, 48, 1)
+    assert model.stack.block_00.attention.qkv.kernel.shape == (48, 3, 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vit(variant="H"), "Vit: unknown variant 'H'; choices: Ti, S, B, L"),
+        (lambda: vit(pool="max"), "Vit: unknown pool 'max'; choices: cls, mean"),
+        (lambda: vit(posemb="rope"), "Vit: unknown posemb 'rope'; choices: learned, sincos2d"),
+        (lambda: vit(attention="flash"), "unknown implementation 'flash'; choices: xla, cudnn"),
+        (lambda: vit(attention="cudnn"), "'cudnn' with dtype float32; expected bfloat16"),
+        (lambda: vit(remat="some"), "unknown remat 'some'; choices: none, full, dots"),
+        (lambda: vit(width=15), "Vit: width 15, depth 2, num_heads 2; .* a multiple of num_heads"),
+        (lambda: vit(depth=0), "depth 0, num_heads 2; all must be at least 1"),
+        (lambda: vit(dropout=1.0), "dropout 1.0; expected at least 0 and below 1"),
+        (lambda: vit(image_size=0), "image_size 0; expected a multiple of patch_size 8"),
+        (lambda: vit(image_size=20), "image_size 20; expected a multiple of patch_size 8"),
+        (lambda: vit(posemb="sincos2d", width=6), "sincos2d with width 6; expected width % 4 = 0"),
+        (
+            lambda: Vit(image_size=32, width=16, rngs=nnx.Rngs(0)),
+            r"Vit: depth, num_heads not given; .* a variant \(Ti, S, B, L\)",
+        ),
+        (lambda: text(pool="last"), "Text: unknown pool 'last'; choices: cls, eos, mean"),
+        (lambda: text(word_layers=3), "Text: word_layers 3; expected 1 to depth 2"),
+    ],
+)
+def test_wrong_options_name_the_choices(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("make", [functools.partial(make_vit, pool="cls"), make_text])
+def test_every_axis_of_every_parameter_has_a_name(make, scan_layers):
+    model = nnx.eval_shape(lambda: make(scan_layers=scan_layers, rngs=nnx.Rngs(0)))
+    params = params_of(model)
+    specs = nnx.to_pure_dict(nnx.get_partition_spec(nnx.state(model, nnx.Param)))
+    named = jax.tree.leaves_with_path(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    assert len(named) == len(jax.tree.leaves(params))
+    for (path, spec), leaf in zip(named, jax.tree.leaves(params), strict=True):
+        assert len(spec) == leaf.ndim, path
+        assert set(spec) <= set(LOGICAL_AXES), path
+        assert ("layers" in spec) == ("blocks" in jax.tree_util.keystr(path)), path
+        assert len(set(spec)) == len(spec), path  # else two axes would claim one mesh axis
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_state_is_a_dict_with_string_keys_and_no_random_state(scan_layers):
+    model = text(scan_layers=scan_layers, dropout=0.1)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    assert not nnx.to_pure_dict(rest)
+    pure = nnx.to_pure_dict(params)
+    for path, _ in jax.tree.leaves_with_path(pure):
+        assert all(isinstance(entry.key, str) for entry in path)
+    assert_close(nnx.merge(graphdef, pure)(*texts()), model(*texts()), 1e-6)
+
+
+def silence_blocks(model: nnx.Module) -> None:
+    """Zeroes what every block adds, so that the stack is the identity."""
+    for index in range(model.stack.depth):
+        block = getattr(model.stack, f"block_{index:02d}")
+        for layer in (block.attention.out, block.mlp.out):
+            layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+
+
+@pytest.mark.parametrize(("pool", "row", "column"), [("mean", 0, 2), ("mean", 2, 1), ("cls", 1, 0)])
+def test_regions_are_the_patches_in_row_major_order(pool, row, column):
+    model = vit(pool=pool)
+    silence_blocks(model)
+    assert model.grid == (3, 3)
+    dark = images()
+    bright = dark.at[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].add(3.0)
+    local = run(model, jnp.concatenate([dark, bright])).local  # the first two rows are dark
+    change = np.abs(local[2:] - local[:2]).max(axis=(0, 2))
+    assert change.shape == (9,)
+    assert np.flatnonzero(change > 1e-6).tolist() == [3 * row + column]
+
+
+def test_vit_pooling():
+    mean, cls = vit(pool="mean")(images()), run(vit(pool="cls"), images())
+    np.testing.assert_allclose(mean.pooled, mean.local.mean(axis=1), atol=1e-6)
+    assert cls.pooled.shape == (2, 16)
+    assert cls.local.shape == mean.local.shape == (2, 9, 16)
+    assert np.abs(cls.pooled - cls.local.mean(axis=1)).max() > 1e-2
+
+
+def test_sincos_positions_are_the_closed_form_and_no_parameters():
+    table = sincos2d_positions((2, 3), 8)
+    assert table.shape == (6, 8)
+    x, y = 2.0, 1.0  # the last patch
+    expected = [f(p * w) for p in (x, y) for f in (np.sin, np.cos) for w in (1.0, 0.01)]
+    np.testing.assert_allclose(table[5], expected, rtol=1e-6)
+    np.testing.assert_array_equal(table[0], [0, 0, 1, 1, 0, 0, 1, 1])
+    model = vit(posemb="sincos2d")
+    assert "position" not in params_of(model)
+    silence_blocks(model)
+    local = run(model, jnp.ones((2, 24, 24, 1))).local[0]
+    assert np.abs(local[:, None] - local[None] + np.eye(9)[..., None]).max(axis=2).min() > 1e-3
+
+
+@pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
+def test_padding_changes_nothing(pool):
+    model = text(pool=pool, word_layers=2)
+    tokens, mask = texts(length=7)
+    short = run(model, tokens, mask)
+    longer_tokens, longer_mask = texts(length=9)
+    garbage = np.where(longer_mask, longer_tokens, np.int32(17))
+    garbage[:, -1] = -5  # not even an id
+    for padded in (longer_tokens, garbage):
+        longer = model(padded, longer_mask)
+        np.testing.assert_allclose(longer.pooled, short.pooled, atol=1e-6)
+        np.testing.assert_allclose(longer.local[:, :7][mask], short.local[mask], atol=1e-6)
+    np.testing.assert_array_equal(longer.mask, longer_mask)
+
+
+def test_text_pooling():
+    tokens, mask = texts()
+    cls, eos, mean = (text(pool=pool)(tokens, mask) for pool in ("cls", "eos", "mean"))
+    np.testing.assert_array_equal(cls.local, eos.local)
+    np.testing.assert_array_equal(cls.pooled, cls.local[:, 0])
+    np.testing.assert_array_equal(eos.pooled, eos.local[np.arange(2), [6, 4]])
+    for row, length in enumerate((7, 5)):
+        np.testing.assert_allclose(
+            mean.pooled[row], mean.local[row, :length].mean(axis=0), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
+def test_a_row_without_tokens_is_finite_and_leaves_the_others_alone(pool):
+    model = text(pool=pool, depth=1)
+    tokens, mask = texts()
+    hidden = np.array(mask)
+    hidden[1] = False
+    features = model(tokens, hidden)
+    assert np.isfinite(features.pooled).all()
+    assert np.isfinite(features.local).all()
+    np.testing.assert_allclose(features.pooled[0], model(tokens, mask).pooled[0], atol=1e-6)
+    for leaf in jax.tree.leaves(gradient(model, tokens, hidden)):
+        assert np.isfinite(leaf).all()
+
+
+def test_wrong_shapes_name_the_right_ones():
+    with pytest.raises(ValueError, match=r"\(2, 32, 24, 1\); expected \[B, 24, 24, 1\]"):
+        vit()(jnp.zeros((2, 32, 24, 1)))
+    with pytest.raises(ValueError, match=r"\(2, 10\), .* expected \[N, L\], L <= 9"):
+        text()(*texts(length=10))
+
+
+@pytest.mark.parametrize("word_layers", [1, 2])
+def test_scanned_equals_unscanned(word_layers):
+    options = {"word_layers": word_layers, "dropout": 0.3}
+    plain = text(**options)
+    scanned = scanned_from(params_of(plain), text(**options, scan_layers=True))
+    inputs = texts()
+    assert_close(scanned(*inputs), plain(*inputs), 1e-5)
+    # The same key gives the same dropout, so that a run may switch between the two forms.
+    a, b = (model(*inputs, train=True, rngs=nnx.Rngs(5)) for model in (scanned, plain))
+    assert_close(a, b, 1e-5)
+
+
+@pytest.mark.slow
+def test_rematerialised_and_scanned_stacks_keep_the_gradient():
+    make, inputs = functools.partial(text, word_layers=2), texts()
+    plain = make()
+    expected = gradient(plain, *inputs)
+    assert_close(gradient(make(remat="full"), *inputs), expected, 1e-5)
+    stacked = params_of(scanned_from(expected, make(scan_layers=True)))
+    for remat in ("full", "dots"):
+        model = scanned_from(params_of(plain), make(scan_layers=True, remat=remat))
+        assert_close(gradient(model, *inputs), stacked, 1e-5)
+        assert "remat" in str(jax.make_jaxpr(lambda *inputs, m=model: m(*inputs))(*inputs))
+
+
+PRECISION = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+
+
+def counting_stack(**options: Any) -> Stack:
+    """Two blocks that each add exactly 1 + 1 to every feature."""
+    make = functools.partial(Stack, Size(**SIZE), None, attention="xla", remat="none", **PRECISION)
+    stack = randomized(functools.partial(make, **options))
+    blocks = [stack.blocks] if stack.scan_layers else [stack.block_00, stack.block_01]
+    for block in blocks:
+        for layer in (block.attention.out, block.mlp.out):
+            layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+            layer.bias[...] = jnp.ones_like(layer.bias[...])
+    return stack
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_stack_sums_its_last_outputs(scan_layers):
+    stack = counting_stack(scan_layers=scan_layers, dropout=0.0)
+    for last, expected in ((1, 4.0), (2, 2.0 + 4.0)):
+        final, summed = stack(jnp.zeros((2, 9, 16)), last=last)
+        np.testing.assert_array_equal(final, np.full((2, 9, 16), 4.0))
+        np.testing.assert_array_equal(summed, np.full((2, 9, 16), expected))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_layer_drops_something_else(scan_layers):
+    stack = counting_stack(scan_layers=scan_layers, dropout=0.5)
+    final, summed = stack(jnp.zeros((2, 9, 16)), key=jax.random.key(0), last=2)
+    first, second = np.array(summed - final), np.array(final - (summed - final))
+    for added in (first, second):
+        assert set(np.unique(added)) == {0.0, 2.0, 4.0}  # two draws of 0 or 1 / keep rate
+        assert abs(added.mean() - 2.0) < 0.4  # deviation of the mean: sqrt(2 / 288) = 0.08
+    assert 0.2 < np.mean(first == second) < 0.55  # independent: 1/16 + 1/4 + 1/16 = 0.375
+
+
+def test_dropout_needs_training_and_a_key():
+    model = text(dropout=0.5)
+    inputs = texts()
+    quiet = model(*inputs)
+    assert_close(model(*inputs, rngs=nnx.Rngs(1)), quiet, 0.0)
+    assert_close(model(*inputs, train=True), quiet, 0.0)
+    noisy = [model(*inputs, train=True, rngs=nnx.Rngs(seed)) for seed in (1, 1, 2)]
+    assert_close(noisy[0], noisy[1], 0.0)
+    assert np.abs(noisy[0].pooled - quiet.pooled).max() > 1e-2
+    assert np.abs(noisy[0].pooled - noisy[2].pooled).max() > 1e-2
+
+
+def test_block_is_the_pre_norm_residual_form():
+    make = functools.partial(Block, Size(**SIZE), None, dropout=0.0, attention="xla", **PRECISION)
+    block = randomized(make)
+    p = jax.tree.map(lambda leaf: np.array(leaf, np.float64), params_of(block))
+    x = np.random.default_rng(0).normal(size=(2, 9, 16))
+    _, mask = texts()
+
+    def norm(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p["scale"] + p["bias"]
+
+    def linear(equation: str, x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
+        return np.einsum(equation, x, p["kernel"]) + p["bias"]
+
+    qkv = linear("nld,dche->nlche", norm(x, p["attention_norm"]), p["attention"]["qkv"])
+    q, k, v = np.moveaxis(qkv, 2, 0)
+    logits = np.einsum("nqhe,nkhe->nhqk", q, k) / np.sqrt(8)
+    weights = np.exp(logits) * mask[:, None, None]
+    weights /= weights.sum(-1, keepdims=True)
+    attended = np.einsum("nhqk,nkhe->nqhe", weights, v)
+    y = x + linear("nqhe,hed->nqd", attended, p["attention"]["out"])
+    hidden = linear("nld,dm->nlm", norm(y, p["mlp_norm"]), p["mlp"]["wide"])
+    hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / np.sqrt(2)))  # GELU
+    y = y + linear("nlm,md->nld", hidden, p["mlp"]["out"])
+    np.testing.assert_allclose(block(jnp.asarray(x, jnp.float32), mask), y, atol=1e-5)
+
+
+def test_new_layers_have_unit_gain_and_differ():
+    size, options = Size(64, 2, 2), {"dropout": 0.0, "attention": "xla", "remat": "none"}
+    stack = Stack(size, None, scan_layers=True, rngs=nnx.Rngs(0), **options, **PRECISION)
+    attention = stack.blocks.attention
+    for layer in (attention.qkv, attention.out):
+        kernel = np.array(layer.kernel[...])
+        np.testing.assert_allclose(kernel.std(axis=tuple(range(1, kernel.ndim))) * 8, 1, atol=0.05)
+        assert not layer.bias[...].any()
+        assert np.abs(kernel[0] - kernel[1]).mean() > 0.05
