@@ -1,0 +1,202 @@
+"""Image-report retrieval in both directions, with duplicates, ties and chance done exactly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrl.evaluators import statistics
+from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.types import InputError
+
+PROTOCOL = "retrieval@1"
+
+
+def best_match_ranks(
+    queries: np.ndarray, candidates: np.ndarray, groups: np.ndarray, *, chunk: int = 1024
+) -> np.ndarray:
+    """Rank of each query's best match among all candidates; 1 is first.
+
+    Candidate j matches query i when groups[i] == groups[j]. Ties are pessimistic: the rank is 1
+    plus the number of non-matching candidates that score at least the best match, within
+    `statistics.TIE`. At most chunk x chunk scores are held at once.
+
+    Args:
+      queries, candidates: f32[N, D], L2-normalised; row i of one belongs to row i of the other.
+      groups: i[N].
+      chunk: rows and columns of one block of scores.
+
+    Returns:
+      i64[N], each from 1 to N.
+    """
+    size = len(groups)
+    # Sorted by group, the matches of a block of queries lie in one band of candidates, so the
+    # best match needs little more than the diagonal blocks.
+    order = np.argsort(groups, kind="stable")
+    queries, candidates, groups = queries[order], candidates[order], groups[order]
+    ranks = np.empty(size, np.int64)
+    for start in range(0, size, chunk):
+        stop = min(start + chunk, size)
+        block, own = queries[start:stop], groups[start:stop, None]
+        first = int(np.searchsorted(groups, own[0, 0], "left"))
+        last = int(np.searchsorted(groups, own[-1, 0], "right"))
+        best = np.full((stop - start, 1), -np.inf, np.float32)
+        for low in range(first, last, chunk):
+            high = min(low + chunk, last)
+            scores = block @ candidates[low:high].T
+            scores[groups[low:high] != own] = -np.inf
+            best = np.maximum(best, scores.max(axis=1, keepdims=True))
+        ahead = np.zeros(stop - start, np.int64)
+        for low in range(0, size, chunk):
+            scores = block @ candidates[low : low + chunk].T
+            other = groups[low : low + chunk] != own
+            ahead += ((scores >= best - statistics.TIE) & other).sum(axis=1)
+        ranks[order[start:stop]] = 1 + ahead
+    return ranks
+
+
+def matches_per_item(groups: np.ndarray) -> np.ndarray:
+    """i64[N]: how many items, itself included, match each item."""
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return counts[inverse]
+
+
+def recall_chance(groups: np.ndarray, k: int) -> float:
+    """Expected R@k of a random order of all candidates.
+
+    With g matches among N candidates, the first k contain none with the hypergeometric
+    probability C(N - g, k) / C(N, k); averaged over queries. An encoder gives identical texts one
+    score, so its guesses find them together or not at all, a little less often than this.
+
+    Args:
+      groups: i[N].
+      k: number of candidates looked at.
+    """
+    size = len(groups)
+    sizes, times = np.unique(matches_per_item(groups), return_counts=True)
+    place = np.arange(min(k, size))
+    missed = np.clip((size - sizes[:, None] - place) / (size - place), 0, None).prod(axis=1)
+    return float(((1 - missed) * times).sum() / size)
+
+
+def rank_chance(groups: np.ndarray) -> tuple[float, float]:
+    """(mean, median) of the best match's rank under a random order, pooled over queries.
+
+    The first of g matches among N stands at (N + 1) / (g + 1) on average. The median is that of
+    the pooled distribution, halfway when the probability is exactly one half at a rank.
+
+    Args:
+      groups: i[N].
+    """
+    size = len(groups)
+    sizes, times = np.unique(matches_per_item(groups), return_counts=True)
+    share = times / size
+    mean = float((share * (size + 1) / (sizes + 1)).sum())
+    place = np.arange(size)
+    later = np.zeros(size)  # Probability that the rank is greater than 1, 2, ... N.
+    for matches, weight in zip(sizes.tolist(), share.tolist(), strict=True):
+        later += weight * np.cumprod(np.clip((size - matches - place) / (size - place), 0, None))
+    low = 1 + int(np.argmax(later <= 0.5 + 1e-9))
+    high = 1 + int(np.argmax(later < 0.5 - 1e-9))
+    return mean, (low + high) / 2
+
+
+class Retrieval(Evaluator):
+    """Finds the report of an image among all reports, and the image of a report.
+
+    A query's rank is that of its best-ranked match; every example of its group matches, because
+    nobody can tell identical reports apart. Figures depend on the number of pairs, so they
+    compare only at equal N, which every result states. Intervals draw patients; queries of
+    several patients with the same text still rise and fall together. Protocol "retrieval@1".
+
+    Args:
+      predict, data: as for every evaluator.
+      max_pairs: evaluates a subset of this many pairs, drawn once from `seed` and the same for
+        every checkpoint; None takes all.
+      ks: the k of R@k.
+      chunk: rows and columns of one block of scores; bounds memory, does not change results.
+      bootstrap: draws for the intervals; 0 gives none.
+      seed: of the subset and of the bootstrap.
+
+    Raises:
+      InputError: no examples, or options out of range.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        data: HeldOut,
+        *,
+        max_pairs: int | None = None,
+        ks: Sequence[int] = (1, 5, 10),
+        chunk: int = 1024,
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        statistics.at_least(1, max_pairs=max_pairs, chunk=chunk, ks=min(ks, default=0))
+        statistics.at_least(0, bootstrap=bootstrap, seed=seed)
+        if not len(data):
+            raise InputError(f"{data.name} holds no examples, retrieval needs at least one")
+        super().__init__(predict, statistics.fixed_subset(data, max_pairs, seed))
+        self.ks = tuple(sorted(set(ks)))
+        self.chunk, self.bootstrap, self.seed = chunk, bootstrap, seed
+        self.not_drawn = len(data) - len(self.data)
+
+    def run(self, state: Any) -> Results:
+        """Evaluates `state`; values are "{direction}/R@{k}", "/median_rank" and "/mean_rank".
+
+        Raises:
+          FloatingPointError: an embedding is not finite.
+        """
+        data = self.data
+        images = self.predict.images(state, data)["image.embedding"]
+        texts = self.predict.texts(state, data, data.texts)["text.embedding"]
+        images = statistics.unit_rows(images, "image.embedding", data.ids)
+        texts = statistics.unit_rows(texts, "text.embedding", data.ids)
+        groups = np.asarray(data.groups)
+        ranks = {
+            "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
+            "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
+        }
+        matches = matches_per_item(groups)
+        return Results(
+            protocol=PROTOCOL,
+            values=self._values(ranks, groups, np.asarray(data.patients)),
+            n=len(data),
+            data={"name": data.name, "sha256": data.sha256},
+            preprocessing=data.preprocessing,
+            excluded={"not drawn (max_pairs)": self.not_drawn} if self.not_drawn else {},
+            details={
+                "duplicates": int((matches > 1).sum()),
+                "duplicate_share": float((matches > 1).mean()),
+                "groups": len(np.unique(groups)),
+                # Every candidate ties, so all non-matching ones stand ahead.
+                "constant_predictor": {
+                    f"R@{k}": float((len(data) - matches + 1 <= k).mean()) for k in self.ks
+                },
+                "ties": f"pessimistic, within {statistics.TIE:g}",
+                "options": {"seed": self.seed, "bootstrap": self.bootstrap},
+            },
+        )
+
+    def _values(
+        self, ranks: dict[str, np.ndarray], groups: np.ndarray, patients: np.ndarray
+    ) -> dict[str, Estimate]:
+        mean_chance, median_chance = rank_chance(groups)
+        options: dict[str, Any] = {"samples": self.bootstrap, "seed": self.seed}
+        values = {
+            f"{direction}/R@{k}": statistics.estimate(
+                rank <= k, patients, chance=recall_chance(groups, k), **options
+            )
+            for direction, rank in ranks.items()
+            for k in self.ks
+        }
+        for direction, rank in ranks.items():
+            values[f"{direction}/median_rank"] = statistics.estimate(
+                rank, patients, chance=median_chance, statistic="median", **options
+            )
+        for direction, rank in ranks.items():
+            values[f"{direction}/mean_rank"] = statistics.estimate(
+                rank, patients, chance=mean_chance, **options
+            )
+        return values
