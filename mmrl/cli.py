@@ -2,14 +2,19 @@
 
 Exit status 0: done; 2: something given was wrong (one line on stderr says what, and what is
 allowed); 3: training stopped on a non-finite loss; anything else is a bug and shows a traceback.
+
+Each command keeps its flags to itself (`new_flags`), so that importing two of them, from a
+notebook or a test, cannot clash.
 """
 
 import re
+import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import flags
+from ml_collections import config_flags
 
 from mmrl.types import InputError
 
@@ -18,60 +23,38 @@ class NonFiniteError(RuntimeError):
     """The loss or its gradient stopped being finite; the message names step and records."""
 
 
-def fail(message: str, code: int = 2) -> None:
-    """Prints one line to stderr and exits."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(code)
+def new_flags() -> flags.FlagValues:
+    """An empty set of flags for one command, with --help."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values, short_name="h")
+    return values
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; what the user got wrong ends in one line, not a trace."""
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+def define_config(values: flags.FlagValues, help_text: str) -> Any:
+    """--config=FILE.py[:variant,...] with --config.KEY=VALUE overrides of existing keys."""
+    return config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], values: flags.FlagValues, doc: str | None) -> None:
+    """Parses sys.argv and runs `main`; what the user got wrong ends in one line, not a trace.
+
+    Args:
+      main: reads its flags from `values`.
+      doc: the module's docstring, for --help.
+    """
+    arguments = list(sys.argv)
+    if {"--help", "-h", "-help"} & set(arguments[1:]):
+        print(f"{doc or ''}\n{values.get_help()}")
+        return
+    _parse(arguments, values)
+    # Grain reads absl's global flags when it starts worker processes.
+    flags.FLAGS.mark_as_parsed()
     try:
         main()
     except InputError as error:
-        fail(str(error))
+        _fail(str(error), 2)
     except NonFiniteError as error:
-        fail(str(error), 3)
-
-
-def _parse(arguments: Sequence[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(list(arguments))
-    except (InputError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(_explain(error, arguments))
-        raise AssertionError from None  # fail() does not return
-    except (FileNotFoundError, ModuleNotFoundError) as error:
-        fail(f"cannot read the file of --config: {error}")
-        raise AssertionError from None
-    if len(rest) > 1:
-        fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    return rest
-
-
-def _explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Adds to a config override's error which overrides exist beside the misspelt one."""
-    text = str(error).strip("'\"")
-    for argument in arguments:
-        match = re.match(r"--config\.([\w.]+)", argument)
-        if match and match.group(1).split(".")[-1] in text:
-            return f"{argument}: {text}; {_siblings(match.group(1))}"
-    return text
-
-
-def _siblings(path: str) -> str:
-    # The config is loaded by the time an override fails, even if the flag is not marked parsed.
-    config = flags.FLAGS["config"].value
-    parts = path.split(".")
-    reached = "config"
-    for part in parts[:-1]:
-        if config is None or part not in config:
-            break
-        config, reached = config[part], f"{reached}.{part}"
-    return f"keys of {reached}: {', '.join(sorted(config)) if config is not None else 'unknown'}"
+        _fail(str(error), 3)
 
 
 def required(name: str, value: Any) -> Any:
@@ -80,6 +63,55 @@ def required(name: str, value: Any) -> Any:
     Raises:
       InputError: not given.
     """
-    if not value:
+    try:
+        given = value is not None and len(list(value)) > 0
+    except OSError as error:  # a config whose file was not found answers so to every question
+        raise InputError(f"cannot read the file of --{name}: {error}") from None
+    if not given:
         raise InputError(f"missing --{name}=...; see --help")
     return value
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    try:
+        rest = values(list(arguments))
+    except (InputError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(_explain(error, arguments), 2)
+    except (OSError, ImportError, SyntaxError) as error:
+        _fail(f"cannot read the file of --config: {error}", 2)
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; options are written --name=value", 2)
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> str:
+    """One line for a flag that failed; for a config override, with the keys that exist."""
+    text = str(error.args[0] if error.args else error).strip()
+    # The config library quotes the traceback of a config file that raised; its last line says why.
+    if "Traceback" in text:
+        text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.splitlines()[-1])
+    for argument in arguments if isinstance(error, AttributeError | KeyError) else ():
+        parts = argument.partition("=")[0].removeprefix("--config.").split(".")
+        named = [n for n, part in enumerate(parts) if re.search(rf"\b{re.escape(part)}\b", text)]
+        if argument.startswith("--config.") and named:
+            wrong = named[-1]
+            hint = re.search(r"Did you mean [^?]*\?", text)
+            reason = hint.group(0) if hint else f"no key {parts[wrong]!r};"
+            return f"{argument}: {reason} {_siblings(parts[:wrong], arguments)}"
+    return text
+
+
+def _siblings(parents: Sequence[str], arguments: Sequence[str]) -> str:
+    """The keys below `parents`, from the config file itself: the flag failed to parse."""
+    given = (a.split("=", 1)[1] for a in arguments if a.startswith("--config="))
+    file, _, variant = next(given, "").partition(":")
+    if not file:
+        return "(no --config=FILE.py given)"
+    config = runpy.run_path(file)["get_config"](*([variant] if variant else []))
+    for part in parents:
+        config = config[part]
+    return f"keys of {'.'.join(('config', *parents))}: {', '.join(sorted(config))}"

@@ -73,7 +73,7 @@ class Console:
             self._progress = None
 
     def results(self, title: str, results: Mapping[str, Results]) -> None:
-        """Headline figures with interval, chance and N; single kinds and ranks are in the report."""
+        """Headline figures with interval, chance and N; kinds and ranks are left to the report."""
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
         for column in ("figure", "value", "95 % interval", "chance", "N", "protocol"):
             table.add_column(column, no_wrap=True)
@@ -87,8 +87,8 @@ class Console:
                 chance = "" if estimate.chance is None else f"{estimate.chance:.3f}"
                 value, count = f"{estimate.value:.3f}", str(estimate.n)
                 table.add_row(f"{name}/{key}", value, interval, chance, count, result.protocol)
-            for reason, count in result.excluded.items():
-                table.add_row(f"{name}: {count} excluded, {reason}")
+            for reason, left_out in result.excluded.items():
+                table.add_row(f"{name}: {left_out} excluded, {reason}")
         self._out.print(table)
 
 

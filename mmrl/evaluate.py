@@ -9,7 +9,6 @@ Everything comes from the checkpoint: model, tokenizer, preprocessing, data and 
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from mmrl import cli, config, reporting, run
 from mmrl.console import Console
@@ -17,13 +16,18 @@ from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Take data source and evaluators from this config, not from the run."
+_FLAGS = cli.new_flags()
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=_FLAGS)
+_CONFIG = cli.define_config(
+    _FLAGS, "Data source and evaluators from this config, not from the run."
 )
-_SPLIT = flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint; default: the latest.")
-_OUT = flags.DEFINE_string("out", None, "Default: WORKDIR/evaluations/SPLIT-STEP.")
+_SPLIT = flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.", flag_values=_FLAGS)
+_STEP = flags.DEFINE_integer(
+    "step", None, "The checkpoint; default: the latest.", flag_values=_FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Default: WORKDIR/evaluations/SPLIT-STEP.", flag_values=_FLAGS
+)
 
 
 def main() -> None:
@@ -61,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS, __doc__)

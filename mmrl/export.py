@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
-from ml_collections import config_flags
 
 from mmrl import build, checkpoint, cli, config, run
 from mmrl.console import Console
@@ -31,16 +30,25 @@ FORMATS = ("parquet", "npz")
 SPLITS = ("train", "val", "test", "all")
 _SPLITS_OF_ALL = SPLITS[:3]
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose encoders to use.")
-_OUT = flags.DEFINE_string("out", None, "Folder for shards and manifest.json.")
-_SPLIT = flags.DEFINE_string("split", "all", f"One of {', '.join(SPLITS)}.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Take the data source from this config, not from the run."
+_FLAGS = cli.new_flags()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run whose encoders to use.", flag_values=_FLAGS
 )
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint; default: the latest.")
-_FORMAT = flags.DEFINE_string("format", "parquet", f"One of {', '.join(FORMATS)}.")
-_REGIONS = flags.DEFINE_bool("regions", False, "Also write region features f32[R, D'].")
-_SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Records per shard.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder for shards and manifest.json.", flag_values=_FLAGS)
+_SPLIT = flags.DEFINE_string("split", "all", f"One of {', '.join(SPLITS)}.", flag_values=_FLAGS)
+_CONFIG = cli.define_config(_FLAGS, "The data source from this config, not from the run.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "The checkpoint; default: the latest.", flag_values=_FLAGS
+)
+_FORMAT = flags.DEFINE_string(
+    "format", "parquet", f"One of {', '.join(FORMATS)}.", flag_values=_FLAGS
+)
+_REGIONS = flags.DEFINE_bool(
+    "regions", False, "Also write region features f32[R, D'].", flag_values=_FLAGS
+)
+_SHARD_SIZE = flags.DEFINE_integer(
+    "shard_size", 4096, "Records per shard.", lower_bound=1, flag_values=_FLAGS
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS, __doc__)

@@ -6,14 +6,14 @@ python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from mmrl import cli, reporting, train
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, FILE.py[:variant,...]; --config.KEY=VALUE overrides."
+_FLAGS = cli.new_flags()
+_CONFIG = cli.define_config(_FLAGS, "The experiment.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run directory, created or continued.", flag_values=_FLAGS
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, created or continued.")
 
 
 def main() -> None:
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS, __doc__)

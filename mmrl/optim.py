@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mmrl import build
@@ -79,9 +80,11 @@ def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
             f"config.total_steps={total_steps}"
         )
     peak = float(config["learning_rate"])
-    return optax.schedules.warmup_cosine_decay_schedule(
+    curve = optax.schedules.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, total_steps, peak * float(config["end_fraction"])
     )
+    # An integer count would need implicit promotion inside optax.
+    return lambda count: curve(jnp.asarray(count, jnp.float32))
 
 
 def make(

@@ -122,10 +122,12 @@ class TrainStep:
         layout |= {"params": params, "variables": variables}
         layout["opt_state"] = optax.tree_map_params(
             self.optimizer,
-            lambda _, s: s,
+            lambda leaf, s: leaf if isinstance(leaf, optax.MaskedNode) else s,
             self.abstract["opt_state"],
             params,
             transform_non_params=lambda _: everywhere,
+            # Where a rule freezes a parameter, the optimizer keeps a placeholder.
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
         if "ema" in layout:
             layout["ema"] = params

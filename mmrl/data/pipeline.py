@@ -104,7 +104,9 @@ class _Example:
     def __call__(self, item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         options, index = self.options, item["index"]
         # Separate generators: switching an image jitter on leaves the perturbations as they were.
-        image_rng, text_rng = rng.spawn(2)
+        # Not rng.spawn: Grain reuses generators and sets their state, but spawn counts calls.
+        seeds = rng.integers(0, 2**63, size=2)
+        image_rng, text_rng = (np.random.default_rng(seed) for seed in seeds)
         image = augment(
             item["image"],
             image_rng,

@@ -1,0 +1,41 @@
+"""Shared by all tests: float32 exactness, strict promotion, flags that count as parsed."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+# Eight fake devices in this process; commands that tests start have one, unless told otherwise.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_platforms", "cpu")
+flags.FLAGS.mark_as_parsed()  # grain reads flags when it starts worker processes
+
+# Tests run small arrays once: compiling costs more than computing.
+jax.config.update("jax_disable_most_optimizations", True)
+# Many tests compile the same small step; the second time it comes from this session's cache.
+_CACHE = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real files; the test skips where there is none."""
+    folder = Path(os.environ.get("MMRL_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MMRL_REAL_DATA")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No dtype changes by itself in our mathematics; optax's Adam relies on promotion inside."""
+    standard = request.node.get_closest_marker("optax") is not None
+    with jax.numpy_dtype_promotion("standard" if standard else "strict"):
+        yield

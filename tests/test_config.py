@@ -1,0 +1,125 @@
+"""Config: every shipped one is valid, nothing misspelt passes, resuming guards the experiment."""
+
+import runpy
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from mmrl import build
+from mmrl import config as configs
+from mmrl.types import InputError
+from tests.conftest import ROOT
+
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py"))
+
+
+def pretrain(variant=""):
+    return runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"](variant)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path: Path):
+    configs.validate(runpy.run_path(str(path))["get_config"]())
+
+
+@pytest.mark.parametrize("variant", ["smoke", "table", "table,smoke"])
+def test_variants_of_the_default(variant):
+    config = pretrain(variant)
+    if "table" in variant:
+        with pytest.raises(InputError, match="needs a value for: path"):
+            configs.validate(config)
+        config.data.path = "pairs.csv"
+    configs.validate(config)
+
+
+def broken(change):
+    config = pretrain()
+    with config.unlocked():
+        change(config)
+    return config
+
+
+def put(path, value):
+    def change(config):
+        *parents, last = path.split("/")
+        for part in parents:
+            config = config[part]
+        config[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (put("optimiser", 1), "unknown key in config 'optimiser' (did you mean 'optimizer'?)"),
+        (put("optimizer/lr", 1), "unknown key in config.optimizer 'lr'"),
+        (put("data/image_sise", 1), "unknown option in config.data 'image_sise' (did you mean"),
+        (put("data/source", "phantm"), "unknown source 'phantm' (did you mean 'phantom'?)"),
+        (put("model/embed_dmi", 1), "unknown key in config.model 'embed_dmi'"),
+        (put("model/image/name", "vgg"), "unknown image encoder 'vgg'; choices: resnet, vit"),
+        (put("model/image/patches", 4), "unknown option in config.model.image 'patches'"),
+        (put("model/image/image_size", 4), "unknown option in config.model.image 'image_size'"),
+        (put("objectives/contrast", {"weight": 1.0}), "unknown objective 'contrast'"),
+        (
+            put("objectives/siglip", {"weight": 1.0, "tau": 1.0}),
+            "unknown option in config.objectives.siglip 'tau'; choices: bias, temperature",
+        ),
+        (put("objectives", ml_collections.ConfigDict()), "config.objectives is empty"),
+        (put("evaluators/recall", {}), "unknown evaluator 'recall'"),
+        (put("evaluators/retrieval/top", 3), "unknown option in config.evaluators.retrieval"),
+        (put("batch_size", 0), "config.batch_size=0 must be at least 1"),
+        (put("accumulation", 7), "must be a multiple of config.accumulation=7"),
+        (put("ema", 1.0), "config.ema=1.0 must be in [0, 1)"),
+        (lambda c: c.__delitem__("seed"), "config lacks 'seed'"),
+    ],
+)
+def test_refusals_are_one_line_with_the_choices(change, expected):
+    with pytest.raises(InputError) as error:
+        configs.validate(broken(change))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_list_all_choices():
+    with pytest.raises(InputError) as error:
+        build.find("objective", "global_contrastiv")
+    assert str(error.value) == (
+        "unknown objective 'global_contrastiv' (did you mean 'global_contrastive'?); choices: "
+        "global_contrastive, local_contrastive, perturbed_discrimination, siglip"
+    )
+
+
+def test_stored_configs_come_back_equal():
+    config = pretrain()
+    stored = configs.plain(config)
+    assert configs.plain(configs.from_plain(stored)) == stored
+    assert configs.from_plain(stored).to_dict() == config.to_dict()
+
+
+def test_a_run_may_be_extended_but_not_turned_into_another():
+    old, longer = configs.plain(pretrain()), pretrain()
+    longer.total_steps += 100
+    longer.eval_every = 7
+    longer.checkpoint.keep = 5
+    assert set(configs.check_resumable(old, longer)) == {
+        "total_steps",
+        "eval_every",
+        "checkpoint.keep",
+    }
+    other = pretrain()
+    other.model.embed_dim = 64
+    other.data.num_perturbed = 4
+    other.objectives.siglip = {"weight": 1.0}
+    with pytest.raises(InputError) as error:
+        configs.check_resumable(old, other)
+    for text in ("data.num_perturbed: 3 -> 4", "model.embed_dim: 128 -> 64", "objectives.siglip"):
+        assert text in str(error.value)
+
+
+def test_a_prefix_of_an_allowed_key_is_not_allowed():
+    old = configs.plain(pretrain())
+    new = {**old, "mesh_kind": 1}
+    with pytest.raises(InputError, match="mesh_kind"):
+        configs.check_resumable(old, new)

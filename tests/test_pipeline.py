@@ -1,0 +1,205 @@
+"""Batches depend on (corpus, config, seed, position) alone, and hold what types.Batch says."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from mmrl.data import perturb
+from mmrl.data.corpus import group_ids, read_corpus
+from mmrl.data.pipeline import Examples, Options, perturbed_arrays, training_batches
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.types import InputError
+from tests import toys
+
+CORPUS = toys.corpus()
+TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
+
+
+def options(**changes):
+    return Options.from_config({**toys.config().data.to_dict(), **changes})
+
+
+def batches(count, start=0, process=0, processes=1, seed=0, **changes):
+    iterator = training_batches(
+        CORPUS,
+        TOKENIZER,
+        options(**changes),
+        seed=seed,
+        batch_size=8,
+        with_perturbed=True,
+        process=process,
+        processes=processes,
+    )
+    if start:
+        iterator.set_state({"global_next_index": start * 8})
+    result = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return result
+
+
+def assert_equal(one, two):
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_batch_has_the_shapes_and_dtypes_of_the_contract():
+    (batch,) = batches(1)
+    shapes = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
+    assert shapes == {
+        "image": ("uint8", (8, 32, 32, 1)),
+        "tokens": ("int32", (8, 24)),
+        "token_mask": ("bool", (8, 24)),
+        "perturbed_tokens": ("int32", (8, 2, 24)),
+        "perturbed_mask": ("bool", (8, 2, 24)),
+        "perturbed_valid": ("bool", (8, 2)),
+        "perturbation": ("int8", (8, 2)),
+        "group": ("int32", (8,)),
+        "index": ("int32", (8,)),
+    }
+
+
+def test_same_seed_same_batches_whatever_the_threads_and_caches():
+    first = batches(12, brightness=0.3)
+    assert_equal(first, batches(12, brightness=0.3, num_threads=4, cache_images=True))
+    other = batches(12, brightness=0.3, seed=1)
+    assert any((a["index"] != b["index"]).any() for a, b in zip(first, other, strict=True))
+
+
+def test_worker_processes_give_the_same_batches():
+    assert_equal(batches(3), batches(3, num_workers=1))
+
+
+def test_resume_continues_with_the_exact_next_sample():
+    assert_equal(batches(10)[6:], batches(4, start=6))
+
+
+def test_global_batches_do_not_depend_on_the_number_of_processes():
+    whole = batches(3)
+    halves = [batches(3, process=p, processes=2) for p in (0, 1)]
+    for number, batch in enumerate(whole):
+        for name, array in batch.items():
+            parts = np.concatenate([half[number][name] for half in halves])
+            assert sorted(map(bytes, parts)) == sorted(map(bytes, array)), name
+
+
+def test_every_epoch_is_complete_and_freshly_shuffled_and_perturbed():
+    two = batches(16)
+    order = np.concatenate([batch["index"] for batch in two])
+    assert sorted(order[:64]) == sorted(order[64:]) == list(range(64))
+    assert (order[:64] != order[64:]).any()
+    by_index = [
+        {
+            int(i): p
+            for b in two[h : h + 8]
+            for i, p in zip(b["index"], b["perturbed_tokens"], strict=True)
+        }
+        for h in (0, 8)
+    ]
+    changed = sum((by_index[0][i] != by_index[1][i]).any() for i in range(64))
+    assert changed > 40
+
+
+def test_originals_are_the_tokenised_reports_and_copies_keep_their_words():
+    (batch,) = batches(1)
+    for row, index in enumerate(batch["index"]):
+        expected = TOKENIZER.encode(CORPUS.texts[index], 24)
+        np.testing.assert_array_equal(batch["tokens"][row], expected.tokens)
+        for copy in range(2):
+            same = (batch["perturbed_tokens"][row, copy] == expected.tokens).all()
+            if batch["perturbed_valid"][row, copy]:
+                assert not same
+
+
+def test_copies_that_differ_only_behind_the_cut_are_invalid():
+    """Swapping the last two of eight words is invisible to an encoder that reads six tokens."""
+    text = "a b c d e f g h"
+    rng = np.random.default_rng(0)
+    whole = options(text_length=40, perturbations=("shuffle_trigrams",), num_perturbed=8)
+    cut = options(text_length=3, perturbations=("shuffle_trigrams",), num_perturbed=8)
+    tokenizer = Tokenizer.train([text] * 20, vocab_size=280)
+    seen = perturbed_arrays(text, tokenizer.encode(text, 40).tokens, tokenizer, whole, rng)
+    assert seen["perturbed_valid"].all()
+    unseen = perturbed_arrays(text, tokenizer.encode(text, 3).tokens, tokenizer, cut, rng)
+    equal = (unseen["perturbed_tokens"] == tokenizer.encode(text, 3).tokens).all(axis=1)
+    np.testing.assert_array_equal(unseen["perturbed_valid"], ~equal)
+
+
+def test_reports_that_cannot_change_are_marked():
+    rng = np.random.default_rng(0)
+    word = TOKENIZER.encode("Normal.", 24).tokens
+    arrays = perturbed_arrays("Normal.", word, TOKENIZER, options(), rng)
+    assert not arrays["perturbed_valid"].any()
+    assert (arrays["perturbation"] == -1).all()
+
+
+def test_kinds_are_named_by_their_place_in_the_registry():
+    (batch,) = batches(1, perturbations=("reverse_words",), num_perturbed=1)
+    valid = batch["perturbed_valid"]
+    assert (batch["perturbation"][valid] == perturb.KINDS.index("reverse_words")).all()
+
+
+def test_groups_join_same_studies_and_same_texts():
+    groups = group_ids(
+        ["s1", "s1", "s2", "s3", "s4"],
+        ["No effusion.", "Clear.", "no  effusion", "CLEAR", "Large effusion."],
+    )
+    np.testing.assert_array_equal(groups, [0, 0, 0, 0, 4])
+    assert groups.dtype == np.int32
+
+
+def test_examples_are_padded_and_keep_their_order():
+    examples = Examples(CORPUS, TOKENIZER, options().preprocess(), 24)
+    rows = [(batch, count) for batch, count in examples.image_batches(24)]
+    assert [count for _, count in rows] == [24, 24, 16]
+    assert not rows[-1][0][16:].any()
+    np.testing.assert_array_equal(rows[1][0][3], examples.image(27))
+    tall = examples.image(0)[:, :, 0]  # 40 x 32 padded to a square: empty left and right
+    assert not tall[:, :3].any()
+    assert tall[:, 4:28].any()
+
+
+def test_digest_tells_inputs_apart():
+    digests = {
+        Examples(toys.corpus(n), TOKENIZER, options(image_size=s).preprocess(), length).sha256
+        for n, s, length in ((64, 32, 24), (63, 32, 24), (64, 48, 24), (64, 32, 25))
+    }
+    assert len(digests) == 4
+
+
+def test_caches_stay_at_home_when_work_is_sent_to_a_process():
+    from mmrl.data.pipeline import _Load
+
+    load = _Load(CORPUS, options().preprocess(), True)
+    load(3)
+    copy = pickle.loads(pickle.dumps(load))
+    assert load.cache and copy.cache == {}
+
+
+def test_too_small_a_corpus_is_refused():
+    with pytest.raises(InputError, match="toy/train has 6 usable records, fewer than"):
+        training_batches(
+            toys.corpus(6), TOKENIZER, options(), seed=0, batch_size=8, with_perturbed=True
+        )
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(InputError, match="unknown kind 'shuffle' in config"):
+        options(perturbations=("shuffle",))
+
+
+def test_empty_reports_are_rejected_with_their_reason():
+    class Silent(toys.ToySource):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            if index < 3:
+                record = type(record)(**{**record.__dict__, "sections": {"findings": " "}})
+            return record
+
+    corpus = read_corpus("toy/train", Silent(10), sections=("findings",))
+    assert [reject.reason for reject in corpus.rejects] == ["empty_report"] * 3
+    assert len(corpus) == 7 and corpus.record(0).id == "toy:3"
+    with pytest.raises(InputError, match=r"no usable record .*3 empty_report"):
+        read_corpus("toy/train", Silent(3), sections=("findings",))

@@ -1,0 +1,295 @@
+"""The train step: one loss on 1, 2 and 8 devices, rules per parameter, honest bookkeeping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmrl import checkpoint, metrics, optim, sharding
+from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.models.layers import LOGICAL_AXES
+from mmrl.step import TrainStep
+from mmrl.types import InputError
+from tests import toys
+
+pytestmark = pytest.mark.optax
+
+CORPUS = toys.corpus()
+TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
+ALL = {
+    "global_contrastive": {"weight": 1.0},
+    "local_contrastive": {"weight": 0.1},
+    "perturbed_discrimination": {"weight": 0.1},
+    "siglip": {"weight": 0.5},
+}
+
+
+def host_batches(config, count=1):
+    iterator = training_batches(
+        CORPUS,
+        TOKENIZER,
+        Options.from_config(config.data),
+        seed=0,
+        batch_size=config.batch_size,
+        with_perturbed=True,
+    )
+    result = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return result
+
+
+def build(config, devices=1, axes=None):
+    mesh = sharding.make_mesh(
+        axes or {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:devices]
+    )
+    return TrainStep(config, TOKENIZER.vocab_size, mesh, host_batches(config)[0])
+
+
+def place(step, batch):
+    return sharding.to_global(batch, sharding.batch_sharding(step.mesh))
+
+
+def train(config, steps=3, **kwargs):
+    step = build(config, **kwargs)
+    state = step.init()
+    for batch in host_batches(config, steps):
+        state = step(state, place(step, batch))
+    return step, state
+
+
+def assert_trees_close(one, two, tolerance):
+    """Largest difference relative to the largest entry of each leaf."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        scale = max(np.abs(a).max(), 1e-3)
+        assert np.abs(a - b).max() <= tolerance * scale, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
+    """All four objectives, dropout on; float32 tolerance 1e-5 relative to each leaf's largest."""
+    config = toys.config(objectives=ALL, model__text__dropout=0.1)
+    batch = host_batches(config)[0]
+    results = {}
+    for devices in (1, 2, 8):
+        step = build(config, devices)
+        results[devices] = step.loss_and_gradients(step.init(), place(step, batch))
+    for devices in (2, 8):
+        np.testing.assert_allclose(results[devices][0], results[1][0], rtol=1e-5)
+        assert_trees_close(results[1][1], results[devices][1], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "axes", [{"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+)
+def test_parameter_sharding_changes_no_result(axes):
+    # SGD: Adam blows up the rounding of gradients that are mathematically zero (key biases).
+    config = toys.config(optimizer__name="sgd")
+    _, plain = train(config)
+    step, spread = train(config, devices=8, axes=axes)
+    assert_trees_close(plain["params"], spread["params"], 1e-5)
+    kernel = spread["params"]["model"]["text"]["stack"]["block_00"]["mlp"]["wide"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    moments = [
+        leaf
+        for leaf in jax.tree.leaves(spread["opt_state"])
+        if leaf.shape == kernel.shape and leaf.sharding == kernel.sharding
+    ]
+    assert moments  # the momentum lives where its parameter lives
+    assert step.mesh.size == 8
+
+
+def test_same_seed_same_bits_and_another_seed_another_start():
+    _, one = train(toys.config())
+    _, two = train(toys.config())
+    assert checkpoint.digest(one["params"]) == checkpoint.digest(two["params"])
+    other = build(toys.config(seed=1)).init()
+    assert checkpoint.digest(other["params"]) != checkpoint.digest(
+        build(toys.config()).init()["params"]
+    )
+
+
+def test_accumulation_equals_the_mean_over_its_micro_batches():
+    config = toys.config(accumulation=2, optimizer__name="sgd", optimizer__clip_norm=0.0)
+    step = build(config)
+    state = step.init()
+    batch = host_batches(config)[0]
+    halves = [{k: v[part::2] for k, v in batch.items()} for part in (0, 1)]
+    gradients = [step.loss_and_gradients(state, place(step, half))[1] for half in halves]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
+    new = step(step.init(), place(step, batch))
+    norm = metrics.compute(new["metrics"])["grad_norm"]
+    assert norm == pytest.approx(float(optax.tree.norm(mean)), rel=1e-5)
+
+
+def test_batch_statistics_are_state_and_move():
+    image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True}
+    config = toys.config(model__image=image, data__image_size=32)
+    step = build(config)
+    before = jax.device_get(step.init()["variables"])
+    _, state = train(config, steps=1)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, state["variables"])
+    assert jax.tree.leaves(changed) and all(jax.tree.leaves(changed))
+
+
+def test_metrics_add_up_and_start_anew_after_each_log_step():
+    config = toys.config(log_every=2)
+    step = build(config)
+    state, losses = step.init(), []
+    for batch in host_batches(config, 3):
+        losses.append(step.loss_and_gradients(state, place(step, batch))[0])
+        state = step(state, place(step, batch))
+        if len(losses) == 2:
+            both = metrics.compute(state["metrics"])["loss"]
+    assert both == pytest.approx(float(np.mean(losses[:2])), rel=1e-5)
+    assert metrics.compute(state["metrics"])["loss"] == pytest.approx(float(losses[2]), rel=1e-5)
+
+
+def test_the_first_non_finite_step_is_remembered():
+    config = toys.config()
+    step = build(config)
+    state = step.init()
+    first, second, third = host_batches(config, 3)
+    state = step(state, place(step, first))
+    assert state["nonfinite_step"] == -1
+    bad = state["params"]["model"]["image_head"]
+    state["params"]["model"]["image_head"] = jax.tree.map(lambda a: a * jnp.nan, bad)
+    state = step(state, place(step, second))
+    state = step(state, place(step, third))
+    assert state["nonfinite_step"] == 2
+
+
+def test_frozen_parameters_stay_and_hold_no_optimizer_state():
+    rules = ({"match": r"model/text/.*", "freeze": True}, {"match": r".*"})
+    config = toys.config(optimizer__rules=rules)
+    before = jax.device_get(build(config).init())
+    _, after = train(config)
+    assert checkpoint.digest(before["params"]["model"]["text"]) == checkpoint.digest(
+        after["params"]["model"]["text"]
+    )
+    assert checkpoint.digest(before["params"]["model"]["image"]) != checkpoint.digest(
+        after["params"]["model"]["image"]
+    )
+    text = sum(leaf.size for leaf in jax.tree.leaves(before["params"]["model"]["text"]))
+    everything = sum(leaf.size for leaf in jax.tree.leaves(before["params"]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(after["opt_state"]) if leaf.ndim)
+    scalars = 2 * len(jax.tree.leaves(before["params"]["objectives"]))
+    assert moments == 2 * (everything - text) - scalars
+
+
+def test_the_average_follows_the_parameters():
+    _, state = train(toys.config(ema=0.5), steps=4)
+    start = jax.device_get(build(toys.config(ema=0.5)).init()["params"])
+    to_average, to_start = (
+        float(optax.tree.norm(jax.tree.map(jnp.subtract, other, state["params"])))
+        for other in (state["ema"], start)
+    )
+    assert 0 < to_average < to_start
+
+
+def test_a_checkpoint_moves_between_meshes(tmp_path):
+    _, state = train(toys.config())
+    saved = checkpoint.Checkpoints(tmp_path)
+    saved.save(3, state, {"global_next_index": 24}, {"note": "x"})
+    saved.wait()
+    other = build(toys.config(), devices=8, axes={"data": 2, "fsdp": 2, "tensor": 2})
+    restored, position = saved.restore(other.target())
+    saved.close()
+    assert position == {"global_next_index": 24}
+    assert checkpoint.digest(restored) == checkpoint.digest(state)
+    with pytest.raises(InputError, match=r"no checkpoint of step 9 .*steps: \[3\]"):
+        checkpoint.Checkpoints(tmp_path, read_only=True).meta(9)
+
+
+# Optimizer rules.
+
+PARAMS = {"model": {"dense": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}}
+
+
+def optimizer(**changes):
+    return {**toys.config().optimizer.to_dict(), **changes}
+
+
+def test_a_parameter_without_a_rule_is_an_error_that_lists_it():
+    with pytest.raises(InputError) as error:
+        optim.make(optimizer(rules=({"match": r".*/kernel"},)), 10, PARAMS)
+    assert "no rule for: model/dense/bias" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rules": ({"match": "(", "freeze": True},)}, "has no valid match"),
+        ({"rules": ({"match": ".*", "lr": 1.0},)}, "unknown key in config.optimizer.rules 'lr'"),
+        ({"name": "lion"}, "unknown optimizer in config.optimizer.name 'lion'"),
+        ({"warmup_steps": 10}, "warmup_steps=10 must be less than config.total_steps=10"),
+    ],
+)
+def test_bad_optimizer_settings_are_refused(changes, text):
+    with pytest.raises(InputError) as error:
+        optim.make(optimizer(**changes), 10, PARAMS)
+    assert text in str(error.value)
+
+
+def test_factors_scale_learning_rate_and_decay():
+    """SGD without momentum and gradient: what moves is decay alone, in closed form."""
+    rules = (
+        {"match": r".*/bias", "weight_decay": 0.0},
+        {"match": r".*", "learning_rate": 0.5},
+    )
+    settings = optimizer(
+        name="sgd", momentum=0.0, weight_decay=0.1, learning_rate=1.0, warmup_steps=0, rules=rules
+    )
+    transform, schedule = optim.make(settings, 10, PARAMS)
+    params = jax.tree.map(jnp.float32, PARAMS)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(zero, transform.init(params), params)
+    assert schedule(0) == 1.0
+    np.testing.assert_allclose(updates["model"]["dense"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["model"]["dense"]["bias"], 0)
+
+
+def test_the_schedule_warms_up_and_ends_where_it_should():
+    settings = optimizer(learning_rate=2.0, warmup_steps=4, end_fraction=0.1)
+    _, schedule = optim.make(settings, 20, PARAMS)
+    assert [float(schedule(s)) for s in (0, 2, 4)] == pytest.approx([0.0, 1.0, 2.0])
+    assert float(schedule(12)) == pytest.approx((2.0 + 0.2) / 2)
+    assert float(schedule(20)) == pytest.approx(0.2)
+
+
+# Mesh.
+
+
+def test_every_logical_axis_has_a_rule_and_the_other_way_round():
+    assert {name for name, _ in sharding.LOGICAL_RULES} == set(LOGICAL_AXES)
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, 8),
+        ({"data": -1, "fsdp": 3, "tensor": 1}, 8),
+        ({"data": -1, "fsdp": -1, "tensor": 1}, 8),
+        ({"data": 0, "fsdp": 1, "tensor": 1}, 8),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(axes, devices):
+    with pytest.raises(InputError, match=f"does not cover {devices} devices"):
+        sharding.make_mesh(axes, devices=jax.devices()[:devices])
+
+
+def test_batches_that_do_not_divide_are_refused():
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1}, devices=jax.devices())
+    with pytest.raises(InputError, match="micro-batches of 6, not a multiple of the 8"):
+        sharding.check_batch(mesh, 12, 2)
+
+
+def test_objectives_without_their_inputs_are_refused():
+    with pytest.raises(InputError) as error:
+        build(toys.config(model__local_dim=0))
+    assert "objective 'local_contrastive' needs 'image.regions'" in str(error.value)
