@@ -1,0 +1,34 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter, WORKDIR the run directory.
+PYTHON ?= python3
+WORKDIR ?= runs/pretrain
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: pretrain test lint format clean
+
+pretrain: $(VENV)/installed
+	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
