@@ -63,7 +63,8 @@ def base() -> ml_collections.ConfigDict:
     config.ema = 0.0  # decay of the parameter average that evaluation and export use; 0: off
     config.log_every = 20
     config.eval_every = 250  # 0: only at the end
-    config.compile_cache = True  # persistent compilations in WORKDIR/compile_cache
+    config.compile_cache = "compile_cache"  # folder of persistent compilations, in WORKDIR unless
+    # absolute; "": none
     config.tensorboard = True
     config.data = _data()
     config.model = _model()

@@ -290,7 +290,7 @@ class Trainer:
                 "continued with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
             )
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(changed) + "\n")
+                file.write(json.dumps({"changed": changed, "versions": self.meta["versions"]}) + "\n")
 
 
 class _Clock:
@@ -335,4 +335,5 @@ def _prepare_process(config: ml_collections.ConfigDict, workdir: Path) -> None:
         jax.devices()  # this process takes its backend before the next line hides it from workers
         os.environ["JAX_PLATFORMS"] = "cpu"  # a data worker must not claim the accelerator
     if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compile_cache"))
+        cache = workdir.resolve() / config.compile_cache
+        jax.config.update("jax_compilation_cache_dir", str(cache))

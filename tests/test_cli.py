@@ -1,0 +1,353 @@
+"""The commands as a user runs them, each in a process of its own, on the shipped smoke config."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import mmrl
+from mmrl import checkpoint, run
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compilations")
+
+
+@pytest.fixture(scope="module")
+def train_command(compilations):
+    """Arguments that train the smoke config into a workdir, compiling each program once."""
+
+    def arguments(workdir, *extra):
+        return (
+            "mmrl.main",
+            "--config=configs/pretrain.py:smoke",
+            f"--workdir={workdir}",
+            f"--config.compile_cache={compilations}",
+            *extra,
+        )
+
+    return arguments
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
+def command(*arguments, devices=1, code=0):
+    """Runs python -m ARGUMENTS in the repository; returns (stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:mmrl", "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, train_command):
+    """A complete smoke run and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    out, _ = command(*train_command(workdir))
+    return workdir, out
+
+
+def weights(workdir) -> str:
+    return run.restore(workdir).weights_sha256()
+
+
+def test_a_run_leaves_everything_the_design_promises(finished):
+    workdir, out = finished
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "rejects.jsonl",
+        "tokenizer.model",
+        "parameters.txt",
+        "report.html",
+        "results/00000020.json",
+        "figures/loss.png",
+        "figures/retrieval.png",
+        "figures/structure.png",
+        "figures/attention.png",
+    ):
+        assert (workdir / name).exists(), name
+    assert list((workdir / "tensorboard").iterdir())
+    for text in ("phantom/train: records", "truncated reports", "parameters:", "step     20/20"):
+        assert text in out
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["kind"]) for line in lines] == [
+        (5, "train"),
+        (10, "train"),
+        (10, "eval"),
+        (15, "train"),
+        (20, "train"),
+        (20, "eval"),
+    ]
+    assert "structure/grounded_gain/low" in lines[-1]
+
+
+def test_the_same_command_again_says_it_is_complete(finished, train_command):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    out, _ = command(*train_command(workdir))
+    assert "already complete at step 20" in out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_killed_and_resumed_equals_never_killed(devices, finished, train_command, tmp_path):
+    """SIGKILL at a random moment after a checkpoint: same bits, same metrics lines."""
+    if devices == 1:
+        whole = finished[0]
+    else:
+        whole = tmp_path / "whole"
+        command(*train_command(whole), devices=devices)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        [sys.executable, "-m", *train_command(broken)],
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not list(broken.glob("checkpoints/[0-9]*[0-9]")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(float(np.random.default_rng().uniform(0, 1.0)))
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    out, _ = command(*train_command(broken), devices=devices)
+    assert "resumed from step" in out
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert weights(broken) == weights(whole)
+
+
+def test_a_run_can_be_extended_and_that_is_recorded(finished, train_command, tmp_path):
+    workdir = tmp_path / "extended"
+    subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
+    out, _ = command(*train_command(workdir, "--config.total_steps=25", "--config.eval_every=0"))
+    assert "total_steps 20 -> 25" in out and "resumed from step 20" in out
+    history = json.loads((workdir / "config_history.jsonl").read_text())
+    assert history["changed"] == {"total_steps": [20, 25], "eval_every": [10, 0]}
+    assert json.loads((workdir / "config.json").read_text())["total_steps"] == 25
+
+
+def test_another_experiment_in_the_same_folder_is_refused(finished, train_command):
+    workdir, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    _, err = command(*train_command(workdir, "--config.model.embed_dim=16"), code=2)
+    assert "holds another experiment; differing keys: model.embed_dim: 32 -> 16" in err
+    assert err.count("\n") == 1
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_evaluate_repeats_the_numbers_of_training(finished, tmp_path):
+    workdir, _ = finished
+    command("mmrl.evaluate", f"--workdir={workdir}", "--split=val", f"--out={tmp_path / 'out'}")
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    before = json.loads((workdir / "results" / "00000020.json").read_text())
+    assert again["results"] == before["results"]
+    assert (tmp_path / "out" / "report.html").exists()
+    _, err = command("mmrl.evaluate", f"--workdir={workdir}", "--split=dev", code=2)
+    assert "--split=dev; choices: train, val, test" in err
+
+
+def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, tmp_path):
+    workdir, _ = finished
+    out = tmp_path / "out"
+    arguments = ("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--split=val")
+    command(*arguments, "--shard_size=16", "--regions")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["embedding"]["dim"] == 32
+    assert manifest["checkpoint"] == {"step": 20, "weights_sha256": weights(workdir)}
+    tables = [pq.read_table(out / shard["file"]) for shard in manifest["shards"]]
+    assert sum(table.num_rows for table in tables) == manifest["counts"]["val"]
+    images = np.concatenate([np.stack(t["image_embedding"].to_numpy()) for t in tables])
+    texts = np.concatenate([np.stack(t["text_embedding"].to_numpy()) for t in tables])
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
+    assert len(tables[0]["regions"][0]) == 16 * 32
+
+    trained = run.restore(workdir)
+    corpus = run.load_corpus(trained.config.data, "val")
+    examples = trained.examples(corpus)
+    judged = trained.predict.images(trained.state, examples)["image.embedding"]
+    np.testing.assert_allclose(images, judged, atol=1e-6)
+    encoder = mmrl.load(str(workdir))
+    arrays = [corpus.record(i).images[0].load() for i in range(5)]
+    np.testing.assert_allclose(encoder.embed_images(arrays), judged[:5], atol=1e-6)
+    np.testing.assert_allclose(encoder.embed_texts(list(corpus.texts[:5])), texts[:5], atol=1e-6)
+
+    # Resume: a lost shard is made again, to the same bytes; the others stay.
+    first, second = (out / shard["file"] for shard in manifest["shards"][:2])
+    content, kept = second.read_bytes(), first.stat().st_mtime_ns
+    second.unlink()
+    printed, _ = command(*arguments, "--shard_size=16", "--regions")
+    assert f"{first.name}: already there" in printed
+    assert second.read_bytes() == content and first.stat().st_mtime_ns == kept
+    _, err = command(*arguments, "--shard_size=8", "--regions", code=2)
+    assert "holds another export; it differs in: options" in err
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A CSV of 40 image-report pairs with patients."""
+    rng = np.random.default_rng(0)
+    rows = ["image,report,patient_id"]
+    for index in range(40):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), rng.integers(0, 256, (40, 32), np.uint8))
+        rows.append(f"{index}.png,Opacity number {index} in the left lung.,p{index // 2}")
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def on_table(path, workdir, *extra):
+    return (
+        "mmrl.main",
+        "--config=configs/pretrain.py:table,smoke",
+        f"--config.data.path={path}",
+        f"--workdir={workdir}",
+        *extra,
+    )
+
+
+def test_a_table_of_the_user_trains_and_exports_one_row_per_image(pairs, tmp_path):
+    workdir, out = tmp_path / "run", tmp_path / "embeddings"
+    arguments = on_table(pairs, workdir, "--config.total_steps=6", "--config.batch_size=8")
+    command(*arguments)
+    command("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--format=npz")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sum(manifest["counts"].values()) == 40
+    shards = [np.load(out / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
+    patients = [set(shard["patient_id"]) for shard in shards]
+    assert not patients[0] & patients[1] and not patients[0] & patients[2]
+
+
+def corrupt(path):
+    broken = path.parent / "3.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+
+
+def empty(path):
+    path.write_text("image,report,patient_id\n")
+
+
+def rename(path):
+    path.write_text(path.read_text().replace("report", "text", 1))
+
+
+def escape(path):
+    path.write_text(path.read_text().replace("5.png", "../../5.png"))
+
+
+def blank(path):
+    path.write_text(path.read_text().replace("Opacity number 7 in the left lung.", " "))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "texts"),
+    [
+        (corrupt, ("1 unreadable_image", "max_reject_fraction", "rejects.jsonl")),
+        (blank, ("1 empty_report", "max_reject_fraction")),
+        (empty, ("pairs.csv",)),
+        (rename, ("report", "image, text, patient_id")),
+        (escape, ("../../5.png",)),
+    ],
+)
+def test_bad_tables_end_in_one_clear_line(spoil, texts, pairs, tmp_path):
+    spoil(pairs)
+    workdir = tmp_path / "run"
+    _, err = command(*on_table(pairs, workdir), code=2)
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for text in texts:
+        assert text in err
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_tolerated_reject_is_counted_and_the_rest_trains(pairs, tmp_path):
+    corrupt(pairs)
+    workdir = tmp_path / "run"
+    extra = ("--config.data.max_reject_fraction=0.1", "--config.total_steps=6")
+    out, _ = command(*on_table(pairs, workdir, *extra, "--config.batch_size=8"))
+    assert "unreadable_image" in out
+    (line,) = (workdir / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "unreadable_image"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--config.data.image_sise=3",), 'Did you mean "image_size"'),
+        (("--config.objectives.siglp.weight=1",), "no key 'siglp'; keys of config.objectives:"),
+        (("--config.model.image.name=vgg",), "unknown image encoder 'vgg'; choices: resnet, vit"),
+        (("--config.total_steps=many",), "invalid literal for int()"),
+        (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
+        (("extra",), "unexpected argument 'extra'"),
+    ],
+)
+def test_bad_command_lines_end_in_one_clear_line(arguments, text, tmp_path):
+    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={tmp_path / 'run'}")
+    _, err = command(*base, *arguments, code=2)
+    assert text in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("mmrl.main", "--config=configs/none.py", "--workdir=x"), "cannot read the file of"),
+        (("mmrl.main", "--config=configs/pretrain.py:smok", "--workdir=x"), "did you mean 'smoke'"),
+        (("mmrl.main", "--workdir=x"), "missing --config"),
+        (("mmrl.evaluate", "--workdir=/nonexistent"), "holds no trained run"),
+        (("mmrl.export", "--workdir=/nonexistent", "--out=x"), "holds no trained run"),
+    ],
+)
+def test_commands_without_their_inputs_say_so(arguments, text):
+    _, err = command(*arguments, code=2)
+    assert text in err and err.count("\n") == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={tmp_path}")
+    _, err = command(*base, code=2)
+    assert "is not empty and holds no config.json" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_diverging_run_stops_with_step_and_records(tmp_path):
+    workdir = tmp_path / "run"
+    extra = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0.0")
+    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={workdir}")
+    _, err = command(*base, *extra, "--config.optimizer.warmup_steps=0", code=3)
+    assert "not finite at step" in err and "phantom" in err
+    report = json.loads((workdir / "nonfinite.json").read_text())
+    assert len(report["records"]) == 16
+    latest = checkpoint.Checkpoints(workdir, read_only=True).latest()
+    assert latest is None or latest < report["step"]
