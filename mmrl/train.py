@@ -290,7 +290,8 @@ class Trainer:
                 "continued with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
             )
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"changed": changed, "versions": self.meta["versions"]}) + "\n")
+                line = {"changed": changed, "versions": self.meta["versions"]}
+                file.write(json.dumps(line) + "\n")
 
 
 class _Clock:

@@ -9,7 +9,7 @@ Axes, everywhere in shapes and comments:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -89,7 +89,7 @@ class Record:
     sections: Mapping[str, str]
     label_names: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
-    boxes: tuple[Box, ...] = ()
+    boxes: Sequence[Box] = ()
     findings: tuple[Finding, ...] = ()
     sentences: tuple[tuple[str, str], ...] = ()
     masks: Callable[[], dict[str, np.ndarray]] | None = None

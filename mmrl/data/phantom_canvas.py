@@ -146,7 +146,7 @@ def _bones(canvas: Canvas) -> np.ndarray:
     clavicle[:, 1] += lift * np.array([0.4, 0.2, -0.2, -0.6, -0.8])
     blade = np.array([(0.98, 0.08), (1.22, 0.10), (1.15, 0.30), (1.02, 0.50), (0.93, 0.46)])
     turn = (0.6 * frame.technique.turn, 0.0)
-    pairs = [[], []]
+    pairs: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for sign in SIGN.values():
         path = frame.body_point(spline(clavicle, closed=False) * (sign, 1.0) + turn)
         pairs[0].append(strip(path, 0.026))

@@ -52,9 +52,7 @@ def check_fractions(fractions: Fractions) -> tuple[float, float, float]:
     if not all(0.0 <= value <= 1.0 for value in values) or not math.isclose(
         sum(values), 1.0, abs_tol=1e-6
     ):
-        raise InputError(
-            f"fractions are {values}, expected three numbers in [0, 1] that sum to 1"
-        )
+        raise InputError(f"fractions are {values}, expected three numbers in [0, 1] that sum to 1")
     return values[0], values[1], values[2]
 
 

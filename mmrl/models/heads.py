@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mmrl.models.layers import check_choice, dense
+from mmrl.models.layers import check_choice, dense, flatten
 
 
 def l2_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
@@ -50,6 +50,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in_features] -> [..., out_features] in the compute dtype."""
+        rows = flatten(x)
         if self.kind == "mlp":
-            x = jax.nn.gelu(self.wide(x), approximate=False)
-        return self.out(x)
+            rows = jax.nn.gelu(self.wide(rows), approximate=False)
+        return self.out(rows).reshape(*x.shape[:-1], -1)

@@ -84,8 +84,8 @@ def local_similarity(
     temperatures[2] * logsumexp over valid words of temperatures[1] * cos(c_w, w)
     (GLoRIA, equations 4-7).
 
-    Captions are processed in chunks, each recomputed in the backward pass, so the
-    B x B x W x R attention never exists as a whole.
+    Beyond a size of 64 MiB, captions are processed in chunks, each recomputed in the backward
+    pass, so the B x B x W x R attention never exists as a whole.
 
     Args:
       words: f[B, W, D]. word_mask: bool[B, W]. regions: f[B, R, D]. Not normalised. The image
@@ -105,13 +105,16 @@ def local_similarity(
     words, regions = words.astype(jnp.float32), regions.astype(jnp.float32)
     gram = jnp.einsum("brd,bsd->brs", regions, regions)
 
-    @jax.checkpoint
     def one_caption(caption: tuple[jax.Array, jax.Array]) -> jax.Array:
         return _one_caption(*caption, regions, gram, temperatures)
 
     weights_per_caption = regions.shape[0] * regions.shape[1] * words.shape[1]
-    chunk = max(1, min(words.shape[0], _WEIGHTS_AT_ONCE // weights_per_caption))
-    by_caption = jax.lax.map(one_caption, (words, word_mask), batch_size=chunk)
+    chunk = max(1, _WEIGHTS_AT_ONCE // weights_per_caption)
+    if chunk >= words.shape[0]:  # all fits at once: nothing to scan, nothing to recompute
+        by_caption = jax.vmap(one_caption)((words, word_mask))
+    else:
+        one_caption = jax.checkpoint(one_caption)
+        by_caption = jax.lax.map(one_caption, (words, word_mask), batch_size=chunk)
     return by_caption.T  # B_image B_text
 
 

@@ -1,0 +1,1 @@
+"""Commands that measure; each prints what it ran and the ratios that README and docs quote."""
