@@ -27,10 +27,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _phantom(config: ml_collections.ConfigDict) -> None:
     """Sized so that installing, training and judging take well under ten minutes on two cores."""
-    config.total_steps = 500
+    config.total_steps = 400
     config.batch_size = 32
-    config.eval_every = 250
-    config.optimizer.learning_rate = 2e-3
+    config.eval_every = 200
+    # The paper's 0.1 leaves this loss near log(1+K), where it starts, for the first 180 of these
+    # few steps; 0.5 leaves that plateau within 40 and costs the global loss nothing.
+    config.objectives.perturbed_discrimination.weight = 0.5
     config.data.length = 6000
     config.data.seed = 0
     config.data.render_size = 64
