@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/phantoms.png"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--start", type=int, default=24)
     given = parser.parse_args()
     draw(given.out, given.seed, given.start)
     print(f"{COLUMNS * ROWS} phantoms: {given.out}")

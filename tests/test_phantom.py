@@ -182,6 +182,13 @@ def test_reports_have_their_sections_and_lengths():
     assert sum(n for n in whole.values() if n > 1) <= 0.02 * len(STUDIES)
 
 
+def test_normal_means_that_nothing_at_all_was_mentioned():
+    for study in STUDIES:
+        if "Normal chest radiograph." in study.section("impression"):
+            assert not study.patient.scoliosis and not any(study.patient.elevation)
+            assert all(s.denies for s in study.sentences)
+
+
 def test_some_patients_return_and_keep_their_anatomy():
     assert STUDIES[0].patient == STUDIES[1].patient != STUDIES[2].patient
     assert STUDIES[0].technique != STUDIES[1].technique

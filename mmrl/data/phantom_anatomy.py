@@ -21,6 +21,9 @@ SIGN = {"right": -1.0, "left": 1.0}
 # covers more than two pixels of a 64-pixel image.
 FIELD_OF_VIEW_MM = 300.0
 
+# Apex to costophrenic angle at normal inspiration, as a fraction of the image.
+BODY_HEIGHT = 0.69
+
 # Cardiothoracic ratio by severity; up to 0.5 counts as normal on a frontal radiograph.
 HEART_RATIO = {"": (0.40, 0.455), "mild": (0.54, 0.57), "moderate": (0.62, 0.65)}
 HEART_RATIO["severe"] = (0.70, 0.74)
@@ -151,8 +154,7 @@ def draw_technique(dice: Dice, *, bedside: bool) -> Technique:
 
 def wall(v: np.ndarray | float) -> np.ndarray:
     """|u| of the inner chest wall at height v."""
-    points = np.array(_WALL)
-    return np.interp(v, points[:, 1], points[:, 0])
+    return np.interp(v, _LUNG[: len(_WALL), 1], _LUNG[: len(_WALL), 0])
 
 
 @functools.lru_cache(maxsize=32)
@@ -179,6 +181,15 @@ def spline(controls: np.ndarray, *, steps: int = 4, closed: bool = True) -> np.n
     return _spline_matrix(len(controls), steps, closed) @ controls
 
 
+@functools.lru_cache(maxsize=16)
+def circle(steps: int) -> np.ndarray:
+    """f64[steps, 2]: points on the unit circle, not to be written to."""
+    angle = np.linspace(0.0, 2.0 * np.pi, steps, endpoint=False)
+    points = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    points.setflags(write=False)
+    return points
+
+
 class Frame:
     """Places the thoracic frame of one patient and exposure in the image.
 
@@ -192,24 +203,23 @@ class Frame:
         self.heart_ratio = low + (high - low) * patient.heart_unit
         cos, sin = math.cos(technique.tilt), math.sin(technique.tilt)
         self._turn = np.array([[cos, sin], [-sin, cos]])
-        self._origin = np.array([0.5 + technique.shift[0], 0.115 + technique.shift[1]])
-        self._lung_scale = np.array([patient.half_width, technique.lung_height])
-        self._body_scale = np.array([patient.half_width, 0.69])
-
-    def _to_image(self, points: np.ndarray) -> np.ndarray:
-        return (points + self._origin - 0.5) @ self._turn + 0.5
+        # Turned about the centre of the image: (point - 0.5) @ turn + 0.5.
+        origin = np.array([technique.shift[0], technique.shift[1] - 0.385])
+        self._origin = origin @ self._turn + 0.5
+        self._lung = np.array([[patient.half_width], [technique.lung_height]]) * self._turn
+        self._body = np.array([[patient.half_width], [BODY_HEIGHT]]) * self._turn
 
     def lung_point(self, uv: np.ndarray) -> np.ndarray:
         """f64[..., 2] (u, v) -> (x, y); v follows the depth of inspiration."""
-        return self._to_image(np.asarray(uv) * self._lung_scale)
+        return uv @ self._lung + self._origin
 
     def body_point(self, uv: np.ndarray) -> np.ndarray:
         """f64[..., 2] (u, v) -> (x, y); v as at normal inspiration, for bones and skin."""
-        return self._to_image(np.asarray(uv) * self._body_scale)
+        return uv @ self._body + self._origin
 
     def around(self, uv: tuple[float, float], offsets: np.ndarray) -> np.ndarray:
         """Points at `offsets` f64[..., 2], in fractions of the image, about the lung point `uv`."""
-        return self._to_image(np.asarray(uv) * self._lung_scale + offsets)
+        return offsets @ self._turn + self.lung_point(np.array(uv))
 
     def lung(self, side: str, *, lateral: float = 0.0, apical: float = 0.0) -> np.ndarray:
         """Outline of a lung in (u, v); a collapsed one when `lateral` or `apical` is positive.

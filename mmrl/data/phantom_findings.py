@@ -16,6 +16,7 @@ from mmrl.data.phantom_anatomy import (
     Frame,
     Patient,
     Technique,
+    circle,
     spline,
 )
 from mmrl.data.phantom_canvas import Canvas, strip
@@ -47,7 +48,9 @@ _ZONE_HEIGHT = {"upper": (0.17, 0.28), "mid": (0.43, 0.53), "lower": (0.68, 0.77
 _FLUID_HEIGHT = {"small": (0.24, 0.28), "moderate": (0.43, 0.48), "large": (0.68, 0.74)}
 _COLLAPSE = {"small": (0.10, 0.13), "moderate": (0.27, 0.27), "large": (0.62, 0.40)}
 _EDEMA_RADIUS = {"mild": 0.21, "moderate": 0.26, "severe": 0.32}
-_BLOB_NUMBERS = 12
+_SHAPE_NUMBERS = 12
+_BLOB_ANGLE = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
+_FLUID_EDGE = np.linspace(1.1, 0.0, 12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class _Plan:
         )
 
     def _add(self, finding: Finding, *zones: str) -> bool:
-        self.lesions.append(Lesion(finding, self._dice.units(_BLOB_NUMBERS)))
+        self.lesions.append(Lesion(finding, self._dice.units(_SHAPE_NUMBERS)))
         self._taken.update((finding.side, zone) for zone in zones)
         return True
 
@@ -205,7 +208,7 @@ def _fluid(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     side, extent = lesion.finding.side, lesion.finding.severity
     low, high = _FLUID_HEIGHT[extent]
     top = 1.0 - (low + (high - low) * lesion.shape[0])
-    u = np.linspace(1.1, 0.0, 12)
+    u = _FLUID_EDGE
     slope = {"small": 0.17, "moderate": 0.13, "large": 0.12}[extent]
     v = top + slope * (1.0 - np.exp(-3.0 * np.clip(1.0 - u, 0.0, 1.0)))
     outline = np.concatenate([np.stack([u, v], axis=-1), [(0.0, 1.2), (1.1, 1.2)]])
@@ -232,13 +235,13 @@ def collapsed_lung(lesion: Lesion, frame: Frame) -> np.ndarray:
 
 def _blob(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     """An irregular patch of filled air spaces."""
-    angle = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
+    angle = _BLOB_ANGLE
     radius = np.ones_like(angle)
     for wave in range(3):
         amplitude = 0.16 * lesion.shape[2 + 2 * wave] / (1 + 0.4 * wave)
         radius += amplitude * np.cos((wave + 2) * angle + 6.28 * lesion.shape[3 + 2 * wave])
     radius *= 0.072 + 0.022 * lesion.shape[8]
-    offsets = np.stack([1.1 * radius * np.cos(angle), 0.95 * radius * np.sin(angle)], axis=-1)
+    offsets = radius[:, None] * circle(len(angle)) * (1.1, 0.95)
     patch = canvas.fill(canvas.frame.around(_centre(lesion, canvas.frame, 0.18), offsets))
     return patch * canvas.lung(lesion.finding.side)
 
@@ -246,9 +249,8 @@ def _blob(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 def _disc(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     """A round nodule of the stated diameter."""
     radius = 0.5 * float(lesion.finding.severity.split()[0]) / FIELD_OF_VIEW_MM
-    angle = np.linspace(0.0, 2.0 * np.pi, 32, endpoint=False)
-    offsets = radius * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    return canvas.fill(canvas.frame.around(_centre(lesion, canvas.frame, 0.14), offsets))
+    centre = _centre(lesion, canvas.frame, 0.14)
+    return canvas.fill(canvas.frame.around(centre, radius * circle(32)))
 
 
 def _band(lesion: Lesion, canvas: Canvas) -> np.ndarray:
@@ -264,8 +266,7 @@ def _band(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 def _perihilar(lesion: Lesion, canvas: Canvas, side: str) -> np.ndarray:
     """The water-logged part of one lung about its hilum."""
     radius = _EDEMA_RADIUS[lesion.finding.severity]
-    angle = np.linspace(0.0, 2.0 * np.pi, 32, endpoint=False)
-    offsets = radius * np.stack([0.85 * np.cos(angle), np.sin(angle)], axis=-1)
+    offsets = radius * circle(32) * (0.85, 1.0)
     area = canvas.fill(canvas.frame.around((SIGN[side] * 0.36, 0.52), offsets))
     return area * canvas.lung(side) * (1.0 - canvas.heart())
 
@@ -274,7 +275,7 @@ def _tube(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     turn = 0.5 * canvas.frame.technique.turn
     tip = 0.17 + 0.07 * lesion.shape[0]
     path = np.array([(turn + 0.02, -0.3), (turn, -0.1), (turn, tip)])
-    return canvas.lines([canvas.frame.body_point(path)], 0.014, least=0.9)
+    return canvas.lines(canvas.frame.body_point(path), 0.012, least=0.9)
 
 
 def _catheter(lesion: Lesion, canvas: Canvas) -> np.ndarray:
@@ -289,7 +290,7 @@ def _catheter(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     if sign > 0:
         start.append((0.06, 0.14))
     path = spline(np.concatenate([np.array(start), end]), closed=False)
-    return canvas.lines([canvas.frame.body_point(path)], 0.011, least=0.8)
+    return canvas.lines(canvas.frame.body_point(path), 0.009, least=0.8)
 
 
 def _pacemaker(lesion: Lesion, canvas: Canvas) -> np.ndarray:
@@ -308,7 +309,7 @@ def _pacemaker(lesion: Lesion, canvas: Canvas) -> np.ndarray:
         np.array([(-0.12, 0.30), (-0.15, 0.60), (0.0, 0.82), (0.70 * apex, 0.85)])
     )
     path = spline(np.concatenate([start, heart]), closed=False)
-    return np.maximum(box, canvas.lines([path], 0.009, least=0.7))
+    return np.maximum(box, canvas.lines(path, 0.009, least=0.7))
 
 
 _SHAPES = {

@@ -142,12 +142,12 @@ _IN_LUNG = (
     "nodule",
     "atelectasis",
 )
-_NORMAL = (
+_NOTHING_ACUTE = (
     "No acute cardiopulmonary abnormality.",
-    "Normal chest radiograph.",
     "No acute disease.",
     "No evidence of active disease.",
 )
+_NORMAL = (*_NOTHING_ACUTE, "Normal chest radiograph.")  # not beside scoliosis and its like
 _UNCHANGED_DEVICE = ("No acute disease. {devices} in place.", "{devices}, no acute abnormality.")
 
 
@@ -241,14 +241,15 @@ def _negative(findings: tuple[Finding, ...], dice: Dice) -> list[Sentence]:
     return dice.shuffled(sentences)
 
 
-def _impression(findings: tuple[Finding, ...], dice: Dice) -> Sentence:
+def _impression(findings: tuple[Finding, ...], incidental: bool, dice: Dice) -> Sentence:
     """The findings in short, most important first as `KINDS` orders them; devices last."""
     disease = [i for i, f in enumerate(findings) if f.name not in DEVICES]
     devices = [i for i, f in enumerate(findings) if f.name in DEVICES]
     names = [f"{findings[i].side} {findings[i].name}".strip() for i in devices]
     if not disease and not devices:
         denied = tuple((name, "") for name in KINDS if name not in DEVICES)
-        return Sentence("impression", dice.pick(_NORMAL), (), denied)
+        text = dice.pick(_NOTHING_ACUTE if incidental else _NORMAL)
+        return Sentence("impression", text, (), denied)
     if not disease:
         listed = _sentence(" and ".join(names))
         text = dice.pick(_UNCHANGED_DEVICE).format(devices=listed)
@@ -273,9 +274,9 @@ def write(
 ) -> tuple[Sentence, ...]:
     """The sentences of findings (2 to 6, in random order) and of the impression."""
     findings = tuple(lesion.finding for lesion in lesions)
-    sentences = _positive(findings, dice) + _incidental(patient, technique, dice)
-    sentences = sentences[:MOST_SENTENCES]
+    incidental = _incidental(patient, technique, dice)
+    sentences = (_positive(findings, dice) + incidental)[:MOST_SENTENCES]
     room = MOST_SENTENCES - len(sentences)
     wanted = max(2 - len(sentences), 2 + int(dice.unit() * 3))
     sentences += _negative(findings, dice)[: min(room, wanted)]
-    return (*dice.shuffled(sentences), _impression(findings, dice))
+    return (*dice.shuffled(sentences), _impression(findings, bool(incidental), dice))

@@ -6,12 +6,13 @@ import numpy as np
 from mmrl.data.phantom_canvas import Canvas
 from mmrl.data.phantom_findings import DEVICES, Lesion, collapsed_lung, coverages
 
-_FLUID_LEVEL = 0.64
+_FLUID_LEVEL = 0.69
 _EDEMA_STRENGTH = {"mild": 0.13, "moderate": 0.20, "severe": 0.28}
 _CONSOLIDATION_STRENGTH = {"patchy": 0.19, "dense": 0.30}
 _DEVICE_STRENGTH = {"endotracheal tube": 0.30, "central venous catheter": 0.30, "pacemaker": 0.36}
 # Painted in this order: fluid covers what lies in the lung, metal shines through everything.
 _ORDER = (
+    "cardiomegaly",
     "edema",
     "consolidation",
     "atelectasis",
@@ -33,11 +34,9 @@ def _texture(numbers: tuple[float, ...], size: int, cells: int) -> np.ndarray:
 def _paint_edema(
     picture: np.ndarray, lesion: Lesion, layers: tuple[np.ndarray, ...], canvas: Canvas
 ) -> None:
-    lungs = np.maximum(canvas.lung("right"), canvas.lung("left"))
-    haze = canvas.soften(np.maximum(*layers), 0.045) * lungs
-    haze *= 0.45 + 0.55 * _texture(lesion.shape, canvas.size, 13)
-    strength = _EDEMA_STRENGTH[lesion.finding.severity]
-    picture += strength * haze + 0.3 * strength * canvas.vessels() * lungs
+    haze = canvas.soften(np.maximum(*layers), 0.055)
+    haze *= 0.45 + 0.55 * _texture(lesion.shape, canvas.size, 13) + 0.3 * canvas.vessels()
+    picture += _EDEMA_STRENGTH[lesion.finding.severity] * haze * canvas.air
 
 
 def _paint_consolidation(
@@ -47,21 +46,23 @@ def _paint_consolidation(
     patch = canvas.soften(layer, 0.012)
     if lesion.finding.severity == "patchy":
         patch = patch * (0.1 + 0.9 * _texture(lesion.shape, canvas.size, 17))
-    picture += strength * patch
+    picture += strength * patch * (0.3 + 0.7 * canvas.air)
 
 
 def _paint_pneumothorax(
     picture: np.ndarray, lesion: Lesion, layer: np.ndarray, canvas: Canvas
 ) -> None:
     edge = canvas.frame.lung_point(collapsed_lung(lesion, canvas.frame))
-    line = canvas.lines([np.concatenate([edge, edge[:1]])], 0.007)
+    line = canvas.lines(np.concatenate([edge, edge[:1]]), 0.007)
     picture -= (0.14 + 0.13 * canvas.vessels()) * layer
     picture += 0.11 * line * canvas.soften(layer, 0.006)
 
 
 def _paint_effusion(picture: np.ndarray, layer: np.ndarray, canvas: Canvas) -> None:
-    cover = canvas.soften(layer, 0.006) * 0.94
-    picture += cover * (_FLUID_LEVEL - picture)
+    # Wider than the place itself: the outline of the lung must drown too.
+    cover = np.minimum(1.9 * canvas.soften(layer, 0.008), 1.0)
+    fluid = _FLUID_LEVEL + 0.3 * canvas.bones
+    picture += 0.93 * cover * np.maximum(fluid - picture, 0.0)
 
 
 def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> None:
@@ -69,22 +70,22 @@ def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> N
 
     Cardiomegaly changes the anatomy itself (see `Frame`) and adds nothing here.
     """
-    for name in _ORDER:
-        for lesion, layers in zip(lesions, coverages(lesions, canvas), strict=True):
-            if lesion.finding.name != name:
-                continue
-            if name == "edema":
-                _paint_edema(picture, lesion, layers, canvas)
-            elif name == "consolidation":
-                _paint_consolidation(picture, lesion, layers[0], canvas)
-            elif name == "pneumothorax":
-                _paint_pneumothorax(picture, lesion, layers[0], canvas)
-            elif name == "pleural effusion":
-                _paint_effusion(picture, layers[0], canvas)
-            elif name in DEVICES:
-                picture += _DEVICE_STRENGTH[name] * layers[0]
-            else:
-                picture += 0.27 * canvas.soften(layers[0], 0.003)
+    drawn = zip(lesions, coverages(lesions, canvas), strict=True)
+    for lesion, layers in sorted(drawn, key=lambda pair: _ORDER.index(pair[0].finding.name)):
+        name = lesion.finding.name
+        if name == "edema":
+            _paint_edema(picture, lesion, layers, canvas)
+        elif name == "consolidation":
+            _paint_consolidation(picture, lesion, layers[0], canvas)
+        elif name == "pneumothorax":
+            _paint_pneumothorax(picture, lesion, layers[0], canvas)
+        elif name == "pleural effusion":
+            _paint_effusion(picture, layers[0], canvas)
+        elif name in DEVICES:
+            picture += _DEVICE_STRENGTH[name] * layers[0]
+        elif name != "cardiomegaly":
+            opacity = canvas.soften(layers[0], 0.003)
+            picture += 0.27 * opacity * (0.4 + 0.6 * canvas.air)
 
 
 def expose(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
