@@ -14,15 +14,13 @@ from typing import Any
 from mmrl.types import InputError
 
 # What a name of each kind stands for, and modules of that folder which are no such thing.
+_MODEL_PARTS = frozenset({"layers", "stack", "heads", "dual_encoder"})
 _ROOMS: dict[str, tuple[str, frozenset[str]]] = {
     "objective": ("mmrl.objectives", frozenset({"base"})),
     "evaluator": ("mmrl.evaluators", frozenset({"base", "statistics"})),
     "source": ("mmrl.data.sources", frozenset()),
-    "image encoder": ("mmrl.models", frozenset({"layers", "heads", "dual_encoder", "text"})),
-    "text encoder": (
-        "mmrl.models",
-        frozenset({"layers", "heads", "dual_encoder", "vit", "resnet"}),
-    ),
+    "image encoder": ("mmrl.models", _MODEL_PARTS | {"text"}),
+    "text encoder": ("mmrl.models", _MODEL_PARTS | {"vit", "resnet"}),
 }
 
 

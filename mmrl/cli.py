@@ -7,6 +7,7 @@ Each command keeps its flags to itself (`new_flags`), so that importing two of t
 notebook or a test, cannot clash.
 """
 
+import os
 import re
 import runpy
 import sys
@@ -47,6 +48,7 @@ def run(main: Callable[[], None], values: flags.FlagValues, doc: str | None) -> 
         print(f"{doc or ''}\n{values.get_help()}")
         return
     _parse(arguments, values)
+    _give_fake_devices_threads()
     # Grain reads absl's global flags when it starts worker processes.
     flags.FLAGS.mark_as_parsed()
     try:
@@ -70,6 +72,17 @@ def required(name: str, value: Any) -> Any:
     if not given:
         raise InputError(f"missing --{name}=...; see --help")
     return value
+
+
+def _give_fake_devices_threads() -> None:
+    """Fake CPU devices (XLA_FLAGS) that wait for each other in a collective each block a thread.
+
+    XLA sizes its pool by cores and devices; two collectives in flight at once then use it up and
+    the process aborts after 40 seconds. NPROC, read when the backend starts, makes it larger.
+    """
+    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if flag and int(flag.group(1)) > 1:
+        os.environ.setdefault("NPROC", str(8 * int(flag.group(1))))
 
 
 def _fail(message: str, code: int) -> NoReturn:

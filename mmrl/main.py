@@ -15,6 +15,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run directory, created or continued.", flag_values=_FLAGS
 )
 
+_REPORT = flags.DEFINE_bool(
+    "report", True, "Draw figures and write report.html at the end.", flag_values=_FLAGS
+)
+
 
 def main() -> None:
     """Runs one training and writes its report."""
@@ -22,7 +26,7 @@ def main() -> None:
     workdir = Path(cli.required("workdir", _WORKDIR.value))
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
-    if trainer.first:
+    if trainer.first and _REPORT.value:
         page = reporting.write(
             workdir,
             trained,

@@ -47,6 +47,7 @@ def environment(devices=1):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
+        "NPROC": "64",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
@@ -125,10 +126,10 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, train_command
         whole = finished[0]
     else:
         whole = tmp_path / "whole"
-        command(*train_command(whole), devices=devices)
+        command(*train_command(whole, "--noreport"), devices=devices)
     broken = tmp_path / "broken"
     process = subprocess.Popen(
-        [sys.executable, "-m", *train_command(broken)],
+        [sys.executable, "-m", *train_command(broken, "--noreport")],
         cwd=ROOT,
         env=environment(devices),
         stdout=subprocess.DEVNULL,
@@ -142,7 +143,7 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, train_command
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    out, _ = command(*train_command(broken), devices=devices)
+    out, _ = command(*train_command(broken, "--noreport"), devices=devices)
     assert "resumed from step" in out
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert weights(broken) == weights(whole)
@@ -151,7 +152,9 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, train_command
 def test_a_run_can_be_extended_and_that_is_recorded(finished, train_command, tmp_path):
     workdir = tmp_path / "extended"
     subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
-    out, _ = command(*train_command(workdir, "--config.total_steps=25", "--config.eval_every=0"))
+    out, _ = command(
+        *train_command(workdir, "--config.total_steps=25", "--config.eval_every=0", "--noreport")
+    )
     assert "total_steps 20 -> 25" in out and "resumed from step 20" in out
     history = json.loads((workdir / "config_history.jsonl").read_text())
     assert history["changed"] == {"total_steps": [20, 25], "eval_every": [10, 0]}
@@ -239,8 +242,8 @@ def on_table(path, workdir, *extra):
 
 def test_a_table_of_the_user_trains_and_exports_one_row_per_image(pairs, tmp_path):
     workdir, out = tmp_path / "run", tmp_path / "embeddings"
-    arguments = on_table(pairs, workdir, "--config.total_steps=6", "--config.batch_size=8")
-    command(*arguments)
+    sizes = ("--config.total_steps=6", "--config.batch_size=8")
+    command(*on_table(pairs, workdir, *sizes, "--noreport"))
     command("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--format=npz")
     manifest = json.loads((out / "manifest.json").read_text())
     assert sum(manifest["counts"].values()) == 40
@@ -294,7 +297,7 @@ def test_a_tolerated_reject_is_counted_and_the_rest_trains(pairs, tmp_path):
     corrupt(pairs)
     workdir = tmp_path / "run"
     extra = ("--config.data.max_reject_fraction=0.1", "--config.total_steps=6")
-    out, _ = command(*on_table(pairs, workdir, *extra, "--config.batch_size=8"))
+    out, _ = command(*on_table(pairs, workdir, *extra, "--config.batch_size=8", "--noreport"))
     assert "unreadable_image" in out
     (line,) = (workdir / "rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "unreadable_image"

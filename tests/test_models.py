@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mmrl.models.layers import LOGICAL_AXES, Block, Size, Stack
+from mmrl.models.layers import LOGICAL_AXES, Block, Size
+from mmrl.models.stack import Stack
 from mmrl.models.text import Text
 from mmrl.models.vit import Vit, sincos2d_positions
 from mmrl.types import InputError

@@ -84,10 +84,8 @@ def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes", [{"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
-)
-def test_parameter_sharding_changes_no_result(axes):
+def test_parameter_sharding_changes_no_result():
+    axes = {"data": 2, "fsdp": 2, "tensor": 2}
     # SGD: Adam blows up the rounding of gradients that are mathematically zero (key biases).
     config = toys.config(optimizer__name="sgd")
     _, plain = train(config)
@@ -129,7 +127,8 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
 
 def test_batch_statistics_are_state_and_move():
     image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True}
-    config = toys.config(model__image=image, data__image_size=32)
+    only = {"global_contrastive": {"weight": 1.0}}
+    config = toys.config(model__image=image, data__image_size=32, objectives=only)
     step = build(config)
     before = jax.device_get(step.init()["variables"])
     _, state = train(config, steps=1)

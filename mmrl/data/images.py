@@ -244,7 +244,6 @@ def augment(
 
     Args:
       image: u8[S, S].
-      rng: the only source of randomness.
       crop_scale: least and greatest area of the random resized crop, as a share of the image.
       aspect: least and greatest width / height of the crop, drawn log-uniformly; includes 1,
         and narrows towards 1 as the crop nears the whole image.
@@ -253,11 +252,8 @@ def augment(
       brightness: pixels are multiplied by a factor from 1 - brightness to 1 + brightness.
       contrast: distances from the image's mean, likewise by 1 - contrast to 1 + contrast.
 
-    Returns:
-      u8[S, S], a new array.
-
-    Raises:
-      InputError: an option outside its range, or an image of another shape or dtype.
+    Returns u8[S, S], a new array. Raises InputError for an option outside its range or an image of
+    another shape or dtype.
     """
     _check_jitter(
         crop_scale,

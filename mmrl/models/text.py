@@ -10,12 +10,12 @@ from mmrl.models.layers import (
     Implementation,
     LayerNorm,
     Remat,
-    Stack,
     check_choice,
     dropout_keys,
     learned_positions,
     resolve_size,
 )
+from mmrl.models.stack import Stack
 from mmrl.types import InputError
 
 PAD = 0  # The id that replaces whatever stands at a padded position.

@@ -13,7 +13,6 @@ from mmrl.models.layers import (
     Implementation,
     LayerNorm,
     Remat,
-    Stack,
     check_choice,
     check_image,
     dense,
@@ -21,6 +20,7 @@ from mmrl.models.layers import (
     learned_positions,
     resolve_size,
 )
+from mmrl.models.stack import Stack
 from mmrl.types import InputError
 
 
