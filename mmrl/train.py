@@ -245,6 +245,8 @@ class Trainer:
     def _describe(self) -> None:
         for corpus in self.corpora.values():
             self.console.facts(corpus.name, describe(corpus))
+        if note := getattr(self.corpora["train"].source, "note", ""):
+            self.console.say(note)
         *_, cut = self.tokenizer.encode_batch(
             list(self.corpora["train"].texts), self.options.text_length
         )
