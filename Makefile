@@ -4,10 +4,13 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test lint format clean
+.PHONY: pretrain compare test lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
+
+compare: $(VENV)/installed
+	$(BIN)/python -m benchmarks.compare --workdir=runs/compare --out=docs/results
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

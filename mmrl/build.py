@@ -17,7 +17,10 @@ from mmrl.types import InputError
 _MODEL_PARTS = frozenset({"layers", "stack", "heads", "dual_encoder"})
 _ROOMS: dict[str, tuple[str, frozenset[str]]] = {
     "objective": ("mmrl.objectives", frozenset({"base"})),
-    "evaluator": ("mmrl.evaluators", frozenset({"base", "statistics"})),
+    "evaluator": (
+        "mmrl.evaluators",
+        frozenset({"base", "statistics", "questions", "language_model", "ranking"}),
+    ),
     "source": ("mmrl.data.sources", frozenset()),
     "image encoder": ("mmrl.models", _MODEL_PARTS | {"text"}),
     "text encoder": ("mmrl.models", _MODEL_PARTS | {"vit", "resnet"}),

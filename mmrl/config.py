@@ -25,6 +25,7 @@ PIPELINE_KEYS = frozenset(
         "tokenizer_model",
         "tokenizer",
         "perturbations",
+        "perturbation_curriculum",
         "num_perturbed",
         "crop_scale",
         "brightness",
@@ -81,7 +82,7 @@ def base() -> ml_collections.ConfigDict:
     config.evaluators = ml_collections.ConfigDict(
         {
             "retrieval": {"max_pairs": 256},
-            "structure": {"num_perturbed": 5},
+            "structure": {},
         }
     )
     return config
@@ -98,14 +99,21 @@ def _data() -> ml_collections.ConfigDict:
             "vocab_size": 2000,
             "tokenizer_model": "bpe",
             "tokenizer": "",  # a sentencepiece .model; empty: trained on the training split
+            # Kinds in mmrl/data/perturb: names, or {name: weight}. These are the paper's nine.
             "perturbations": (
                 "shuffle_all_words",
                 "swap_adjacent_words",
                 "reverse_words",
                 "shuffle_within_trigrams",
                 "shuffle_trigrams",
+                "shuffle_nouns_and_adjectives",
+                "shuffle_all_but_nouns_and_adjectives",
+                "shuffle_nouns_verbs_adjectives",
+                "replace_adjectives_with_antonyms",
             ),
-            "num_perturbed": 5,  # K, copies of each report per step
+            # What takes over later: ({"from_step": 500, "perturbations": (...)}, ...).
+            "perturbation_curriculum": (),
+            "num_perturbed": 9,  # K, copies of each report per step
             "crop_scale": (1.0, 1.0),  # area range of the random resized crop; (1, 1): no crop
             "brightness": 0.0,
             "contrast": 0.0,

@@ -73,22 +73,23 @@ class Console:
             self._progress = None
 
     def results(self, title: str, results: Mapping[str, Results]) -> None:
-        """Headline figures with interval, chance and N; kinds and ranks are left to the report."""
+        """Headline figures with interval, chance and N; the report holds breakdowns and ranks."""
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-        for column in ("figure", "value", "95 % interval", "chance", "N", "protocol"):
+        for column in ("figure", "value", "95 % interval", "chance", "N"):
             table.add_column(column, no_wrap=True)
         for name, result in results.items():
+            table.add_row(f"{name} ({result.protocol})")
             for key, estimate in result.values.items():
-                if key.startswith("kind/") or key.endswith("_rank"):
+                if key.count("/") > 1 or key.endswith("_rank"):
                     continue
                 interval = (
                     "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
                 )
                 chance = "" if estimate.chance is None else f"{estimate.chance:.3f}"
                 value, count = f"{estimate.value:.3f}", str(estimate.n)
-                table.add_row(f"{name}/{key}", value, interval, chance, count, result.protocol)
+                table.add_row(f"  {key}", value, interval, chance, count)
             for reason, left_out in result.excluded.items():
-                table.add_row(f"{name}: {left_out} excluded, {reason}")
+                table.add_row(f"  {left_out} excluded, {reason}")
         self._out.print(table)
 
 

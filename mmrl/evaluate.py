@@ -42,7 +42,9 @@ def main() -> None:
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = Path(_OUT.value) if _OUT.value else default
     run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
-    examples = trained.examples(corpus)
+    examples = trained.examples(
+        corpus, lambda: run.load_corpus(chosen.data, "train", allow_empty=True)
+    )
     console.say(f"evaluating step {trained.step} of {trained.workdir} on {examples.name}")
     evaluators = run.make_evaluators(chosen.evaluators, trained.predict, examples)
     results = run.evaluate_all(evaluators, trained.state)

@@ -54,25 +54,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draws in this file's style whatever the user's matplotlibrc says."""
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draws in the house style whatever the user's matplotlibrc says."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **options: P.kwargs) -> T:
+    def in_style(*args: P.args, **options: P.kwargs) -> T:
         with matplotlib.style.context(["default", _STYLE]):
             return draw(*args, **options)
 
-    return styled
+    return in_style
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Size in inches at 150 dots per inch."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG that depends on the picture alone."""
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
@@ -82,7 +83,7 @@ def _font() -> ft2font.FT2Font:
     return ft2font.FT2Font(font_manager.findfont("DejaVu Sans"))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Text on one line with a box in place of what the font lacks, which would warn."""
     line = " ".join(text.split())
     return "".join(c if _font().get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in line)
@@ -90,7 +91,7 @@ def _readable(text: str) -> str:
 
 def _wrapped(text: str, size: float, inches: float) -> list[str]:
     """At most five lines of `size` points that fit into `inches`."""
-    line = _readable(text)
+    line = readable(text)
     _font().set_size(size, 72)
     _font().set_text(line)
     whole = max(_font().get_width_height()[0] / 64 / 72, 1e-6)  # from 1/64 points
@@ -117,7 +118,7 @@ def _smooth(values: np.ndarray, span: int) -> np.ndarray:
     return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
 
 
-@_styled
+@styled
 def loss_curves(lines: Sequence[Line], path: Path) -> None:
     """The total loss, each objective's loss and the learning rate against the step.
 
@@ -141,7 +142,7 @@ def loss_curves(lines: Sequence[Line], path: Path) -> None:
         panels.append("learning_rate")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(9, 0.5 + 2.5 * rows)
+    figure = new_figure(9, 0.5 + 2.5 * rows)
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False, sharex=True))
     for panel, axis in zip(panels, axes, strict=False):
         _loss_panel(axis, lines, panel)
@@ -152,7 +153,7 @@ def loss_curves(lines: Sequence[Line], path: Path) -> None:
         axis.tick_params(labelbottom=True)
     steps = int(_series(lines, "train", "loss")[0].max())
     figure.suptitle(f"Training, {len(train)} logged lines up to step {steps:,}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
@@ -168,12 +169,12 @@ def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
     held_out = _series(lines, "eval", name)
     if len(held_out[0]):
         axis.plot(*held_out, "D", color=VERMILION, markersize=5, label="held out")
-    axis.set(title=_readable(title), ylabel="loss (nats)")
+    axis.set(title=readable(title), ylabel="loss (nats)")
     if name == "loss":
         axis.legend(fontsize=9)
 
 
-@_styled
+@styled
 def retrieval_over_time(
     lines: Sequence[Line], path: Path, *, results: Mapping[str, Any] | None = None
 ) -> None:
@@ -197,7 +198,7 @@ def retrieval_over_time(
     if not names:
         raise InputError(f"no retrieval values in {len(lines)} lines, so no curve to draw")
     values = results["values"] if results else {}
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4)
     panels = figure.subplots(1, 2, sharey=True)
     top = 0.0
     for axis, direction in zip(panels, ("image_to_text", "text_to_image"), strict=True):
@@ -215,7 +216,7 @@ def retrieval_over_time(
         "bands: 95 % patient bootstrap" + ("; dashed: chance" if results else ""),
         fontsize=11,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _recall_curve(
@@ -239,66 +240,10 @@ def _recall_curve(
 
 def _of(results: Mapping[str, Any]) -> str:
     """The N and protocol that every title states."""
-    return _readable(f", {results['data']['name']}, N = {results['n']:,}, {results['protocol']}")
+    return readable(f", {results['data']['name']}, N = {results['n']:,}, {results['protocol']}")
 
 
-@_styled
-def structure_per_kind(results: Mapping[str, Any], path: Path) -> None:
-    """Accuracy with true and with foreign images, per kind of perturbation; bars with chance.
-
-    The first group is the choice among all copies; the others are original against one copy.
-
-    Args:
-      results: `Results.to_dict()` of the structure evaluator.
-      path: PNG to write, 1350 pixels wide.
-
-    Raises:
-      InputError: results without values.
-    """
-    values = results["values"]
-    if "accuracy" not in values:
-        raise InputError(f"{results['protocol']} holds no accuracy, so no bars to draw")
-    kinds = [name.split("/")[1] for name in values if name.endswith("/accuracy")]
-    groups = [("", "choice among all")]
-    groups += [(f"kind/{kind}/", kind.replace("_", " ")) for kind in kinds]
-    figure = _figure(9, 1.5 + 0.72 * len(groups))
-    axis = figure.subplots()
-    for g, (prefix, _) in enumerate(groups):
-        own, foreign = values[f"{prefix}accuracy"], values[f"{prefix}accuracy_images_permuted"]
-        _bar(axis, own, g - 0.18, color=BLUE, label="its own image")
-        label = "another patient's image (blind)"
-        _bar(axis, foreign, g + 0.18, color=ORANGE, hatch="////", label=label)
-        ends = [g - 0.42, g + 0.42]
-        axis.plot([own["chance"]] * 2, ends, color="black", linewidth=1.6, label="chance")
-        gain = values[f"{prefix}grounded_gain"]
-        axis.text(1.02, g, _with_interval(gain), va="center", fontsize=9)
-    axis.text(1.02, -0.62, "grounded gain [95 %]", va="center", fontsize=9, weight="bold")
-    labels = [f"{label}\nn = {values[f'{prefix}accuracy']['n']:,}" for prefix, label in groups]
-    axis.set_yticks(range(len(groups)), labels)
-    axis.set(
-        xlim=(0, 1), ylim=(len(groups) - 0.5, -0.8), xlabel="share of questions answered right"
-    )
-    axis.grid(visible=False, axis="y")
-    axis.axhline(0.5, color=GREY, linewidth=0.8)
-    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True)).values()
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=3, fontsize=9)
-    figure.suptitle("True report against perturbed copies" + _of(results), fontsize=11)
-    _save(figure, path)
-
-
-def _bar(axis: Axes, row: Mapping[str, Any], place: float, **look: Any) -> None:
-    axis.barh(place, row["value"], 0.34, edgecolor="white", linewidth=0, **look)
-    if row["low"] is not None:
-        for colour, width in (("white", 3.4), ("black", 1.4)):  # a rim, to show on dark bars
-            axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=width)
-
-
-def _with_interval(row: Mapping[str, Any]) -> str:
-    text = f"{row['value']:+.3f}"
-    return text if row["low"] is None else f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]"
-
-
-@_styled
+@styled
 def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
     """One row per study: the image with its boxes, then each word's attention; text beneath.
 
@@ -318,13 +263,13 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
     side, width = 2.7, 2.7 * columns
     wrapped = [_wrapped(example.text, 8.5, width) for example in examples]
     heights = [size for text in wrapped for size in (side + 0.3, 0.25 + 0.17 * len(text))]
-    figure = _figure(width, sum(heights) + 0.75)
+    figure = new_figure(width, sum(heights) + 0.75)
     grid = figure.add_gridspec(2 * len(examples), columns, height_ratios=heights)
     for row, example in enumerate(examples):
         panels = [
             figure.add_subplot(grid[2 * row, column]) for column in range(1 + len(example.words))
         ]
-        _image_panel(panels[0], example, _readable(example.id)[-40:])
+        _image_panel(panels[0], example, readable(example.id)[-40:])
         for panel, (word, weights) in zip(panels[1:], example.words, strict=True):
             _map_panel(panel, example, word, weights)
         text = figure.add_subplot(grid[2 * row + 1, :])
@@ -345,7 +290,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
         pad=0.01,
     )
     bar.ax.set_xticklabels(["least", "greatest attention of the word"])
-    _save(figure, path)
+    save(figure, path)
 
 
 def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
@@ -373,7 +318,7 @@ def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
             )
     labels = list(dict.fromkeys(label.replace("_", " ") for label, _ in example.boxes))
     if labels:
-        title += "\n" + _readable(", ".join(labels))
+        title += "\n" + readable(", ".join(labels))
     axis.set_title(title, fontsize=9)
     axis.set_axis_off()
 
@@ -385,7 +330,7 @@ def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.nda
     spread = weights.max() - weights.min()
     stretched = (weights - weights.min()) / (spread if spread > 0 else 1.0)
     axis.set_title(
-        f"\N{LEFT DOUBLE QUOTATION MARK}{_readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
+        f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
         f"\npeak {over_even:.1f} x even",
         fontsize=9,
     )

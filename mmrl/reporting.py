@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mmrl import attention, figures, metrics, report
+from mmrl import attention, bars, figures, metrics, report
+from mmrl.data import grounding
 from mmrl.data.pipeline import Examples
 from mmrl.evaluators.base import Results
 from mmrl.objectives.local_contrastive import word_region_attention
@@ -46,15 +47,9 @@ def write(
         figures.retrieval_over_time(lines, drawn / "retrieval.png", results=stored["retrieval"])
         caption = "Held-out recall at 1, 5 and 10, both ways, with 95 % intervals and chance."
         shown.append(("Retrieval over time", drawn / "retrieval.png", caption))
-    if "accuracy" in stored.get("structure", {}).get("values", {}):
-        figures.structure_per_kind(stored["structure"], drawn / "structure.png")
-        caption = (
-            "How often the true report wins, with its own image and with that of another patient. "
-            "What remains with a foreign image was won by grammar alone."
-        )
-        shown.append(("Perturbed-report choice", drawn / "structure.png", caption))
+    _structure(drawn, stored.get("structure"), shown)
     pointed = _attention(drawn, trained, examples, shown)
-    if pointed is not None:
+    if pointed is not None and "pointing" not in stored:
         stored["word_attention"] = pointed
     path = folder / "report.html"
     report.write_report(
@@ -67,6 +62,25 @@ def write(
         provenance=trained.provenance(examples),
     )
     return path
+
+
+def _structure(drawn: Path, stored: Mapping[str, Any] | None, shown: Shown) -> None:
+    """One picture for each protocol of perturbed-report choice."""
+    if stored is None:
+        return
+    for name, protocol in stored["details"]["protocols"].items():
+        title = f"Perturbed-report choice: structure/{name}"
+        if not protocol["questions"]:
+            why = "; ".join(f"{reason} ({n})" for reason, n in protocol["excluded"].items())
+            shown.append((title, None, f"No question could be asked: {why}."))
+            continue
+        path = drawn / f"structure_{name.replace('@', '_v')}.png"
+        bars.structure_per_kind(stored, name, path)
+        caption = (
+            f"{protocol['about'].capitalize()}. What the hatched bars reach was won without the "
+            "right image, or without any; only the rest shows that the image was read."
+        )
+        shown.append((title, path, caption))
 
 
 def _attention(
@@ -84,7 +98,7 @@ def _attention(
         return None
     temperature = float((options.get("temperatures") or (4.0,))[0])
     attend = functools.partial(word_region_attention, temperature=temperature)
-    chosen = attention.select_examples(examples, examples.tokenizer.words, count=200)
+    chosen = grounding.select_examples(examples, examples.tokenizer.words, count=200)
     attended = attention.attend(
         trained.predict,
         trained.state,
@@ -109,9 +123,11 @@ def _summary(results: Mapping[str, Results]) -> list[tuple[str, Any, str]]:
     for name, key, note in (
         ("retrieval", "image_to_text/R@1", "image finds its report"),
         ("retrieval", "text_to_image/R@1", "report finds its image"),
-        ("structure", "accuracy", "true report chosen among its perturbed copies"),
-        ("structure", "accuracy_images_permuted", "the same, looking at another patient's image"),
-        ("structure", "grounded_gain", "the difference: what the image contributed"),
+        ("structure", "order-10way@1/accuracy", "true report among nine rearranged copies"),
+        ("structure", "order-10way@1/grounded_gain", "what of it the right image contributed"),
+        ("structure", "clinical@1/accuracy", "true report against one with a fact reworded"),
+        ("structure", "clinical@1/accuracy_text_only", "the same, by an n-gram model of texts"),
+        ("structure", "clinical@1/grounded_gain", "what of it the right image contributed"),
     ):
         if name in results and key in results[name].values:
             rows.append((f"{name}/{key}", str(results[name].values[key]), note))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,11 @@ class Trained:
     state: Mapping[str, Any]
     step: int
 
-    def examples(self, corpus: Corpus) -> Examples:
-        """`corpus` prepared exactly as in this run's own evaluation."""
+    def examples(self, corpus: Corpus, training: Callable[[], Corpus] | None = None) -> Examples:
+        """`corpus` prepared exactly as in this run's own evaluation; `training` as in Examples."""
         options = Options.from_config(self.config.data)
-        return Examples(corpus, self.tokenizer, options.preprocess(), options.text_length)
+        preprocess, length = options.preprocess(), options.text_length
+        return Examples(corpus, self.tokenizer, preprocess, length, training=training)
 
     def provenance(self, examples: Examples) -> dict[str, Any]:
         """Where a figure of this run comes from, for reports and manifests."""

@@ -23,6 +23,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrl import learner, metrics, optim, sharding, streams
+from mmrl.data import perturb
+from mmrl.data.perturb.mix import Mix
+from mmrl.types import Metrics
 
 State = dict[str, Any]
 
@@ -55,6 +58,10 @@ class TrainStep:
         self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
         self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
+        self._kinds: tuple[str, ...] = ()  # of perturbation, whose rates are logged
+        if "perturbation" in batch:
+            data = config.data
+            self._kinds = Mix.from_config(data.perturbations, data.perturbation_curriculum).kinds
         self._metric_shapes = jax.eval_shape(
             lambda p, v, b: self._loss(p, v, b, None)[1][0],
             pure,
@@ -99,7 +106,8 @@ class TrainStep:
         _, params, variables = learner.split(
             learner.make(self.config, self.vocab_size, nnx.Rngs(key))
         )
-        names = {**self._metric_shapes, "grad_norm": (jnp.float32(0), jnp.float32(0))}
+        extra = ["grad_norm", *(f"perturbed/{k}/{v}" for k in self._kinds for v in _RATES)]
+        names = {**self._metric_shapes, **dict.fromkeys(extra, (jnp.float32(0), jnp.float32(0)))}
         state = {
             "step": jnp.int32(0),
             "params": params,
@@ -189,7 +197,7 @@ class TrainStep:
         _, params, variables = learner.split(module)
 
         step = state["step"] + 1
-        values = {**values, "grad_norm": (norm, jnp.float32(1))}
+        values = {**values, "grad_norm": (norm, jnp.float32(1)), **self._rates(batch)}
         # The accumulator starts anew after each log step; keeping that here, not on the host,
         # makes it part of the checkpoint and so of an exact resume.
         fresh = state["step"] % self.config.log_every == 0
@@ -207,6 +215,20 @@ class TrainStep:
         if "ema" in state:
             new["ema"] = _average(state["ema"], params, self.config.ema, step)
         return new
+
+    def _rates(self, batch: Mapping[str, Any]) -> Metrics:
+        """Per kind of perturbation: its share of all copies, and how many of its own are valid."""
+        rates = {}
+        for kind in self._kinds:
+            drawn = batch["perturbation"] == perturb.KINDS.index(kind)
+            count = drawn.sum(dtype=jnp.float32)
+            valid = (drawn & batch["perturbed_valid"]).sum(dtype=jnp.float32)
+            rates[f"perturbed/{kind}/share"] = (count, jnp.float32(drawn.size))
+            rates[f"perturbed/{kind}/valid"] = (valid, count)
+        return rates
+
+
+_RATES = ("share", "valid")
 
 
 def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:

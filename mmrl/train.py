@@ -231,7 +231,13 @@ class Trainer:
     def examples(self) -> Examples:
         """The held-out examples of training's own evaluations."""
         preprocess, length = self.options.preprocess(), self.options.text_length
-        return Examples(self.corpora["val"], self.tokenizer, preprocess, length)
+        return Examples(
+            self.corpora["val"],
+            self.tokenizer,
+            preprocess,
+            length,
+            training=lambda: self.corpora["train"],
+        )
 
     def _restore(self) -> tuple[State, int]:
         if self.saved.latest() is None:

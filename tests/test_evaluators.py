@@ -1,82 +1,15 @@
 """Evaluators against encoders whose answer is known, and their statistics against closed forms."""
 
-import dataclasses
-import hashlib
 import itertools
 import json
 
 import numpy as np
 import pytest
 
-from mmrl.data import perturb
 from mmrl.evaluators import retrieval, statistics
 from mmrl.evaluators.retrieval import Retrieval, best_match_ranks, rank_chance, recall_chance
-from mmrl.evaluators.structure import Structure
 from mmrl.types import InputError
-
-
-class FakeData:
-    """Held-out texts without images; tokens are word numbers."""
-
-    name, sha256, preprocessing = "fake/test", "0" * 64, {"size": 8}
-
-    def __init__(self, texts, *, patients=None, groups=None, length=64):
-        self.texts, self.length = list(texts), length
-        self.ids = [f"fake:{i}" for i in range(len(self.texts))]
-        self.patients = patients or [f"p{i}" for i in range(len(self.texts))]
-        self.groups = np.arange(len(self.texts)) if groups is None else np.asarray(groups)
-
-    def __len__(self):
-        return len(self.texts)
-
-    def tokenize(self, texts):
-        tokens = np.zeros((len(texts), self.length), np.int32)
-        for row, text in zip(tokens, texts, strict=True):
-            words = [int(hashlib.md5(w.encode()).hexdigest()[:6], 16) + 1 for w in text.split()]
-            row[: len(words)] = words[: self.length]
-        return tokens, tokens > 0
-
-
-@dataclasses.dataclass
-class FakePredict:
-    """Encodes by two functions: of an id and of a text."""
-
-    image_of: object
-    text_of: object
-    provides = ("image.embedding", "text.embedding")
-
-    def images(self, state, data, *, local=False):
-        return {"image.embedding": np.stack([self.image_of(i) for i in data.ids])}
-
-    def texts(self, state, data, texts, *, local=False):
-        return {"text.embedding": np.stack([self.text_of(t) for t in texts])}
-
-
-def code(text, width=32):
-    """A random direction that depends on the text alone."""
-    return statistics.generator(0, text).normal(size=width).astype(np.float32)
-
-
-def informed(data):
-    """Knows which report belongs to which image, and nothing else."""
-    report = dict(zip(data.ids, data.texts, strict=True))
-    return FakePredict(lambda i: code(report[i]), code)
-
-
-def constant():
-    """Encodes everything alike, up to rounding."""
-
-    def noise(name):
-        return np.float32(1) + np.float32(1e-7) * np.sign(code(name))
-
-    return FakePredict(noise, noise)
-
-
-def reports(count, words=12):
-    rng = np.random.default_rng(0)
-    vocabulary = np.array([f"w{i}" for i in range(40)])
-    return [" ".join(rng.choice(vocabulary, words, replace=False)) + "." for _ in range(count)]
-
+from tests.fakes import FakeData, FakePredict, code, constant, informed, reports
 
 # --- statistics
 
@@ -271,111 +204,3 @@ def test_retrieval_refuses_what_it_cannot_judge():
     with pytest.raises(FloatingPointError, match=r"text.embedding .* 1 of 4 .* first fake:2"):
         Retrieval(broken, data).run(None)
     assert retrieval.matches_per_item(np.array([3, 1, 3])).tolist() == [2, 1, 2]
-
-
-# --- structure
-
-
-def test_informed_encoder_chooses_right_and_foreign_images_choose_at_random():
-    data = FakeData(reports(200), patients=[f"p{i // 2}" for i in range(200)])
-    results = Structure(informed(data), data).run(None)
-    assert results.protocol == "structure/choice-6way@1" and results.n == 200
-    accuracy, blind, gain = (
-        results.values[name] for name in ("accuracy", "accuracy_images_permuted", "grounded_gain")
-    )
-    assert accuracy.value == 1 and accuracy.chance == blind.chance == 1 / 6
-    assert abs(blind.value - 1 / 6) < 0.04 and blind.low < 1 / 6 < blind.high
-    assert gain.value == pytest.approx(1 - blind.value) and gain.chance == 0
-    for kind in perturb.KINDS:
-        assert results.values[f"kind/{kind}/accuracy"].value == 1
-        assert abs(results.values[f"kind/{kind}/accuracy_images_permuted"].value - 0.5) < 0.06
-    assert results.details["permuted_images_of_own_patient"] == 0
-    assert sum(c["valid"] for c in results.details["copies"].values()) == 5 * 200
-    json.dumps(results.to_dict(), allow_nan=False)
-
-
-def test_encoder_that_ignores_the_image_gains_nothing():
-    data = FakeData(reports(60))
-
-    def grammar(text):
-        return code(text) + 20 * (text in data.texts) * code("image")
-
-    for text_of, expected in ((grammar, 1.0), (code, None)):
-        blind = FakePredict(lambda i: code("image"), text_of)
-        values = Structure(blind, data).run(None).values
-        assert values["accuracy"].value == values["accuracy_images_permuted"].value
-        assert expected is None or values["accuracy"].value == expected
-        for name, estimate in values.items():
-            if name.endswith("grounded_gain"):
-                assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0), name
-
-
-def test_ties_are_wrong_even_with_rounding():
-    data = FakeData(reports(20))
-    results = Structure(constant(), data).run(None)
-    assert all(estimate.value == 0 for estimate in results.values.values())
-    assert results.details["constant_predictor"] == {"accuracy": 0}
-    # One kind alone ties: it fails, the others do not, and so no choice is right.
-    encoder = informed(data)
-    reverse = {perturb.perturb(t, "reverse_words", None).text: t for t in data.texts}
-    encoder.text_of = lambda text: code(reverse.get(text, text))
-    values = Structure(encoder, data).run(None).values
-    assert values["kind/reverse_words/accuracy"].value == 0
-    assert values["kind/shuffle_all_words/accuracy"].value == 1
-    assert values["accuracy"].value == 0
-
-
-def test_reports_without_enough_copies_are_excluded_and_counted():
-    data = FakeData([*reports(10), "normal normal", "a b", ""])
-    results = Structure(informed(data), data).run(None)
-    assert results.n == 10 and results.excluded == {"fewer than 5 valid copies": 3}
-    copies = results.details["copies"]
-    assert copies["reverse_words"]["cannot change the report"] == 2
-    assert copies["shuffle_trigrams"] == {"valid": 10, "cannot change the report": 3}
-    # "a b" can only become "b a": four kinds agree, so three copies repeat the first.
-    assert sum(c.get("equal to another copy", 0) for c in copies.values()) == 3
-
-
-def test_copies_that_differ_only_after_truncation_are_invalid():
-    # Swapping neighbours leaves the first two words of the first report, and all that is read.
-    data = FakeData(["one one two three", "one two two two"], length=2)
-    results = Structure(informed(data), data, kinds=["swap_adjacent_words"], num_perturbed=1).run(
-        None
-    )
-    assert results.n == 1 and results.excluded == {"fewer than 1 valid copies": 1}
-    assert results.details["copies"] == {
-        "swap_adjacent_words": {"equal to the original": 1, "valid": 1}
-    }
-
-
-def test_copies_depend_on_seed_and_record_only():
-    data = FakeData(reports(12))
-    backwards = FakeData(data.texts[::-1])
-    backwards.ids = data.ids[::-1]
-    first = Structure(informed(data), data).choices
-    again = Structure(constant(), backwards).choices
-
-    def as_lists(choices):
-        return np.array(choices.texts).reshape(-1, 5).tolist()
-
-    assert as_lists(first) == as_lists(again)[::-1]
-    assert first.sha256 == Structure(constant(), data).choices.sha256
-    assert first.sha256 != Structure(constant(), data, seed=1).choices.sha256
-    some = Structure(informed(data), data, max_reports=4)
-    assert some.run(None).excluded == {"not drawn (max_reports)": 8}
-    whole = dict(zip(data.ids, as_lists(first), strict=True))
-    assert as_lists(some.choices) == [whole[i] for i in some.data.ids]
-
-
-def test_structure_refuses_what_it_cannot_ask():
-    data = FakeData(["normal", "clear lungs"])
-    with pytest.raises(InputError, match=r"kinds: flip given; choices: shuffle_all_words, "):
-        Structure(constant(), data, kinds=["flip"])
-    with pytest.raises(InputError, match="kinds: none given"):
-        Structure(constant(), data, kinds=[])
-    with pytest.raises(
-        InputError, match=r"every report of fake/test has fewer than 5 valid copies"
-    ):
-        Structure(constant(), data)
-    with pytest.raises(InputError, match="num_perturbed is 0"):
-        Structure(constant(), data, num_perturbed=0)

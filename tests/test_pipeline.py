@@ -117,28 +117,42 @@ def test_copies_that_differ_only_behind_the_cut_are_invalid():
     """Swapping the last two of eight words is invisible to an encoder that reads six tokens."""
     text = "a b c d e f g h"
     rng = np.random.default_rng(0)
-    whole = options(text_length=40, perturbations=("shuffle_trigrams",), num_perturbed=8)
-    cut = options(text_length=3, perturbations=("shuffle_trigrams",), num_perturbed=8)
+    kinds = ("shuffle_trigrams",) * 8
     tokenizer = Tokenizer.train([text] * 20, vocab_size=280)
-    seen = perturbed_arrays(text, tokenizer.encode(text, 40).tokens, tokenizer, whole, rng)
+    seen = perturbed_arrays(text, tokenizer.encode(text, 40).tokens, tokenizer, kinds, rng)
     assert seen["perturbed_valid"].all()
-    unseen = perturbed_arrays(text, tokenizer.encode(text, 3).tokens, tokenizer, cut, rng)
+    unseen = perturbed_arrays(text, tokenizer.encode(text, 3).tokens, tokenizer, kinds, rng)
     equal = (unseen["perturbed_tokens"] == tokenizer.encode(text, 3).tokens).all(axis=1)
     np.testing.assert_array_equal(unseen["perturbed_valid"], ~equal)
+
+
+def test_the_curriculum_changes_the_kinds_at_its_step_across_epochs_and_resumes():
+    changes = {
+        "perturbations": ("reverse_words",),
+        "perturbation_curriculum": (
+            {"from_step": 10, "perturbations": ("shuffle_all_words", "swap_adjacent_words")},
+        ),
+    }
+    seen = batches(12, **changes)  # an epoch has 8
+    for step, batch in enumerate(seen):
+        kinds = {perturb.KINDS[kind] for kind in batch["perturbation"].ravel()}
+        late = {"shuffle_all_words", "swap_adjacent_words"}
+        assert kinds == (late if step >= 10 else {"reverse_words"})
+    assert_equal(seen[9:], batches(3, start=9, **changes))
 
 
 def test_reports_that_cannot_change_are_marked():
     rng = np.random.default_rng(0)
     word = TOKENIZER.encode("Normal.", 24).tokens
-    arrays = perturbed_arrays("Normal.", word, TOKENIZER, options(), rng)
+    kinds = ("shuffle_trigrams", "swap_device")
+    arrays = perturbed_arrays("Normal.", word, TOKENIZER, kinds, rng)
     assert not arrays["perturbed_valid"].any()
-    assert (arrays["perturbation"] == -1).all()
+    assert [perturb.KINDS[kind] for kind in arrays["perturbation"]] == list(kinds)
 
 
 def test_kinds_are_named_by_their_place_in_the_registry():
     (batch,) = batches(1, perturbations=("reverse_words",), num_perturbed=1)
-    valid = batch["perturbed_valid"]
-    assert (batch["perturbation"][valid] == perturb.KINDS.index("reverse_words")).all()
+    assert (batch["perturbation"] == perturb.KINDS.index("reverse_words")).all()
 
 
 def test_groups_join_same_studies_and_same_texts():
@@ -186,7 +200,9 @@ def test_too_small_a_corpus_is_refused():
 
 
 def test_unknown_kinds_are_refused():
-    with pytest.raises(InputError, match="unknown kind 'shuffle' in config"):
+    with pytest.raises(
+        InputError, match=r"config.data.perturbations: unknown perturbation 'shuffle'"
+    ):
         options(perturbations=("shuffle",))
 
 

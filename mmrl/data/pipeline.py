@@ -7,7 +7,7 @@ threads or workers. The position is one integer, so a run resumes at the exact n
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,6 +16,7 @@ import numpy as np
 from mmrl.data import perturb
 from mmrl.data.corpus import Corpus
 from mmrl.data.images import Preprocess, augment
+from mmrl.data.perturb.mix import Mix
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError, Record
 
@@ -27,7 +28,7 @@ class Options:
     image_size: int
     resize: str
     text_length: int
-    perturbations: tuple[str, ...]
+    mix: Mix
     num_perturbed: int
     crop_scale: tuple[float, float]
     brightness: float
@@ -41,18 +42,11 @@ class Options:
         """Picks the fields out of config.data.
 
         Raises:
-          InputError: an unknown kind of perturbation.
+          InputError: unknown kinds of perturbation, see `Mix.from_config`.
         """
-        chosen = cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
-        for kind in chosen.perturbations:
-            if kind not in perturb.KINDS:
-                raise InputError(
-                    f"unknown kind {kind!r} in config.data.perturbations; choices: "
-                    f"{', '.join(perturb.KINDS)}"
-                )
-        if not chosen.perturbations:
-            raise InputError("config.data.perturbations is empty; name at least one kind")
-        return chosen
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "mix"]
+        mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
+        return cls(mix=mix, **{name: data[name] for name in names})
 
     def preprocess(self) -> Preprocess:
         """The deterministic part of image preparation."""
@@ -91,8 +85,18 @@ def load_image(record: Record, preprocess: Preprocess) -> np.ndarray:
         raise InputError(f"record {record.id}: {error}") from None
 
 
+class _Placed:
+    """Adds the training step, counted from 0, that an element of the global sequence serves."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __call__(self, position: int, item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, "step": position // self.batch_size}
+
+
 class _Example:
-    """{index, image} and a generator -> one training example (types.Batch without B)."""
+    """{index, image, step} and a generator -> one training example (types.Batch without B)."""
 
     def __init__(
         self, corpus: Corpus, tokenizer: Tokenizer, options: Options, *, with_perturbed: bool
@@ -123,8 +127,13 @@ class _Example:
             "index": np.int32(index),
         }
         if self.with_perturbed:
+            kinds = options.mix.at(item["step"])
             example |= perturbed_arrays(
-                self.texts[index], original.tokens, self.tokenizer, options, text_rng
+                self.texts[index],
+                original.tokens,
+                self.tokenizer,
+                perturb.draw_kinds(kinds, options.num_perturbed, text_rng),
+                text_rng,
             )
         return example
 
@@ -133,26 +142,28 @@ def perturbed_arrays(
     text: str,
     tokens: np.ndarray,
     tokenizer: Tokenizer,
-    options: Options,
+    kinds: Sequence[str],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """K fresh perturbed copies of one report.
+    """K fresh perturbed copies of one report, one for each of `kinds`.
+
+    Args:
+      text, tokens: the report; tokens i32[L] also give the length of the rows.
 
     Returns:
       perturbed_tokens i32[K, L], perturbed_mask bool[K, L], perturbed_valid bool[K] (False where
       the kind cannot change this report, or changes only what truncation cut off) and
-      perturbation i8[K], the index of the kind in perturb.KINDS, -1 where there is none.
+      perturbation i8[K], the index of the kind in perturb.KINDS.
     """
-    copies = perturb.draw(text, options.perturbations, options.num_perturbed, rng)
+    copies = [perturb.perturb(text, kind, rng) for kind in kinds]
     texts = [text if copy is None else copy.text for copy in copies]
-    new_tokens, mask, _ = tokenizer.encode_batch(texts, options.text_length)
-    kinds = [-1 if copy is None else perturb.KINDS.index(copy.kind) for copy in copies]
-    kind = np.asarray(kinds, np.int8)
+    new_tokens, mask, _ = tokenizer.encode_batch(texts, len(tokens))
+    made = np.array([copy is not None for copy in copies], bool)
     return {
         "perturbed_tokens": new_tokens,
         "perturbed_mask": mask,
-        "perturbed_valid": (kind >= 0) & (new_tokens != tokens).any(axis=1),
-        "perturbation": kind,
+        "perturbed_valid": made & (new_tokens != tokens).any(axis=1),
+        "perturbation": np.array([perturb.KINDS.index(kind) for kind in kinds], np.int8),
     }
 
 
@@ -189,8 +200,9 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .map(_Load(corpus, options.preprocess(), options.cache_images))
-        .random_map(_Example(corpus, tokenizer, options, with_perturbed=with_perturbed))
         .repeat(None)
+        .map_with_index(_Placed(batch_size))
+        .random_map(_Example(corpus, tokenizer, options, with_perturbed=with_perturbed))
     )
     workers = None
     if options.num_workers:
@@ -214,13 +226,21 @@ class Examples:
     """Held-out examples in corpus order; see evaluators.base.HeldOut.
 
     Args:
-      corpus: the split to evaluate. limit: at most this many records from its start.
+      corpus: the split to evaluate.
+      training: answers the training split of the same corpus, for evaluators that judge texts by
+        it; asked at most once, None where there is none.
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Tokenizer, preprocess: Preprocess, text_length: int
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        text_length: int,
+        *,
+        training: Callable[[], Corpus] | None = None,
     ) -> None:
-        self.corpus, self.tokenizer = corpus, tokenizer
+        self.corpus, self.tokenizer, self._training = corpus, tokenizer, training
         self.preprocess, self.text_length = preprocess, text_length
         self.name, self.groups = corpus.name, corpus.groups
         self.ids: Sequence[str] = corpus.ids
@@ -240,6 +260,10 @@ class Examples:
     def record(self, index: int) -> Record:
         """The full record of example `index`."""
         return self.corpus.record(index)
+
+    def training_texts(self) -> Sequence[str]:
+        """Reports of the training split; empty where there is none."""
+        return () if self._training is None else self._training().texts
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens i32[N, L] and mask bool[N, L], as in training."""

@@ -29,6 +29,9 @@ MODEL_TYPES = ("bpe", "unigram")
 _SURFACE_WORD = re.compile(rf"{MASK_SYMBOL}|{WORD.pattern}|\w+|[^\w\s]+")
 
 
+_CACHED_CHUNKS = 1 << 17
+
+
 class Encoding(NamedTuple):
     """One encoded text: tokens i32[L], mask bool[L] (True = token), truncated."""
 
@@ -59,6 +62,7 @@ class Tokenizer:
         self._model = bytes(model)
         self._processor = _load(self._model)
         self.requested_vocab_size = requested_vocab_size or self.vocab_size
+        self._known: dict[str, list[int]] = {}
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, int]]:
         return Tokenizer, (self._model, self.requested_vocab_size)
@@ -155,8 +159,7 @@ class Tokenizer:
         """
         if length < 3:
             raise InputError(f"token length is {length}; expected 3 or more: begin, text, end")
-        # One thread: data loading is parallel over processes already.
-        pieces = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        pieces = [self._pieces(text) for text in texts]
         sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         kept = np.minimum(sizes, length - 2)
         columns = np.arange(length)[None]
@@ -167,6 +170,26 @@ class Tokenizer:
         tokens[body] = np.fromiter(flat, np.int32, int(kept.sum()))
         tokens[np.arange(len(pieces)), kept + 1] = EOS
         return BatchEncoding(tokens, columns < kept[:, None] + 2, sizes > kept)
+
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a text, chunk by chunk: no piece reaches across white space.
+
+        Reports share their words, and perturbed copies all of them, so a chunk seen before is
+        looked up, which is ten times as fast as encoding it again.
+        """
+        if not self._within_words:
+            return self._processor.encode(text, out_type=int)
+        known = self._known
+        ids: list[int] = []
+        # What every normalisation rule takes for white space; others may be part of a chunk.
+        for chunk in text.replace("\n", " ").replace("\t", " ").split(" "):
+            found = known.get(chunk)
+            if found is None:
+                found = self._processor.encode(chunk, out_type=int)
+                if len(known) < _CACHED_CHUNKS:
+                    known[chunk] = found
+            ids += found
+        return ids
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, folded as it was encoded; PAD, BOS and EOS give nothing.
@@ -211,6 +234,12 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise InputError(f"token id {i} is unknown; expected 0 to {self.vocab_size - 1}")
         return ids
+
+    @functools.cached_property
+    def _within_words(self) -> bool:
+        """Whether no piece holds white space but at its beginning, as models trained here."""
+        pieces = map(self._processor.id_to_piece, range(self.vocab_size))
+        return not any("\u2581" in piece[1:] for piece in pieces)
 
     @functools.cached_property
     def _surfaces(self) -> list[bytes]:

@@ -42,6 +42,9 @@ class HeldOut(Protocol):
     def record(self, index: int) -> Record:
         """The full record behind example `index`, with its ground truth."""
 
+    def training_texts(self) -> Sequence[str]:
+        """Reports of the training split of the same corpus; empty where there is none."""
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
 

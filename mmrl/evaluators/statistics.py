@@ -69,6 +69,10 @@ class Subset:
         """The record behind example `index` of the subset."""
         return self._data.record(self._indices[index])
 
+    def training_texts(self) -> Sequence[str]:
+        """As in `HeldOut`."""
+        return self._data.training_texts()
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As in `HeldOut`."""
         return self._data.tokenize(texts)

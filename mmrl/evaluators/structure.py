@@ -1,141 +1,70 @@
-"""The method's own test: does the image prefer its report over rearranged copies of it?"""
+"""The method's own test: does the image prefer its report over perturbed copies of it?"""
 
-import dataclasses
+import functools
 import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mmrl.data import perturb
-from mmrl.evaluators import statistics
+from mmrl import build
+from mmrl.evaluators import questions, statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.evaluators.language_model import LanguageModel
+from mmrl.evaluators.questions import PROTOCOLS, Questions
 from mmrl.types import InputError
 
+PERMUTATIONS = 5  # of the images, averaged in the blind row
+MAX_TRAINING_TEXTS = 20_000  # that the text-only judge learns from
 
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """The fixed questions of one evaluator: n reports with K valid copies each.
-
-    Attributes:
-      rows: i64[n], positions in the held-out data.
-      texts: n * K copies, report by report.
-      kinds: str[n, K], what was done to each copy.
-      excluded: reason -> number of reports left out.
-      counts: kind -> what became of the drawn copies of that kind.
-      sha256: digest over rows and copies; equal digests mean the same questions.
-    """
-
-    rows: np.ndarray
-    texts: list[str]
-    kinds: np.ndarray
-    excluded: dict[str, int]
-    counts: dict[str, dict[str, int]]
-    sha256: str
+ROWS = ("accuracy", "accuracy_images_permuted", "accuracy_text_only", "grounded_gain")
 
 
-def draw_choices(data: HeldOut, kinds: tuple[str, ...], num_perturbed: int, seed: int) -> Choices:
-    """Draws `num_perturbed` copies of each report from a generator of (seed, record id) alone.
-
-    A copy is valid when it differs from the original and from the report's earlier copies after
-    tokenising and truncating, which is all the encoder sees. A report with an invalid copy is
-    left out, so that every question has 1 + K distinct options and chance is 1 / (1 + K).
+def wins(images: np.ndarray, originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """By how much the original beats each copy, as cosine; a tie is not a win, see `beats`.
 
     Args:
-      data: the held-out examples to ask about.
-      kinds: names from `perturb.KINDS`.
-      num_perturbed: K.
-      seed: of the protocol.
-
-    Raises:
-      InputError: no report is left.
-    """
-    copies: list[tuple[int, str, str]] = []  # row, kind, text
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    for row, (name, report) in enumerate(zip(data.ids, data.texts, strict=True)):
-        rng = statistics.generator(seed, name)
-        for kind in perturb.draw_kinds(kinds, num_perturbed, rng):
-            copy = perturb.perturb(report, kind, rng)
-            if copy is None:
-                counts[kind]["cannot change the report"] += 1
-            else:
-                copies.append((row, kind, copy.text))
-    seen = [{tokens} for tokens in _seen_by_encoder(data, data.texts)]
-    originals = [next(iter(tokens)) for tokens in seen]
-    valid: list[list[tuple[str, str]]] = [[] for _ in seen]
-    tokens_of = _seen_by_encoder(data, [text for _, _, text in copies])
-    for (row, kind, text), tokens in zip(copies, tokens_of, strict=True):
-        if tokens not in seen[row]:
-            seen[row].add(tokens)
-            valid[row].append((kind, text))
-            counts[kind]["valid"] += 1
-        elif tokens == originals[row]:
-            counts[kind]["equal to the original"] += 1
-        else:
-            counts[kind]["equal to another copy"] += 1
-    rows = [row for row, copies_of in enumerate(valid) if len(copies_of) == num_perturbed]
-    reason = f"fewer than {num_perturbed} valid copies"
-    if not rows:
-        raise InputError(
-            f"every report of {data.name} has {reason} ({len(data)} reports, kinds "
-            f"{', '.join(kinds)}); lower num_perturbed or choose more kinds"
-        )
-    texts = [text for row in rows for _, text in valid[row]]
-    named = [*(data.ids[row] for row in rows), *texts]
-    return Choices(
-        rows=np.array(rows),
-        texts=texts,
-        kinds=np.array([[kind for kind, _ in valid[row]] for row in rows]),
-        excluded={reason: len(data) - len(rows)} if len(rows) < len(data) else {},
-        counts={kind: dict(counter) for kind, counter in counts.items()},
-        sha256=hashlib.sha256("\x00".join(named).encode()).hexdigest(),
-    )
-
-
-def _seen_by_encoder(data: HeldOut, texts: Sequence[str]) -> list[bytes]:
-    """The valid tokens of each text, as hashable bytes."""
-    if not texts:
-        return []
-    tokens, mask = data.tokenize(texts)
-    return [row[kept].tobytes() for row, kept in zip(tokens, mask, strict=True)]
-
-
-def wins(images: np.ndarray, options: np.ndarray) -> np.ndarray:
-    """Whether the original beats each copy; ties, within `statistics.TIE`, are lost.
-
-    Args:
-      images: f32[N, D], L2-normalised.
-      options: f32[N, 1 + K, D], L2-normalised, the original first.
+      images: f32[Q, D]. originals: f32[Q, D]. copies: f32[Q, K, D]; all L2-normalised.
 
     Returns:
-      bool[N, K].
+      f32[Q, K].
     """
-    scores = (options @ images[:, :, None])[..., 0]  # N C
-    return scores[:, :1] - scores[:, 1:] > statistics.TIE
+    # One product for all options, so that equal texts score equally to the last bit but TIE.
+    options = np.concatenate([originals[:, None], copies], axis=1)
+    scores = (options @ images[:, :, None])[..., 0]  # Q 1+K
+    return scores[:, :1] - scores[:, 1:]
+
+
+def beats(margins: np.ndarray) -> np.ndarray:
+    """Wins that are no ties: bool, elementwise."""
+    return np.asarray(margins > statistics.TIE)
 
 
 class Structure(Evaluator):
-    """Perturbed-report choice: accuracy, the same with foreign images, and their difference.
+    """Perturbed-report choice under frozen protocols, with the rows that keep it honest.
 
-    The image must score its report, by cosine, strictly above all K perturbed copies. A model
-    that only knows how reports are worded can do that too, so the test is repeated with every
-    image replaced by one of another patient, averaged over several permutations; only the
-    paired difference, `grounded_gain`, shows that the image was read. Protocol
-    "structure/choice-{1+K}way@1" (chance 1 / (1 + K)); per kind, original against that copy
-    alone (chance 1/2). Intervals draw the reports' patients.
+    The image must score its report, by cosine, strictly above every copy offered. Beside the
+    `accuracy` stand, for the same questions,
+
+    * `accuracy_images_permuted`: every image replaced by one of another patient, averaged over
+      several permutations: what the encoders win without the right image;
+    * `accuracy_text_only`: an n-gram model of the training reports takes the likeliest report:
+      what anyone wins without any image;
+    * `grounded_gain`: the paired difference of the first two: what the image contributed.
+
+    Values are named "{protocol}/{row}" and, report against that copy alone,
+    "{protocol}/kind/{kind}/{row}"; chance is 1 / options. Intervals are bootstrapped over
+    patients. The published test counted ties as right; `accuracy_ties_right` says what that
+    would give.
 
     Args:
       predict, data: as for every evaluator.
-      kinds: perturbations to draw from.
-      num_perturbed: K, valid copies per report; reports with fewer are excluded and counted.
-      max_reports: evaluates a subset of this many, drawn once from `seed`; None takes all.
-      permutations: of the images, for the foreign-image rows.
+      protocols: names from `questions.PROTOCOLS`.
+      max_reports: evaluates a fixed subset of this many reports; None takes all.
       bootstrap: draws for the intervals; 0 gives none.
-      seed: of copies, subset, permutations and bootstrap: the same for every checkpoint.
 
     Raises:
-      InputError: unknown kinds, options out of range, or no report with enough copies.
+      InputError: unknown protocols, options out of range, or no question in any protocol.
     """
 
     def __init__(
@@ -143,113 +72,200 @@ class Structure(Evaluator):
         predict: Predict,
         data: HeldOut,
         *,
-        kinds: Sequence[str] = perturb.KINDS,
-        num_perturbed: int = 5,
+        protocols: Sequence[str] = tuple(PROTOCOLS),
         max_reports: int | None = None,
-        permutations: int = 5,
         bootstrap: int = 1000,
-        seed: int = 0,
     ) -> None:
-        statistics.at_least(
-            1, num_perturbed=num_perturbed, max_reports=max_reports, permutations=permutations
-        )
-        statistics.at_least(0, bootstrap=bootstrap, seed=seed)
-        unknown = [kind for kind in kinds if kind not in perturb.KINDS]
-        if unknown or not kinds:
-            given = ", ".join(unknown) or "none"
-            raise InputError(f"kinds: {given} given; choices: {', '.join(perturb.KINDS)}")
-        super().__init__(predict, statistics.fixed_subset(data, max_reports, seed))
-        self.kinds, self.num_perturbed = tuple(kinds), num_perturbed
-        self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
-        self.not_drawn = len(data) - len(self.data)
-        self.choices = draw_choices(self.data, self.kinds, num_perturbed, seed)
+        statistics.at_least(1, max_reports=max_reports)
+        statistics.at_least(0, bootstrap=bootstrap)
+        for name in protocols:
+            if name not in PROTOCOLS:
+                raise InputError(build.unknown("structure protocol", name, PROTOCOLS))
+        if not protocols:
+            raise InputError(f"structure: no protocols given; choices: {', '.join(PROTOCOLS)}")
+        subset = statistics.fixed_subset(data, max_reports, questions.SEED)
+        super().__init__(predict, subset)
+        self.bootstrap, self.not_drawn = bootstrap, len(data) - len(subset)
+        self.training_texts = _limited(data.training_texts())
+        halves = [self._half_model(half) for half in (0, 1)]
+        self._halves = [model for model in halves if model] if all(halves) else []
+        self.questions = {
+            name: questions.draw(PROTOCOLS[name], subset, self._halves) for name in protocols
+        }
+        if not any(map(len, self.questions.values())):
+            reasons = "; ".join(
+                f"{name}: {reason} ({count})"
+                for name, asked in self.questions.items()
+                for reason, count in asked.excluded.items()
+            )
+            raise InputError(
+                f"no report of {data.name} gives a question to structure, {len(subset)} tried: "
+                f"{reasons}"
+            )
+        self._text_only = {name: self._judge(asked) for name, asked in self.questions.items()}
+        rng = statistics.generator(questions.SEED, "images")
+        self._permuted = [
+            statistics.permutation_between_patients(subset.patients, rng)
+            for _ in range(PERMUTATIONS)
+        ]
 
     def run(self, state: Any) -> Results:
-        """Evaluates `state`; values as in the class, per kind "kind/{name}/...".
+        """Evaluates `state`; values as in the class.
 
         Raises:
           FloatingPointError: an embedding is not finite.
         """
-        data, choices = self.data, self.choices
+        data = self.data
         images = self.predict.images(state, data)["image.embedding"]
-        images = statistics.unit_rows(images, "image.embedding", data.ids)[choices.rows]
-        originals = self.predict.texts(state, data, data.texts)["text.embedding"]
-        originals = statistics.unit_rows(originals, "text.embedding", data.ids)[choices.rows]
-        copies = self.predict.texts(state, data, choices.texts)["text.embedding"]
-        ids = [data.ids[row] for row in choices.rows.tolist()]
-        copies = copies.reshape(len(ids), self.num_perturbed, -1)  # N K D
-        copies = statistics.unit_rows(copies, "perturbed text.embedding", ids)
-        options = np.concatenate([originals[:, None], copies], axis=1)
-
-        patients = np.asarray(data.patients)[choices.rows]
-        rng = statistics.generator(self.seed, "images")
-        permuted = [
-            statistics.permutation_between_patients(patients, rng) for _ in range(self.permutations)
-        ]
-        own_patient = np.mean([patients[images_of] == patients for images_of in permuted])
-        true = wins(images, options)
-        foreign = [wins(images[images_of], options) for images_of in permuted]
-        excluded = dict(choices.excluded)
-        if self.not_drawn:
-            excluded["not drawn (max_reports)"] = self.not_drawn
+        images = statistics.unit_rows(images, "image.embedding", data.ids)
+        encoded = self._encode(state)
+        values: dict[str, Estimate] = {}
+        for name, asked in self.questions.items():
+            if len(asked):
+                originals, copies = (encoded(texts) for texts in (asked.originals, asked.copies))
+                true = wins(images[asked.rows], originals, copies)
+                foreign = np.mean(
+                    [
+                        _per_question(beats(wins(images[order[asked.rows]], originals, copies)))
+                        for order in self._permuted
+                    ],
+                    axis=0,
+                )
+                values |= self._values(name, asked, true, foreign)
         return Results(
-            protocol=f"structure/choice-{1 + self.num_perturbed}way@1",
-            values=self._values(true, foreign, patients),
-            n=len(ids),
+            protocol="structure",
+            values=values,
+            n=len(data),
             data={"name": data.name, "sha256": data.sha256},
             preprocessing=data.preprocessing,
-            excluded=excluded,
-            details=self._details(float(own_patient)),
+            excluded=self._excluded(),
+            details=self._details(),
         )
+
+    def _encode(self, state: Any) -> Any:
+        """Encodes every distinct text once; answers a function from texts to unit rows."""
+        asked = [text for q in self.questions.values() for text in (*q.originals, *q.copies.flat)]
+        texts = list(dict.fromkeys(asked))
+        rows = self.predict.texts(state, self.data, texts)["text.embedding"]
+        rows = statistics.unit_rows(rows, "text.embedding", texts)
+        place = {text: position for position, text in enumerate(texts)}
+
+        def embeddings(wanted: np.ndarray) -> np.ndarray:
+            positions = np.array([place[text] for text in wanted.flat]).reshape(wanted.shape)
+            return rows[positions]
+
+        return embeddings
 
     def _values(
-        self, true: np.ndarray, foreign: list[np.ndarray], patients: np.ndarray
+        self, name: str, asked: Questions, true: np.ndarray, foreign: np.ndarray
     ) -> dict[str, Estimate]:
-        """true bool[N, K]; foreign: bool[N, K] per permutation."""
-        values = self._three_rows(
-            "",
-            true.all(axis=1).astype(float),
-            np.mean([won.all(axis=1) for won in foreign], axis=0),
-            patients,
-            1 / (1 + self.num_perturbed),
-        )
-        mean_foreign = np.mean(foreign, axis=0)
-        for kind in self.kinds:
-            of_kind = self.choices.kinds == kind
-            if of_kind.any():
-                owners = patients[np.nonzero(of_kind)[0]]
-                asked, blind = true[of_kind].astype(float), mean_foreign[of_kind]
-                values |= self._three_rows(f"kind/{kind}/", asked, blind, owners, 0.5)
+        """true: f32[Q, K], margins. foreign: f64[Q, 1 + K], all copies first, then each."""
+        patients = np.asarray(self.data.patients)[asked.rows]
+        own = _per_question(beats(true))
+        blind = self._text_only[name]
+        values = {}
+        whole = np.ones(len(asked), bool)
+        if asked.protocol.form == "choice":
+            groups = {"": (whole, 0, 1 / asked.protocol.options)}
+            for position, kind in enumerate(asked.protocol.kinds):
+                groups[f"kind/{kind}/"] = (whole, 1 + position, 0.5)
+        else:
+            groups = {"": (whole, 1, 0.5)}
+            for kind in asked.protocol.kinds:
+                groups[f"kind/{kind}/"] = (asked.kinds[:, 0] == kind, 1, 0.5)
+        for prefix, (chosen, column, chance) in groups.items():
+            if not chosen.any():
+                continue
+            rows = {"accuracy": (own, chance), "accuracy_images_permuted": (foreign, chance)}
+            if blind is not None:
+                rows["accuracy_text_only"] = (blind, chance)
+            rows["grounded_gain"] = (own - foreign, 0.0)
+            for row, (of_questions, expected) in rows.items():
+                values[f"{name}/{prefix}{row}"] = statistics.estimate(
+                    of_questions[chosen, column],
+                    patients[chosen],
+                    chance=expected,
+                    samples=self.bootstrap,
+                    seed=questions.SEED,
+                )
+        with_ties = (true >= -statistics.TIE).all(axis=1).astype(float)
+        if asked.protocol.name.startswith("authors"):
+            values[f"{name}/accuracy_ties_right"] = statistics.estimate(
+                with_ties, patients, samples=self.bootstrap, seed=questions.SEED
+            )
         return values
 
-    def _three_rows(
-        self, prefix: str, true: np.ndarray, foreign: np.ndarray, owners: np.ndarray, chance: float
-    ) -> dict[str, Estimate]:
-        rows: Mapping[str, tuple[np.ndarray, float]] = {
-            "accuracy": (true, chance),
-            "accuracy_images_permuted": (foreign, chance),
-            "grounded_gain": (true - foreign, 0.0),
-        }
-        return {
-            f"{prefix}{name}": statistics.estimate(
-                values, owners, chance=by_chance, samples=self.bootstrap, seed=self.seed
-            )
-            for name, (values, by_chance) in rows.items()
-        }
+    def _half_model(self, half: int) -> LanguageModel | None:
+        """A model of the training texts whose digest falls into this half."""
+        texts = [t for t in self.training_texts if _half_of(t) == half]
+        return LanguageModel(texts) if texts else None
 
-    def _details(self, own_patient: float) -> dict[str, Any]:
+    @functools.cached_property
+    def _model(self) -> LanguageModel | None:
+        return LanguageModel(self.training_texts) if self.training_texts else None
+
+    def _judge(self, asked: Questions) -> np.ndarray | None:
+        """f64[Q, 1 + K]: what the text-only model wins; None without training texts."""
+        model = self._model
+        if model is None or not len(asked):
+            return None
+        margins = model.score(asked.originals)[:, None] - model.score(asked.copies.flat).reshape(
+            asked.copies.shape
+        )
+        return _per_question(beats(margins))
+
+    def _excluded(self) -> dict[str, int]:
+        excluded = {
+            f"{name}: {reason}": count
+            for name, asked in self.questions.items()
+            for reason, count in asked.excluded.items()
+        }
+        if self.not_drawn:
+            excluded["not drawn (max_reports)"] = self.not_drawn
+        return excluded
+
+    def _details(self) -> dict[str, Any]:
+        patients = np.asarray(self.data.patients)
         return {
-            "copies": self.choices.counts,
-            "copies_sha256": self.choices.sha256,
+            "protocols": {
+                name: {
+                    "about": asked.protocol.about,
+                    "kinds": list(asked.protocol.kinds),
+                    "questions": len(asked),
+                    "copies": asked.counts,
+                    "sha256": asked.sha256,
+                    "excluded": asked.excluded,
+                }
+                for name, asked in self.questions.items()
+            },
             # Equal embeddings tie, and ties are wrong.
             "constant_predictor": {"accuracy": 0.0},
-            "permuted_images_of_own_patient": own_patient,
+            "permutations": PERMUTATIONS,
+            "permuted_images_of_own_patient": float(
+                np.mean([patients[order] == patients for order in self._permuted])
+            ),
             "ties": f"wrong, within {statistics.TIE:g}",
-            "options": {
-                "kinds": list(self.kinds),
-                "num_perturbed": self.num_perturbed,
-                "permutations": self.permutations,
-                "bootstrap": self.bootstrap,
-                "seed": self.seed,
+            "text_only": {
+                "model": "Kneser-Ney trigrams, the likeliest report is taken",
+                "training_texts": len(self.training_texts),
+                "sha256": self._model.sha256 if self._model else None,
             },
+            "bootstrap": self.bootstrap,
         }
+
+
+def _per_question(won: np.ndarray) -> np.ndarray:
+    """bool[Q, K] -> f64[Q, 1 + K]: all copies beaten, then each of them."""
+    return np.concatenate([won.all(axis=1)[:, None], won], axis=1).astype(np.float64)
+
+
+def _half_of(text: str) -> int:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2
+
+
+def _limited(texts: Sequence[str]) -> list[str]:
+    """At most MAX_TRAINING_TEXTS, evenly spread."""
+    if len(texts) <= MAX_TRAINING_TEXTS:
+        return list(texts)
+    places = np.linspace(0, len(texts) - 1, MAX_TRAINING_TEXTS).round().astype(int)
+    return [texts[place] for place in places]

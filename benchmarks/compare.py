@@ -1,0 +1,301 @@
+"""The method against its parts: five sets of objectives, several seeds, one table and one figure.
+
+    python -m benchmarks.compare --workdir=runs/compare --out=docs/results
+
+Every run is `python -m mmrl.main --config=configs/compare.py:VARIANT --config.seed=SEED`, same
+corpus, steps, batch and architecture; the seed decides initialisation, order of the data and draws
+of the perturbations. Runs that are complete are not repeated. Several run at a time, each on a
+processor core of its own.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import compare as experiment
+from mmrl import config as configs
+from mmrl.checkpoint import versions
+from mmrl.figures import BLUE, GREY, VERMILION, new_figure, save, styled
+
+COMMAND = "python -m benchmarks.compare"
+_ON_CORE = (
+    "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+NAMES = {
+    "global": "(a) global",
+    "local": "(b) global + local",
+    "discrimination": "(c) global + discrimination",
+    "paper": "(d) all three: the paper",
+    "clinical": "(e) all three, clinical kinds added",
+}
+_PROTOCOLS = ("authors-5way@1", "order-10way@1", "clinical@1", "balanced@1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A row of the table: where it stands in the results, and what it is called."""
+
+    title: str
+    evaluator: str
+    key: str
+    needs: str = ""  # an objective without which it means nothing
+
+
+MEASURES = (
+    Measure("image to report R@1", "retrieval", "image_to_text/R@1"),
+    Measure("report to image R@1", "retrieval", "text_to_image/R@1"),
+    *(
+        Measure(f"structure/{protocol} {title}", "structure", f"{protocol}/{row}")
+        for protocol in _PROTOCOLS
+        for row, title in (
+            ("accuracy", "accuracy"),
+            ("accuracy_images_permuted", "images permuted (blind)"),
+            ("accuracy_text_only", "text only (blind)"),
+            ("grounded_gain", "**grounded gain**"),
+        )
+    ),
+    Measure("structure/control@1 accuracy", "structure", "control@1/accuracy"),
+    Measure("zero-shot laterality AUROC", "zero_shot", "laterality/auroc"),
+    Measure("zero-shot finding AUROC", "zero_shot", "findings/auroc"),
+    Measure("pointing game accuracy", "pointing", "accuracy", "local_contrastive"),
+)
+FIGURE = (
+    Measure("image to report R@1", "retrieval", "image_to_text/R@1"),
+    Measure("order-10way grounded gain", "structure", "order-10way@1/grounded_gain"),
+    Measure("clinical grounded gain", "structure", "clinical@1/grounded_gain"),
+    Measure("balanced grounded gain", "structure", "balanced@1/grounded_gain"),
+    Measure("laterality AUROC", "zero_shot", "laterality/auroc"),
+    Measure("pointing accuracy", "pointing", "accuracy", "local_contrastive"),
+)
+
+Runs = dict[tuple[str, int], dict[str, Any]]
+"""(variant, seed) -> the evaluators' results of that run."""
+
+
+def main() -> None:
+    """Runs what is missing, then writes the table, the figures' numbers and the figure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(NAMES), choices=list(NAMES))
+    parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("options", nargs="*", help="--config.KEY=VALUE, after --")
+    given = parser.parse_args()
+    began = time.monotonic()
+    results = train_all(given)
+    minutes = (time.monotonic() - began) / 60
+    given.out.mkdir(parents=True, exist_ok=True)
+    draw(results, given.variants, given.seeds, given.out / "compare.png")
+    stored = {f"{variant}-{seed}": result for (variant, seed), result in results.items()}
+    (given.out / "compare.json").write_text(json.dumps(_short(stored), indent=1) + "\n")
+    page = write_page(results, given.variants, given.seeds, minutes, given.options)
+    (given.out / "compare.md").write_text(page)
+    print(page)
+
+
+def train_all(given: argparse.Namespace) -> Runs:
+    """Starts the runs, longest first, and answers their results."""
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[: given.at_once]:
+        cores.put(core)
+    # The variants are listed from light to heavy; heavy ones first leaves no core idle at the end.
+    wanted = [(v, s) for v in reversed(given.variants) for s in given.seeds]
+
+    def run(which: tuple[str, int]) -> dict[str, Any]:
+        core = cores.get()
+        try:
+            return train(*which, given.workdir, given.options, core)
+        finally:
+            cores.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(given.at_once) as pool:
+        return dict(zip(wanted, pool.map(run, wanted), strict=True))
+
+
+def train(
+    variant: str, seed: int, workdir: Path, options: Sequence[str], core: int
+) -> dict[str, Any]:
+    """One run on one core; answers the results of its last step."""
+    folder = workdir / f"{variant}-{seed}"
+    command = [
+        *(sys.executable, "-c", _ON_CORE, str(core)),
+        *("-m", "mmrl.main", f"--config=configs/compare.py:{variant}"),
+        *(f"--config.seed={seed}", f"--workdir={folder}", "--noreport"),
+        f"--config.compile_cache={(workdir / 'compile_cache').resolve()}",
+        *options,
+    ]
+    began = time.monotonic()
+    log = workdir / f"{variant}-{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        code = subprocess.call(command, stdout=out, stderr=subprocess.STDOUT)
+    if code:
+        raise SystemExit(f"{variant}, seed {seed} failed with exit status {code}; see {log}")
+    last = sorted((folder / "results").glob("*.json"))[-1]
+    print(f"{variant} seed {seed}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    return json.loads(last.read_text())["results"]
+
+
+def value(results: dict[str, Any], measure: Measure, variant: str) -> float | None:
+    """The figure of one run; None where it has no meaning."""
+    if measure.needs and measure.needs not in experiment.VARIANTS[variant]:
+        return None
+    found = results[measure.evaluator]["values"].get(measure.key)
+    return None if found is None else found["value"]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1; 0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def write_page(
+    results: Runs, variants: Sequence[str], seeds: Sequence[int], minutes: float, options: list[str]
+) -> str:
+    """The Markdown page with both tables."""
+    first = results[variants[0], seeds[0]]
+    hashes = ", ".join(f"{NAMES[v]} `{config_sha256(v)[:12]}`" for v in variants)
+    said = " ".join(["--", *options]) if options else ""
+    lines = [
+        "# The method against its parts, on phantoms",
+        "",
+        f"`{COMMAND} {said}`".replace(" `", "`")
+        + f", {datetime.date.today().isoformat()}, {minutes:.0f} minutes, "
+        f"{len(os.sched_getaffinity(0))} cores; jax {versions()['jax']}.",
+        "",
+        f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}, on "
+        f"{first['structure']['n']:,} held-out studies of patients not trained on. "
+        f"Configuration digests: {hashes}.",
+        "",
+        "![Key figures; dots are seeds, bars their means](compare.png)",
+        "",
+        *_table(results, variants, seeds),
+        "",
+        "## Paired differences to (a)",
+        "",
+        "Seed by seed, variant minus (a): mean, standard deviation, and their ratio.",
+        "",
+        *_differences(results, variants, seeds),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    lines = [
+        "| | " + " | ".join(NAMES[v] for v in variants) + " | chance | N |",
+        "|---|" + "---|" * (len(variants) + 2),
+    ]
+    for measure in MEASURES:
+        cells, chance, count = [], "", ""
+        for variant in variants:
+            values = [value(results[variant, seed], measure, variant) for seed in seeds]
+            known = [v for v in values if v is not None]
+            if len(known) == len(values):
+                found = results[variant, seeds[0]][measure.evaluator]["values"][measure.key]
+                mean, deviation = spread(known)
+                cells.append(f"{mean:.3f} ± {deviation:.3f}")
+                count = f"{found['n']:,}"
+                chance = "" if found["chance"] is None else f"{found['chance']:.3f}"
+            else:
+                cells.append("not trained" if measure.needs else "none")
+        lines.append(f"| {measure.title} | " + " | ".join(cells) + f" | {chance} | {count} |")
+    return lines
+
+
+def _differences(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    base, *others = variants
+    lines = [
+        "| | " + " | ".join(f"{NAMES[v]} - {NAMES[base]}" for v in others) + " |",
+        "|---|" + "---|" * len(others),
+    ]
+    for measure in MEASURES:
+        if measure.needs or "text_only" in measure.key:
+            continue  # (a) has no such figure; the text-only judge knows no variant
+        cells = []
+        for variant in others:
+            own, of_base = (
+                [value(results[name, seed], measure, name) for seed in seeds]
+                for name in (variant, base)
+            )
+            pairs = zip(own, of_base, strict=True)
+            gaps = [a - b for a, b in pairs if a is not None and b is not None]
+            mean, deviation = spread(gaps) if gaps else (0.0, 0.0)
+            ratio = f" ({mean / deviation:+.1f} sd)" if deviation > 1e-9 else ""
+            cells.append(f"{mean:+.3f} ± {deviation:.3f}{ratio}" if gaps else "none")
+        lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def config_sha256(variant: str) -> str:
+    """Digest of the configuration of a variant, seed aside."""
+    plain = configs.plain(experiment.get_config(variant))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _short(stored: dict[str, Any]) -> dict[str, Any]:
+    """Values, counts and digests of each run; the long details stay in the run directories."""
+    return {
+        name: {
+            evaluator: {
+                "protocol": result["protocol"],
+                "data": result["data"],
+                "n": result["n"],
+                "excluded": result["excluded"],
+                "values": result["values"],
+            }
+            for evaluator, result in results.items()
+        }
+        for name, results in stored.items()
+    }
+
+
+@styled
+def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """One panel per key figure: a bar for each variant's mean, a dot for each seed."""
+    figure = new_figure(11, 6)
+    panels = figure.subplots(2, 3)
+    for axis, measure in zip(panels.flat, FIGURE, strict=True):
+        chance = None
+        for place, variant in enumerate(variants):
+            values = [value(results[variant, seed], measure, variant) for seed in seeds]
+            known = [v for v in values if v is not None]
+            if not known:
+                axis.text(
+                    place, 0, "not\ntrained", ha="center", va="bottom", color=GREY, fontsize=9
+                )
+                continue
+            found = results[variant, seeds[0]][measure.evaluator]["values"][measure.key]
+            chance = found["chance"] if chance is None else chance
+            colour = BLUE if variant in ("paper", "clinical") else GREY
+            axis.bar(place, statistics.fmean(known), 0.7, color=colour)
+            axis.plot([place] * len(known), known, "o", color=VERMILION, markersize=4)
+        if chance is not None:
+            axis.axhline(chance, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        axis.set_title(measure.title)
+        axis.set_xticks(range(len(variants)), [NAMES[v].split()[0] for v in variants])
+    for axis in panels.flat[4:5]:
+        axis.set_ylim(bottom=0.4)
+    key = "; ".join(NAMES[v] for v in variants)
+    figure.suptitle(
+        f"Phantoms, {len(seeds)} seeds (dots), means (bars), chance (dashed)\n{key}", fontsize=10
+    )
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What each kind of perturbation does to real reports: writes docs/perturbations.md.
+
+    python -m benchmarks.perturbations --out=docs/perturbations.md
+    python -m benchmarks.perturbations --read=swap_zone --count=100 --seed=7
+
+The first form counts how often each kind applies to the Open-i findings under MMRL_REAL_DATA and
+to phantom reports, and shows a few sampled pairs. The second prints many pairs of one kind, to be
+read and judged; the page states what reading found, from `READ`.
+"""
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.corpora import texts
+from mmrl.data import perturb
+from mmrl.data.reports import split_sentences
+
+# Kind -> of 100 sampled pairs (--read=KIND --count=100 --seed=2026), how many read as good
+# English and contradict the original. By reading them.
+READ: dict[str, int] = {}
+_GROUPS = (
+    ("Order of words, whole report", perturb.ORDER_KINDS),
+    ("Order of words, each sentence by itself", perturb.SENTENCE_ORDER_KINDS),
+    ("Lexical", perturb.LEXICAL_KINDS),
+    ("Clinical", perturb.CLINICAL_KINDS),
+    ("Control: keeps the meaning", perturb.CONTROL_KINDS),
+)
+
+
+def main() -> None:
+    """Writes the page, or prints pairs to read."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/perturbations.md"))
+    parser.add_argument("--read", choices=perturb.KINDS)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=2026)
+    given = parser.parse_args()
+    name, reports = texts()
+    if given.read:
+        for number, (before, after) in enumerate(
+            sample(reports, given.read, given.count, given.seed), start=1
+        ):
+            print(f"{number:3d} - {before}\n    + {after}")
+        return
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(page(name, reports, given.seed), encoding="utf-8")
+    print(f"wrote {given.out}")
+
+
+def apply(reports: Sequence[str], kind: str, seed: int) -> list[tuple[str, str]]:
+    """(report, copy) for every report that the kind can change."""
+    rng = np.random.default_rng(seed)
+    copies = ((report, perturb.perturb(report, kind, rng)) for report in reports)
+    return [(report, copy.text) for report, copy in copies if copy is not None]
+
+
+def sample(reports: Sequence[str], kind: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """The sentences that differ, of `count` reports with pairwise different ones."""
+    pairs = apply(reports, kind, seed)
+    order = np.random.default_rng([seed, 1]).permutation(len(pairs))
+    seen: dict[tuple[str, str], None] = {}
+    for place in order.tolist():
+        before, after = (split_sentences(text) for text in pairs[place])
+        old = " ".join(s for s in before if s not in after) or "(nothing)"
+        new = " ".join(s for s in after if s not in before) or "(nothing)"
+        seen.setdefault((old, new) if kind not in perturb.CONTROL_KINDS else pairs[place])
+        if len(seen) == count:
+            break
+    return list(seen)
+
+
+def page(name: str, reports: Sequence[str], seed: int) -> str:
+    """The Markdown page."""
+    _, phantoms = texts(real=False)
+    lines = [
+        "# Perturbed reports: every kind, how often it applies, and what it does",
+        "",
+        f"`python -m benchmarks.perturbations`, {datetime.date.today().isoformat()}. "
+        f"{name}: {len(reports):,} reports of the Indiana University collection "
+        "(Demner-Fushman et al. 2016, CC BY-NC-ND 4.0, de-identified by its owners: XXXX); "
+        f"phantoms: {len(phantoms):,} reports. Each pair shows only the sentences that differ, "
+        "before and after.",
+        "",
+        "`read` is how many of 100 sampled pairs were found grammatical and contradicting the "
+        "original, by reading them (`python -m benchmarks.perturbations --read=KIND`).",
+    ]
+    for title, kinds in _GROUPS:
+        header = f"| kind | {name} | phantoms | read |"
+        lines += ["", f"## {title}", "", header, "|---|---|---|---|"]
+        for kind in kinds:
+            shares = [len(apply(r, kind, seed)) / len(r) for r in (reports, phantoms)]
+            read = f"{READ[kind]} of 100" if kind in READ else ""
+            lines.append(f"| `{kind}` | {shares[0]:.1%} | {shares[1]:.1%} | {read} |")
+        for kind in kinds:
+            lines += ["", f"`{kind}`"]
+            for before, after in sample(reports, kind, 3, seed):
+                lines += ["", f"- {_quoted(before)}", f"- {_quoted(after)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.split()).replace("_", r"\_").replace("*", r"\*")
+
+
+if __name__ == "__main__":
+    main()

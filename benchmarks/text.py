@@ -1,0 +1,72 @@
+"""How many reports per second one core prepares: sections, K perturbed copies, tokens.
+
+    python -m benchmarks.text --copies=9
+
+Reads the Open-i reports where MMRL_REAL_DATA holds them, else phantom reports. Each pass does what
+the training pipeline does with a report: split it at its headers and compose the wanted sections,
+perturb it once with each drawn kind, and tokenise report and copies. "first" starts with empty
+caches, as the first epoch does; "again" is the next pass over the same reports with fresh draws.
+"""
+
+import argparse
+import os
+import time
+
+import numpy as np
+
+from benchmarks.corpora import texts
+from mmrl.data import perturb
+from mmrl.data.perturb import statements, tagger
+from mmrl.data.pipeline import perturbed_arrays
+from mmrl.data.reports import compose, parse_sections
+from mmrl.data.tokenizer import Tokenizer
+
+_SECTIONS = ("findings", "impression", "full")
+
+
+def one_pass(
+    reports: list[str],
+    tokenizer: Tokenizer,
+    kinds: tuple[str, ...],
+    copies: int,
+    length: int,
+    seed: int,
+) -> float:
+    """Seconds for all reports."""
+    rng = np.random.default_rng(seed)
+    began = time.perf_counter()
+    for report in reports:
+        text = compose(parse_sections(report), _SECTIONS)
+        tokens = tokenizer.encode(text, length).tokens
+        perturbed_arrays(text, tokens, tokenizer, perturb.draw_kinds(kinds, copies, rng), rng)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measures the paper's kinds, the clinical kinds and both, and prints one table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--copies", type=int, default=9)
+    parser.add_argument("--length", type=int, default=96)
+    given = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    name, reports = texts()
+    tokenizer = Tokenizer.train(reports, vocab_size=2000)
+    tagger.tag(("warm", "zzz"))  # loading the tagger is no part of the path
+    print(f"{name}: {len(reports):,} reports, one core, K = {given.copies}, L = {given.length}")
+    print(f"{'kinds':32s} {'first':>10s} {'again':>10s}   reports/s")
+    for title, kinds in (
+        ("the paper's nine", perturb.PAPER_KINDS),
+        ("clinical", perturb.CLINICAL_KINDS),
+        ("all negatives", perturb.NEGATIVE_KINDS),
+    ):
+        for cache in (tagger.tag, statements.analyse, perturb.parse):
+            cache.cache_clear()
+        passes = [
+            one_pass(reports, tokenizer, kinds, given.copies, given.length, seed) for seed in (0, 1)
+        ]
+        rates = "".join(f" {len(reports) / seconds:10,.0f}" for seconds in passes)
+        print(f"{title:32s}{rates}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The comparison of docs/results: one architecture, five sets of objectives, on phantoms.
+
+    python -m mmrl.main --config=configs/compare.py:paper --config.seed=1 --workdir=runs/paper-1
+
+Variants, exactly one after the colon:
+    global            image-report contrast alone (ConVIRT, CLIP)
+    local             global and local contrast (GLoRIA)
+    discrimination    global contrast and perturbed-report discrimination, the paper's nine kinds
+    paper             all three: the method
+    clinical          all three, half of the perturbed copies of clinical kinds
+
+`python -m benchmarks.compare` runs them all over several seeds and writes the table.
+"""
+
+import ml_collections
+
+from configs import pretrain
+from mmrl import config as defaults
+
+VARIANTS = {
+    "global": ("global_contrastive",),
+    "local": ("global_contrastive", "local_contrastive"),
+    "discrimination": ("global_contrastive", "perturbed_discrimination"),
+    "paper": ("global_contrastive", "local_contrastive", "perturbed_discrimination"),
+    "clinical": ("global_contrastive", "local_contrastive", "perturbed_discrimination"),
+}
+CLINICAL_KINDS = (
+    "swap_laterality",
+    "flip_negation",
+    "swap_severity",
+    "swap_zone",
+    "swap_finding",
+    "swap_temporal",
+    "swap_device",
+)
+
+
+def get_config(variant: str) -> ml_collections.ConfigDict:
+    """The experiment of one variant."""
+    (chosen,) = defaults.variants(variant, tuple(VARIANTS)) or {"paper"}
+    config = pretrain.get_config()
+    config.total_steps = 400
+    config.eval_every = 0
+    config.checkpoint.every = 400
+    config.tensorboard = False
+    config.evaluators.zero_shot = {}
+    if "local_contrastive" in VARIANTS[chosen]:
+        config.evaluators.pointing = {}
+    for name in list(config.objectives):
+        if name not in VARIANTS[chosen]:
+            del config.objectives[name]
+    if chosen == "clinical":
+        paper = config.data.perturbations
+        weights = dict.fromkeys(paper, 1.0)
+        weights |= dict.fromkeys(CLINICAL_KINDS, len(paper) / len(CLINICAL_KINDS))
+        del config.data.perturbations  # names give way to names with weights
+        config.data.perturbations = weights
+    return config

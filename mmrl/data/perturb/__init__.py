@@ -1,0 +1,169 @@
+"""Perturbed reports: hard negatives that keep the words and break the meaning, or reword one fact.
+
+Kinds, each one function with one line in the registry:
+
+* *order* (`ORDER_KINDS` on the whole report, `SENTENCE_ORDER_KINDS` on each sentence): the same
+  words and punctuation in another order;
+* *lexical*: `replace_adjectives_with_antonyms`, the ninth of the paper (`PAPER_KINDS`);
+* *clinical* (`CLINICAL_KINDS`): fluent sentences that contradict the image: another side, zone,
+  degree, course, device, or finding, or its negation;
+* *control*: `shuffle_sentences` keeps the meaning and must not serve as a negative.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mmrl import build
+from mmrl.data.perturb import antonyms, clinical, order
+from mmrl.data.perturb.report import Kind, ParsedReport, Span, edited
+from mmrl.types import InputError
+
+DRAWS = 64
+"""How often a random kind is drawn until it differs; each draw fails with at most 1/2."""
+
+_CACHED_REPORTS = 1 << 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """A perturbed copy of a report.
+
+    Attributes:
+      text: the perturbed report.
+      kind: one of `KINDS`.
+    """
+
+    text: str
+    kind: str
+    _spans: Callable[[], tuple[Span, ...]] = dataclasses.field(compare=False, repr=False)
+
+    @functools.cached_property
+    def changed_spans(self) -> tuple[Span, ...]:
+        """(start, end) characters of `text` that differ from before, in order; never empty."""
+        return self._spans()
+
+
+ORDER_KINDS = tuple(order.REPORT_KINDS)
+SENTENCE_ORDER_KINDS = tuple(order.SENTENCE_KINDS)
+LEXICAL_KINDS = ("replace_adjectives_with_antonyms",)
+CLINICAL_KINDS = tuple(clinical.KINDS)
+CONTROL_KINDS = tuple(order.CONTROL_KINDS)
+PAPER_KINDS = (*ORDER_KINDS, *LEXICAL_KINDS)
+"""The nine of the method (Zhong, Batmanghelich, Sun 2025)."""
+FLUENT_KINDS = (*LEXICAL_KINDS, *CLINICAL_KINDS)
+"""Kinds whose result reads like a report; `candidates` lists all they could make of one."""
+
+_REGISTRY: dict[str, Kind] = {
+    **order.REPORT_KINDS,
+    **order.SENTENCE_KINDS,
+    "replace_adjectives_with_antonyms": antonyms.replace,
+    **clinical.KINDS,
+    **order.CONTROL_KINDS,
+}
+
+KINDS: tuple[str, ...] = tuple(_REGISTRY)
+"""Names of all kinds. A batch stores the index into this tuple."""
+
+NEGATIVE_KINDS = tuple(kind for kind in KINDS if kind not in CONTROL_KINDS)
+"""Kinds whose result is wrong for the image, fit to train against."""
+
+
+def check_kinds(kinds: Sequence[str], *, among: Sequence[str] = KINDS) -> None:
+    """Refuses names that are not in `among`.
+
+    Raises:
+      InputError: names the kind and lists the choices.
+    """
+    for kind in kinds:
+        if kind in CONTROL_KINDS and kind not in among:
+            raise InputError(
+                f"perturbation {kind!r} keeps the meaning, so it cannot be a negative; choices: "
+                f"{', '.join(among)}"
+            )
+        if kind not in among:
+            raise InputError(build.unknown("perturbation", kind, among))
+
+
+@functools.lru_cache(_CACHED_REPORTS)
+def parse(report: str) -> ParsedReport:
+    """The report taken apart; remembered, because one report is perturbed in many ways."""
+    return ParsedReport(report)
+
+
+def perturb(report: str, kind: str, rng: np.random.Generator) -> Perturbation | None:
+    """One perturbed copy of `report`, or None when `kind` cannot change it.
+
+    The copy always differs from the report beyond case and white space. Deterministic in (report,
+    kind, state of rng).
+
+    Raises:
+      InputError: `kind` is not in `KINDS`.
+    """
+    check_kinds((kind,))
+    parsed, function = parse(report), _REGISTRY[kind]
+    for _ in range(DRAWS):
+        draft = function(parsed, rng)
+        if draft is None:
+            return None
+        if draft.changed:
+            return Perturbation(draft.text, kind, draft.spans)
+    return None
+
+
+def candidates(report: str, kind: str) -> list[Perturbation]:
+    """Every copy that a fluent kind could make, in the order of the text; often none.
+
+    `perturb` with that kind draws one of them.
+
+    Raises:
+      InputError: `kind` is not in `CLINICAL_KINDS`.
+    """
+    check_kinds((kind,), among=CLINICAL_KINDS)
+    found = (edited(report, edits) for edits in clinical.candidates(parse(report), kind))
+    return [Perturbation(draft.text, kind, draft.spans) for draft in found]
+
+
+def draw_kinds(
+    kinds: Sequence[str] | Mapping[str, float], count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """`count` kinds in random order, each as often as its share, rounded up or down.
+
+    Systematic sampling: a kind of weight w among weights that sum to W comes floor(count w / W)
+    times or once more, so with as many copies as equal weights every kind comes once.
+
+    Args:
+      kinds: names with equal weights, or name -> weight.
+
+    Raises:
+      InputError: a kind is unknown or given twice, there is none, a weight is not positive, or
+        count is negative.
+    """
+    names = tuple(kinds)
+    check_kinds(names)
+    if not names or len(set(names)) < len(names):
+        given = ", ".join(names) or "none"
+        raise InputError(f"perturbations given: {given}; expected distinct ones of {KINDS}")
+    if count < 0:
+        raise InputError(f"number of perturbed copies is {count}; expected 0 or more")
+    weights = list(kinds.values()) if isinstance(kinds, Mapping) else [1.0] * len(names)
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise InputError(f"weights of perturbations: {weights}; expected positive numbers")
+    picks = _systematic(np.asarray(weights, float), count, rng)
+    return tuple(names[pick] for pick in rng.permutation(picks).tolist())
+
+
+def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """i64[count] of indices; index i comes floor or ceil of count * its share."""
+    order_of = rng.permutation(len(weights))  # neighbours would else exclude each other
+    shares = count * weights[order_of] / weights.sum()
+    whole = np.floor(shares + 1e-9).astype(np.int64)
+    extra = count - int(whole.sum())
+    if extra:
+        ends = np.cumsum(np.maximum(shares - whole, 0.0))
+        points = (rng.random() + np.arange(extra)) * (ends[-1] / extra)
+        chosen = np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)
+        np.add.at(whole, chosen, 1)
+    return np.repeat(order_of, whole)

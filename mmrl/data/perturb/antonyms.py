@@ -1,0 +1,88 @@
+"""Adjectives replaced by their antonyms: the ninth perturbation of the paper.
+
+The paper takes antonyms from WordNet, where "left" has "entered" and "clear" has "overcast" beside
+what a radiologist means. Ours are chosen for radiology; the pairs follow the opposites in RadLex's
+modifier hierarchy (laterality, size, severity, temporal and density descriptors) and in the
+Fleischner Society's glossary (Hansell et al. 2008).
+"""
+
+import numpy as np
+
+from mmrl.data.perturb.report import Draft, Edit, ParsedReport, edited
+
+_BOTH_WAYS = """
+left right, left-sided right-sided, leftward rightward, bilateral unilateral, upper lower,
+superior inferior, anterior posterior, medial lateral, proximal distal, central peripheral,
+apical basilar, biapical bibasilar, small large, tiny huge, minimal extensive, mild severe,
+slight marked, new old, acute chronic, recent remote, stable unstable, unchanged changed,
+improved worsened, improving worsening, increased decreased, increasing decreasing,
+resolved persistent, normal abnormal, unremarkable remarkable, clear opaque, sharp blunted,
+focal diffuse, dense faint, well-defined ill-defined, calcified noncalcified, displaced
+nondisplaced, symmetric asymmetric, enlarged shrunken, elevated depressed, high low, wide narrow,
+hyperinflated hypoinflated, hyperexpanded hypoexpanded, thick thin, prominent inconspicuous,
+tortuous straight, visible invisible, benign malignant, complete partial, multiple single,
+intact disrupted, definite doubtful, positive negative, solid cystic, broad slender, early late,
+full empty, free trapped, healed unhealed, significant insignificant, regular irregular
+"""
+_ONE_WAY = {
+    "moderate": "minimal",
+    "trace": "large",
+    "massive": "tiny",
+    "basal": "apical",
+    "bibasal": "biapical",
+    "patchy": "uniform",
+    "hazy": "clear",
+    "top-normal": "abnormal",
+    "minor": "major",
+    "dilated": "narrow",
+    "ectatic": "narrow",
+    "widened": "narrow",
+    "rounded": "angular",
+    "subtle": "obvious",
+    "scattered": "clustered",
+    "numerous": "few",
+    "few": "numerous",
+    "flattened": "domed",
+    "worse": "better",
+    "better": "worse",
+}
+
+
+def _pairs() -> dict[str, str]:
+    table = dict(_ONE_WAY)
+    for pair in _BOTH_WAYS.split(","):
+        first, second = pair.split()
+        table.setdefault(first, second)
+        table.setdefault(second, first)
+    return table
+
+
+ANTONYMS: dict[str, str] = _pairs()
+"""Adjective, lower case -> its antonym."""
+
+
+def like(word: str, replacement: str) -> str:
+    """`replacement` in the case of `word`: lower, Capitalised or UPPER."""
+    if word.isupper() and len(word) > 1:
+        return replacement.upper()
+    return replacement[0].upper() + replacement[1:] if word[:1].isupper() else replacement
+
+
+def replace(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
+    """Every adjective that has an antonym is replaced, its "a" or "an" fitted; no randomness."""
+    edits: list[Edit] = []
+    position = len(report.pieces[0])
+    before = 0  # where the previous word begins
+    for slot, (word, key) in enumerate(zip(report.words, report.keys, strict=True)):
+        antonym = ANTONYMS.get(key)
+        if antonym and report.tags[slot] == "adjective":
+            new = like(word, antonym)
+            fitting = "an" if antonym[0] in "aeiou" else "a"
+            if slot and report.keys[slot - 1] in ("a", "an") and report.pieces[2 * slot] == " ":
+                article = report.words[slot - 1]
+                if article.lower() != fitting:
+                    edits.append((before, before + len(article), like(article, fitting)))
+            edits.append((position, position + len(word), new))
+        before = position
+        position += len(word) + len(report.pieces[2 * slot + 2])
+    return edited(report.text, edits) if edits else None

@@ -1,0 +1,144 @@
+"""What each sentence of a report claims: which findings it names, and which of them it denies.
+
+Negation follows the idea of NegEx (Chapman et al. 2001): a cue ("no", "without", "negative for")
+governs what follows it up to the next boundary ("but", "with", a semicolon, the end), and a
+post-cue ("is not seen", "has been removed", "are absent") governs what stands before it.
+"""
+
+import dataclasses
+import functools
+import re
+
+from mmrl.data.perturb.report import ParsedReport, Span
+from mmrl.data.perturb.terms import TERM, TERMS
+
+_CACHED_SENTENCES = 1 << 16
+
+# "No change in the effusion" affirms the effusion.
+_CHANGE = (
+    r"(?:(?:an?|any|significant|significantly|substantial|substantially|interval|appreciable|"
+    r"definite|definitely|major|obvious|really)\s+)*(?:change|changed|progression|difference|"
+    r"comparison)\b"
+)
+_CUE = re.compile(
+    rf"\b(?:no\s+longer|(?:no|not|without)(?!\s+{_CHANGE}|\s+only\b)|absence\s+of|free\s+of|"
+    r"negative\s+for|clear\s+of|devoid\s+of|nor|neither|denies|rather\s+than|fails?\s+to|"
+    r"(?:resolution|clearing|removal)\s+of|(?:been|interval)\s+removal|resolved(?=\s+\w)|"
+    r"(?<!cannot be )(?<!not be )ruled\s+out|"
+    r"(?<!cannot )(?<!not )(?<!to )excludes?|never)\b",
+    re.IGNORECASE,
+)
+_BOUNDARY = re.compile(
+    r";|:|\.(?=\s)|,\s+(?:and\s+)?(?=the\b|heart\b|cardi\w+)|"
+    r"\b(?:but|however|although|though|except|aside\s+from|other\s+than|apart\s+from|besides|which|"
+    r"unchanged|stable|there\s+(?:is|are)|with(?!\s+evidence)(?=\s+(?:mild|moderate|small|stable|"
+    r"unchanged|minimal|persistent|chronic|increased|left|right|a\b|an\b|new\b)))\b",
+    re.IGNORECASE,
+)
+_POST_CUE = re.compile(
+    r"\b(?:(?:is|are|was|were)\s+(?:not(?!\s+(?:significantly\s+)?chang|\s+excluded)|absent|excluded|"
+    r"gone|negative)|(?:has|have)\s+(?:been\s+)?(?:resolved|removed|cleared)|"
+    r"(?<!cannot be )(?<!not be )ruled\s+out|not\s+(?:seen|identified|visualized|demonstrated))\b",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(?:may|might|could|possibl[ey]|probabl[ey]|likely|suspicious|suspected|questionable|"
+    r"question|concern(?:ing)?|suggest\w*|versus|vs|or|cannot|can't|if|recommend\w*|consider\w*|"
+    r"exclude\w*|evaluat\w*|rule|differential|compatible|consistent|represent\w*|favor\w*|"
+    r"appear\w*|presumably|please|correlat\w*|clinical\w*|history|prior|previous\w*|follow\w*)\b",
+    re.IGNORECASE,
+)
+_NORMAL = re.compile(
+    r"\b(?:normal|normally|unremarkable|clear|intact|within|limits|negative|sharp|preserved|"
+    r"well-expanded|expanded|midline)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mention:
+    """A finding or device named in a sentence.
+
+    Attributes:
+      start, end: characters of the sentence; the head term only, without side or degree.
+      concept, family, plural: of the term, see `terms.Term`.
+      negated: whether the sentence denies it.
+    """
+
+    start: int
+    end: int
+    concept: str
+    family: str
+    plural: bool
+    negated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """A sentence and its claims.
+
+    Attributes:
+      text: the sentence.
+      mentions: findings and devices, in order.
+      negated: spans of the sentence under a negation, cues included.
+      hedged: whether anything in the sentence is qualified, compared or recommended.
+      normal: whether it calls anything normal.
+    """
+
+    text: str
+    mentions: tuple[Mention, ...]
+    negated: tuple[Span, ...]
+    hedged: bool
+    normal: bool
+
+    def is_negated(self, position: int) -> bool:
+        """Whether the character at `position` lies under a negation."""
+        return any(low <= position < high for low, high in self.negated)
+
+    @property
+    def affirmed(self) -> tuple[Mention, ...]:
+        """The mentions that the sentence asserts."""
+        return tuple(mention for mention in self.mentions if not mention.negated)
+
+    @property
+    def plainly_positive(self) -> bool:
+        """Whether it asserts something, denies nothing and calls nothing normal."""
+        return bool(self.mentions) and not self.negated and not self.normal
+
+
+def _negated(sentence: str) -> tuple[Span, ...]:
+    spans: list[Span] = []
+    for cue in _CUE.finditer(sentence):
+        if spans and cue.start() < spans[-1][1]:
+            continue
+        boundary = _BOUNDARY.search(sentence, cue.end())
+        spans.append((cue.start(), boundary.start() if boundary else len(sentence)))
+    for cue in _POST_CUE.finditer(sentence):
+        low = max((m.end() for m in _BOUNDARY.finditer(sentence, 0, cue.start())), default=0)
+        spans.append((low, cue.end()))
+    return tuple(sorted(spans))
+
+
+@functools.lru_cache(_CACHED_SENTENCES)
+def analyse(sentence: str) -> Statement:
+    """The claims of one sentence."""
+    negated = _negated(sentence)
+    mentions = []
+    for match in TERM.finditer(sentence):
+        term = TERMS[" ".join(match[0].lower().split())]
+        denied = any(low <= match.start() < high for low, high in negated)
+        mentions.append(
+            Mention(match.start(), match.end(), term.concept, term.family, term.plural, denied)
+        )
+    return Statement(
+        sentence,
+        tuple(mentions),
+        negated,
+        hedged=_HEDGE.search(sentence) is not None,
+        normal=_NORMAL.search(sentence) is not None,
+    )
+
+
+def statements(report: ParsedReport) -> list[tuple[int, Statement]]:
+    """(offset in the report, statement) of each sentence."""
+    return [(low, analyse(report.text[low:high])) for low, high in report.sentences]

@@ -1,0 +1,236 @@
+"""Another degree or size of a finding: "mild cardiomegaly" -> "severe cardiomegaly".
+
+A degree is reworded only where it belongs to a finding that the sentence asserts: the head of the
+phrase is looked up in a list, which also picks the fitting opposite ("marked blunting", "large
+effusion", "extensive scarring"). Degrees are those of RadLex's severity and size descriptors; a
+moderate degree goes to either end. Measured sizes of nodules and the like change by a factor of at
+least 1.6. Where the report says the same of a finding in several sentences, all are changed.
+
+Left alone: what is denied or hedged, degrees of change ("slightly improved"), comparisons of two
+sides, distances of tubes, two-dimensional sizes, and words without a known finding ("large body
+habitus", "small bowel").
+"""
+
+import dataclasses
+import functools
+import re
+
+from mmrl.data.perturb import degrees
+from mmrl.data.perturb.antonyms import like
+from mmrl.data.perturb.report import Edits, ParsedReport
+from mmrl.data.perturb.statements import Statement, analyse
+
+_CACHED_SENTENCES = 1 << 16
+
+_WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+_ARTICLE = re.compile(r"(?<![\w-])(an?)\s+$", re.I)
+_VOWEL = re.compile(r"[aeio]|un(?!i)|8|1[18](?!\d)", re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Degree:
+    """A degree in a sentence: where, whose, and for each other level the word it would become."""
+
+    start: int
+    end: int
+    level: int
+    words: dict[int, str]
+    concept: str
+    side: str
+
+
+_Placed = tuple[int, _Degree]  # offset of the sentence in the report, degree
+
+
+def with_article(text: str, start: int, end: int, new: str) -> tuple[int, int, str]:
+    """The edit, widened by an "a" or "an" before it that would not fit `new`."""
+    article = _ARTICLE.search(text, max(0, start - 4), start)
+    fitting = "an" if _VOWEL.match(new) else "a"
+    if article is None or article[1].lower() == fitting:
+        return start, end, new
+    first = article.start(1)
+    return first, end, like(article[1], fitting) + text[article.end(1) : start] + new
+
+
+def _adverb_style(sentence: str, end: int) -> tuple[str, str] | None:
+    """Style and adjective after an adverb that ends at `end`."""
+    adjective = degrees.ADJECTIVE.match(sentence, end)
+    if adjective is None:
+        return None
+    head = adjective[1].lower()
+    if head in ("increased", "decreased", "diminished"):
+        if degrees.RELATIVE.search(sentence):
+            return None  # a degree of change
+        if "heart" in sentence.lower():
+            return "severely", head
+    return next(
+        style for style in degrees.ADVERBIAL if degrees.STYLE_OF[style].fullmatch(head)
+    ), head
+
+
+def _style(word: str, sentence: str, start: int, end: int) -> tuple[str, str] | None:
+    """(style, head) of the degree at [start, end), or None where no finding is known."""
+    if word.endswith("ly") or (word == "borderline" and degrees.ADJECTIVE.match(sentence, end)):
+        return _adverb_style(sentence, end)
+    stop = degrees.END.search(sentence, end)
+    phrase = sentence[end : stop.start() if stop else len(sentence)]
+    if word in degrees.DENSITY_WORDS:
+        dense = degrees.DENSE.search(phrase)
+        return ("density", dense[0]) if dense else None
+    noun = degrees.NOUN.search(phrase)
+    other = degrees.DEGREE.search(degrees.AND.split(phrase[: noun.start()])[0]) if noun else None
+    if other and other[0].lower() not in degrees.DENSITY_WORDS:
+        return None  # "moderate severe scoliosis"
+    if word == "borderline" and "size" in phrase:
+        return None
+    if noun and phrase.lower().lstrip().startswith("increased"):
+        return "shape", noun[0]
+    if noun is None and degrees.ALONE.match(sentence, end):
+        *_, noun = (None, *degrees.NOUN.finditer(sentence, 0, start))
+        if noun and word in ("severe", "marked") and degrees.STYLE_OF["size"].fullmatch(noun[0]):
+            return None
+    if noun is None:
+        return None
+    if word in degrees.SIZE_WORDS:
+        return "size", noun[0]
+    return next(
+        style for style in degrees.NOUNS if degrees.STYLE_OF[style].fullmatch(noun[0])
+    ), noun[0]
+
+
+def _concept(head: str, sentence: str, start: int, end: int) -> str:
+    for text in (head, sentence[end:].split(";")[0], sentence[:start]):
+        for pattern, concept in degrees.CONCEPTS:
+            if pattern.search(text):
+                return concept
+    return ""
+
+
+def _side(sentence: str, start: int, end: int) -> str:
+    after = degrees.SIDE.search(sentence[end:].split(";")[0])
+    *_, before = (None, *degrees.SIDE.finditer(sentence[:start].split(";")[-1]))
+    found = after or before
+    return found[1].lower() if found else ""
+
+
+def _degrees(statement: Statement) -> list[_Degree]:
+    sentence = statement.text
+    found = []
+    borderline = degrees.BORDERLINE.search(sentence)
+    if borderline and _asserted(statement, borderline.start(1)):
+        words = {2: "severely enlarged"}
+        found.append(_Degree(*borderline.span(1), 0, words, "heart", ""))
+    last = -1
+    for match in degrees.DEGREE.finditer(sentence):
+        start, end = match.span()
+        doubled = sentence[last:start].isspace()  # "mild patchy": only the first can change
+        last = end
+        word = match[0].lower().replace(" ", "-").removesuffix("-sized")
+        if doubled or degrees.JOINED.match(sentence, end) or not _asserted(statement, start):
+            continue
+        style = _style(word, sentence, start, end)
+        if style is None:
+            continue
+        level = degrees.LEVEL[word]
+        words = dict(enumerate(degrees.STYLES[style[0]]))
+        if style[1] == "large":  # "slightly large" has no fluent "severely large"
+            end = sentence.lower().index("large", end) + len("large")
+            words = {key: f"{value} enlarged" for key, value in words.items()}
+        found.append(
+            _Degree(
+                start,
+                end,
+                level,
+                {key: like(match[0], value) for key, value in words.items() if value},
+                _concept(style[1], sentence, start, end),
+                _side(sentence, start, end),
+            )
+        )
+    return found
+
+
+def _asserted(statement: Statement, start: int) -> bool:
+    return not statement.is_negated(start) and not degrees.HEDGED.search(statement.text, 0, start)
+
+
+def _written(number: float, sample: str) -> str:
+    return f"{number:.1f}" if "." in sample else f"{number:g}"
+
+
+def _measures(statement: Statement) -> list[_Degree]:
+    """Sizes of findings, in millimetres as their levels."""
+    sentence = statement.text
+    if not degrees.MEASURED.search(sentence) or degrees.NOT_MEASURED.search(sentence):
+        return []
+    found = []
+    mass = "mass" in sentence.lower()
+    for match in degrees.MEASURE.finditer(sentence):
+        if not _asserted(statement, match.start()):
+            continue
+        scale = 1 if match[3].lower() == "mm" else 10
+        size = float(match[1]) * scale
+        words = {
+            other: _written(other / scale, sample=match[1]) + match[2] + match[3]
+            for other in degrees.MILLIMETRES
+            if abs(other - size) >= 8 and 1.6 <= max(other / size, size / other) <= 4
+            if mass or other < degrees.LARGEST_NODULE
+        }
+        concept = _concept("", sentence, match.start(), match.end())
+        side = _side(sentence, match.start(), match.end())
+        found.append(_Degree(*match.span(), degrees.SIZE + round(size), words, concept, side))
+    return found
+
+
+@functools.lru_cache(_CACHED_SENTENCES)
+def _of_sentence(sentence: str) -> tuple[_Degree, ...]:
+    lower = sentence.lower()
+    if (
+        degrees.TRIGGERS.isdisjoint(_WORD.findall(lower))
+        and "mm" not in lower
+        and "cm" not in lower
+    ):
+        return ()
+    statement = analyse(sentence)
+    measured = _measures(statement) if degrees.MEASURE.search(sentence) else []
+    return tuple(_degrees(statement) + measured)
+
+
+def _groups(placed: list[_Placed]) -> list[list[_Placed]]:
+    """The degrees that state one fact, together; a concept of no or both sides is one fact."""
+    groups: dict[object, list[_Placed]] = {}
+    whole = {(d.concept, d.level) for _, d in placed if d.side not in ("left", "right")}
+    for offset, degree in placed:
+        key: object = (offset, degree.start)
+        if degree.concept:
+            sided = (degree.concept, degree.level) not in whole
+            key = (degree.concept, degree.level, degree.side if sided else "")
+        groups.setdefault(key, []).append((offset, degree))
+    return list(groups.values())
+
+
+def _targets(group: list[_Placed], placed: list[_Placed]) -> list[int]:
+    """Levels that all of the group can take and that do not repeat the other side's."""
+    offsets, first = {offset for offset, _ in group}, group[0][1]
+    taken = {
+        d.level
+        for at, d in placed
+        if at in offsets and first.concept and d.concept == first.concept
+    }
+    shared = set(first.words).intersection(*(degree.words for _, degree in group)) - taken
+    wanted = degrees.TARGETS.get(first.level, tuple(first.words))
+    return [level for level in wanted if level in shared] or [
+        level for level in (1,) if level in shared
+    ]
+
+
+def candidates(report: ParsedReport) -> list[Edits]:
+    """Every degree or size that can become another one, with its restatements."""
+    text = report.text
+    if degrees.TRIGGERS.isdisjoint(report.keys) and "mm" not in text and "cm" not in text:
+        return []
+    placed = [(low, d) for low, high in report.sentences for d in _of_sentence(text[low:high])]
+    return [
+        tuple(with_article(text, at + d.start, at + d.end, d.words[level]) for at, d in group)
+        for group in _groups(placed)
+        for level in _targets(group, placed)
+    ]

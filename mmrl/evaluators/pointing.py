@@ -1,0 +1,381 @@
+"""The pointing game: does a word's attention peak where the finding that it states really is?"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmrl.data.grounding import Corners, Selected, select_examples
+from mmrl.data.images import Geometry, Preprocess
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.evaluators import statistics
+from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.types import InputError
+
+PROTOCOL = "pointing@1"
+_NEEDS = ("image.regions", "text.words")
+
+# (words f32[W, D], word_mask bool[W], regions f32[R, D]) -> f32[W, R], rows that sum to 1.
+Attention = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+
+
+class LocalPredict(Predict, Protocol):
+    """Encoders with local features; `grid` is (rows, columns) of the regions, row by row."""
+
+    grid: tuple[int, int]
+
+
+class MappedHeldOut(HeldOut, Protocol):
+    """Held-out examples that can say which tokens are a word and where a pixel went."""
+
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointed:
+    """One study to be judged.
+
+    Attributes:
+      patient: id. label: the finding, "" without boxes.
+      maps: f32[words, gh, gw], the attention of each word.
+      boxes: corners in preprocessed pixels. size: height and width of the preprocessed image.
+    """
+
+    patient: str
+    label: str
+    maps: np.ndarray
+    boxes: Sequence[Corners]
+    size: tuple[int, int]
+
+
+def word_region_attention(
+    words: np.ndarray, word_mask: np.ndarray, regions: np.ndarray, *, temperature: float = 4.0
+) -> np.ndarray:
+    """How much each word looks at each region of one image, on the host.
+
+    Softmax over the valid *words* of regions @ words.T, then over *regions* of `temperature`
+    times that (GLoRIA, Huang et al. 2021, equations 4-5); what the local loss trains.
+
+    Args:
+      words: f[W, D]. word_mask: bool[W]. regions: f[R, D].
+
+    Returns:
+      f32[W, R]; rows sum to 1. Rows of invalid words are uniform and mean nothing.
+    """
+    scores = np.asarray(words, np.float32) @ np.asarray(regions, np.float32).T
+    if word_mask.any():
+        scores = np.where(word_mask[:, None], scores, -np.inf)
+    return _softmax(temperature * _softmax(scores, axis=0), axis=1)
+
+
+def _softmax(scores: np.ndarray, axis: int) -> np.ndarray:
+    powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
+def word_maps(
+    predict: Predict,
+    state: Any,
+    data: HeldOut,
+    examples: Sequence[Selected],
+    *,
+    attention: Attention,
+    grid: tuple[int, int],
+) -> list[np.ndarray]:
+    """f32[words, gh, gw] per example; a word of several sub-words gets the mean of their maps.
+
+    Args:
+      predict, state: the encoders; they must offer local features.
+      data: the held-out examples that `examples` index.
+      grid: (rows, columns) of the regions, row by row.
+
+    Raises:
+      ValueError: local features that do not fit the tokens or the grid.
+    """
+    if not examples:
+        return []
+    subset = statistics.Subset(data, [example.index for example in examples])
+    regions = predict.images(state, subset, local=True)["image.regions"]  # N R D
+    encoded = predict.texts(state, subset, subset.texts, local=True)
+    words, word_mask = encoded["text.words"], encoded["text.word_mask"]
+    length = subset.tokenize(subset.texts[:1])[0].shape[1]
+    if words.shape[1] != length:
+        raise ValueError(f"text.words has {words.shape[1]} places for {length} tokens")
+    if regions.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"image.regions has {regions.shape[1]} regions, the grid is {grid}")
+    maps = []
+    for row, example in enumerate(examples):
+        weights = np.asarray(attention(words[row], word_mask[row], regions[row]), np.float32)
+        of_words = [weights[list(positions)].mean(axis=0) for _, positions in example.words]
+        maps.append(np.stack(of_words).reshape(-1, *grid))
+    return maps
+
+
+def mapped_boxes(
+    data: HeldOut,
+    example: Selected,
+    geometry: Callable[[int, int], Geometry],
+    size: tuple[int, int],
+) -> list[Corners]:
+    """The boxes in preprocessed pixels, clipped; those wholly outside the image are left out.
+
+    Boxes are taken to belong to the record's first image, the one trained on by default.
+
+    Args:
+      geometry: (height, width) of an original image -> its map to preprocessed pixels.
+      size: (height, width) of the preprocessed image.
+    """
+    if not example.boxes:
+        return []
+    height, width = data.record(example.index).images[0].load().shape[:2]
+    mapped = geometry(height, width).boxes(np.array(example.boxes))
+    limits = [size[1], size[0], size[1], size[0]]
+    inside = [np.clip(box, 0, limits).tolist() for box in mapped]
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in inside if x1 > x0 and y1 > y0]
+
+
+def judge(
+    studies: Sequence[Pointed],
+    data: HeldOut,
+    *,
+    permutations: int = 5,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Results:
+    """How often attention peaks inside the boxes; see `Pointing` for what is counted.
+
+    Args:
+      data: the held-out data, to name it in the results.
+      permutations: of the boxes. bootstrap: draws for the intervals; 0 gives none.
+      seed: of the permutations and the bootstrap.
+      options: further ones to state in the results.
+    """
+    excluded: Counter[str] = Counter()
+    kept, inside = _countable(studies, excluded)
+    asked = [len(study.maps) for study in kept]
+    areas = [_box_share(study) for study in kept]
+    return Results(
+        protocol=PROTOCOL,
+        values=_values(kept, inside, permutations, bootstrap, seed) if kept else {},
+        n=len(kept),
+        data={"name": data.name, "sha256": data.sha256},
+        preprocessing=data.preprocessing,
+        excluded=dict(excluded),
+        details={
+            "studies": len(kept),
+            "words": sum(asked),
+            "grid": list(studies[0].maps.shape[1:]) if studies else [],
+            # Chance counts region centres, which is exact; this is the same of pixels.
+            "box_area_share": float(np.repeat(areas, asked).mean()) if kept else None,
+            # Even attention shares its maximum between all regions.
+            "constant_predictor": {"accuracy": 0.0},
+            "ties": f"a miss, within a share of {statistics.TIE:g}",
+            "options": {
+                **(options or {}),
+                "permutations": permutations,
+                "bootstrap": bootstrap,
+                "seed": seed,
+            },
+        },
+    )
+
+
+def _values(
+    studies: Sequence[Pointed],
+    inside: Sequence[np.ndarray],
+    permutations: int,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """The three rows of all studies, then of those of each finding, commonest first."""
+    labels = [study.label for study in studies]
+    values: dict[str, Estimate] = {}
+    for label in ("", *(name for name, _ in Counter(labels).most_common())):
+        among = [i for i, of_study in enumerate(labels) if label in ("", of_study)]
+        owners = [studies[i].patient for i in among]
+        # Within a finding its own boxes are exchanged: others may be much larger, or smaller.
+        rng = statistics.generator(seed, "boxes", *([label] if label else []))
+        foreign = [
+            [among[i] for i in statistics.permutation_between_patients(owners, rng)]
+            for _ in range(permutations if len(set(owners)) > 1 else 0)
+        ]
+        maps, places = [studies[i].maps for i in among], [inside[i] for i in among]
+        exchanged = [[inside[i] for i in order] for order in foreign]
+        for name, row, chance in _rows(maps, places, exchanged):
+            values[f"finding/{label}/{name}" if label else name] = statistics.estimate(
+                row,
+                np.repeat(owners, [len(of_study) for of_study in maps]),
+                chance=chance,
+                samples=bootstrap,
+                seed=seed,
+            )
+    return values
+
+
+def _rows(
+    maps: Sequence[np.ndarray],
+    inside: Sequence[np.ndarray],
+    exchanged: Sequence[Sequence[np.ndarray]],
+) -> list[tuple[str, np.ndarray, float]]:
+    """(name, f64[words], chance) of the true boxes and, if there are any, of exchanged ones."""
+    margin = 1 - statistics.TIE
+    peaks = [weights >= margin * weights.max(axis=(1, 2), keepdims=True) for weights in maps]
+    asked = [len(peak) for peak in peaks]
+    true = _hits(peaks, inside).astype(float)
+    rows = [("accuracy", true, _chance(inside, asked))]
+    if exchanged:
+        blind = np.mean([_hits(peaks, places) for places in exchanged], axis=0)
+        by_chance = float(np.mean([_chance(places, asked) for places in exchanged]))
+        rows.append(("accuracy_boxes_permuted", blind, by_chance))
+        rows.append(("grounded_gain", true - blind, 0.0))
+    return rows
+
+
+def _chance(inside: Sequence[np.ndarray], asked: Sequence[int]) -> float:
+    """What looking anywhere reaches: the share of region centres inside, mean over words."""
+    return float(np.repeat([centres.mean() for centres in inside], asked).mean())
+
+
+def _countable(
+    studies: Sequence[Pointed], excluded: Counter[str]
+) -> tuple[list[Pointed], list[np.ndarray]]:
+    """The studies that can be judged, and bool[gh, gw]: region centres in their boxes.
+
+    The others are counted in `excluded` by their reason.
+    """
+    kept, inside = [], []
+    for study in studies:
+        if not study.boxes:
+            excluded["no boxes"] += 1
+            continue
+        centres = _centres_inside(study)
+        if not centres.any():
+            excluded["no region centre inside the boxes"] += 1
+            continue
+        kept.append(study)
+        inside.append(centres)
+    return kept, inside
+
+
+def _hits(peaks: Sequence[np.ndarray], inside: Sequence[np.ndarray]) -> np.ndarray:
+    """bool[words of all studies]: whether all peaks bool[words, gh, gw] lie inside."""
+    return np.concatenate(
+        [(within | ~peak).all(axis=(1, 2)) for peak, within in zip(peaks, inside, strict=True)]
+    )
+
+
+def _centres_inside(study: Pointed) -> np.ndarray:
+    """bool[gh, gw]: which regions have their centre inside a box."""
+    return _covered(study, *study.maps.shape[1:])
+
+
+def _box_share(study: Pointed) -> float:
+    """Share of the pixels of the image whose centre lies inside a box."""
+    return float(_covered(study, *study.size).mean())
+
+
+def _covered(study: Pointed, rows: int, columns: int) -> np.ndarray:
+    """bool[rows, columns]: which cells of an even grid have their centre inside a box."""
+    y = (np.arange(rows)[:, None] + 0.5) * study.size[0] / rows
+    x = (np.arange(columns)[None] + 0.5) * study.size[1] / columns
+    inside = np.zeros((rows, columns), bool)
+    for x0, y0, x1, y1 in study.boxes:
+        inside |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
+    return inside
+
+
+class Pointing(Evaluator):
+    """How often a word's attention peaks inside the boxes of the finding it states.
+
+    Counted over words, up to two per study: those of the sentence that states the finding, its
+    own name, side and zone first. A hit needs the centre of the region with the greatest
+    attention to lie inside a box; when several regions share the maximum, all of them must.
+    Chance is the share of region centres inside the boxes, what looking anywhere would reach.
+    Since findings have habitual places, the boxes are also exchanged between patients; the
+    paired difference is `grounded_gain`. Studies whose boxes slip between the region centres are
+    excluded and counted. Intervals draw patients. Protocol "pointing@1"; values "accuracy",
+    "accuracy_boxes_permuted", "grounded_gain", and for each finding "finding/{name}/..." with
+    boxes exchanged among its own studies, so that its habitual place is no gain.
+
+    Args:
+      predict, data: as for every evaluator; the encoders must offer local features.
+      temperature: of the attention over regions; 4.0 as the local loss trains by default.
+      count: of studies, at most; findings take turns, so the rare ones are not left out.
+      permutations: of the boxes.
+      bootstrap: draws for the intervals; 0 gives none.
+      seed: of the permutations and the bootstrap.
+
+    Raises:
+      InputError: no local features, no study with a stated and boxed finding, or options out of
+        range.
+    """
+
+    def __init__(
+        self,
+        predict: LocalPredict,
+        data: MappedHeldOut,
+        *,
+        temperature: float = 4.0,
+        count: int = 400,
+        permutations: int = 5,
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        statistics.at_least(1, count=count, permutations=permutations)
+        statistics.at_least(0, bootstrap=bootstrap, seed=seed)
+        if not temperature > 0:
+            raise InputError(f"temperature is {temperature}, expected a number above 0")
+        if not set(_NEEDS) <= set(predict.provides):
+            raise InputError(
+                f"pointing needs {' and '.join(_NEEDS)}, the encoders provide "
+                f"{', '.join(predict.provides)}; train with model.local_dim above 0"
+            )
+        super().__init__(predict, data)
+        self.grid, self.preprocess = predict.grid, data.preprocess
+        self.temperature, self.permutations = temperature, permutations
+        self.bootstrap, self.seed = bootstrap, seed
+        self.chosen = select_examples(data, data.tokenizer.words, count=count)
+        if not any(choice.boxes for choice in self.chosen):
+            raise InputError(
+                f"no report of {data.name} states a finding that has a box ({len(data)} examples); "
+                "pointing needs a source with boxes"
+            )
+
+    @functools.cached_property
+    def _boxes(self) -> list[list[Corners]]:
+        """Per chosen study; the same for every state, and it takes the size of every image."""
+        size = (self.preprocess.size, self.preprocess.size)
+        geometry = self.preprocess.geometry
+        return [mapped_boxes(self.data, choice, geometry, size) for choice in self.chosen]
+
+    def run(self, state: Any) -> Results:
+        """Evaluates `state`; values as in the class.
+
+        Raises:
+          FloatingPointError: an attention map is not finite.
+        """
+        attention = functools.partial(word_region_attention, temperature=self.temperature)
+        maps = word_maps(
+            self.predict, state, self.data, self.chosen, attention=attention, grid=self.grid
+        )
+        studies = []
+        for choice, of_words, boxes in zip(self.chosen, maps, self._boxes, strict=True):
+            if not np.isfinite(of_words).all():
+                raise FloatingPointError(
+                    f"attention is not finite, first {self.data.ids[choice.index]}"
+                )
+            patient, side = self.data.patients[choice.index], self.preprocess.size
+            studies.append(Pointed(patient, choice.label, of_words, boxes, (side, side)))
+        return judge(
+            studies,
+            self.data,
+            permutations=self.permutations,
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+            options={"temperature": self.temperature},
+        )

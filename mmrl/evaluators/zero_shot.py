@@ -1,0 +1,396 @@
+"""Zero-shot classification: is an image closer to prompts that state a finding than to others?"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmrl import build
+from mmrl.evaluators import ranking, statistics
+from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.types import InputError, Record
+
+PROTOCOL = "zero_shot@1"
+TASK_SETS = ("findings", "laterality")
+
+# Wordings without articles, so that they suit what is counted and what is not.
+STATED = (
+    "{finding}.",
+    "{finding} is present.",
+    "{finding} is seen.",
+    "there is {finding}.",
+    "findings consistent with {finding}.",
+)
+DENIED = (
+    "no {finding}.",
+    "there is no {finding}.",
+    "no evidence of {finding}.",
+    "no {finding} is seen.",
+    "no signs of {finding}.",
+)
+SIDED = (
+    "{side} {finding}.",
+    "{side} {finding} is present.",
+    "there is {side} {finding}.",
+    "{finding} on the {side}.",
+    "there is {finding} on the {side}.",
+    "{side}-sided {finding}.",
+)
+_SIDES = ("left", "right")
+
+# (finding name, side); side "" asks for the finding on either.
+Selector = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One question to the images, in words.
+
+    Attributes:
+      positive, negative: prompts of either answer.
+      present: what a study must have to count as positive.
+      absent: what it must have to count as negative; None: lack `present`. A study with both or
+        neither is left out, and so is one whose report leaves the matter open.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    present: Selector
+    absent: Selector | None = None
+
+
+class Facts(NamedTuple):
+    """What is known of one study.
+
+    Attributes:
+      sides: finding present -> sides it is on; "" among them: on a side that is not stated.
+      absent: findings known to be absent; None: all that are not present.
+    """
+
+    sides: Mapping[str, frozenset[str]]
+    absent: frozenset[str] | None
+
+    def has(self, selector: Selector) -> bool | None:
+        """Whether the study has the finding, on that side; None when that is not known."""
+        name, side = selector
+        if name not in self.sides:
+            return False if self.absent is None or name in self.absent else None
+        if not side or side in self.sides[name]:
+            return True
+        return None if "" in self.sides[name] else False
+
+    def answer(self, task: Task) -> bool | None:
+        """Whether the study is positive for the task; None when it is left out."""
+        present = self.has(task.present)
+        if task.absent is None:
+            return present
+        absent = self.has(task.absent)
+        return None if present is None or absent is None or present == absent else present
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A task with its studies: rows i64[n] of the held-out data, positive bool[n]."""
+
+    task: Task
+    rows: np.ndarray
+    positive: np.ndarray
+
+
+def read_facts(records: Sequence[Record]) -> list[Facts]:
+    """The truth of each record: its findings where the corpus has any, else its labels.
+
+    Structured findings are taken as complete, and "bilateral" as both sides. Labels say nothing
+    of sides; a label other than 1 and 0 leaves its finding open.
+
+    Returns:
+      One entry per record; empty when no record has a finding or a label of 1 or 0.
+    """
+    if any(record.findings for record in records):
+        facts = []
+        for record in records:
+            sides: dict[str, frozenset[str]] = {}
+            for finding in record.findings:
+                on = _SIDES if finding.side == "bilateral" else (finding.side,)
+                sides[finding.name] = sides.get(finding.name, frozenset()) | set(on)
+            facts.append(Facts(sides, None))
+        return facts
+    facts = []
+    for record in records:
+        stated = dict(zip(record.label_names, record.labels, strict=True))
+        present = {name: frozenset({""}) for name, label in stated.items() if label == 1}
+        facts.append(Facts(present, frozenset(name for name, v in stated.items() if v == 0)))
+    return facts if any(fact.sides or fact.absent for fact in facts) else []
+
+
+def finding_task(name: str) -> Task:
+    """Whether a finding is there, from `STATED` and `DENIED`."""
+    return Task(_worded(STATED, name), _worded(DENIED, name), (name, ""))
+
+
+def laterality_task(name: str) -> Task:
+    """On which side a finding is, left or right, from `SIDED`; studies with one side only."""
+    left, right = (_worded(SIDED, name, side) for side in _SIDES)
+    return Task(left, right, (name, "left"), (name, "right"))
+
+
+def _worded(templates: Iterable[str], name: str, side: str = "") -> tuple[str, ...]:
+    """Filled templates that begin with a capital; "Pleural_Effusion" is pleural effusion."""
+    words = name.replace("_", " ").split()
+    finding = " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
+    filled = (template.format(finding=finding, side=side) for template in templates)
+    return tuple(text[0].upper() + text[1:] for text in filled)
+
+
+def _chosen(tasks: Any, names: Sequence[str]) -> dict[str, dict[str, Task]]:
+    """Task set -> task name -> task, from the option `tasks` and the findings there are.
+
+    Raises:
+      InputError: unknown sets, keys or findings, or an entry of the wrong form.
+    """
+    if hasattr(tasks, "items"):  # dicts and those of configs, which are no `Mapping`
+        return {"tasks": {name: _parsed(name, given, names) for name, given in tasks.items()}}
+    sets = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    chosen: dict[str, dict[str, Task]] = {}
+    for name in sets:
+        if name not in TASK_SETS:
+            raise InputError(build.unknown("task set", name, TASK_SETS))
+        make = finding_task if name == "findings" else laterality_task
+        chosen[name] = {finding: make(finding) for finding in names}
+    return chosen
+
+
+def _parsed(name: str, given: Any, names: Sequence[str]) -> Task:
+    where = f"tasks.{name}"
+    fields = dict(given.items()) if hasattr(given, "items") else {}
+    allowed = [field.name for field in dataclasses.fields(Task)]
+    for key in fields:
+        if key not in allowed:
+            raise InputError(build.unknown(f"key in {where}", key, allowed))
+    missing = [key for key in allowed[:3] if key not in fields]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(missing)}; expected {', '.join(allowed)}")
+    for key in ("positive", "negative"):
+        prompts = fields[key]
+        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise InputError(f"{where}.{key} is {prompts!r}, expected a sequence of prompts")
+        fields[key] = tuple(prompts)
+    for key in ("present", "absent"):
+        if fields.get(key) is None:
+            continue
+        selector = fields[key]
+        if isinstance(selector, str) or len(selector) != 2 or selector[1] not in ("", *_SIDES):
+            raise InputError(
+                f"{where}.{key} is {selector!r}, expected (finding, side) with side left, right "
+                'or ""'
+            )
+        if selector[0] not in names:
+            raise InputError(build.unknown(f"finding in {where}.{key}", selector[0], names))
+        fields[key] = (selector[0], selector[1])
+    return Task(**fields)
+
+
+class ZeroShot(Evaluator):
+    """Tells findings, and their sides, from images by prompts alone.
+
+    An image's score is its cosine with the ensemble of the positive prompts minus that with the
+    negative ones; an ensemble is the L2-normalised mean of L2-normalised prompt embeddings
+    (as BioViL does, Boecking et al. 2022). Per task the AUROC with ties counted half, per set
+    its unweighted mean, the macro AUROC; 95 % intervals over patients, those drawn
+    without a positive or a negative skipped and counted. The same with every image replaced by
+    one of another patient shows what the truth alone leaves to chance; 0.5 is also what any
+    constant predictor reaches. Protocol "zero_shot@1"; values "{set}/auroc",
+    "{set}/auroc_images_permuted", then "{set}/{task}/..." for each task.
+
+    Sets: "findings" asks for each finding of the held-out studies whether it is there;
+    "laterality" asks, of the studies with the finding on exactly one side, left or right.
+
+    Args:
+      predict, data: as for every evaluator.
+      tasks: names of sets, or own tasks: name -> {"positive": prompts, "negative": prompts,
+        "present": (finding, side or "")} and, optionally, "absent" like it; see `Task`.
+      min_positives: tasks with fewer positives, or fewer negatives, are left out and named.
+      permutations: of the images.
+      bootstrap: draws for the intervals; 0 gives none.
+      seed: of the permutations and the bootstrap.
+
+    Raises:
+      InputError: no truth in the records, no task left, unknown names, options out of range.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        data: HeldOut,
+        *,
+        tasks: str | Sequence[str] | Mapping[str, Any] = TASK_SETS,
+        min_positives: int = 5,
+        permutations: int = 5,
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        statistics.at_least(1, min_positives=min_positives, permutations=permutations)
+        statistics.at_least(0, bootstrap=bootstrap, seed=seed)
+        super().__init__(predict, data)
+        self.min_positives, self.permutations = min_positives, permutations
+        self.bootstrap, self.seed = bootstrap, seed
+        facts = read_facts([data.record(index) for index in range(len(data))])
+        if not facts:
+            raise InputError(
+                f"no record of {data.name} has findings or labels ({len(data)} examples); "
+                "zero_shot needs them as truth"
+            )
+        names = sorted({name for fact in facts for name in {*fact.sides, *(fact.absent or ())}})
+        self.sets: dict[str, dict[str, Question]] = {}
+        self.tasks_excluded: dict[str, dict[str, str]] = {}
+        for set_name, of_set in _chosen(tasks, names).items():
+            self._ask(set_name, of_set, facts)
+        if not any(self.sets.values()):
+            raise InputError(
+                f"no task has {min_positives} positive and {min_positives} negative studies in "
+                f"{data.name} ({len(data)} examples); lower min_positives or choose other tasks"
+            )
+
+    def _ask(self, set_name: str, tasks: Mapping[str, Task], facts: Sequence[Facts]) -> None:
+        """Adds a set, leaving out the tasks that have too few studies."""
+        self.sets[set_name], self.tasks_excluded[set_name] = {}, {}
+        for name, task in tasks.items():
+            answers = [fact.answer(task) for fact in facts]
+            rows = np.array([i for i, known in enumerate(answers) if known is not None], np.int64)
+            positive = np.array([answers[row] for row in rows], bool)
+            yes, no = int(positive.sum()), int((~positive).sum())
+            if set_name in TASK_SETS and name.lower().startswith("no "):
+                self.tasks_excluded[set_name][name] = "is itself a denial"  # such as "No Finding"
+            elif min(yes, no) < self.min_positives:
+                self.tasks_excluded[set_name][name] = (
+                    f"{yes} positive and {no} negative studies, fewer than {self.min_positives}"
+                )
+            else:
+                self.sets[set_name][name] = Question(task, rows, positive)
+
+    def run(self, state: Any) -> Results:
+        """Evaluates `state`; values as in the class.
+
+        Raises:
+          FloatingPointError: an embedding is not finite.
+        """
+        data = self.data
+        images = self.predict.images(state, data)["image.embedding"]
+        images = statistics.unit_rows(images, "image.embedding", data.ids)
+        prompts = self._prompts()
+        encoded = self.predict.texts(state, data, prompts)["text.embedding"]
+        embedded = statistics.unit_rows(encoded, "text.embedding", prompts)
+        prompt = dict(zip(prompts, embedded, strict=True))
+        rng = statistics.generator(self.seed, "images")
+        permutations = [
+            statistics.permutation_between_patients(data.patients, rng)
+            for _ in range(self.permutations)
+        ]
+        values: dict[str, Estimate] = {}
+        details: dict[str, Any] = {}
+        for set_name, questions in self.sets.items():
+            if questions:
+                rows, details[set_name] = self._set(
+                    questions, images, prompt, np.stack(permutations)
+                )
+                values |= {f"{set_name}/{name}": row for name, row in rows.items()}
+        return Results(
+            protocol=PROTOCOL,
+            # The macro rows of all sets before the tasks.
+            values=dict(sorted(values.items(), key=lambda item: item[0].count("/") > 1)),
+            n=len(data),
+            data={"name": data.name, "sha256": data.sha256},
+            preprocessing=data.preprocessing,
+            details={
+                "tasks": details,
+                "tasks_excluded": self.tasks_excluded,
+                "constant_predictor": {"auroc": 0.5},
+                "ties": f"half, within {statistics.TIE:g}",
+                "options": {
+                    "min_positives": self.min_positives,
+                    "permutations": self.permutations,
+                    "bootstrap": self.bootstrap,
+                    "seed": self.seed,
+                },
+            },
+        )
+
+    def _prompts(self) -> list[str]:
+        """Every prompt once."""
+        tasks = [question.task for of_set in self.sets.values() for question in of_set.values()]
+        return list(dict.fromkeys(text for task in tasks for text in task.positive + task.negative))
+
+    def _set(
+        self,
+        questions: Mapping[str, Question],
+        images: np.ndarray,
+        prompt: Mapping[str, np.ndarray],
+        foreign: np.ndarray,
+    ) -> tuple[dict[str, Estimate], dict[str, Any]]:
+        """Values and details of one set; foreign i64[P, N] permutes the images."""
+        own: list[ranking.Ranked] = []
+        blind: list[ranking.Ranked] = []
+        details: dict[str, Any] = {}
+        for name, asked in questions.items():
+            yes = np.stack([prompt[text] for text in asked.task.positive])
+            no = np.stack([prompt[text] for text in asked.task.negative])
+            scores = images @ _ensemble(yes) - images @ _ensemble(no)  # N
+            own.append(ranking.Ranked(asked.rows, scores[None, asked.rows], asked.positive))
+            permuted = scores[foreign[:, asked.rows]]
+            blind.append(ranking.Ranked(asked.rows, permuted, asked.positive))
+            details[name] = self._task_details(asked, images[asked.rows], yes, no)
+        values, skipped = self._estimates("auroc", questions, own)
+        values |= self._estimates("auroc_images_permuted", questions, blind)[0]
+        return values, {"skipped_draws": skipped, "by_task": details}
+
+    def _estimates(
+        self, row: str, names: Iterable[str], tasks: Sequence[ranking.Ranked]
+    ) -> tuple[dict[str, Estimate], dict[str, int]]:
+        """The macro AUROC and that of each task; and the draws that each had to skip."""
+        each, macro = ranking.intervals(
+            tasks, self.data.patients, samples=self.bootstrap, seed=self.seed, tie=statistics.TIE
+        )
+        of_tasks = [ranking.mean_auroc(task, tie=statistics.TIE) for task in tasks]
+        counts = [len(task.rows) for task in tasks]
+        studies = len(np.unique(np.concatenate([task.rows for task in tasks])))
+        rows = zip(
+            (row, *(f"{name}/{row}" for name in names)),
+            (float(np.mean(of_tasks)), *of_tasks),
+            (macro, *each),
+            (studies, *counts),
+            strict=True,
+        )
+        values, skipped = {}, {}
+        for name, value, interval, n in rows:
+            values[name] = Estimate(value, interval.low, interval.high, n, chance=0.5)
+            skipped[name] = interval.skipped
+        return values, skipped
+
+    def _task_details(
+        self, asked: Question, images: np.ndarray, yes: np.ndarray, no: np.ndarray
+    ) -> dict[str, Any]:
+        """What a task rests on, and how much its AUROC hangs on the choice of a prompt."""
+        to_yes, to_no = images @ yes.T, images @ no.T  # n prompts
+        single = [
+            ranking.auroc(to_yes[:, p] - to_no[:, q], asked.positive, tie=statistics.TIE)
+            for p in range(len(yes))
+            for q in range(len(no))
+        ]
+        owners = np.asarray(self.data.patients)[asked.rows]
+        return {
+            "n": len(asked.rows),
+            "positives": int(asked.positive.sum()),
+            "prevalence": float(asked.positive.mean()),
+            "patients": len(np.unique(owners)),
+            "left_out": len(self.data) - len(asked.rows),
+            "positive_prompts": list(asked.task.positive),
+            "negative_prompts": list(asked.task.negative),
+            # One positive against one negative prompt, all pairs.
+            "single_prompts": {"min": min(single), "max": max(single), "pairs": len(single)},
+        }
+
+
+def _ensemble(prompts: np.ndarray) -> np.ndarray:
+    """f32[P, D], L2-normalised -> the L2-normalised mean f32[D]."""
+    return statistics.unit_rows(prompts.mean(axis=0)[None], "prompt ensemble", ["of a task"])[0]

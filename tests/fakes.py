@@ -1,0 +1,84 @@
+"""Held-out data and encoders whose right answer is known, for tests of evaluators."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from mmrl.evaluators import statistics
+
+
+class FakeData:
+    """Held-out texts without images; tokens are word numbers."""
+
+    name, sha256, preprocessing = "fake/test", "0" * 64, {"size": 8}
+
+    def __init__(self, texts, *, patients=None, groups=None, length=64, training=()):
+        self.texts, self.length = list(texts), length
+        self.ids = [f"fake:{i}" for i in range(len(self.texts))]
+        self.patients = patients or [f"p{i}" for i in range(len(self.texts))]
+        self.groups = np.arange(len(self.texts)) if groups is None else np.asarray(groups)
+        self.training = list(training)
+
+    def training_texts(self):
+        return self.training
+
+    def __len__(self):
+        return len(self.texts)
+
+    def tokenize(self, texts):
+        tokens = np.zeros((len(texts), self.length), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            words = [int(hashlib.md5(w.encode()).hexdigest()[:6], 16) + 1 for w in text.split()]
+            row[: len(words)] = words[: self.length]
+        return tokens, tokens > 0
+
+
+@dataclasses.dataclass
+class FakePredict:
+    """Encodes by two functions: of an id and of a text."""
+
+    image_of: object
+    text_of: object
+    provides = ("image.embedding", "text.embedding")
+
+    def images(self, state, data, *, local=False):
+        return {"image.embedding": np.stack([self.image_of(i) for i in data.ids])}
+
+    def texts(self, state, data, texts, *, local=False):
+        return {"text.embedding": np.stack([self.text_of(t) for t in texts])}
+
+
+def code(text, width=32):
+    """A random direction that depends on the text alone."""
+    return statistics.generator(0, text).normal(size=width).astype(np.float32)
+
+
+def informed(data):
+    """Knows which report belongs to which image, and nothing else."""
+    report = dict(zip(data.ids, data.texts, strict=True))
+    return FakePredict(lambda i: code(report[i]), code)
+
+
+def constant():
+    """Encodes everything alike, up to rounding."""
+
+    def noise(name):
+        return np.float32(1) + np.float32(1e-7) * np.sign(code(name))
+
+    return FakePredict(noise, noise)
+
+
+_CLASSES = (
+    "heart lung lobe rib spine aorta nodule mass effusion tube catheter fracture",
+    "small large mild severe left right upper lower new old acute chronic",
+    "no not with without of in at on from the and or near likely grossly mildly",
+)
+
+
+def reports(count, words=12):
+    """Words in random order, of every class that kinds of perturbation tell apart."""
+    rng = np.random.default_rng(0)
+    each = words // len(_CLASSES)
+    drawn = [[rng.choice(c.split(), each, replace=False) for c in _CLASSES] for _ in range(count)]
+    return [" ".join(rng.permutation(np.concatenate(parts))) + "." for parts in drawn]
