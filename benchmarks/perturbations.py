@@ -21,7 +21,15 @@ from mmrl.data.reports import split_sentences
 
 # Kind -> of 100 sampled pairs (--read=KIND --count=100 --seed=2026), how many read as good
 # English and contradict the original. By reading them.
-READ: dict[str, int] = {}
+READ: dict[str, int] = {
+    "swap_laterality": 100,
+    "flip_negation": 98,
+    "swap_severity": 99,
+    "swap_zone": 99,
+    "swap_finding": 97,
+    "swap_temporal": 99,
+    "swap_device": 99,
+}
 _GROUPS = (
     ("Order of words, whole report", perturb.ORDER_KINDS),
     ("Order of words, each sentence by itself", perturb.SENTENCE_ORDER_KINDS),

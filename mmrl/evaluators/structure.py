@@ -256,7 +256,7 @@ class Structure(Evaluator):
 
 def _per_question(won: np.ndarray) -> np.ndarray:
     """bool[Q, K] -> f64[Q, 1 + K]: all copies beaten, then each of them."""
-    return np.concatenate([won.all(axis=1)[:, None], won], axis=1).astype(np.float64)
+    return np.concatenate([won.all(axis=1, keepdims=True), won], axis=1).astype(np.float64)
 
 
 def _half_of(text: str) -> int:

@@ -103,7 +103,7 @@ AND = re.compile(r",|\band\b", re.I)
 ALONE = re.compile(r"\s*(?:[.,;]|$|(?:on|in|at|bilaterally)\b)", re.I)
 HEDGED = re.compile(
     r"\b(?:may|might|could|possibl\w+|probabl\w+|likely|suspicious|suspect\w*|question\w*|"
-    r"concern\w*|suggest\w*|versus|vs|or|cannot|can't|if|recommend\w*|evaluat\w+|rule|"
+    r"concern\w*|suggest\w*|versus|vs|or|cannot|can't|if|only|recommend\w*|evaluat\w+|rule|"
     r"xxxx represents?|favor\w*|presumably|please|correlat\w+|history|potential\w*|would|"
     r"given)\b|\?|\bto\s+$|/$",
     re.I,

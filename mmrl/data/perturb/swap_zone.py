@@ -27,8 +27,10 @@ _LANDMARK = re.compile(
     re.IGNORECASE,
 )
 _FINDING = (
-    r"(?=\s+(?:(?!(?:and|or|with|of|in|the|is|are|may|represent\w*|consistent|compatible|suggest\w*|"
-    r"noted|seen|which|likely|due|to|has|have|from|without|secondary|XXXX)\b)[a-z/-]+\s+){0,3}?(?:opacit\w+|densit\w+|consolidation|infiltrat\w+|air\s?space|"
+    r"(?=\s+(?:(?!(?:and|or|with|of|in|the|is|are|may|represent\w*|consistent|compatible|"
+    r"concerning|suspicious|suggest\w*|"
+    r"noted|seen|which|likely|due|to|has|have|from|without|secondary|XXXX)\b)[a-z/-]+\s+){0,3}?"
+    r"(?:opacit\w+|densit\w+|consolidation|infiltrat\w+|air\s?space|"
     r"atelecta\w+|scar\w*|nodul\w+|granulom\w+|mass|effusions?|disease|pneumoni\w+|interstitial|"
     r"markings|changes|thickening|pneumothorax|calcifi\w+|bull\w+))"
 )
