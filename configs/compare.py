@@ -39,9 +39,9 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     """The experiment of one variant."""
     (chosen,) = defaults.variants(variant, tuple(VARIANTS)) or {"paper"}
     config = pretrain.get_config()
-    config.total_steps = 400
+    config.total_steps = 280
     config.eval_every = 0
-    config.checkpoint.every = 400
+    config.checkpoint.every = 280
     config.tensorboard = False
     config.evaluators.zero_shot = {}
     if "local_contrastive" in VARIANTS[chosen]:
