@@ -66,15 +66,14 @@ def export(
     corpora: Mapping[str, Corpus],
     out: Path,
     options: Options,
+    manifest: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
     """Embeds every usable record of `corpora`; returns the manifest, which is written last.
 
-    Raises:
-      InputError: `out` holds something else than an export of the same encoders and records.
+    Args:
+      manifest: from `begin`, of the same encoders, records and options.
     """
-    identity = _identity(trained, corpora, options)
-    manifest = _open(out, identity)
     done = {shard["file"]: shard for shard in manifest["shards"]}
     for split, corpus in corpora.items():
         count = -(-len(corpus) // options.shard_size)
@@ -95,6 +94,17 @@ def export(
     manifest["rejected"] = rejects.summarise(refused)
     run.write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def begin(
+    trained: run.Trained, corpora: Mapping[str, Corpus], out: Path, options: Options
+) -> dict[str, Any]:
+    """The manifest to go on with: a new one, or that of an export which was cut off.
+
+    Raises:
+      InputError: `out` holds something else than an export of the same encoders and records.
+    """
+    return _open(out, _identity(trained, corpora, options))
 
 
 def _identity(
@@ -213,10 +223,10 @@ def main() -> None:
     corpora = {name: corpus for name, corpus in read.items() if len(corpus)}
     if not corpora:
         raise InputError(f"{chosen.data.source} has no usable record in any split")
-    _open(out, _identity(trained, corpora, options))
+    manifest = begin(trained, corpora, out, options)
     run.check_rejects(corpora, out, chosen.data.max_reject_fraction)
     console = Console()
-    manifest = export(trained, corpora, out, options, console)
+    manifest = export(trained, corpora, out, options, manifest, console)
     console.say(
         f"{sum(manifest['counts'].values())} records of dimension {manifest['embedding']['dim']} "
         f"in {len(manifest['shards'])} shards; manifest: {out / 'manifest.json'}"

@@ -1,7 +1,7 @@
 """Encoders and objectives as one module: everything that training changes lives in its tree."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,12 @@ from mmrl import build, sharding
 from mmrl.models.dual_encoder import DualEncoder
 from mmrl.objectives.base import Objective
 from mmrl.types import Batch, InputError, Metrics
+
+
+def needs(objectives: Iterable[str]) -> frozenset[str]:
+    """What the objectives of these names read, before any of them is built."""
+    classes = (build.find("objective", name) for name in objectives)
+    return frozenset(need for cls in classes for need in cls.needs)  # type: ignore[attr-defined]
 
 
 class Learner(nnx.Module):

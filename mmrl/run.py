@@ -169,6 +169,7 @@ def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None)
     try:
         meta = saved.meta(step)
         settings = config.from_plain(meta["config"])
+        _check_version(workdir, settings, meta)
         tokenizer = Tokenizer.from_bytes(checkpoint.from_text(meta["tokenizer"]))
         layout = learner.layout(settings, tokenizer.vocab_size, mesh)
         state = saved.restore_partial(_encoding_state(layout, settings, mesh), step)
@@ -177,6 +178,19 @@ def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None)
         saved.close()
     predict = Predict(layout, mesh)
     return Trained(workdir, settings, meta, tokenizer, predict, state, reached)
+
+
+def _check_version(
+    workdir: Path, settings: ml_collections.ConfigDict, meta: Mapping[str, Any]
+) -> None:
+    """Refuses a run whose config this version cannot read."""
+    try:
+        config.validate(settings)
+    except InputError as error:
+        raise InputError(
+            f"--workdir={workdir} was trained by another version ({meta['versions']['mmrl']}) of "
+            f"mmrl, whose config this one cannot read: {error}"
+        ) from None
 
 
 def _encoding_state(

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from mmrl import build, checkpoint, metrics, run, sharding, streams
+from mmrl import checkpoint, learner, metrics, run, sharding, streams
 from mmrl import config as configs
 from mmrl.cli import NonFiniteError
 from mmrl.console import Console
@@ -205,18 +205,13 @@ class Trainer:
         )
 
     def _batches(self) -> Any:
-        needs = {
-            need
-            for name in self.config.objectives
-            for need in build.find("objective", name).needs  # type: ignore[attr-defined]
-        }
         return training_batches(
             self.corpora["train"],
             self.tokenizer,
             self.options,
             seed=streams.host_seed(self.config.seed, "data"),
             batch_size=self.config.batch_size,
-            with_perturbed="perturbed.embedding" in needs,
+            with_perturbed="perturbed.embedding" in learner.needs(self.config.objectives),
             process=jax.process_index(),
             processes=jax.process_count(),
         )
