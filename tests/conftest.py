@@ -16,12 +16,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 flags.FLAGS.mark_as_parsed()  # grain reads flags when it starts worker processes
 
-# Tests run small arrays once: compiling costs more than computing.
+# Tests run small arrays once: compiling costs more than computing. XLA's older emitters compile
+# in a third of the time, and so does one piece of code where there are few cores. Commands that
+# tests start inherit both. XLA reads the variable when the first backend starts.
+QUICK_XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{QUICK_XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_disable_most_optimizations", True)
 # Many tests compile the same small step; the second time it comes from this session's cache.
 _CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

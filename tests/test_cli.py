@@ -15,7 +15,7 @@ import pytest
 
 import mmrl
 from mmrl import checkpoint, run
-from tests.conftest import ROOT
+from tests.conftest import QUICK_XLA_FLAGS, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def train_command(compilations):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{QUICK_XLA_FLAGS} --xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
