@@ -42,18 +42,34 @@ def host_batches(config, count=1):
     return result
 
 
-def build(config, devices=1, axes=None):
+def small(**changes):
+    """A config that compiles quickly, for what does not depend on the objective."""
+    return toys.config(**{"objectives": GLOBAL, **changes})
+
+
+def build_anew(config, devices=1, axes=None):
     mesh = sharding.make_mesh(
         axes or {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:devices]
     )
     return TrainStep(config, TOKENIZER.vocab_size, mesh, host_batches(config)[0])
 
 
+BUILT: dict[str, TrainStep] = {}
+
+
+def build(*args, **kwargs):
+    """As build_anew, but once per arguments: a step keeps no state, only what it compiled."""
+    key = str((args, kwargs))
+    if key not in BUILT:
+        BUILT[key] = build_anew(*args, **kwargs)
+    return BUILT[key]
+
+
 def place(step, batch):
     return sharding.to_global(batch, sharding.batch_sharding(step.mesh))
 
 
-def train(config, steps=3, **kwargs):
+def train(config, steps=3, build=build, **kwargs):
     step = build(config, **kwargs)
     state = step.init()
     for batch in host_batches(config, steps):
@@ -76,10 +92,12 @@ def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
     """All four objectives, dropout on; float32 tolerance 1e-5 relative to each leaf's largest."""
     config = toys.config(objectives=ALL, model__text__dropout=0.1)
     batch = host_batches(config)[0]
+    start = build(config, devices=1).init()
     results = {}
     for devices in (1, 2, 8):
-        step = build(config, devices)
-        results[devices] = step.loss_and_gradients(step.init(), place(step, batch))
+        step = build(config, devices=devices)
+        state = jax.device_put(start, step.shardings)
+        results[devices] = step.loss_and_gradients(state, place(step, batch))
     for devices in (2, 8):
         np.testing.assert_allclose(results[devices][0], results[1][0], rtol=1e-5)
         assert_trees_close(results[1][1], results[devices][1], 1e-5)
@@ -89,7 +107,7 @@ def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
 def test_parameter_sharding_changes_no_result():
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
     # SGD: Adam blows up the rounding of gradients that are mathematically zero (key biases).
-    config = toys.config(optimizer__name="sgd", objectives=GLOBAL)
+    config = small(optimizer__name="sgd")
     _, plain = train(config)
     step, spread = train(config, devices=8, axes=axes)
     assert_trees_close(plain["params"], spread["params"], 1e-5)
@@ -105,19 +123,15 @@ def test_parameter_sharding_changes_no_result():
 
 
 def test_same_seed_same_bits_and_another_seed_another_start():
-    _, one = train(toys.config())
-    _, two = train(toys.config())
+    _, one = train(small())
+    _, two = train(small(), build=build_anew)
     assert checkpoint.digest(one["params"]) == checkpoint.digest(two["params"])
-    other = build(toys.config(seed=1)).init()
-    assert checkpoint.digest(other["params"]) != checkpoint.digest(
-        build(toys.config()).init()["params"]
-    )
+    other = build(small(seed=1)).init()
+    assert checkpoint.digest(other["params"]) != checkpoint.digest(build(small()).init()["params"])
 
 
 def test_accumulation_equals_the_mean_over_its_micro_batches():
-    config = toys.config(
-        accumulation=2, optimizer__name="sgd", optimizer__clip_norm=0.0, objectives=GLOBAL
-    )
+    config = small(accumulation=2, optimizer__name="sgd", optimizer__clip_norm=0.0)
     step = build(config)
     state = step.init()
     batch = host_batches(config)[0]
@@ -131,7 +145,7 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
 
 def test_batch_statistics_are_state_and_move():
     image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True}
-    config = toys.config(model__image=image, data__image_size=32, objectives=GLOBAL)
+    config = small(model__image=image, data__image_size=32)
     step = build(config)
     before = jax.device_get(step.init()["variables"])
     _, state = train(config, steps=1)
@@ -140,7 +154,7 @@ def test_batch_statistics_are_state_and_move():
 
 
 def test_metrics_add_up_and_start_anew_after_each_log_step():
-    config = toys.config(log_every=2)
+    config = small(log_every=2)
     step = build(config)
     state, losses = step.init(), []
     for batch in host_batches(config, 3):
@@ -153,7 +167,7 @@ def test_metrics_add_up_and_start_anew_after_each_log_step():
 
 
 def test_the_first_non_finite_step_is_remembered():
-    config = toys.config()
+    config = small()
     step = build(config)
     state = step.init()
     first, second, third = host_batches(config, 3)
@@ -168,7 +182,7 @@ def test_the_first_non_finite_step_is_remembered():
 
 def test_frozen_parameters_stay_and_hold_no_optimizer_state():
     rules = ({"match": r"model/text/.*", "freeze": True}, {"match": r".*"})
-    config = toys.config(optimizer__rules=rules)
+    config = small(optimizer__rules=rules)
     before = jax.device_get(build(config).init())
     _, after = train(config)
     assert checkpoint.digest(before["params"]["model"]["text"]) == checkpoint.digest(
@@ -185,8 +199,8 @@ def test_frozen_parameters_stay_and_hold_no_optimizer_state():
 
 
 def test_the_average_follows_the_parameters():
-    _, state = train(toys.config(ema=0.5), steps=4)
-    start = jax.device_get(build(toys.config(ema=0.5)).init()["params"])
+    _, state = train(small(ema=0.5), steps=4)
+    start = jax.device_get(build(small(ema=0.5)).init()["params"])
     to_average, to_start = (
         float(optax.tree.norm(jax.tree.map(jnp.subtract, other, state["params"])))
         for other in (state["ema"], start)
@@ -195,11 +209,11 @@ def test_the_average_follows_the_parameters():
 
 
 def test_a_checkpoint_moves_between_meshes(tmp_path):
-    _, state = train(toys.config())
+    _, state = train(small())
     saved = checkpoint.Checkpoints(tmp_path)
     saved.save(3, state, {"global_next_index": 24}, {"note": "x"})
     saved.wait()
-    other = build(toys.config(), devices=8, axes={"data": 2, "fsdp": 2, "tensor": 2})
+    other = build(small(), devices=8, axes={"data": 2, "fsdp": 2, "tensor": 2})
     restored, position = saved.restore(other.target())
     saved.close()
     assert position == {"global_next_index": 24}
