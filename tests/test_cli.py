@@ -1,14 +1,20 @@
-"""The commands as a user runs them, each in a process of its own, on the shipped smoke config."""
+"""The commands as a user runs them, on the shipped smoke config.
+
+Whatever trains or computes runs in a process of its own; most refusals run in this one, which
+has imported everything already.
+"""
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,28 +23,31 @@ import mmrl
 from mmrl import checkpoint, run
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # From ml_collections, which loads the config file.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 
 
-@pytest.fixture(scope="module")
-def compilations(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compilations")
+# Commands run one after the other here, so they can share what they compiled.
+_COMPILATIONS = tempfile.TemporaryDirectory()
+# One block per encoder and small batches, where the machinery is tested: half the time.
+SMALL = (
+    *(f"--config.model.{side}.depth=1" for side in ("image", "text")),
+    "--config.batch_size=8",
+)
 
 
-@pytest.fixture(scope="module")
-def train_command(compilations):
-    """Arguments that train the smoke config into a workdir, compiling each program once."""
-
-    def arguments(workdir, *extra):
-        return (
-            "mmrl.main",
-            "--config=configs/pretrain.py:smoke",
-            f"--workdir={workdir}",
-            f"--config.compile_cache={compilations}",
-            *extra,
-        )
-
-    return arguments
+def train_command(workdir, *extra, variant="smoke"):
+    """Arguments that train the smoke config into a workdir."""
+    return (
+        "mmrl.main",
+        f"--config=configs/pretrain.py:{variant}",
+        f"--workdir={workdir}",
+        f"--config.compile_cache={_COMPILATIONS.name}",
+        *extra,
+    )
 
 
 def environment(devices=1):
@@ -49,6 +58,8 @@ def environment(devices=1):
         "XLA_FLAGS": flags,
         "NPROC": "64",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": _COMPILATIONS.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
@@ -67,8 +78,27 @@ def command(*arguments, devices=1, code=0):
     return done.stdout, done.stderr
 
 
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Runs python -m MODULE ARGUMENTS in this process; returns the one line that it ends with."""
+
+    def run_module(module, *arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    cache = jax.config.jax_compilation_cache_dir
+    yield run_module
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, train_command):
+def finished(tmp_path_factory):
     """A complete smoke run and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
     out, _ = command(*train_command(workdir))
@@ -111,22 +141,22 @@ def test_a_run_leaves_everything_the_design_promises(finished):
     assert "structure/grounded_gain/low" in lines[-1]
 
 
-def test_the_same_command_again_says_it_is_complete(finished, train_command):
+def test_the_same_command_again_says_it_is_complete(finished):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    out, _ = command(*train_command(workdir))
+    out, _ = command(*train_command(workdir, "--noreport"))
     assert "already complete at step 20" in out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_killed_and_resumed_equals_never_killed(devices, finished, train_command, tmp_path):
+def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
     """SIGKILL at a random moment after a checkpoint: same bits, same metrics lines."""
     extra = ["--noreport"]
     if devices == 1:
         whole = finished[0]
-    else:  # one block per encoder: what is tested is the machinery, and it compiles in half
-        extra += [f"--config.model.{side}.depth=1" for side in ("image", "text")]
+    else:
+        extra += SMALL
         whole = tmp_path / "whole"
         command(*train_command(whole, *extra), devices=devices)
     broken = tmp_path / "broken"
@@ -151,7 +181,7 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, train_command
     assert weights(broken) == weights(whole)
 
 
-def test_a_run_can_be_extended_and_that_is_recorded(finished, train_command, tmp_path):
+def test_a_run_can_be_extended_and_that_is_recorded(finished, tmp_path):
     workdir = tmp_path / "extended"
     subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
     out, _ = command(
@@ -163,7 +193,7 @@ def test_a_run_can_be_extended_and_that_is_recorded(finished, train_command, tmp
     assert json.loads((workdir / "config.json").read_text())["total_steps"] == 25
 
 
-def test_another_experiment_in_the_same_folder_is_refused(finished, train_command):
+def test_another_experiment_in_the_same_folder_is_refused(finished):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     _, err = command(*train_command(workdir, "--config.model.embed_dim=16"), code=2)
@@ -172,18 +202,18 @@ def test_another_experiment_in_the_same_folder_is_refused(finished, train_comman
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
 
 
-def test_evaluate_repeats_the_numbers_of_training(finished, tmp_path):
+def test_evaluate_repeats_the_numbers_of_training(finished, refusal, tmp_path):
     workdir, _ = finished
     command("mmrl.evaluate", f"--workdir={workdir}", "--split=val", f"--out={tmp_path / 'out'}")
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     before = json.loads((workdir / "results" / "00000020.json").read_text())
     assert again["results"] == before["results"]
     assert (tmp_path / "out" / "report.html").exists()
-    _, err = command("mmrl.evaluate", f"--workdir={workdir}", "--split=dev", code=2)
+    err = refusal("mmrl.evaluate", f"--workdir={workdir}", "--split=dev")
     assert "--split=dev; choices: train, val, test" in err
 
 
-def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, tmp_path):
+def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, refusal, tmp_path):
     workdir, _ = finished
     out = tmp_path / "out"
     arguments = ("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--split=val")
@@ -215,43 +245,53 @@ def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, tmp
     printed, _ = command(*arguments, "--shard_size=16", "--regions")
     assert f"{first.name}: already there" in printed
     assert second.read_bytes() == content and first.stat().st_mtime_ns == kept
-    _, err = command(*arguments, "--shard_size=8", "--regions", code=2)
+    err = refusal(*arguments, "--shard_size=8", "--regions")
     assert "holds another export; it differs in: options" in err
 
 
-@pytest.fixture
-def pairs(tmp_path):
+def write_pairs(folder):
     """A CSV of 40 image-report pairs with patients."""
     rng = np.random.default_rng(0)
     rows = ["image,report,patient_id"]
     for index in range(40):
-        cv2.imwrite(str(tmp_path / f"{index}.png"), rng.integers(0, 256, (40, 32), np.uint8))
+        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (40, 32), np.uint8))
         rows.append(f"{index}.png,Opacity number {index} in the left lung.,p{index // 2}")
-    path = tmp_path / "pairs.csv"
+    path = folder / "pairs.csv"
     path.write_text("\n".join(rows) + "\n")
     return path
 
 
 def on_table(path, workdir, *extra):
-    return (
-        "mmrl.main",
-        "--config=configs/pretrain.py:table,smoke",
-        f"--config.data.path={path}",
-        f"--workdir={workdir}",
-        *extra,
-    )
+    return train_command(workdir, f"--config.data.path={path}", *extra, variant="table,smoke")
 
 
-def test_a_table_of_the_user_trains_and_exports_one_row_per_image(pairs, tmp_path):
-    workdir, out = tmp_path / "run", tmp_path / "embeddings"
-    sizes = ("--config.total_steps=6", "--config.batch_size=8")
-    command(*on_table(pairs, workdir, *sizes, "--noreport"))
-    command("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--format=npz")
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert sum(manifest["counts"].values()) == 40
-    shards = [np.load(out / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
+@pytest.fixture(scope="module")
+def on_spoiled_table(tmp_path_factory):
+    """A run on a table with one unreadable image, which is tolerated, and what it printed."""
+    folder = tmp_path_factory.mktemp("table")
+    path = write_pairs(folder)
+    corrupt(path)
+    extra = ("--config.data.max_reject_fraction=0.1", "--config.total_steps=6", *SMALL)
+    arguments = on_table(path, folder / "run", *extra, "--noreport")
+    return folder / "run", command(*arguments)[0]
+
+
+def test_a_table_of_the_user_trains_and_exports_one_row_per_image(on_spoiled_table, tmp_path):
+    workdir, _ = on_spoiled_table
+    command("mmrl.export", f"--workdir={workdir}", f"--out={tmp_path}", "--format=npz")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert sum(manifest["counts"].values()) == 39
+    shards = [np.load(tmp_path / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
+    assert sum(len(shard["image_embedding"]) for shard in shards) == 39
     patients = [set(shard["patient_id"]) for shard in shards]
     assert not patients[0] & patients[1] and not patients[0] & patients[2]
+
+
+def test_a_tolerated_reject_is_counted_and_the_rest_trains(on_spoiled_table):
+    workdir, out = on_spoiled_table
+    assert "unreadable_image" in out
+    (line,) = (workdir / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "unreadable_image"
 
 
 def corrupt(path):
@@ -285,24 +325,14 @@ def blank(path):
         (escape, ("../../5.png",)),
     ],
 )
-def test_bad_tables_end_in_one_clear_line(spoil, texts, pairs, tmp_path):
-    spoil(pairs)
+def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
+    path = write_pairs(tmp_path)
+    spoil(path)
     workdir = tmp_path / "run"
-    _, err = command(*on_table(pairs, workdir), code=2)
-    assert err.startswith("error: ") and err.count("\n") == 1
+    err = refusal(*on_table(path, workdir))
     for text in texts:
         assert text in err
     assert not (workdir / "config.json").exists()
-
-
-def test_a_tolerated_reject_is_counted_and_the_rest_trains(pairs, tmp_path):
-    corrupt(pairs)
-    workdir = tmp_path / "run"
-    extra = ("--config.data.max_reject_fraction=0.1", "--config.total_steps=6")
-    out, _ = command(*on_table(pairs, workdir, *extra, "--config.batch_size=8", "--noreport"))
-    assert "unreadable_image" in out
-    (line,) = (workdir / "rejects.jsonl").read_text().splitlines()
-    assert json.loads(line)["reason"] == "unreadable_image"
 
 
 @pytest.mark.parametrize(
@@ -316,10 +346,8 @@ def test_a_tolerated_reject_is_counted_and_the_rest_trains(pairs, tmp_path):
         (("extra",), "unexpected argument 'extra'"),
     ],
 )
-def test_bad_command_lines_end_in_one_clear_line(arguments, text, tmp_path):
-    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={tmp_path / 'run'}")
-    _, err = command(*base, *arguments, code=2)
-    assert text in err and err.startswith("error: ") and err.count("\n") == 1
+def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_path):
+    assert text in refusal(*train_command(tmp_path / "run"), *arguments)
     assert not (tmp_path / "run").exists()
 
 
@@ -333,26 +361,23 @@ def test_bad_command_lines_end_in_one_clear_line(arguments, text, tmp_path):
         (("mmrl.export", "--workdir=/nonexistent", "--out=x"), "holds no trained run"),
     ],
 )
-def test_commands_without_their_inputs_say_so(arguments, text):
-    _, err = command(*arguments, code=2)
-    assert text in err and err.count("\n") == 1
+def test_commands_without_their_inputs_say_so(arguments, text, refusal):
+    assert text in refusal(*arguments)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={tmp_path}")
-    _, err = command(*base, code=2)
-    assert "is not empty and holds no config.json" in err
+    assert "is not empty and holds no config.json" in refusal(*train_command(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_diverging_run_stops_with_step_and_records(tmp_path):
     workdir = tmp_path / "run"
     extra = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0.0")
-    base = ("mmrl.main", "--config=configs/pretrain.py:smoke", f"--workdir={workdir}")
-    _, err = command(*base, *extra, "--config.optimizer.warmup_steps=0", code=3)
+    extra += ("--config.optimizer.warmup_steps=0", *SMALL)
+    _, err = command(*train_command(workdir, *extra), code=3)
     assert "not finite at step" in err and "phantom" in err
     report = json.loads((workdir / "nonfinite.json").read_text())
-    assert len(report["records"]) == 16
+    assert len(report["records"]) == 8
     latest = checkpoint.Checkpoints(workdir, read_only=True).latest()
     assert latest is None or latest < report["step"]
