@@ -122,7 +122,8 @@ def test_a_run_leaves_everything_the_design_promises(finished):
         "results/00000020.json",
         "figures/loss.png",
         "figures/retrieval.png",
-        "figures/structure.png",
+        "figures/structure_order-10way_v1.png",
+        "figures/structure_clinical_v1.png",
         "figures/attention.png",
     ):
         assert (workdir / name).exists(), name
@@ -138,7 +139,8 @@ def test_a_run_leaves_everything_the_design_promises(finished):
         (20, "train"),
         (20, "eval"),
     ]
-    assert "structure/grounded_gain/low" in lines[-1]
+    assert "structure/clinical@1/grounded_gain/low" in lines[-1]
+    assert lines[0]["perturbed/reverse_words/share"] > 0
 
 
 def test_the_same_command_again_says_it_is_complete(finished):

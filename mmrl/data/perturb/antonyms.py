@@ -1,9 +1,9 @@
 """Adjectives replaced by their antonyms: the ninth perturbation of the paper.
 
 The paper takes antonyms from WordNet, where "left" has "entered" and "clear" has "overcast" beside
-what a radiologist means. Ours are chosen for radiology; the pairs follow the opposites in RadLex's
-modifier hierarchy (laterality, size, severity, temporal and density descriptors) and in the
-Fleischner Society's glossary (Hansell et al. 2008).
+what a radiologist means. Ours are chosen for radiology: descriptors of side, place, size, degree,
+course and density, the groups into which RadLex (Langlotz 2006) sorts its modifiers, in the sense
+in which the Fleischner Society's glossary (Hansell et al. 2008) uses them.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """Parts of speech of the words that radiology reports are made of; they overrule the tagger.
 
 Adjectives here are what a report says about a finding: side, place, size, degree, course. The
-words are those of the RSNA's RadLex modifiers and of the Fleischner Society's glossary (Hansell
-et al. 2008), as far as they occur in reports, and were sorted by reading reports.
+words are the commonest of chest radiograph reports, sorted by how reports use them.
 """
 
 _ADJECTIVES = """
