@@ -43,9 +43,9 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     config.data.sections = ("findings",)
     config.data.text_length = 56
     config.data.image_size = config.data.render_size = 48
-    config.total_steps = 300
+    config.total_steps = 360
     config.eval_every = 0
-    config.checkpoint.every = 300
+    config.checkpoint.every = 360
     config.tensorboard = False
     config.evaluators.zero_shot = {}
     if "local_contrastive" in VARIANTS[chosen]:
