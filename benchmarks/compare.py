@@ -248,7 +248,8 @@ def config_sha256(variant: str) -> str:
 
 
 def _short(stored: dict[str, Any]) -> dict[str, Any]:
-    """Values, counts and digests of each run; the long details stay in the run directories."""
+    """The measures of each run; breakdowns and details stay in the run directories."""
+    wanted = {(measure.evaluator, measure.key) for measure in (*MEASURES, *FIGURE)}
     return {
         name: {
             evaluator: {
@@ -256,7 +257,11 @@ def _short(stored: dict[str, Any]) -> dict[str, Any]:
                 "data": result["data"],
                 "n": result["n"],
                 "excluded": result["excluded"],
-                "values": result["values"],
+                "values": {
+                    key: value
+                    for key, value in result["values"].items()
+                    if (evaluator, key) in wanted
+                },
             }
             for evaluator, result in results.items()
         }
@@ -287,6 +292,7 @@ def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Pat
         if chance is not None:
             axis.axhline(chance, color="black", linewidth=1, linestyle=(0, (4, 3)))
         axis.set_title(measure.title)
+        axis.set_xlim(-0.6, len(variants) - 0.4)
         axis.set_xticks(range(len(variants)), [NAMES[v].split()[0] for v in variants])
     for axis in panels.flat[4:5]:
         axis.set_ylim(bottom=0.4)

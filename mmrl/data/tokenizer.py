@@ -179,17 +179,20 @@ class Tokenizer:
         """
         if not self._within_words:
             return self._processor.encode(text, out_type=int)
-        known = self._known
-        ids: list[int] = []
         # What every normalisation rule takes for white space; others may be part of a chunk.
-        for chunk in text.replace("\n", " ").replace("\t", " ").split(" "):
-            found = known.get(chunk)
-            if found is None:
-                found = self._processor.encode(chunk, out_type=int)
-                if len(known) < _CACHED_CHUNKS:
-                    known[chunk] = found
-            ids += found
-        return ids
+        chunks = text.replace("\n", " ").replace("\t", " ").split(" ")
+        try:
+            return list(itertools.chain.from_iterable(map(self._known.__getitem__, chunks)))
+        except KeyError:
+            return list(itertools.chain.from_iterable(map(self._chunk, chunks)))
+
+    def _chunk(self, chunk: str) -> list[int]:
+        found = self._known.get(chunk)
+        if found is None:
+            found = self._processor.encode(chunk, out_type=int)
+            if len(self._known) < _CACHED_CHUNKS:
+                self._known[chunk] = found
+        return found
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, folded as it was encoded; PAD, BOS and EOS give nothing.

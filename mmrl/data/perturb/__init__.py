@@ -157,6 +157,8 @@ def draw_kinds(
 
 def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """i64[count] of indices; index i comes floor or ceil of count * its share."""
+    if not count % len(weights) and (weights == weights[0]).all():
+        return np.repeat(np.arange(len(weights)), count // len(weights))
     order_of = rng.permutation(len(weights))  # neighbours would else exclude each other
     shares = count * weights[order_of] / weights.sum()
     whole = np.floor(shares + 1e-9).astype(np.int64)

@@ -19,6 +19,8 @@ from mmrl.data.reports import WORD, sentence_spans
 
 _SLOT = re.compile(f"({WORD.pattern})")  # split: frame, word, frame, ..., word, frame
 
+_STOPS = frozenset(".?!;:\n")
+
 Span = tuple[int, int]
 Edit = tuple[int, int, str]
 """(start, end, replacement), in characters of the text edited."""
@@ -91,10 +93,13 @@ class ParsedReport:
 
     @functools.cached_property
     def tags(self) -> list[str]:
-        """Part of speech of each word, see `tagger.tag`."""
+        """Part of speech of each word, see `tagger.tag`; clause by clause, for these recur."""
         tags: list[str] = []
-        for low, high in self.sentence_slots:
-            tags.extend(tagger.tag(tuple(self.words[low:high])))
+        first = 0
+        for slot, frame in enumerate(self.pieces[2::2], start=1):
+            if slot == len(self.words) or (frame != " " and not _STOPS.isdisjoint(frame)):
+                tags.extend(tagger.tag(tuple(self.words[first:slot])))
+                first = slot
         return tags
 
     def reordered(self, order: Sequence[int]) -> Draft:

@@ -3,8 +3,8 @@
 The general tagger is TextBlob's PatternTagger (a Brill tagger; lexicon and rules lie inside its
 wheel, nothing is fetched). Trained on newspapers, it takes "basilar" for a noun and "effusions"
 for a verb now and then; the words that decide what a report means are therefore looked up in
-`tagger_lexicon` first. Tags are remembered per sentence: two thirds of the sentences of a report
-corpus recur in it word by word.
+`tagger_lexicon` first. Tags are remembered: two thirds of the sentences of a report corpus recur
+in it word by word.
 """
 
 import functools
@@ -40,7 +40,7 @@ def _simple(word: str) -> str:
 
 @functools.lru_cache(_CACHED_SENTENCES)
 def tag(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The class of each word of one sentence: noun, adjective, verb or other.
+    """The class of each word of one clause or sentence: noun, adjective, verb or other.
 
     Args:
       words: as `reports.WORD` finds them, in order.
