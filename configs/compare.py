@@ -16,6 +16,7 @@ import ml_collections
 
 from configs import pretrain
 from mmrl import config as defaults
+from mmrl.types import InputError
 
 VARIANTS = {
     "global": ("global_contrastive",),
@@ -35,9 +36,12 @@ CLINICAL_KINDS = (
 )
 
 
-def get_config(variant: str) -> ml_collections.ConfigDict:
+def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     """The experiment of one variant."""
-    (chosen,) = defaults.variants(variant, tuple(VARIANTS)) or {"paper"}
+    given = defaults.variants(variant, tuple(VARIANTS))
+    if len(given) != 1:
+        raise InputError(f"config variants given: {variant!r}; expected one of {tuple(VARIANTS)}")
+    (chosen,) = given
     config = pretrain.get_config()
     # Findings alone: a fact reworded there is not given away by an impression that repeats it.
     config.data.sections = ("findings",)
