@@ -77,12 +77,13 @@ def required(name: str, value: Any) -> Any:
 def _give_fake_devices_threads() -> None:
     """Fake CPU devices (XLA_FLAGS) that wait for each other in a collective each block a thread.
 
-    XLA sizes its pool by cores and devices; two collectives in flight at once then use it up and
-    the process aborts after 40 seconds. NPROC, read when the backend starts, makes it larger.
+    XLA sizes its pool by cores and devices; the collectives that are in flight at once, a dozen or
+    two on each device, then use it up and the process aborts after 40 seconds. NPROC, read when
+    the backend starts, makes it larger.
     """
     flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if flag and int(flag.group(1)) > 1:
-        os.environ.setdefault("NPROC", str(8 * int(flag.group(1))))
+        os.environ.setdefault("NPROC", str(32 * int(flag.group(1))))
 
 
 def _fail(message: str, code: int) -> NoReturn:

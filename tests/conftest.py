@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 # A thread for every device that waits in a collective, see mmrl.cli.
-os.environ.setdefault("NPROC", "64")
+os.environ.setdefault("NPROC", "256")
 # Eight fake devices in this process; commands that tests start have one, unless told otherwise.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
