@@ -218,13 +218,18 @@ class TrainStep:
 
     def _rates(self, batch: Mapping[str, Any]) -> Metrics:
         """Per kind of perturbation: its share of all copies, and how many of its own are valid."""
+        if not self._kinds:
+            return {}
+        # One reduction over the batch for all kinds: on a mesh each one is a collective.
+        kinds = jnp.array([perturb.KINDS.index(kind) for kind in self._kinds], jnp.int8)
+        drawn = batch["perturbation"][..., None] == kinds  # B K kinds
+        valid = drawn & batch["perturbed_valid"][..., None]
+        counts = jnp.stack([drawn, valid]).sum(axis=(1, 2), dtype=jnp.float32)  # 2 kinds
+        size = jnp.float32(batch["perturbation"].size)
         rates = {}
-        for kind in self._kinds:
-            drawn = batch["perturbation"] == perturb.KINDS.index(kind)
-            count = drawn.sum(dtype=jnp.float32)
-            valid = (drawn & batch["perturbed_valid"]).sum(dtype=jnp.float32)
-            rates[f"perturbed/{kind}/share"] = (count, jnp.float32(drawn.size))
-            rates[f"perturbed/{kind}/valid"] = (valid, count)
+        for place, kind in enumerate(self._kinds):
+            rates[f"perturbed/{kind}/share"] = (counts[0, place], size)
+            rates[f"perturbed/{kind}/valid"] = (counts[1, place], counts[0, place])
         return rates
 
 
