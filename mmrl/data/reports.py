@@ -222,7 +222,9 @@ def _opens(before: str) -> bool:
 
 def _headers(text: str) -> list[tuple[int, int, str]]:
     """(start, end, canonical name) of every section header of the text."""
-    found = []
+    found: list[tuple[int, int, str]] = []
+    if ":" not in text:
+        return found
     for match in _HEADER.finditer(text):
         name = match["name"]
         if name.isupper() or (name[0].isupper() and _opens(text[: match.start()])):
