@@ -64,7 +64,8 @@ def put(path, value):
         (put("objectives/contrast", {"weight": 1.0}), "unknown objective 'contrast'"),
         (
             put("objectives/siglip", {"weight": 1.0, "tau": 1.0}),
-            "unknown option in config.objectives.siglip 'tau'; choices: bias, temperature",
+            "unknown option in config.objectives.siglip 'tau'; choices: bias, chunk_size, "
+            "implementation, temperature",
         ),
         (put("objectives", ml_collections.ConfigDict()), "config.objectives is empty"),
         (put("evaluators/recall", {}), "unknown evaluator 'recall'"),

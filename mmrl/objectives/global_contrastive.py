@@ -1,11 +1,22 @@
 """Global image-report contrast over the whole batch (ConVIRT, CLIP; systems.md O1)."""
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives.base import LogitScale, Objective, batch_mean, require, two_way_cross_entropy
+from mmrl.objectives import chunks, pairs
+from mmrl.objectives.base import (
+    LogitScale,
+    Objective,
+    batch_mean,
+    check_group,
+    contract,
+    matmul_dtype,
+    require,
+    two_way_cross_entropy,
+)
 from mmrl.types import Batch, Encoded, Loss
 
 
@@ -15,6 +26,8 @@ def contrastive_loss(
     logit_scale: jax.Array,
     *,
     group: jax.Array | None = None,
+    implementation: str = "auto",
+    chunk_size: int = 0,
 ) -> jax.Array:
     """Symmetric cross-entropy over exp(logit_scale) * image @ text.T.
 
@@ -25,6 +38,10 @@ def contrastive_loss(
       image, text: f[B, D], already L2-normalised; row i of both is pair i.
       logit_scale: f32[], logarithm of the inverse temperature.
       group: i32[B]; pairs off the diagonal with equal group leave the denominators.
+      implementation: "dense" holds all B x B logits; "chunked" a tile of them, computed again in
+        the backward pass; "ring" the same on every device that shares the batch, with the texts
+        passed round; "auto" as `pairs.choose` says. All give the same numbers.
+      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
 
     Returns:
       f32[]. Constant embeddings give log B.
@@ -33,8 +50,24 @@ def contrastive_loss(
         image.ndim == 2 and image.shape == text.shape,
         f"image and text must both be [B, D], got {image.shape} and {text.shape}",
     )
-    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-    return two_way_cross_entropy(jnp.exp(logit_scale) * (image @ text.T), group)
+    image, text = jnp.asarray(image), jnp.asarray(text)
+    size, dtype = image.shape[0], matmul_dtype(image, text)
+    group = check_group(group, size)
+    logits = functools.partial(_logits, dtype=dtype)
+    form, shares = pairs.choose(implementation, size, 1, image)
+    if form == "dense":
+        whole = logits(logit_scale, image.astype(jnp.float32), text.astype(jnp.float32), None)
+        return two_way_cross_entropy(whole, group)
+    share = size // shares.size
+    shape = chunks.tile_shape(share, share, 1, chunk_size)
+    table = chunks.Table(logits, chunks.TwoWay(), shape)
+    return pairs.pair_loss(table, logit_scale, image, text, group=group, shares=shares)
+
+
+def _logits(
+    logit_scale: jax.Array, image: jax.Array, text: jax.Array, mask: None, *, dtype: Any
+) -> jax.Array:
+    return jnp.exp(logit_scale) * contract("bd,cd->bc", image, text, dtype)
 
 
 class GlobalContrastive(Objective):
@@ -42,17 +75,32 @@ class GlobalContrastive(Objective):
 
     Args:
       temperature: initial value; 0.07 as in CLIP. The scale is clipped at 100 after each update.
+      implementation, chunk_size: as in `contrastive_loss`.
+
+    Raises:
+      InputError: unknown implementation or negative chunk size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image.embedding", "text.embedding")
 
-    def __init__(self, *, temperature: float = 0.07) -> None:
+    def __init__(
+        self, *, temperature: float = 0.07, implementation: str = "auto", chunk_size: int = 0
+    ) -> None:
+        pairs.check_implementation(implementation, chunk_size)
+        self.implementation, self.chunk_size = implementation, chunk_size
         self.logit_scale = LogitScale(temperature)
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
         """Contrasts the global batch; batch["group"] marks pairs that are no negatives."""
         image, text = encoded["image.embedding"], encoded["text.embedding"]
-        value = contrastive_loss(image, text, self.logit_scale(), group=batch["group"])
+        value = contrastive_loss(
+            image,
+            text,
+            self.logit_scale(),
+            group=batch["group"],
+            implementation=self.implementation,
+            chunk_size=self.chunk_size,
+        )
         size = image.shape[0]
         metrics = {
             "loss": batch_mean(value, size),

@@ -1,16 +1,29 @@
 """Local word-region contrast (GLoRIA, Huang et al. 2021, section 3.2; systems.md O2)."""
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives.base import Objective, batch_mean, require, two_way_cross_entropy
+from mmrl.objectives import chunks, pairs
+from mmrl.objectives.base import (
+    Objective,
+    batch_mean,
+    check_group,
+    contract,
+    matmul_dtype,
+    require,
+    two_way_cross_entropy,
+)
 from mmrl.types import Batch, Encoded, Loss
 
-# Captions are scanned in chunks so that at most this many of the B x B x W x R attention
-# weights exist at once (2**24 float32 are 64 MiB); the backward pass recomputes each chunk.
+# `local_similarity` scans captions in chunks so that at most this many of the B x B x W x R
+# attention weights exist at once (2**24 float32 are 64 MiB); the backward pass recomputes them.
 _WEIGHTS_AT_ONCE = 2**24
+
+# Short captions are cut to multiples of this many words.
+_WORD_BLOCK = 8
 
 Temperatures = tuple[float, float, float]
 
@@ -42,32 +55,84 @@ def _attention(scores: jax.Array, word_mask: jax.Array, temperature: float) -> j
     return jax.nn.softmax(temperature * over_words, axis=-1)
 
 
-def _one_caption(
+def _prepare(regions: jax.Array, *, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Regions f32[b, R, D] and their Gram matrices f32[b, R, R] where those save work.
+
+    The context c_w = C^T a of a word, the sum of the regions C weighted by its attention a, is
+    needed only for cos(c_w, w), which c_w . w = sum_r a_r s_r and |c_w|^2 = a^T C C^T a give as
+    well. Counting backward passes too, that multiplies 3 R^2 W + 4 R W D numbers per pair instead
+    of 8 R W D, and never holds b x c x W x D.
+    """
+    count, width = regions.shape[1:]
+    if 3 * count > 4 * width:
+        return regions, None
+    return regions, contract("brd,bsd->brs", regions, regions, dtype)
+
+
+def _tile(
+    params: tuple[()],
+    images: tuple[jax.Array, jax.Array | None],
     words: jax.Array,
     word_mask: jax.Array,
-    regions: jax.Array,
-    gram: jax.Array,
+    *,
     temperatures: Temperatures,
+    dtype: Any,
 ) -> jax.Array:
-    """Similarity of one caption with every image, f32[B].
-
-    The context c_w is never formed: cos(c_w, w) needs only c_w . w = sum_r a_wr s_wr and
-    |c_w|^2 = a_w G a_w with the Gram matrix G = regions regions^T of the image.
+    """Similarity f32[b, c] of b prepared images with c captions.
 
     Args:
-      words f32[W, D], word_mask bool[W], regions f32[B, R, D], gram f32[B, R, R].
+      images: from `_prepare`. words: f32[c, W, D]. word_mask: bool[c, W].
     """
-    scores = jnp.einsum("wd,brd->bwr", words, regions)
-    attention = _attention(scores, word_mask, temperatures[0])  # B W R
-    dot = jnp.sum(attention * scores, axis=-1)  # B W
-    context_square = jnp.einsum("bwr,brs,bws->bw", attention, gram, attention)
-    word_square = jnp.sum(words * words, axis=-1)[None]  # 1 W
+    regions, gram = images
+    first, second, third = temperatures
+    # With the image's axes in front and the word's last, no product needs a transposed copy.
+    scores = contract("brd,cwd->brcw", regions, words, dtype)
+    any_word = word_mask.any(axis=1)  # c
+    # A caption without words would make the first softmax 0/0; its result is discarded below.
+    usable = word_mask | ~any_word[:, None]
+    over_words = jax.nn.softmax(jnp.where(usable, scores, -jnp.inf), axis=3)
+    attention = jax.nn.softmax(first * over_words, axis=1)  # over regions
+    dot = jnp.sum(attention * scores, axis=1)  # b c w
+    if gram is None:
+        context = contract("brd,brcw->bdcw", regions, attention, dtype)
+        context_square = jnp.sum(context * context, axis=1)
+    else:
+        context_square = _quadratic(gram, attention, dtype)
+    word_square = jnp.sum(words * words, axis=2)  # c w
     # The floor keeps all-zero vectors at cosine 0 with a finite gradient.
     cosine = dot * jax.lax.rsqrt(jnp.maximum(context_square * word_square, 1e-12))
-    kept = jnp.where(word_mask, temperatures[1] * cosine, -jnp.inf)
-    any_word = word_mask.any()
-    pooled = jax.nn.logsumexp(jnp.where(any_word, kept, 0.0), axis=-1)
-    return jnp.where(any_word, temperatures[2] * pooled, 0.0)
+    pooled = jax.nn.logsumexp(jnp.where(usable, second * cosine, -jnp.inf), axis=2)
+    return jnp.where(any_word, third * pooled, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _quadratic(gram: jax.Array, attention: jax.Array, dtype: Any) -> jax.Array:
+    """a^T G a of each word, f32[b, c, W]; its gradient uses that G is symmetric.
+
+    Args:
+      gram: f32[b, R, R]. attention: f32[b, R, c, W].
+    """
+    return _quadratic_forward(gram, attention, dtype)[0]
+
+
+def _quadratic_forward(gram: jax.Array, attention: jax.Array, dtype: Any) -> tuple[jax.Array, Any]:
+    product = contract("brs,bscw->brcw", gram, attention, dtype)
+    return jnp.sum(attention * product, axis=1), (attention, product)
+
+
+def _quadratic_backward(dtype: Any, saved: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    attention, product = saved
+    by_gram = contract("brcw,bscw->brs", slope[:, None] * attention, attention, dtype)
+    return by_gram, 2.0 * slope[:, None] * product
+
+
+_quadratic.defvjp(_quadratic_forward, _quadratic_backward)
+
+
+def _widths(words: int) -> tuple[int, ...]:
+    """Quarters of the word axis in whole _WORD_BLOCKs: what tiles of short captions are cut to."""
+    quarters = (-(-words * part // (4 * _WORD_BLOCK)) * _WORD_BLOCK for part in (1, 2, 3, 4))
+    return tuple(sorted({min(words, width) for width in quarters}))
 
 
 def local_similarity(
@@ -94,6 +159,24 @@ def local_similarity(
     Returns:
       f32[B_image, B_text]. A caption without a valid word has similarity 0 with every image.
     """
+    _check(words, word_mask, regions)
+    dtype = matmul_dtype(words, regions)
+    words, regions = words.astype(jnp.float32), regions.astype(jnp.float32)
+    images = _prepare(regions, dtype=dtype)
+    tile = functools.partial(_tile, (), images, temperatures=temperatures, dtype=dtype)
+    weights_per_caption = regions.shape[0] * regions.shape[1] * words.shape[1]
+    chunk = max(1, _WEIGHTS_AT_ONCE // weights_per_caption)
+    if chunk >= words.shape[0]:  # all fits at once: nothing to scan, nothing to recompute
+        return tile(words, word_mask)
+
+    @jax.checkpoint
+    def one_caption(caption: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return tile(caption[0][None], caption[1][None])[:, 0]
+
+    return jax.lax.map(one_caption, (words, word_mask), batch_size=chunk).T  # B_image B_text
+
+
+def _check(words: jax.Array, word_mask: jax.Array, regions: jax.Array) -> None:
     require(
         words.ndim == 3 and regions.ndim == 3 and words.shape[2] == regions.shape[2],
         f"words [B, W, D] and regions [B, R, D] must share D, got {words.shape}, {regions.shape}",
@@ -102,20 +185,6 @@ def local_similarity(
         word_mask.shape == words.shape[:2],
         f"word_mask must be bool{list(words.shape[:2])}, got {word_mask.shape}",
     )
-    words, regions = words.astype(jnp.float32), regions.astype(jnp.float32)
-    gram = jnp.einsum("brd,bsd->brs", regions, regions)
-
-    def one_caption(caption: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _one_caption(*caption, regions, gram, temperatures)
-
-    weights_per_caption = regions.shape[0] * regions.shape[1] * words.shape[1]
-    chunk = max(1, _WEIGHTS_AT_ONCE // weights_per_caption)
-    if chunk >= words.shape[0]:  # all fits at once: nothing to scan, nothing to recompute
-        by_caption = jax.vmap(one_caption)((words, word_mask))
-    else:
-        one_caption = jax.checkpoint(one_caption)
-        by_caption = jax.lax.map(one_caption, (words, word_mask), batch_size=chunk)
-    return by_caption.T  # B_image B_text
 
 
 def local_contrastive_loss(
@@ -125,18 +194,39 @@ def local_contrastive_loss(
     *,
     temperatures: Temperatures = (4.0, 5.0, 10.0),
     group: jax.Array | None = None,
+    implementation: str = "auto",
+    chunk_size: int = 0,
 ) -> jax.Array:
     """Mean of both cross-entropies over `local_similarity` (GLoRIA, equations 8-9).
 
     Args:
-      words, word_mask, regions, temperatures: as in `local_similarity`.
+      words, word_mask, regions, temperatures: as in `local_similarity`, for B pairs.
       group: i32[B]; pairs off the diagonal with equal group leave the denominators.
+      implementation: "dense" holds all B x B x W x R weights; "chunked" a tile of them, computed
+        again in the backward pass; "ring" the same on every device that shares the batch, with
+        the words passed round; "auto" as `pairs.choose` says. All give the same numbers.
+      chunk_size: images and captions of a tile, at most; 0: about 16 MiB per array of weights.
 
     Returns:
       f32[].
     """
-    similarity = local_similarity(words, word_mask, regions, temperatures=temperatures)
-    return two_way_cross_entropy(similarity, group)
+    _check(words, word_mask, regions)
+    words, word_mask, regions = map(jnp.asarray, (words, word_mask, regions))
+    size, count, length = words.shape[0], regions.shape[1], words.shape[1]
+    require(regions.shape[0] == size, f"{size} captions must have as many images")
+    group = check_group(group, size)
+    dtype = matmul_dtype(words, regions)
+    tile = functools.partial(_tile, temperatures=temperatures, dtype=dtype)
+    prepare = functools.partial(_prepare, dtype=dtype)
+    form, shares = pairs.choose(implementation, size, count * length, regions)
+    if form == "dense":
+        images = prepare(regions.astype(jnp.float32))
+        similarity = tile((), images, words.astype(jnp.float32), word_mask)
+        return two_way_cross_entropy(similarity, group)
+    share = size // shares.size
+    shape = chunks.tile_shape(share, share, count * length, chunk_size)
+    table = chunks.Table(tile, chunks.TwoWay(), shape, prepare, _widths(length))
+    return pairs.pair_loss(table, (), regions, words, group=group, mask=word_mask, shares=shares)
 
 
 class LocalContrastive(Objective):
@@ -144,11 +234,23 @@ class LocalContrastive(Objective):
 
     Args:
       temperatures: of the attention, of the pooling over words, and of the final contrast.
+      implementation, chunk_size: as in `local_contrastive_loss`.
+
+    Raises:
+      InputError: unknown implementation or negative chunk size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image.regions", "text.words", "text.word_mask")
 
-    def __init__(self, *, temperatures: Temperatures = (4.0, 5.0, 10.0)) -> None:
+    def __init__(
+        self,
+        *,
+        temperatures: Temperatures = (4.0, 5.0, 10.0),
+        implementation: str = "auto",
+        chunk_size: int = 0,
+    ) -> None:
+        pairs.check_implementation(implementation, chunk_size)
+        self.implementation, self.chunk_size = implementation, chunk_size
         first, second, third = temperatures
         self.temperatures = (float(first), float(second), float(third))
 
@@ -160,5 +262,7 @@ class LocalContrastive(Objective):
             encoded["image.regions"],
             temperatures=self.temperatures,
             group=batch["group"],
+            implementation=self.implementation,
+            chunk_size=self.chunk_size,
         )
         return Loss(value, {"loss": batch_mean(value, encoded["text.words"].shape[0])})

@@ -1,12 +1,23 @@
 """Pairwise sigmoid contrast (SigLIP; Zhai et al. 2023, algorithm 1)."""
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.objectives.base import LogitScale, Objective, batch_mean, negatives, require
+from mmrl.objectives import chunks, pairs
+from mmrl.objectives.base import (
+    LogitScale,
+    Objective,
+    batch_mean,
+    check_group,
+    contract,
+    matmul_dtype,
+    negatives,
+    require,
+)
 from mmrl.types import Batch, Encoded, Loss
 
 
@@ -17,12 +28,15 @@ def siglip_loss(
     logit_bias: jax.Array,
     *,
     group: jax.Array | None = None,
+    implementation: str = "auto",
+    chunk_size: int = 0,
 ) -> jax.Array:
     """-1/B * sum_ij log sigmoid(y_ij (exp(logit_scale) image_i . text_j + logit_bias)).
 
     Args:
       image, text: f[B, D], already L2-normalised. logit_scale, logit_bias: f32[].
       group: i32[B]; pairs off the diagonal with equal group leave the sum.
+      implementation, chunk_size: as in `global_contrastive.contrastive_loss`.
 
     Returns:
       f32[]; y is +1 on the diagonal and -1 elsewhere.
@@ -31,12 +45,33 @@ def siglip_loss(
         image.ndim == 2 and image.shape == text.shape,
         f"image and text must both be [B, D], got {image.shape} and {text.shape}",
     )
-    size = image.shape[0]
-    cosine = image.astype(jnp.float32) @ text.astype(jnp.float32).T
-    logits = jnp.exp(logit_scale) * cosine + logit_bias
-    sign = 2.0 * jnp.eye(size, dtype=jnp.float32) - 1.0
-    kept = negatives(group, size)
-    return -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(sign * logits), 0.0)) / size
+    image, text = jnp.asarray(image), jnp.asarray(text)
+    size, dtype = image.shape[0], matmul_dtype(image, text)
+    group = check_group(group, size)
+    logits = functools.partial(_logits, dtype=dtype)
+    form, shares = pairs.choose(implementation, size, 1, image)
+    params = (logit_scale, logit_bias)
+    if form == "dense":
+        whole = logits(params, image.astype(jnp.float32), text.astype(jnp.float32), None)
+        sign = 2.0 * jnp.eye(size, dtype=jnp.float32) - 1.0
+        kept = negatives(group, size)
+        return -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(sign * whole), 0.0)) / size
+    share = size // shares.size
+    shape = chunks.tile_shape(share, share, 1, chunk_size)
+    table = chunks.Table(logits, chunks.Sigmoid(), shape)
+    return pairs.pair_loss(table, params, image, text, group=group, shares=shares)
+
+
+def _logits(
+    params: tuple[jax.Array, jax.Array],
+    image: jax.Array,
+    text: jax.Array,
+    mask: None,
+    *,
+    dtype: Any,
+) -> jax.Array:
+    logit_scale, logit_bias = params
+    return jnp.exp(logit_scale) * contract("bd,cd->bc", image, text, dtype) + logit_bias
 
 
 class Siglip(Objective):
@@ -45,11 +80,24 @@ class Siglip(Objective):
     Args:
       temperature: initial value, 0.1 as in the paper (scale 10).
       bias: initial value; -10 offsets the B - 1 negatives per positive at the start.
+      implementation, chunk_size: as in `siglip_loss`.
+
+    Raises:
+      InputError: unknown implementation or negative chunk size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image.embedding", "text.embedding")
 
-    def __init__(self, *, temperature: float = 0.1, bias: float = -10.0) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        implementation: str = "auto",
+        chunk_size: int = 0,
+    ) -> None:
+        pairs.check_implementation(implementation, chunk_size)
+        self.implementation, self.chunk_size = implementation, chunk_size
         self.logit_scale = LogitScale(temperature)
         self.logit_bias = nnx.Param(jnp.float32(bias))
 
@@ -57,7 +105,15 @@ class Siglip(Objective):
         """Scores every image-report pair of the global batch on its own."""
         image, text = encoded["image.embedding"], encoded["text.embedding"]
         bias = self.logit_bias[...]
-        value = siglip_loss(image, text, self.logit_scale(), bias, group=batch["group"])
+        value = siglip_loss(
+            image,
+            text,
+            self.logit_scale(),
+            bias,
+            group=batch["group"],
+            implementation=self.implementation,
+            chunk_size=self.chunk_size,
+        )
         metrics = {
             "loss": batch_mean(value, image.shape[0]),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
