@@ -46,6 +46,7 @@ RESUMABLE_KEYS = (
     "checkpoint",
     "evaluators",
     "mesh",
+    "gradient_cache",
     "compile_cache",
     "tensorboard",
     "data.num_threads",
@@ -61,6 +62,9 @@ def base() -> ml_collections.ConfigDict:
     config.total_steps = 1000
     config.batch_size = 64  # global, over all devices and processes
     config.accumulation = 1  # micro-batches per step; contrast then sees fewer negatives
+    # Micro-batches whose activations are held one at a time, for large batches in little memory;
+    # every pair still meets all negatives, at the price of a second forward pass. 1: off.
+    config.gradient_cache = 1
     config.ema = 0.0  # decay of the parameter average that evaluation and export use; 0: off
     config.log_every = 20
     config.eval_every = 250  # 0: only at the end
@@ -272,6 +276,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "total_steps": config.total_steps,
         "batch_size": config.batch_size,
         "accumulation": config.accumulation,
+        "gradient_cache": config.gradient_cache,
         "log_every": config.log_every,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
@@ -281,10 +286,17 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
-    if config.batch_size % config.accumulation:
+    for key in ("accumulation", "gradient_cache"):
+        if config.batch_size % config[key]:
+            raise InputError(
+                f"config.batch_size={config.batch_size} must be a multiple of "
+                f"config.{key}={config[key]}"
+            )
+    if config.accumulation > 1 and config.gradient_cache > 1:
         raise InputError(
-            f"config.batch_size={config.batch_size} must be a multiple of "
-            f"config.accumulation={config.accumulation}"
+            f"config.accumulation={config.accumulation} and config.gradient_cache="
+            f"{config.gradient_cache} exclude each other: choose gradient_cache to keep all "
+            "negatives of the batch, accumulation for batch norm"
         )
     for key, value in {"ema": config.ema, "optimizer.b2": config.optimizer.b2}.items():
         if not 0 <= value < 1:

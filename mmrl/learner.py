@@ -1,19 +1,21 @@
 """Encoders and objectives as one module: everything that training changes lives in its tree."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mmrl import build, sharding
 from mmrl.models.dual_encoder import DualEncoder
 from mmrl.objectives.base import Objective
-from mmrl.types import Batch, InputError, Metrics
+from mmrl.types import Batch, Encoded, InputError, Metrics
 
 
 def needs(objectives: Iterable[str]) -> frozenset[str]:
@@ -55,7 +57,16 @@ class Learner(nnx.Module):
         self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, Metrics]:
         """(total loss f32[], metrics with each objective's under its name)."""
-        encoded = self.model(batch, needs=self.needs, train=train, rngs=rngs)
+        return self.score(self.encode(batch, train=train, rngs=rngs), batch)
+
+    def encode(
+        self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> dict[str, jax.Array]:
+        """batch -> the encodings that the objectives read, each with the batch axis first."""
+        return self.model(batch, needs=self.needs, train=train, rngs=rngs)
+
+    def score(self, encoded: Encoded, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Encodings of the global batch -> what `__call__` returns."""
         total = jnp.float32(0)
         metrics: Metrics = {}
         for name, weight in self.weights:
@@ -136,6 +147,95 @@ def layout(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> La
 
     model = abstract.model
     return Layout(parts[0], model.provides, model.image.grid, placed(parts[1]), placed(parts[2]))
+
+
+def deal(batch: Batch, count: int, mesh: Mesh) -> dict[str, Any]:
+    """[B, ...] -> [count, B / count, ...], the micro-batches of a batch.
+
+    Rows are dealt out round-robin, so that each micro-batch stays spread over the devices.
+
+    Raises:
+      ValueError: arrays whose first axes differ or do not divide.
+    """
+    sizes = {array.shape[0] for array in batch.values()}
+    if len(sizes) != 1 or min(sizes) % count:
+        raise ValueError(
+            f"first axes of the batch: {sorted(sizes)}; expected one multiple of {count}"
+        )
+    spread = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
+
+    def one(array: jax.Array) -> jax.Array:
+        parts = array.reshape(array.shape[0] // count, count, *array.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.swapaxes(parts, 0, 1), spread)
+
+    return {name: one(array) for name, array in batch.items()}
+
+
+def encode_by_parts(
+    encode: Callable[[Any, Batch, jax.Array | None], dict[str, jax.Array]],
+    params: Any,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    count: int,
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """`encode(params, batch, key)`, holding the activations of one micro-batch at a time.
+
+    Gradient caching (Gao et al. 2021, section 3.2) as a scan whose body is rematerialised: the
+    forward pass keeps the encodings alone; what follows sees them for the whole batch, so its
+    value and its cotangents are those of one pass; the backward pass encodes each micro-batch a
+    second time, with the same key, and adds up the parameter gradients. The encoders must be
+    free of state and treat each row on its own.
+
+    Args:
+      encode: (params, batch, dropout key) -> arrays with the batch axis first.
+      key: micro-batch i uses fold_in(key, i); None for no dropout.
+      count: number of micro-batches; it divides B, and data * fsdp of `mesh` divides B / count.
+
+    Returns:
+      Arrays [B, ...] in the order of the batch's rows.
+    """
+
+    # Inside a scan nothing can merge the second encoding with the first.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(params: Any, number: jax.Array, part: Batch) -> dict[str, jax.Array]:
+        return encode(params, part, None if key is None else jax.random.fold_in(key, number))
+
+    def body(_: None, item: tuple[jax.Array, Batch]) -> tuple[None, dict[str, jax.Array]]:
+        return None, one(params, *item)
+
+    _, parts = jax.lax.scan(body, None, (jnp.arange(count), deal(batch, count, mesh)))
+
+    def collect(array: jax.Array) -> jax.Array:
+        rows = jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+        return jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+
+    return jax.tree.map(collect, parts)
+
+
+def check_gradient_cache(layout: Layout, batch_size: int, count: int, mesh: Mesh) -> None:
+    """Refuses a gradient cache that could not equal the one-shot step.
+
+    Raises:
+      InputError: micro-batches that the mesh cannot divide; encoders with state, such as batch
+        norm, whose statistics would be those of a micro-batch.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (count * shards):
+        raise InputError(
+            f"config.batch_size={batch_size} must be a multiple of {count * shards}: "
+            f"config.gradient_cache={count} micro-batches, each spread over {shards} devices "
+            "(mesh axes data x fsdp)"
+        )
+    state = jax.tree_util.tree_leaves_with_path(layout.variables.get("model", {}))
+    if state:
+        name = "model/" + jax.tree_util.keystr(state[0][0], simple=True, separator="/")
+        raise InputError(
+            f"config.gradient_cache={count} needs encoders without batch statistics, got {name!r}; "
+            "choose config.model.image.norm='group', or config.accumulation, whose statistics and "
+            "negatives are those of a micro-batch"
+        )
 
 
 def _dtype(name: str) -> Any:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from mmrl import learner, metrics, optim, sharding, streams
 from mmrl.data import perturb
 from mmrl.data.perturb.mix import Mix
-from mmrl.types import Metrics
+from mmrl.types import Batch, Metrics
 
 State = dict[str, Any]
 
@@ -41,7 +41,7 @@ class TrainStep:
 
     Raises:
       InputError: objectives without their inputs, parameters without an optimizer rule, a batch
-        that the mesh cannot divide.
+        that the mesh cannot divide, a gradient cache for encoders with batch statistics.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class TrainStep:
         sharding.check_batch(mesh, config.batch_size, config.accumulation)
         self.config, self.mesh, self.vocab_size = config, mesh, vocab_size
         self.layout = learner.layout(config, vocab_size, mesh)
+        if config.gradient_cache > 1:
+            learner.check_gradient_cache(
+                self.layout, config.batch_size, config.gradient_cache, mesh
+            )
         pure = self.layout.params
         self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
         self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
@@ -149,9 +153,23 @@ class TrainStep:
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """(loss, (metrics, new variables)); no key means no dropout."""
         module = nnx.merge(self.layout.graphdef, params, variables)
-        rngs = None if key is None else nnx.Rngs(dropout=key)
-        loss, values = module(batch, train=True, rngs=rngs)
+        if self.config.gradient_cache > 1:
+            loss, values = module.score(self._encoded(params, variables, batch, key), batch)
+        else:
+            loss, values = module(batch, train=True, rngs=_dropout(key))
         return loss, (values, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
+
+    def _encoded(
+        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """The encodings of the global batch, one micro-batch after the other."""
+
+        def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+            module = nnx.merge(self.layout.graphdef, params, variables)
+            return module.encode(part, train=True, rngs=_dropout(key))
+
+        count = self.config.gradient_cache
+        return learner.encode_by_parts(encode, params, batch, key, count=count, mesh=self.mesh)
 
     def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """(gradients, metrics, variables), averaged over the micro-batches."""
@@ -161,11 +179,7 @@ class TrainStep:
         if count == 1:
             gradients, (values, variables) = grad(state["params"], state["variables"], batch, key)
             return gradients, values, variables
-        # Rows are dealt out round-robin, so that each micro-batch stays spread over the devices.
-        micro = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1),
-            dict(batch),
-        )
+        micro = learner.deal(batch, count, self.mesh)
 
         def body(carry: Any, item: Any) -> tuple[Any, None]:
             gradients, values, variables = carry
@@ -234,6 +248,10 @@ class TrainStep:
 
 
 _RATES = ("share", "valid")
+
+
+def _dropout(key: jax.Array | None) -> nnx.Rngs | None:
+    return None if key is None else nnx.Rngs(dropout=key)
 
 
 def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:

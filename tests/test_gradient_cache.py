@@ -1,0 +1,283 @@
+"""Gradient caching: the one-shot step's loss, gradients and state, in the memory of a part."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmrl import build, learner, sharding, streams
+from mmrl import config as configs
+from mmrl.models.layers import Features, dense, dropout_keys
+from mmrl.objectives.base import Objective, batch_mean
+from mmrl.step import TrainStep
+from mmrl.types import InputError, Loss
+from tests import toys
+from tests.test_step import ALL, assert_trees_close
+
+pytestmark = pytest.mark.optax
+
+PIECES, BATCH, WIDTH = 64, 32, 32
+
+
+class Stub(nnx.Module):
+    """An encoder that compiles in no time: dense layers per region or word, sharded as usual."""
+
+    grid = (4, 4)
+
+    def __init__(
+        self, *, image_size=0, vocab_size=0, length=0, width=WIDTH, depth=1, dropout=0.0, **options
+    ):
+        self.width = self.region_width = width
+        self.inputs = vocab_size or (image_size // 4) ** 2
+        self.first = dense(self.inputs, width, ("patch", "embed"), **options)
+        self.depth = depth
+        for index in range(depth):
+            setattr(self, f"layer_{index}", dense(width, width, ("embed", "mlp"), **options))
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x, mask=None, *, train=False, rngs=None):
+        if mask is None:
+            side = x.shape[1] // 4
+            x = x.reshape(-1, 4, side, 4, side).swapaxes(2, 3).reshape(-1, 16, side**2)
+        else:
+            x = jax.nn.one_hot(x, self.inputs) * mask[..., None].astype(jnp.float32)
+        (key,) = dropout_keys(train, rngs, 1)
+        x = self.dropout(jnp.tanh(self.first(x)), deterministic=key is None, rngs=key)
+        for index in range(self.depth):
+            x = x + jnp.tanh(getattr(self, f"layer_{index}")(x))
+        return Features(pooled=x.mean(axis=1), local=x, mask=mask)
+
+
+class Memory(Objective):
+    """An objective with state: the mean text of the last batch, and a count of updates."""
+
+    needs = ("image.embedding", "text.embedding")
+
+    def __init__(self):
+        self.mean = nnx.Variable(jnp.zeros(WIDTH))
+        self.updates = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, encoded, batch):
+        value = jnp.mean(encoded["image.embedding"] @ self.mean[...])
+        self.mean[...] = jax.lax.stop_gradient(encoded["text.embedding"].mean(axis=0))
+        return Loss(value, {"loss": batch_mean(value, encoded["image.embedding"].shape[0])})
+
+    def post_update(self):
+        self.updates[...] += 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Makes both known by name, as a file of their own would."""
+    known = {"stub": Stub, "memory": Memory}
+    real = build.find
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "find", lambda kind, name: known.get(name) or real(kind, name))
+        yield
+
+
+def config(count, *, stub=True, **options):
+    chosen = toys.config(batch_size=BATCH, gradient_cache=count, objectives=ALL)
+    if stub:
+        for side in ("image", "text"):
+            chosen.model[side] = {"name": "stub", **options}
+    # Adam would blow up the rounding of gradients that are mathematically zero.
+    chosen.optimizer.name, chosen.optimizer.warmup_steps = "sgd", 0
+    return chosen
+
+
+def batch_of(config, seed=0):
+    """Random pixels and ids; texts of 2 to L tokens, two of one group, some invalid copies."""
+    size, copies, length = config.batch_size, config.data.num_perturbed, config.data.text_length
+    side = config.data.image_size
+    rng = np.random.default_rng(seed)
+    texts = rng.integers(1, PIECES, (size, 1 + copies, length), np.int32)
+    mask = np.arange(length) < rng.integers(2, length + 1, (size, 1 + copies, 1))
+    return {
+        "image": rng.integers(0, 256, (size, side, side, 1), np.uint8),
+        "tokens": texts[:, 0],
+        "token_mask": mask[:, 0],
+        "perturbed_tokens": texts[:, 1:],
+        "perturbed_mask": mask[:, 1:],
+        "perturbed_valid": rng.random((size, copies)) < 0.7,
+        "perturbation": np.zeros((size, copies), np.int8),
+        "group": np.maximum(np.arange(size, dtype=np.int32), 1),
+        "index": np.arange(size, dtype=np.int32),
+    }
+
+
+def make(config, axes=(1, 1, 1)):
+    named = dict(zip(sharding.MESH_AXES, axes, strict=True))
+    mesh = sharding.make_mesh(named, devices=jax.devices()[: int(np.prod(axes))])
+    return TrainStep(config, PIECES, mesh, batch_of(config))
+
+
+def place(step, batch):
+    return sharding.to_global(batch, sharding.batch_sharding(step.mesh))
+
+
+def state_of(step):
+    """The same start on every mesh, without compiling an initialiser for each."""
+    start = initial(tuple(step.config.model.image.items()))
+    return jax.device_put(start, step.shardings)
+
+
+@functools.cache
+def initial(image):
+    chosen = config(1, stub=("name", "stub") in image)
+    chosen.model.image = dict(image)
+    return jax.device_get(make(chosen).init())
+
+
+def gradients(config, axes=(1, 1, 1)):
+    step = make(config, axes)
+    return jax.device_get(step.loss_and_gradients(state_of(step), place(step, batch_of(config))))
+
+
+@functools.cache
+def one_shot(stub):
+    return gradients(config(1, stub=stub))
+
+
+@pytest.mark.parametrize(
+    ("count", "axes"),
+    [(4, (1, 1, 1)), (16, (2, 1, 1)), (4, (8, 1, 1)), (4, (1, 8, 1)), (4, (2, 2, 2))],
+)
+def test_loss_and_gradients_equal_the_one_shot_step(count, axes):
+    """All four objectives together; float32, 1e-5 relative to each leaf's largest entry."""
+    loss, found = gradients(config(count), axes)
+    np.testing.assert_allclose(loss, one_shot(stub=True)[0], rtol=1e-5)
+    assert_trees_close(one_shot(stub=True)[1], found, 1e-5)
+
+
+@pytest.mark.slow
+def test_the_shipped_encoders_on_a_mesh_equal_one_shot_on_one_device():
+    loss, found = gradients(config(4, stub=False), (2, 2, 2))
+    np.testing.assert_allclose(loss, one_shot(stub=False)[0], rtol=1e-5)
+    assert_trees_close(one_shot(stub=False)[1], found, 1e-5)
+
+
+def test_both_encodings_of_a_micro_batch_drop_the_same_units():
+    """Against plain autodiff through one graph of all micro-batches, with the keys as stated."""
+    chosen = config(4, dropout=0.5)
+    step, batch = make(chosen), batch_of(chosen)
+    state = state_of(step)
+    key = jax.random.fold_in(streams.key(chosen.seed, "dropout"), 0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def reference(params):
+        module = nnx.merge(step.layout.graphdef, params, state["variables"])
+        parts = []
+        for number in range(4):
+            rngs = nnx.Rngs(dropout=jax.random.fold_in(key, number))
+            rows = {name: array[number::4] for name, array in batch.items()}
+            parts.append(module.encode(rows, train=True, rngs=rngs))
+        joined = jax.tree.map(lambda *p: jnp.stack(p, 1).reshape(-1, *p[0].shape[1:]), *parts)
+        return module.score(joined, batch)[0]
+
+    loss, expected = reference(state["params"])
+    found = step.loss_and_gradients(state, place(step, batch))
+    np.testing.assert_allclose(found[0], loss, rtol=1e-5)
+    assert_trees_close(expected, found[1], 1e-5)
+    assert abs(float(loss) - float(one_shot(stub=True)[0])) > 1e-3
+
+
+def test_steps_leave_the_state_of_one_shot_steps():
+    """Parameters, metrics, temperatures, and an objective's own variables, after two updates."""
+    results = {}
+    for count in (1, 4):
+        chosen = config(count)
+        chosen.objectives.memory = {"weight": 0.3}
+        step = make(chosen, (2, 1, 1))
+        state = step.init()
+        for seed in (0, 1):
+            state = step(state, place(step, batch_of(chosen, seed)))
+        results[count] = jax.device_get(state)
+    assert results[4].keys() == results[1].keys()
+    for part in ("step", "params", "variables", "metrics", "nonfinite_step"):
+        assert_trees_close(results[1][part], results[4][part], 1e-5)
+    memory = results[4]["variables"]["objectives"]["memory"]
+    assert memory["updates"] == 2 and np.abs(memory["mean"]).max() > 0.01
+    scale = results[4]["params"]["objectives"]["global_contrastive"]["logit_scale"]["log"]
+    assert scale != np.log(np.float32(1 / 0.07))
+
+
+def test_temporaries_fall_with_the_number_of_micro_batches():
+    """Compiled, not run: with B fixed, what the encoders keep for the backward pass shrinks."""
+    temporaries = []
+    for count in (1, 2, 8):
+        chosen = config(count, depth=6)
+        chosen.batch_size = 256
+        chosen.objectives = {"global_contrastive": {}}
+        step = make(chosen)
+        rows = sharding.batch_sharding(step.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+            for name, array in batch_of(chosen).items()
+        }
+        compiled = jax.jit(step.loss_and_gradients).lower(step.target(), batch).compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    one, two, eight = temporaries
+    assert two < 0.65 * one and eight < 0.3 * one
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_batch_statistics_are_refused_and_group_norm_is_not(norm):
+    chosen = config(4)
+    chosen.model.image = {"name": "resnet", "depth": 18, "width": 8, "norm": norm}
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
+    layout = learner.layout(chosen, PIECES, mesh)
+    if norm == "group":
+        learner.check_gradient_cache(layout, BATCH, 4, mesh)
+        return
+    with pytest.raises(InputError) as error:
+        learner.check_gradient_cache(layout, BATCH, 4, mesh)
+    assert str(error.value).startswith(
+        "config.gradient_cache=4 needs encoders without batch statistics, got 'model/image/stage_1"
+    )
+    assert "norm='group'" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_micro_batches_that_the_mesh_cannot_divide_are_refused():
+    with pytest.raises(InputError) as error:
+        make(config(8), (2, 4, 1))
+    assert str(error.value) == (
+        "config.batch_size=32 must be a multiple of 64: config.gradient_cache=8 micro-batches, "
+        "each spread over 8 devices (mesh axes data x fsdp)"
+    )
+
+
+def test_arrays_of_unequal_length_are_refused():
+    mesh = make(config(4)).mesh
+    with pytest.raises(ValueError, match=r"first axes of the batch: \[4, 8\]; expected one mul"):
+        learner.deal({"a": np.zeros(8), "b": np.zeros(4)}, 4, mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gradient_cache": 0}, "config.gradient_cache=0 must be at least 1"),
+        ({"gradient_cache": 3}, "batch_size=8 must be a multiple of config.gradient_cache=3"),
+        (
+            {"gradient_cache": 2, "accumulation": 4},
+            "config.accumulation=4 and config.gradient_cache=2 exclude each other",
+        ),
+    ],
+)
+def test_settings_without_meaning_are_refused_in_one_line(changes, expected):
+    with pytest.raises(InputError) as error:
+        configs.validate(toys.config(**changes))
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_may_go_on_with_another_number_of_micro_batches():
+    """As with another mesh: the experiment stays the same, only the memory changes."""
+    old, new = configs.plain(toys.config()), configs.plain(toys.config(gradient_cache=4))
+    assert configs.check_resumable(old, new) == {"gradient_cache": (1, 4)}
