@@ -119,13 +119,14 @@ def test_provides_is_exact():
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
     """Records (encoder, input shape) of every pass from here on."""
     calls: list[tuple[str, tuple[int, ...]]] = []
-    for owner in (Vit, Text):
+    for owner, method in ((Vit, "__call__"), (Text, "_embed")):
+        original = getattr(owner, method)
 
-        def counted(self: Any, x: Any, *args: Any, _original=owner.__call__, **kwargs: Any) -> Any:
+        def counted(self: Any, x: Any, *args: Any, _original=original, **kwargs: Any) -> Any:
             calls.append((type(self).__name__, x.shape))
             return _original(self, x, *args, **kwargs)
 
-        monkeypatch.setattr(owner, "__call__", counted)
+        monkeypatch.setattr(owner, method, counted)
     return calls
 
 

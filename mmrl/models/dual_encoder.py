@@ -119,8 +119,9 @@ class DualEncoder(nnx.Module):
     ) -> dict[str, jax.Array]:
         """batch -> exactly the encodings named in `needs`, see mmrl.types.Encoded.
 
-        The reports and their perturbed copies, if both are needed, go through the text encoder
-        as one array of B * (1 + K) texts. Raises InputError for a name not in `provides`.
+        The reports and their perturbed copies, if both are needed, are one pass of the text
+        encoder over B * (1 + K) texts, packed in training if so configured. Raises InputError for
+        a name not in `provides`.
         """
         unknown = sorted(needs - set(self.provides))
         if unknown:
@@ -131,12 +132,8 @@ class DualEncoder(nnx.Module):
         if needs & {"image.embedding", "image.regions"}:
             local = "image.regions" in needs
             encoded |= self.encode_image(batch["image"], local=local, train=train, rngs=rngs)
-        if "perturbed.embedding" in needs:
+        if needs & {"perturbed.embedding", "text.embedding", "text.words"}:
             encoded |= self._encode_candidates(batch, needs, train=train, rngs=rngs)
-        elif needs & {"text.embedding", "text.words"}:
-            local = "text.words" in needs
-            tokens, mask = batch["tokens"], batch["token_mask"]
-            encoded |= self.encode_text(tokens, mask, local=local, train=train, rngs=rngs)
         if "text.word_mask" in needs:
             encoded["text.word_mask"] = word_mask(batch["token_mask"])
         return {name: encoded[name] for name in sorted(needs)}
@@ -144,21 +141,20 @@ class DualEncoder(nnx.Module):
     def _encode_candidates(
         self, batch: Batch, needs: frozenset[str], **kwargs: Any
     ) -> dict[str, jax.Array]:
-        """One text pass over [B, C, L]: the K copies, after the original if it is needed."""
-        tokens, mask = batch["perturbed_tokens"], batch["perturbed_mask"]
+        """One text pass over [B, C, L]: the original if it is needed, then the K copies if so."""
         original = bool(needs & {"text.embedding", "text.words"})
+        inputs = []
         if original:
-            tokens = jnp.concatenate([batch["tokens"][:, None], tokens], axis=1)
-            mask = jnp.concatenate([batch["token_mask"][:, None], mask], axis=1)
+            inputs.append((batch["tokens"][:, None], batch["token_mask"][:, None]))
+        if "perturbed.embedding" in needs:
+            inputs.append((batch["perturbed_tokens"], batch["perturbed_mask"]))
         # Candidates of one report stay neighbours, so the batch axis stays the sharded one.
-        texts, candidates, length = tokens.shape
-        features = self.text(tokens.reshape(-1, length), mask.reshape(-1, length), **kwargs)
-        embedding = l2_normalize(self.text_head(features.pooled))
-        embedding = embedding.reshape(texts, candidates, -1)  # B C D
+        tokens, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*inputs, strict=True))
+        pooled, words = self.text.candidates(tokens, mask, words="text.words" in needs, **kwargs)
+        embedding = l2_normalize(self.text_head(pooled))  # B C D
         encoded = {"perturbed.embedding": embedding[:, int(original) :]}
         if original:
             encoded["text.embedding"] = embedding[:, 0]
-        if "text.words" in needs:
-            local = features.local.reshape(texts, candidates, length, -1)
-            encoded["text.words"] = self.word_head(local[:, 0])
+        if words is not None:
+            encoded["text.words"] = self.word_head(words)
         return encoded

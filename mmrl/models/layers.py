@@ -131,6 +131,11 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x [B, L, width], positions i32[B, Q] -> [B, Q, width]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
     """`count` independent keys, all None when there is none to split."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
@@ -239,12 +244,20 @@ class Attention(nnx.Module):
             bias_init=nnx.with_partitioning(zeros, ("embed",)),
         )
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x [B, L, width] -> [B, L, width]; keys where mask bool[B, L] is False are not seen."""
-        batch, length, _ = x.shape
-        qkv = self.qkv(flatten(x))  # B*L 3 heads head_dim
-        qkv = qkv.reshape(batch, length, *qkv.shape[1:])
-        query, key, value = (qkv[:, :, i] for i in range(3))
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, queries: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
+
+        Keys where mask bool[B, L], or bool[B, L or Q, L] for each query, is False are not seen.
+        """
+        if queries is None:
+            query, key, value = self._project(x, slice(None))
+        else:
+            key, value = self._project(x, slice(1, None))
+            (query,) = self._project(take_rows(x, queries), slice(1))
+        if mask is not None:
+            mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
         # The softmax of low-precision logits is in float32, which jax.nn reaches by a promotion
         # that strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
@@ -252,11 +265,24 @@ class Attention(nnx.Module):
                 query,
                 key,
                 value,
-                mask=None if mask is None else mask[:, None, None, :],  # B 1 1 L
-                implementation=self.implementation,
+                mask=mask,
+                # Few queries have nothing to gain from a kernel, and cudnn refuses odd numbers.
+                implementation=self.implementation if queries is None else "xla",
             )
-        x = self.out(x.reshape(batch * length, *x.shape[2:]))
-        return x.reshape(batch, length, -1)
+        out = self.out(x.reshape(-1, *x.shape[2:]))
+        return out.reshape(*x.shape[:2], -1)
+
+    def _project(self, x: jax.Array, which: slice) -> list[jax.Array]:
+        """x [B, L, width] -> those of query, key and value, each [B, L, heads, head_dim]."""
+        if which == slice(None):
+            projected = self.qkv(flatten(x))  # B*L 3 heads head_dim
+        else:
+            kernel = self.qkv.kernel[...][:, which].astype(x.dtype)
+            projected = jnp.tensordot(flatten(x), kernel, axes=1)
+            if self.qkv.bias is not None:
+                projected += self.qkv.bias[...][which].astype(x.dtype)[None]
+        projected = projected.reshape(*x.shape[:2], *projected.shape[1:])
+        return [projected[:, :, i] for i in range(projected.shape[2])]
 
 
 class Mlp(nnx.Module):
@@ -299,10 +325,19 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+        queries: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, L, width], mask bool[B, L] -> [B, L, width]; no dropout without a key."""
+        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
+
+        mask as of Attention. No dropout without a key.
+        """
         attention_key, mlp_key = split_key(key, 2)
         drop = functools.partial(self.dropout, deterministic=key is None)
-        x = x + drop(self.attention(self.attention_norm(x), mask), rngs=attention_key)
+        attended = self.attention(self.attention_norm(x), mask, queries)
+        x = x if queries is None else take_rows(x, queries)
+        x = x + drop(attended, rngs=attention_key)
         return x + drop(self.mlp(self.mlp_norm(x)), rngs=mlp_key)

@@ -64,17 +64,69 @@ class Stack(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """x [B, L, width] -> the last block's output and the sum over the `last` blocks' outputs.
 
-        mask bool[B, L] hides keys; without a key there is no dropout.
+        mask bool[B, L] hides keys, bool[B, L, L] hides them from each query; without a key there
+        is no dropout.
         """
-        run = self._run_scanned if self.scan_layers else self._run_unrolled
-        keys = None if key is None else jax.random.split(key, self.depth)
-        return run(x, mask, keys, last)
+        x, total = self._run(x, mask, key, last, self.depth)
+        return x, x if total is None else total
 
-    def _block(self, graphdef: nnx.GraphDef[Block], mask: jax.Array | None) -> Callable[..., Any]:
+    def before_last(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        last: int = 1,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What `last_block` gets, and what its output must be added to for the sum; None: 0."""
+        return self._run(x, mask, key, last, self.depth - 1)
+
+    def last_block(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        queries: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [B, L, width] -> the last block's output, at queries i32[B, Q] only if given.
+
+        `key` is that of the whole stack; mask bool[B, Q, L] goes with queries.
+        """
+        if self.scan_layers:
+            graphdef, params = nnx.split(self.blocks)
+            pure = jax.tree.map(lambda leaf: leaf[-1], nnx.to_pure_dict(params))
+        else:
+            graphdef, params = nnx.split(getattr(self, f"block_{self.depth - 1:02d}"))
+            pure = nnx.to_pure_dict(params)
+        own = None if key is None else jax.random.split(key, self.depth)[-1]
+        return self._block(graphdef, mask, queries)(pure, x, own)
+
+    def _run(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        key: jax.Array | None,
+        last: int,
+        stop: int,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Blocks 0 to stop - 1 and the sum over those among the `last`; None: just x, or none."""
+        keys = None if key is None else jax.random.split(key, self.depth)
+        if stop == 0:
+            return x, None
+        run = self._run_scanned if self.scan_layers else self._run_unrolled
+        return run(x, mask, keys, last, stop)
+
+    def _block(
+        self,
+        graphdef: nnx.GraphDef[Block],
+        mask: jax.Array | None,
+        queries: jax.Array | None = None,
+    ) -> Callable[..., Any]:
         """(parameters, x, key) -> x, rematerialised as configured."""
 
         def apply(params: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return nnx.merge(graphdef, params)(x, mask, key)
+            return nnx.merge(graphdef, params)(x, mask, key, queries)
 
         if self.remat == "none":
             return apply
@@ -83,20 +135,30 @@ class Stack(nnx.Module):
         return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
 
     def _run_unrolled(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int
-    ) -> tuple[jax.Array, jax.Array]:
-        total = jnp.zeros_like(x)
-        for index in range(self.depth):
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        keys: jax.Array | None,
+        last: int,
+        stop: int,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        total = None
+        for index in range(stop):
             graphdef, params = nnx.split(getattr(self, f"block_{index:02d}"))
             block = self._block(graphdef, mask)
             x = block(nnx.to_pure_dict(params), x, None if keys is None else keys[index])
-            if index >= self.depth - last:
-                total = total + x
+            if last > 1 and index >= self.depth - last:
+                total = x if total is None else total + x
         return x, total
 
     def _run_scanned(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        keys: jax.Array | None,
+        last: int,
+        stop: int,
+    ) -> tuple[jax.Array, jax.Array | None]:
         graphdef, params = nnx.split(self.blocks)
         block = self._block(graphdef, mask)
         counted = (jnp.arange(self.depth) >= self.depth - last).astype(x.dtype)
@@ -109,5 +171,8 @@ class Stack(nnx.Module):
 
         # With one layer to sum, the sum is the output: carry nothing for it.
         total = None if last == 1 else jnp.zeros_like(x)
-        (x, total), _ = jax.lax.scan(body, (x, total), (nnx.to_pure_dict(params), keys, counted))
-        return x, x if total is None else total
+        layers = (nnx.to_pure_dict(params), keys, counted)
+        if stop < self.depth:
+            layers = jax.tree.map(lambda leaf: leaf[:stop], layers)
+        (x, total), _ = jax.lax.scan(body, (x, total), layers)
+        return x, total
