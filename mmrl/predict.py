@@ -67,7 +67,7 @@ class Predict:
         """(padded u8[batch_size, H, W, 1], real rows) pairs -> encodings of the real rows."""
         parts = []
         for image, count in batches:
-            placed = jax.device_put(image, self._rows)
+            placed = sharding.to_global({"image": image}, self._rows)["image"]
             encoded = self._image(_weights(state), placed, local)
             parts.append({k: np.asarray(v)[:count] for k, v in jax.device_get(encoded).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -81,10 +81,9 @@ class Predict:
             rows = slice(start, start + self.batch_size)
             count = len(tokens[rows])
             pad = ((0, self.batch_size - count), (0, 0))
-            placed = jax.device_put(
-                (np.pad(tokens[rows], pad), np.pad(mask[rows], pad)), self._rows
-            )
-            encoded = self._text(_weights(state), *placed, local)
+            padded = {"tokens": np.pad(tokens[rows], pad), "mask": np.pad(mask[rows], pad)}
+            placed = sharding.to_global(padded, self._rows)
+            encoded = self._text(_weights(state), placed["tokens"], placed["mask"], local)
             parts.append({k: np.asarray(v)[:count] for k, v in jax.device_get(encoded).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

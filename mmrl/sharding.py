@@ -115,9 +115,54 @@ def _fit(spec: P | None, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*kept)
 
 
-def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows of each array -> global device arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of the global batch that devices of this process hold, i64[n] ascending.
+
+    All of them in a run of one process; processes that share rows (a `tensor` axis across hosts)
+    each have them.
+
+    Raises:
+      InputError: the mesh gives processes shares of different size.
+    """
+    held: Any = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = sorted({row for part in held.values() for row in range(*part[0].indices(batch_size))})
+    if batch_size % len(rows):
+        raise InputError(
+            f"config.mesh={dict(mesh.shape)} gives process {jax.process_index()} {len(rows)} of "
+            f"{batch_size} rows of a batch, others another number; choose sizes by which each "
+            "process holds the same"
+        )
+    return np.array(rows, np.int64)
+
+
+def to_global(
+    batch: Mapping[str, np.ndarray],
+    sharding: NamedSharding,
+    rows: np.ndarray | None = None,
+    batch_size: int | None = None,
+) -> dict[str, jax.Array]:
+    """Arrays of this process -> global device arrays.
+
+    Args:
+      batch: name -> [n, ...]. sharding: splits the first axis only.
+      rows: i64[n], ascending, the rows of the global batch that `batch` holds, at least those of
+        `local_rows`; None: all.
+      batch_size: of the global batch; needed with `rows`.
+    """
+
+    if sharding.is_fully_addressable:
+        return jax.device_put(dict(batch), sharding)
+
+    def place(array: np.ndarray) -> jax.Array:
+        total = len(array) if batch_size is None else batch_size
+
+        def part(index: Any) -> np.ndarray:
+            first, end, _ = index[0].indices(total)
+            begin = first if rows is None else int(np.searchsorted(rows, first))
+            return array[begin : begin + end - first]
+
+        return jax.make_array_from_callback((total, *array.shape[1:]), sharding, part)
+
+    # Transfers that a caller may have forbidden where they happen unasked; here they are asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {name: place(array) for name, array in batch.items()}

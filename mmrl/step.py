@@ -261,9 +261,9 @@ def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda a, p: (rate * a + (1.0 - rate) * p).astype(a.dtype), average, params)
 
 
-def global_example(local: Mapping[str, np.ndarray], processes: int) -> dict[str, Any]:
-    """Global shapes of a batch of which every process holds an equal share."""
+def global_example(local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Any]:
+    """Global shapes of a batch of which this process holds some rows."""
     return {
-        name: jax.ShapeDtypeStruct((array.shape[0] * processes, *array.shape[1:]), array.dtype)
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
         for name, array in local.items()
     }

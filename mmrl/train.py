@@ -64,6 +64,7 @@ class Trainer:
         has_run = stored is not None and (workdir / "checkpoints").is_dir()
         meta = self._existing_meta() if has_run else None
         self.tokenizer = self._tokenizer(meta)
+        self.rows = sharding.local_rows(self.mesh, config.batch_size)
         self.batches = self._batches()
         self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self._example())
         self.meta = {
@@ -124,7 +125,9 @@ class Trainer:
                 batch = next(self.batches)
             recent.append((step, batch["index"]))
             with jax.transfer_guard("disallow"):
-                placed = sharding.to_global(batch, sharding.batch_sharding(self.mesh))
+                placed = sharding.to_global(
+                    batch, sharding.batch_sharding(self.mesh), self.rows, config.batch_size
+                )
                 state = self.step(state, placed)
             self.console.advance(step)
             last = step == total
@@ -212,14 +215,13 @@ class Trainer:
             seed=streams.host_seed(self.config.seed, "data"),
             batch_size=self.config.batch_size,
             with_perturbed="perturbed.embedding" in learner.needs(self.config.objectives),
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            rows=self.rows,
         )
 
     def _example(self) -> dict[str, Any]:
         """Shapes of a global batch, from a real one; the iterator is put back afterwards."""
         position = self.batches.get_state()
-        example = global_example(next(self.batches), jax.process_count())
+        example = global_example(next(self.batches), self.config.batch_size)
         self.batches.set_state(position)
         return example
 

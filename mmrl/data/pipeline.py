@@ -167,6 +167,31 @@ def perturbed_arrays(
     }
 
 
+class _OwnRows(grain.MapDataset):
+    """Deals each global batch out by rows, where slicing by a stride would deal every n-th one.
+
+    The stride of a process that holds n of B rows is B / n. What it meets there are its own rows
+    in their order, so that the global batch is the same array whatever the number of processes.
+    """
+
+    def __init__(self, parent: grain.MapDataset, rows: np.ndarray, batch_size: int) -> None:
+        super().__init__(parent)
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __str__(self) -> str:
+        return f"OwnRows({len(self._rows)} of {self._batch_size})"
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self._batch_size)
+        row = int(self._rows[place * len(self._rows) // self._batch_size])
+        return self._parent[batch * self._batch_size + row]
+
+
 def training_batches(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -175,8 +200,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     with_perturbed: bool,
-    process: int = 0,
-    processes: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Any:
     """An endless, resumable iterator over this process's rows of the global batches.
 
@@ -184,8 +208,10 @@ def training_batches(
     has get_state() and set_state(); the state is {"global_next_index": int} on every process.
 
     Args:
-      batch_size: of the global batch, a multiple of `processes`.
+      batch_size: of the global batch.
       with_perturbed: whether any objective reads perturbed copies; else they are not made.
+      rows: i64[n], ascending, those of the global batch that this process loads, where n divides
+        `batch_size`; see `sharding.local_rows`. None: all.
 
     Raises:
       InputError: fewer records than one global batch.
@@ -204,6 +230,9 @@ def training_batches(
         .map_with_index(_Placed(batch_size))
         .random_map(_Example(corpus, tokenizer, options, with_perturbed=with_perturbed))
     )
+    rows = np.arange(batch_size) if rows is None else rows
+    if len(rows) < batch_size:
+        dataset = _OwnRows(dataset, rows, batch_size)
     workers = None
     if options.num_workers:
         workers = grain.MultiprocessingOptions(
@@ -213,7 +242,7 @@ def training_batches(
         grain.experimental.ElasticIterator(
             dataset,
             batch_size,
-            grain.sharding.ShardOptions(process, processes),
+            grain.sharding.ShardOptions(0, batch_size // len(rows)),
             read_options=grain.ReadOptions(
                 num_threads=options.num_threads, prefetch_buffer_size=4 * batch_size
             ),
