@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from mmrl.types import InputError
 
@@ -26,6 +27,17 @@ def versions() -> dict[str, str]:
     from mmrl import __version__
 
     return {"mmrl": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to the trainer.
+
+    jax counts the questions of every process to agree on a step; orbax asking in between, by
+    another count, would make processes miss it.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -47,7 +59,7 @@ class Checkpoints:
             read_only=read_only,
         )
         self.folder = workdir.resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def latest(self) -> int | None:
         """The last complete step, or None."""
@@ -141,10 +153,17 @@ def digest(tree: Any) -> str:
     """sha256 over the paths, shapes and bytes of all arrays: the identity of a set of weights."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = _whole(leaf)
         sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """An array on the host, also when other processes hold parts of it; all of them then ask."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def to_text(data: bytes) -> str:

@@ -1,7 +1,8 @@
 """What all commands share: flags, one-line errors, exit codes.
 
 Exit status 0: done; 2: something given was wrong (one line on stderr says what, and what is
-allowed); 3: training stopped on a non-finite loss; anything else is a bug and shows a traceback.
+allowed); 3: training stopped on a non-finite loss; 69: not all processes of the run came; 75: told
+to stop, and saved, so the same command continues; anything else is a bug and shows a traceback.
 
 Each command keeps its flags to itself (`new_flags`), so that importing two of them, from a
 notebook or a test, cannot clash.
@@ -17,11 +18,18 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
+from mmrl import distributed, rollcall
 from mmrl.types import InputError
+
+_UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
 
 
 class NonFiniteError(RuntimeError):
     """The loss or its gradient stopped being finite; the message names step and records."""
+
+
+class PreemptedError(RuntimeError):
+    """Training was told to stop; the message names the step that it saved."""
 
 
 def new_flags() -> flags.FlagValues:
@@ -39,6 +47,9 @@ def define_config(values: flags.FlagValues, help_text: str) -> Any:
 def run(main: Callable[[], None], values: flags.FlagValues, doc: str | None) -> None:
     """Parses sys.argv and runs `main`; what the user got wrong ends in one line, not a trace.
 
+    A command with the flags of `distributed.define_flags` may be one of several processes; all
+    others refuse settings that ask for several.
+
     Args:
       main: reads its flags from `values`.
       doc: the module's docstring, for --help.
@@ -52,11 +63,21 @@ def run(main: Callable[[], None], values: flags.FlagValues, doc: str | None) -> 
     # Grain reads absl's global flags when it starts worker processes.
     flags.FLAGS.mark_as_parsed()
     try:
+        _start(values)
         main()
     except InputError as error:
         _fail(str(error), 2)
     except NonFiniteError as error:
         _fail(str(error), 3)
+    except rollcall.StartError as error:
+        _fail(str(error), _UNAVAILABLE)
+    except PreemptedError as error:
+        distributed.exit_soon(_TRY_AGAIN)
+        print(error, file=sys.stderr)
+        sys.exit(_TRY_AGAIN)
+    except BaseException:
+        distributed.exit_soon(1)
+        raise
 
 
 def required(name: str, value: Any) -> Any:
@@ -74,6 +95,23 @@ def required(name: str, value: Any) -> Any:
     return value
 
 
+def _start(values: flags.FlagValues) -> None:
+    """Joins the other processes of the run, if there are any."""
+    if "coordinator" in values:
+        given = {
+            name: values[name].value for name in ("coordinator", "num_processes", "process_id")
+        }
+        settings = distributed.read(given, os.environ)
+        hosts = distributed.start(settings)
+        if hosts and settings is not None and settings.process == 0:
+            listed = (f"{process} on {host}" for process, host in enumerate(hosts))
+            print(f"processes: {', '.join(listed)}", flush=True)
+    elif asked := distributed.wanted(os.environ):
+        raise InputError(
+            f"this command is always one process, but {', '.join(asked)} asks for several; unset it"
+        )
+
+
 def _give_fake_devices_threads() -> None:
     """Fake CPU devices (XLA_FLAGS) that wait for each other in a collective each block a thread.
 
@@ -88,6 +126,7 @@ def _give_fake_devices_threads() -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    distributed.exit_soon(code)
     sys.exit(code)
 
 

@@ -8,15 +8,17 @@ Everything comes from the checkpoint: model, tokenizer, preprocessing, data and 
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
-from mmrl import cli, config, reporting, run
+from mmrl import cli, config, distributed, reporting, run
 from mmrl.console import Console
 from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")
 
 _FLAGS = cli.new_flags()
+distributed.define_flags(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=_FLAGS)
 _CONFIG = cli.define_config(
     _FLAGS, "Data source and evaluators from this config, not from the run."
@@ -35,7 +37,8 @@ def main() -> None:
     workdir = cli.required("workdir", _WORKDIR.value)
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}; choices: {', '.join(SPLITS)}")
-    console = Console()
+    first = jax.process_index() == 0
+    console = Console(active=first)
     trained = run.restore(Path(workdir), step=_STEP.value)
     chosen = config.with_data(trained.config, _CONFIG.value)
     corpus = run.load_corpus(chosen.data, _SPLIT.value)
@@ -54,7 +57,8 @@ def main() -> None:
         "weights_sha256": trained.weights_sha256(),
         "results": {name: result.to_dict() for name, result in results.items()},
     }
-    run.write_json(folder / "results.json", content)
+    if first:
+        run.write_json(folder / "results.json", content)
     page = reporting.write(
         folder,
         trained,

@@ -1,15 +1,20 @@
 """Trains; continues by itself when the run directory holds a checkpoint.
 
-python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
+    python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
+
+As several processes: the same command for each, with --coordinator=HOST:PORT --num_processes=N
+--process_id=I (or MMRL_COORDINATOR, MMRL_NUM_PROCESSES, MMRL_PROCESS_ID; on Cloud TPU, Slurm and
+Kubernetes MMRL_DISTRIBUTED=auto), and a --workdir that all of them share.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from mmrl import cli, reporting, train
+from mmrl import cli, distributed, reporting, train
 
 _FLAGS = cli.new_flags()
+distributed.define_flags(_FLAGS)
 _CONFIG = cli.define_config(_FLAGS, "The experiment.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run directory, created or continued.", flag_values=_FLAGS
@@ -26,7 +31,7 @@ def main() -> None:
     workdir = Path(cli.required("workdir", _WORKDIR.value))
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
-    if trainer.first and _REPORT.value:
+    if _REPORT.value:
         page = reporting.write(
             workdir,
             trained,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mmrl import attention, bars, figures, metrics, report
@@ -28,6 +29,8 @@ def write(
 ) -> Path:
     """Draws `folder`/figures/*.png and writes `folder`/report.html.
 
+    All processes of a run take part, since encoding needs them all; the first one draws.
+
     Args:
       trained: the encoders. examples: what `results` were measured on.
       config: plain, as it shall be shown.
@@ -35,6 +38,11 @@ def write(
     Returns:
       Path of the report.
     """
+    path = folder / "report.html"
+    attended = _attended(trained, examples)
+    provenance = trained.provenance(examples)
+    if jax.process_index() != 0:
+        return path
     lines = metrics.read_lines(trained.workdir / "metrics.jsonl")
     drawn = folder / "figures"
     drawn.mkdir(parents=True, exist_ok=True)
@@ -48,10 +56,9 @@ def write(
         caption = "Held-out recall at 1, 5 and 10, both ways, with 95 % intervals and chance."
         shown.append(("Retrieval over time", drawn / "retrieval.png", caption))
     _structure(drawn, stored.get("structure"), shown)
-    pointed = _attention(drawn, trained, examples, shown)
+    pointed = _attention(drawn, attended, examples, shown)
     if pointed is not None and "pointing" not in stored:
         stored["word_attention"] = pointed
-    path = folder / "report.html"
     report.write_report(
         path,
         title=title,
@@ -59,7 +66,7 @@ def write(
         results=stored,
         figures=shown,
         config=config,
-        provenance=trained.provenance(examples),
+        provenance=provenance,
     )
     return path
 
@@ -83,23 +90,15 @@ def _structure(drawn: Path, stored: Mapping[str, Any] | None, shown: Shown) -> N
         shown.append((title, path, caption))
 
 
-def _attention(
-    drawn: Path,
-    trained: Trained,
-    examples: Examples,
-    shown: Shown,
-) -> dict[str, Any] | None:
-    """Draws six studies; answers how often the words of many more point into their boxes."""
-    title = "Attention of words over regions"
+def _attended(trained: Trained, examples: Examples) -> list[attention.AttentionExample] | None:
+    """Maps of words over regions; None where no objective taught words to look."""
     options = trained.config.objectives.get("local_contrastive")
     if options is None:
-        why = "No local_contrastive objective was trained, so words have no attention to show."
-        shown.append((title, None, why))
         return None
     temperature = float((options.get("temperatures") or (4.0,))[0])
     attend = functools.partial(word_region_attention, temperature=temperature)
     chosen = grounding.select_examples(examples, examples.tokenizer.words, count=200)
-    attended = attention.attend(
+    return attention.attend(
         trained.predict,
         trained.state,
         examples,
@@ -108,6 +107,20 @@ def _attention(
         grid=trained.predict.grid,
         geometry=examples.preprocess.geometry,
     )
+
+
+def _attention(
+    drawn: Path,
+    attended: list[attention.AttentionExample] | None,
+    examples: Examples,
+    shown: Shown,
+) -> dict[str, Any] | None:
+    """Draws six studies; answers how often the words of many more point into their boxes."""
+    title = "Attention of words over regions"
+    if attended is None:
+        why = "No local_contrastive objective was trained, so words have no attention to show."
+        shown.append((title, None, why))
+        return None
     if not attended:
         shown.append((title, None, "No held-out report has a word to look for."))
         return None

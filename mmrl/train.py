@@ -4,6 +4,7 @@
 
 Nothing in the loop waits for the device except at log steps, and nothing moves between host and
 device implicitly. Starting the same command again continues where the last checkpoint ended.
+SIGTERM, to any process, makes all of them save the same step and stop (`mmrl.distributed`).
 """
 
 import collections
@@ -20,9 +21,9 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from mmrl import checkpoint, learner, metrics, run, sharding, streams
+from mmrl import checkpoint, distributed, learner, metrics, run, sharding, streams
 from mmrl import config as configs
-from mmrl.cli import NonFiniteError
+from mmrl.cli import NonFiniteError, PreemptedError
 from mmrl.console import Console
 from mmrl.data.corpus import describe
 from mmrl.data.pipeline import Examples, Options, training_batches
@@ -45,6 +46,7 @@ class Trainer:
     Raises:
       InputError: anything wrong with config, data or workdir, before training starts.
       NonFiniteError: from `run`, the loss stopped being finite; names the step and the records.
+      PreemptedError: from `run`, told to stop; the step it names is saved.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -53,6 +55,9 @@ class Trainer:
         self.first = jax.process_index() == 0
         self.console = Console(active=self.first)
         stored = run.read_config(workdir)
+        has_run = stored is not None and (workdir / "checkpoints").is_dir()
+        # Asked before anyone writes there, and all must take the same way from here.
+        distributed.agree([stored, has_run], f"what --workdir={workdir} holds")
         changed = configs.check_resumable(stored, configs.plain(config)) if stored else {}
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
@@ -61,7 +66,6 @@ class Trainer:
 
         self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
         run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
-        has_run = stored is not None and (workdir / "checkpoints").is_dir()
         meta = self._existing_meta() if has_run else None
         self.tokenizer = self._tokenizer(meta)
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
@@ -79,9 +83,12 @@ class Trainer:
                 f"the data differ from those --workdir={workdir} was trained on (records, texts "
                 "or patients changed); use another --workdir for the new data"
             )
+        for name, value in self.meta.items():
+            distributed.agree(value, f"{name} of the run")
         self._describe()
         if self.first:
             self._record_start(changed)
+        distributed.await_shared(workdir / "config.json")
         # From here on the directory is ours to write.
         self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
         self.predict = Predict(self.step.layout, self.mesh)
@@ -100,7 +107,8 @@ class Trainer:
                 )
                 results = self._evaluate(state, start)
             else:
-                state, results = self._loop(state, start, writer)
+                with distributed.Preemption() as preemption:
+                    state, results = self._loop(state, start, writer, preemption)
         finally:
             self.console.stop()
             writer.close()
@@ -113,10 +121,14 @@ class Trainer:
         return trained, results
 
     def _loop(
-        self, state: State, start: int, writer: metrics.Writer
+        self,
+        state: State,
+        start: int,
+        writer: metrics.Writer,
+        preemption: distributed.Preemption,
     ) -> tuple[State, dict[str, Results]]:
         config, total = self.config, self.config.total_steps
-        results: dict[str, Results] = {}
+        results = self._evaluate(state, start, writer) if self._owes_evaluation else {}
         clock = _Clock(config.batch_size)
         recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self.console.start(start, total)
@@ -131,21 +143,32 @@ class Trainer:
                 state = self.step(state, placed)
             self.console.advance(step)
             last = step == total
+            stopping = preemption.reached() and not last
             evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
-            saving = last or step % config.checkpoint.every == 0
+            saving = last or stopping or step % config.checkpoint.every == 0
             if step % config.log_every == 0 or evaluating or saving:
                 self._check_finite(state, recent)
                 recent.clear()
             if step % config.log_every == 0 or last:
                 self._log(state, step, writer, clock)
-            if evaluating:
+            if evaluating and not stopping:
                 with clock.excluded():
                     results = self._evaluate(state, step, writer)
             if saving:
                 # Last, so that every line up to this step is on disk when it becomes visible.
                 with clock.excluded():
-                    self.saved.save(step, state, self.batches.get_state(), self.meta)
+                    self._save(state, step, owes_evaluation=evaluating and stopping)
+            if stopping:
+                self.saved.wait()
+                raise PreemptedError(
+                    f"preempted: saved step {step}; start the same command again to continue"
+                )
         return state, results
+
+    def _save(self, state: State, step: int, *, owes_evaluation: bool) -> None:
+        # There may be no time to evaluate when preempted; the continued run then does it first.
+        position = {**self.batches.get_state(), "owes_evaluation": owes_evaluation}
+        self.saved.save(step, state, position, self.meta)
 
     def _log(self, state: State, step: int, writer: metrics.Writer, clock: "_Clock") -> None:
         values = metrics.compute(state["metrics"])
@@ -176,7 +199,7 @@ class Trainer:
         bad = int(jax.device_get(state["nonfinite_step"]))
         if bad < 0:
             return
-        rows = dict(recent).get(bad, np.empty(0, np.int64))
+        rows = distributed.gather_rows(dict(recent).get(bad, np.empty(0, np.int32)))
         ids = [self.corpora["train"].ids[int(row)] for row in rows]
         if self.first:
             run.write_json(self.workdir / "nonfinite.json", {"step": bad, "records": ids})
@@ -237,9 +260,11 @@ class Trainer:
         )
 
     def _restore(self) -> tuple[State, int]:
+        self._owes_evaluation = False
         if self.saved.latest() is None:
             return self.step.init(), 0
         state, position = self.saved.restore(self.step.target())
+        self._owes_evaluation = position.pop("owes_evaluation", False)
         self.batches.set_state(position)
         start = int(jax.device_get(state["step"]))
         self.console.say(f"resumed from step {start} in {self.saved.folder}")

@@ -26,6 +26,8 @@ ROOMS = {
     "metrics": COMMON,
     "optim": COMMON,
     "checkpoint": COMMON | {"__init__"},
+    "rollcall": COMMON,
+    "distributed": COMMON | {"rollcall"},
     "config": COMMON,
     "data": COMMON,
     "models": COMMON,
@@ -39,7 +41,7 @@ ROOMS = {
     "bars": COMMON | {"figures"},
     "report": COMMON,
     "console": COMMON | {"evaluators"},
-    "cli": COMMON,
+    "cli": COMMON | {"distributed", "rollcall"},
 }
 
 
