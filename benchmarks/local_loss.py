@@ -100,7 +100,7 @@ def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     program = gradient.lower(*inputs(case, given)).compile()
     seconds = time.perf_counter() - began
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     row = Row(
         case,
         memory.temp_size_in_bytes,
@@ -193,7 +193,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints the table, and writes it where --json says."""
     given = _arguments(arguments)
-    if jax.config.jax_num_cpu_devices < max(given.devices):
+    if jax.config.read("jax_num_cpu_devices") < max(given.devices):
         # Both are read when the backend starts; fake devices need threads to wait in.
         jax.config.update("jax_num_cpu_devices", max(given.devices))
         os.environ.setdefault("NPROC", str(8 * max(given.devices)))

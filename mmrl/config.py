@@ -33,6 +33,7 @@ PIPELINE_KEYS = frozenset(
         "cache_images",
         "num_threads",
         "num_workers",
+        "prefetch",
         "max_reject_fraction",
     }
 )
@@ -49,6 +50,8 @@ RESUMABLE_KEYS = (
     "gradient_cache",
     "compile_cache",
     "tensorboard",
+    "profile",
+    "data.prefetch",
     "data.num_threads",
     "data.num_workers",
     "data.cache_images",
@@ -71,6 +74,8 @@ def base() -> ml_collections.ConfigDict:
     config.compile_cache = "compile_cache"  # folder of persistent compilations, in WORKDIR unless
     # absolute; "": none
     config.tensorboard = True
+    # A trace of so many steps goes to WORKDIR/profile, after the first `skip`. 0: none.
+    config.profile = ml_collections.ConfigDict({"steps": 0, "skip": 10})
     config.data = _data()
     config.model = _model()
     config.objectives = ml_collections.ConfigDict(
@@ -124,6 +129,7 @@ def _data() -> ml_collections.ConfigDict:
             "cache_images": False,  # keep decoded, resized images in memory
             "num_threads": 2,
             "num_workers": 0,  # processes; 0: threads only
+            "prefetch": 2,  # batches sent to the device ahead of the step that takes them
             "max_reject_fraction": 0.01,
         }
     )
@@ -282,10 +288,14 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "data.image_size": config.data.image_size,
         "data.num_perturbed": config.data.num_perturbed,
+        "data.prefetch": config.data.prefetch,
     }
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
+    for key in ("steps", "skip"):
+        if config.profile[key] < 0:
+            raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")
     for key in ("accumulation", "gradient_cache"):
         if config.batch_size % config[key]:
             raise InputError(

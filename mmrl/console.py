@@ -58,6 +58,9 @@ class Console:
             if name.endswith("/loss")
         ]
         parts.append(f"{timing['examples_per_second']:.0f} examples/s")
+        parts.append(f"{timing['flops_per_second'] / 1e9:.3g} GFLOP/s a device")
+        if "model_flops_utilization" in timing:
+            parts.append(f"MFU {timing['model_flops_utilization']:.1%}")
         parts.append(f"data wait {timing['data_wait_share']:.0%}")
         parts.append(f"left {_clock(self._left(step))}")
         self.say("  ".join(parts))

@@ -1,13 +1,12 @@
 """How much arithmetic a step needs, counted from what JAX traces, and how fast the device could be.
 
 Only matrix products and convolutions count, two operations per multiply-add, as is the custom for
-model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B): what rematerialisation computes
-again is not counted, a backward pass counts as two forward passes. XLA's own count takes the body
+model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). XLA's own count takes the body
 of a `scan` once, whatever its length; this one multiplies.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -41,33 +40,39 @@ def peak(device_kind: str) -> float | None:
     return None
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> int:
+def count(
+    function: Callable[..., Any], *arguments: Any, arm: Callable[[Iterable[int]], int] = max
+) -> int:
     """FLOPs of matrix products and convolutions in `function(*arguments)`.
 
     Args:
       function: traceable by JAX; traced, never run.
       arguments: arrays or ShapeDtypeStructs.
+      arm: which arm of a branch counts, max or min.
 
     Returns:
-      Of a branch the most expensive arm; of a `while` loop one round, for its number of rounds is
-      not known. A `shard_map` counts for all its devices.
+      FLOPs of all devices. Of a `while` loop one round, for its number of rounds is not known; a
+      `shard_map` counts for all its devices.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, arm)
 
 
-def _of_jaxpr(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+_Arm = Callable[[Iterable[int]], int]
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
+def _of_jaxpr(jaxpr: core.Jaxpr, arm: _Arm) -> int:
+    return sum(_of_equation(equation, arm) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn, arm: _Arm) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "cond":
-        return max(_of_jaxpr(branch.jaxpr) for branch in parameters["branches"])
-    inner = sum(_of_jaxpr(part) for part in _parts(parameters))
+        return arm(_of_jaxpr(branch.jaxpr, arm) for branch in parameters["branches"])
+    inner = sum(_of_jaxpr(part, arm) for part in _parts(parameters))
     if name == "scan":
         return inner * parameters["length"]
     if name == "shard_map":
@@ -88,15 +93,18 @@ def _parts(parameters: dict[str, Any]) -> list[core.Jaxpr]:
 
 def _dot(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    out = equation.outvars[0].aval.shape
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
     return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
     numbers = equation.params["dimension_numbers"]
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     window = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
     # The kernel already holds the input channels of one group.
     channels = kernel[numbers.rhs_spec[1]]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * window * channels
+    return 2 * math.prod(_shape(equation.outvars[0])) * window * channels
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

@@ -22,7 +22,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import learner, metrics, optim, sharding, streams
+from mmrl import build, flops, learner, metrics, optim, sharding, streams
 from mmrl.data import perturb
 from mmrl.data.perturb.mix import Mix
 from mmrl.types import Batch, Metrics
@@ -248,6 +248,43 @@ class TrainStep:
 
 
 _RATES = ("share", "valid")
+
+
+def model_flops(
+    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh, example: Mapping[str, Any]
+) -> int:
+    """FLOPs that one step needs on all devices together, however it is computed.
+
+    What saves memory costs arithmetic that no result needs: rematerialisation, gradient caching
+    and tiles of a table of pairs are counted as if computed once. Gradients of frozen parameters
+    do not count. Of packed texts the rows of the budget count, spilled ones do not.
+
+    Args:
+      config: validated. vocab_size, mesh, example: as of TrainStep.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.unlock()
+    plain.gradient_cache = plain.accumulation = 1
+    for encoder in (plain.model.image, plain.model.text):
+        if "remat" in encoder:
+            encoder.remat = "none"
+    for name, options in plain.objectives.items():
+        if "implementation" in build.options(build.find("objective", name)):
+            options.implementation = "dense"
+    layout = learner.layout(plain, vocab_size, mesh)
+    leaves, tree = jax.tree.flatten(layout.params)
+    changes = jax.tree.leaves(optim.trainable(layout.params, tuple(config.optimizer.rules)))
+
+    def loss(trained: list[Any], others: list[Any], variables: Any, batch: Any) -> jax.Array:
+        own, rest = iter(trained), iter(others)
+        params = jax.tree.unflatten(tree, [next(own if change else rest) for change in changes])
+        module = nnx.merge(layout.graphdef, params, variables)
+        return module(batch, train=True, rngs=_dropout(streams.key(config.seed, "dropout")))[0]
+
+    trained = [leaf for leaf, change in zip(leaves, changes, strict=True) if change]
+    others = [leaf for leaf, change in zip(leaves, changes, strict=True) if not change]
+    batch = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in example.items()}
+    return flops.count(jax.grad(loss), trained, others, layout.variables, batch, arm=min)
 
 
 def _dropout(key: jax.Array | None) -> nnx.Rngs | None:

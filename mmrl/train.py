@@ -11,8 +11,7 @@ import collections
 import contextlib
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,16 @@ from clu import parameter_overview
 from mmrl import checkpoint, distributed, learner, metrics, run, sharding, streams
 from mmrl import config as configs
 from mmrl.cli import NonFiniteError, PreemptedError
+from mmrl.clock import Clock
 from mmrl.console import Console
 from mmrl.data.corpus import describe
 from mmrl.data.pipeline import Examples, Options, training_batches
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.evaluators.base import Results
 from mmrl.predict import Predict
-from mmrl.step import State, TrainStep, global_example
+from mmrl.prefetch import Prefetch
+from mmrl.profile import Profile
+from mmrl.step import State, TrainStep, global_example, model_flops
 from mmrl.types import InputError
 
 
@@ -70,7 +72,8 @@ class Trainer:
         self.tokenizer = self._tokenizer(meta)
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
         self.batches = self._batches()
-        self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self._example())
+        self.example = self._example()
+        self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self.example)
         self.meta = {
             "config": configs.plain(config),
             "tokenizer": checkpoint.to_text(self.tokenizer.to_bytes()),
@@ -107,8 +110,14 @@ class Trainer:
                 )
                 results = self._evaluate(state, start)
             else:
-                with distributed.Preemption() as preemption:
-                    state, results = self._loop(state, start, writer, preemption)
+                traced = Profile(self.workdir, start=start, **self.config.profile)
+                ahead = self.config.data.prefetch
+                with (
+                    distributed.Preemption() as preemption,
+                    Prefetch(self.batches, self._place, ahead) as feed,
+                    contextlib.closing(traced),
+                ):
+                    state, results = self._loop(state, start, writer, preemption, feed, traced)
         finally:
             self.console.stop()
             writer.close()
@@ -126,22 +135,24 @@ class Trainer:
         start: int,
         writer: metrics.Writer,
         preemption: distributed.Preemption,
+        feed: Prefetch,
+        profile: Profile,
     ) -> tuple[State, dict[str, Results]]:
         config, total = self.config, self.config.total_steps
         results = self._evaluate(state, start, writer) if self._owes_evaluation else {}
-        clock = _Clock(config.batch_size)
+        clock = self._clock()
         recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self.console.start(start, total)
         for step in range(start + 1, total + 1):
+            profile.before(step, state)
             with clock.waiting():
-                batch = next(self.batches)
-            recent.append((step, batch["index"]))
+                batch = next(feed)
+            recent.append((step, batch.rows))
             with jax.transfer_guard("disallow"):
-                placed = sharding.to_global(
-                    batch, sharding.batch_sharding(self.mesh), self.rows, config.batch_size
-                )
-                state = self.step(state, placed)
+                state = self.step(state, batch.arrays)
             self.console.advance(step)
+            if note := profile.after(step, state):
+                self.console.say(note)
             last = step == total
             stopping = preemption.reached() and not last
             evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
@@ -157,20 +168,33 @@ class Trainer:
             if saving:
                 # Last, so that every line up to this step is on disk when it becomes visible.
                 with clock.excluded():
-                    self._save(state, step, owes_evaluation=evaluating and stopping)
+                    # There may be no time to evaluate when preempted: the continued run then
+                    # does it first.
+                    position = {**feed.position, "owes_evaluation": evaluating and stopping}
+                    self.saved.save(step, state, position, self.meta)
             if stopping:
                 self.saved.wait()
                 raise PreemptedError(
                     f"preempted: saved step {step}; start the same command again to continue"
                 )
+        if note := profile.close():
+            self.console.say(note)
         return state, results
 
-    def _save(self, state: State, step: int, *, owes_evaluation: bool) -> None:
-        # There may be no time to evaluate when preempted; the continued run then does it first.
-        position = {**self.batches.get_state(), "owes_evaluation": owes_evaluation}
-        self.saved.save(step, state, position, self.meta)
+    def _clock(self) -> Clock:
+        config, vocab_size = self.config, self.tokenizer.vocab_size
+        return Clock(
+            config.batch_size,
+            step_flops=model_flops(config, vocab_size, self.mesh, self.example),
+            devices=self.mesh.size,
+            device_kind=jax.devices()[0].device_kind,
+        )
 
-    def _log(self, state: State, step: int, writer: metrics.Writer, clock: "_Clock") -> None:
+    def _place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        batch_sharding = sharding.batch_sharding(self.mesh)
+        return sharding.to_global(batch, batch_sharding, self.rows, self.config.batch_size)
+
+    def _log(self, state: State, step: int, writer: metrics.Writer, clock: Clock) -> None:
         values = metrics.compute(state["metrics"])
         values["learning_rate"] = float(self.step.schedule(step - 1))
         timing = clock.read()
@@ -322,43 +346,6 @@ class Trainer:
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
                 line = {"changed": changed, "versions": self.meta["versions"]}
                 file.write(json.dumps(line) + "\n")
-
-
-class _Clock:
-    """Examples per second and the share of time spent waiting for data, per log interval."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self._began, self._waited, self._skipped, self._steps = time.monotonic(), 0.0, 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the request for the next batch."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
-        self._steps += 1
-
-    @contextlib.contextmanager
-    def excluded(self) -> Iterator[None]:
-        """Around evaluation and saving, which are not training time."""
-        began = time.monotonic()
-        yield
-        self._skipped += time.monotonic() - began
-
-    def read(self) -> dict[str, float]:
-        """The figures since the last call."""
-        elapsed = max(time.monotonic() - self._began - self._skipped, 1e-9)
-        values = {
-            "examples_per_second": self._steps * self._batch_size / elapsed,
-            "data_wait_share": self._waited / elapsed,
-            "seconds_per_step": elapsed / max(self._steps, 1),
-        }
-        self._reset()
-        return values
 
 
 def _prepare_process(config: ml_collections.ConfigDict, workdir: Path) -> None:

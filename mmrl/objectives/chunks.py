@@ -243,7 +243,9 @@ def sweep_back(
     """Adds `scale` times the gradients of `rule.total` over all tiles of rows x columns."""
 
     def gradient_of(form: Callable[..., jax.Array]) -> Callable[..., Any]:
-        def gradient(prepared: Any, part: jax.Array, mask: Any, same: Any, kept: Any, *of: Stats):
+        def gradient(
+            prepared: Any, part: jax.Array, mask: Any, same: Any, kept: Any, *of: Stats
+        ) -> Any:
             logits, back = jax.vjp(lambda p, r, c: form(p, r, c, mask), params, prepared, part)
             return back(scale * table.rule.slope(Tile(logits, same, kept), *of))
 

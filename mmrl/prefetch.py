@@ -1,0 +1,98 @@
+"""Batches on the device before the step asks for them."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+
+class Batches(Protocol):
+    """An iterator of host batches that can say where it is."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the iterator is."""
+        ...
+
+
+class Placed(NamedTuple):
+    """A batch on its way to the device.
+
+    Attributes:
+      arrays: what the step takes. rows: i32[n], this process's record numbers, on the host.
+      position: state of the iterator right after this batch.
+    """
+
+    arrays: dict[str, jax.Array]
+    rows: np.ndarray
+    position: dict[str, Any]
+
+
+class Prefetch:
+    """A thread that loads and transfers up to `depth` batches ahead of the step.
+
+    The transfer itself is asynchronous; what waits in the queue is on the device or on its way.
+    Since the iterator runs ahead, its own state is not that of the training: `position` is.
+
+    Args:
+      batches: left alone by everybody else until `close`.
+      place: host batch -> device arrays.
+      depth: batches ahead, from 1.
+
+    Raises:
+      Whatever `batches` or `place` raise, from the `next` that would have returned the batch.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+        depth: int,
+    ) -> None:
+        self._batches, self._place = batches, place
+        self.position = batches.get_state()
+        # The thread holds one more, which it cannot put into the full queue.
+        self._ready: queue.Queue[Placed | BaseException] = queue.Queue(max(1, depth - 1))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                batch = next(self._batches)
+                position = dict(self._batches.get_state())
+                self._put(Placed(self._place(batch), batch["index"], position))
+        except BaseException as error:  # not lost: `next` raises it where somebody sees it
+            self._put(error)
+
+    def _put(self, item: Placed | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def __next__(self) -> Placed:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self.position = item.position
+        return item
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the thread; the batches that it holds are dropped."""
+        self._stop.set()
+        self._thread.join()
