@@ -13,8 +13,8 @@ USAGE='Usage: launch/gke.sh COMMAND [OPTION...] [-- --config.KEY=VALUE...]
   logs     follow the log of process 0 (--log-slice, --log-process for another)
   delete   end the training and remove it
 
-Needs kubectl with access to the cluster, JobSet 0.6 or later installed there, and an image that
-holds mmrl (launch/gke/Dockerfile). A Pod that is taken away restarts the whole JobSet, which goes
+Needs kubectl with access to the cluster, JobSet 0.6 or later and the Cloud Storage FUSE driver
+there, and an image that holds mmrl (launch/gke/Dockerfile). A Pod that is taken away restarts the whole JobSet, which goes
 on from the checkpoint in --workdir.'
 OPTIONS='
 name|name|mmrl|name of the JobSet
@@ -41,7 +41,7 @@ parse_command 'render apply status logs delete' "$@"
 KUBECTL=(kubectl "--namespace=$OPT_NAMESPACE")
 SELECT=jobset.sigs.k8s.io/jobset-name=$OPT_NAME
 
-prepare() { # sets OPT_HOSTS, OPT_GKE_ACCELERATOR and YAML_ARGS
+prepare() { # sets OPT_HOSTS, OPT_GKE_ACCELERATOR, OPT_BUCKET and YAML_ARGS
   local factor chips=1 argument
   need config workdir image
   if [ "$OPT_DEVICE" = tpu ]; then
@@ -59,8 +59,10 @@ prepare() { # sets OPT_HOSTS, OPT_GKE_ACCELERATOR and YAML_ARGS
   elif [[ $OPT_ACCELERATOR != nvidia-* ]]; then
     fail "--accelerator=$OPT_ACCELERATOR: expected nvidia-... with --device=gpu"
   fi
+  OPT_BUCKET=${OPT_WORKDIR#gs://}
+  OPT_BUCKET=${OPT_BUCKET%%/*}
   YAML_ARGS=''
-  for argument in "--config=$OPT_CONFIG" "--workdir=$OPT_WORKDIR" \
+  for argument in "--config=$OPT_CONFIG" "--workdir=/bucket/${OPT_WORKDIR#gs://*/}" \
     ${TRAIN_ARGUMENTS[@]+"${TRAIN_ARGUMENTS[@]}"}; do
     [[ $argument != *$'\n'* ]] || fail "line break in ${argument%%=*}: expected one line"
     argument=$(printf '%s' "$argument" | sed "s/'/''/g; s/\\\$(/\$\$(/g") # YAML, and Kubernetes' $(...)
@@ -73,7 +75,7 @@ render() {
   prepare
   export OPT_NAME OPT_IMAGE OPT_SPOT OPT_SECRET OPT_SERVICE_ACCOUNT OPT_MAX_RESTARTS OPT_WARNING \
     OPT_TOPOLOGY OPT_CHIPS_PER_NODE OPT_SLICES OPT_HOSTS OPT_GKE_ACCELERATOR OPT_ACCELERATOR \
-    OPT_NODES OPT_GPUS_PER_NODE
+    OPT_NODES OPT_GPUS_PER_NODE OPT_BUCKET
   OPT_ARGS=$YAML_ARGS awk '
     /^#/ { next }
     match($0, / # if [A-Z_]+$/) {

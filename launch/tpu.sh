@@ -220,9 +220,19 @@ attempt() { # starts and watches the workers; sets OUTCOME
   watch
 }
 
+check_bucket() { # a half renamed folder would look like a whole checkpoint
+  local bucket=${OPT_WORKDIR#gs://} answer
+  bucket=gs://${bucket%%/*}
+  answer=$(ask True gcloud storage buckets describe "$bucket" \
+    '--format=value(hierarchical_namespace.enabled)') || fail "cannot look at $bucket; see above"
+  [ "$answer" = True ] ||
+    fail "--workdir=$OPT_WORKDIR: expected a bucket made with --enable-hierarchical-namespace, where renaming a folder is one step"
+}
+
 supervise() {
   local restarts=0
   need config workdir accelerator-type
+  check_bucket
   FRESH=true
   trap 'say "no longer watching; training goes on: the same command watches again, launch/tpu.sh stop ends it"; exit 130' INT TERM
   pack

@@ -22,6 +22,7 @@ parse_command 'setup start train state stop' "$@"
 CODE=$(dirname "$HERE")
 VENV=$HOME/mmrl-venv
 RUN=$HOME/mmrl-run
+MOUNTS=$HOME/mmrl-buckets
 
 setup() {
   local python wanted
@@ -40,7 +41,26 @@ setup() {
     run "$python" -m venv --clear "$VENV"
   fi
   run "$VENV/bin/python" -m pip install --quiet -r "$CODE/requirements-tpu.txt"
+  command -v gcsfuse >/dev/null || install_gcsfuse
   "$DRY_RUN" || printf '%s\n' "$wanted" >"$VENV/installed"
+}
+
+install_gcsfuse() { # from Google's package archive, which signs with the key fetched here
+  local key=/usr/share/keyrings/cloud.google.asc archive=https://packages.cloud.google.com/apt
+  run sudo curl --fail --silent --show-error --output "$key" "$archive/doc/apt-key.gpg"
+  # shellcheck disable=SC2016 # the inner shell names the release and fills in $1 and $2
+  run sudo sh -c 'echo "deb [signed-by=$1] $2 gcsfuse-$(lsb_release -cs) main" >/etc/apt/sources.list.d/gcsfuse.list' sh "$key" "$archive"
+  run sudo apt-get update --quiet --quiet
+  run sudo apt-get install --quiet --quiet --yes gcsfuse
+}
+
+mount_bucket() { # BUCKET: at $MOUNTS/BUCKET, unless it is there already
+  if mountpoint --quiet "$MOUNTS/$1" 2>/dev/null; then
+    return
+  fi
+  run mkdir -p "$MOUNTS/$1"
+  # Without cached metadata, as all workers must see what process 0 writes.
+  run gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$MOUNTS/$1"
 }
 
 alive() { # the process of the last start; after a reboot its number may belong to another
@@ -86,9 +106,11 @@ train() {
     value=$(ask '' gcloud secrets versions access latest "--secret=${pair#*=}") || status=$?
     export "${pair%%=*}=$value"
   done
+  local path=${OPT_WORKDIR#gs://}
+  [ "$status" -ne 0 ] || mount_bucket "${path%%/*}" || status=$?
   # A single host, too: without jax.distributed there is no notice of a preemption.
   local command=(env MMRL_DISTRIBUTED=auto "$VENV/bin/python" -u -m mmrl.main
-    "--config=$OPT_CONFIG" "--workdir=$OPT_WORKDIR"
+    "--config=$OPT_CONFIG" "--workdir=$MOUNTS/$path"
     ${TRAIN_ARGUMENTS[@]+"${TRAIN_ARGUMENTS[@]}"})
   if "$DRY_RUN"; then
     show "${command[@]}"

@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
@@ -93,6 +94,21 @@ def required(name: str, value: Any) -> Any:
     if not given:
         raise InputError(f"missing --{name}=...; see --help")
     return value
+
+
+def folder(name: str, value: Any) -> Path:
+    """The folder that a required flag names.
+
+    Raises:
+      InputError: not given, or an address such as gs://bucket/run.
+    """
+    given = str(required(name, value))
+    if "://" in given:
+        raise InputError(
+            f"--{name}={given} is an address; expected a folder: mount the bucket first, as the "
+            "launchers do (launch/README.md)"
+        )
+    return Path(given)
 
 
 def _start(values: flags.FlagValues) -> None:

@@ -288,11 +288,12 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "data.image_size": config.data.image_size,
         "data.num_perturbed": config.data.num_perturbed,
-        "data.prefetch": config.data.prefetch,
     }
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
+    if config.data.prefetch < 2:
+        raise InputError(f"config.data.prefetch={config.data.prefetch} must be at least 2")
     for key in ("steps", "skip"):
         if config.profile[key] < 0:
             raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")

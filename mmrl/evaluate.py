@@ -6,8 +6,6 @@ Everything comes from the checkpoint: model, tokenizer, preprocessing, data and 
 `--config=FILE` takes data source and evaluators from that file instead.
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 
@@ -34,16 +32,16 @@ _OUT = flags.DEFINE_string(
 
 def main() -> None:
     """Evaluates one checkpoint on one split."""
-    workdir = cli.required("workdir", _WORKDIR.value)
+    workdir = cli.folder("workdir", _WORKDIR.value)
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}; choices: {', '.join(SPLITS)}")
     first = jax.process_index() == 0
     console = Console(active=first)
-    trained = run.restore(Path(workdir), step=_STEP.value)
+    trained = run.restore(workdir, step=_STEP.value)
     chosen = config.with_data(trained.config, _CONFIG.value)
     corpus = run.load_corpus(chosen.data, _SPLIT.value)
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
-    folder = Path(_OUT.value) if _OUT.value else default
+    folder = cli.folder("out", _OUT.value) if _OUT.value else default
     run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
     examples = trained.examples(
         corpus, lambda: run.load_corpus(chosen.data, "train", allow_empty=True)

@@ -204,8 +204,8 @@ def _sha256(path: Path) -> str:
 
 def main() -> None:
     """Exports the chosen splits."""
-    workdir = Path(cli.required("workdir", _WORKDIR.value))
-    out = Path(cli.required("out", _OUT.value))
+    workdir = cli.folder("workdir", _WORKDIR.value)
+    out = cli.folder("out", _OUT.value)
     for flag, value, offered in (
         ("split", _SPLIT.value, SPLITS),
         ("format", _FORMAT.value, FORMATS),

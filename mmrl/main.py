@@ -7,8 +7,6 @@ As several processes: the same command for each, with --coordinator=HOST:PORT --
 Kubernetes MMRL_DISTRIBUTED=auto), and a --workdir that all of them share.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from mmrl import cli, distributed, reporting, train
@@ -28,7 +26,7 @@ _REPORT = flags.DEFINE_bool(
 def main() -> None:
     """Runs one training and writes its report."""
     config = cli.required("config", _CONFIG.value)
-    workdir = Path(cli.required("workdir", _WORKDIR.value))
+    workdir = cli.folder("workdir", _WORKDIR.value)
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
     if _REPORT.value:

@@ -41,7 +41,7 @@ class Prefetch:
     Args:
       batches: left alone by everybody else until `close`.
       place: host batch -> device arrays.
-      depth: batches ahead, from 1.
+      depth: batches ahead, from 2.
 
     Raises:
       Whatever `batches` or `place` raise, from the `next` that would have returned the batch.
@@ -56,7 +56,7 @@ class Prefetch:
         self._batches, self._place = batches, place
         self.position = batches.get_state()
         # The thread holds one more, which it cannot put into the full queue.
-        self._ready: queue.Queue[Placed | BaseException] = queue.Queue(max(1, depth - 1))
+        self._ready: queue.Queue[Placed | BaseException] = queue.Queue(depth - 1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()

@@ -57,7 +57,7 @@ class Stubs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rules: list[Any] = []
-        for name in ("gcloud", "kubectl", "mkdir", "sleep", "tar", *SLURM_TOOLS):
+        for name in ("gcloud", "gcsfuse", "kubectl", "mkdir", "sleep", "tar", *SLURM_TOOLS):
             self.install(name, STUB)
 
     def install(self, name: str, text: str) -> Path:
@@ -70,7 +70,8 @@ class Stubs:
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("MMRL_", "SLURM_", "XLA_"))
         }
-        (self.folder / "state.json").write_text(json.dumps({"calls": [], "rules": self.rules}))
+        rules = [*self.rules, ["storage buckets describe", [["True", 0]]]]
+        (self.folder / "state.json").write_text(json.dumps({"calls": [], "rules": rules}))
         path = f"{self.folder}:{kept['PATH']}"
         return {**kept, "PATH": path, "STUB_FOLDER": str(self.folder), **(extra or {})}
 

@@ -346,6 +346,7 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
         (("--config.total_steps=many",), "invalid literal for int()"),
         (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
         (("extra",), "unexpected argument 'extra'"),
+        (("--workdir=gs://bucket/run",), "gs://bucket/run is an address; expected a folder"),
     ],
 )
 def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_path):

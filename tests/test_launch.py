@@ -101,7 +101,15 @@ def test_gke_manifests(stubs: Stubs) -> None:
     assert (job["completionMode"], job["backoffLimit"]) == ("Indexed", 0)
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     container = pod["containers"][0]
-    assert container["args"] == [*TRAIN.split(), "--config.x=('a b',)", "--config.y=$$(HOME)&"]
+    assert container["args"] == [
+        *["--config=configs/pretrain.py", "--workdir=/bucket/run"],
+        *["--config.x=('a b',)", "--config.y=$$(HOME)&"],
+    ]
+    volume = next(v for v in pod["volumes"] if v["name"] == "bucket")
+    assert volume["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+    assert {"name": "bucket", "mountPath": "/bucket"} in container["volumeMounts"]
+    annotations = slices["template"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {"gke-gcsfuse/volumes": "true"}
     assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
     assert container["env"] == [{"name": "MMRL_DISTRIBUTED", "value": "auto"}]
     gpu = "--device=gpu --accelerator=nvidia-h100-80gb --nodes=4"

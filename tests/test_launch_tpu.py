@@ -33,6 +33,8 @@ def verbs(stubs: Stubs) -> list[str]:
     """The recorded gcloud calls, in short."""
     short = []
     for call in stubs.calls("gcloud"):
+        if call[1] == "storage":
+            continue
         verb = call[4]
         inner = re.search(r"tpu_worker\.sh (\w+)", call[-1])
         short.append(inner.group(1) if verb == "ssh" and inner else verb)
@@ -88,6 +90,22 @@ def test_tpu_that_stays_only_restarts_training(stubs: Stubs, state: str) -> None
     assert supervise(stubs).returncode == 0
     work = [verb for verb in verbs(stubs) if verb not in ("list", "state")]
     assert work == ["scp", "setup", "start", "start"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (["", 0], "expected a bucket made with --enable-hierarchical-namespace"),
+        (["", 1], "cannot look at gs://bucket; see above"),
+    ],
+)
+def test_tpu_refuses_buckets_that_cannot_rename_folders(
+    stubs: Stubs, answer: list[Any], message: str
+) -> None:
+    stubs.rules = [["storage buckets describe gs://bucket ", [answer]]]
+    refused = supervise(stubs)
+    assert refused.returncode == 2 and message in refused.stderr
+    assert verbs(stubs) == []
 
 
 def test_tpu_run_gives_up_after_max_restarts(stubs: Stubs) -> None:
@@ -164,9 +182,13 @@ def test_tpu_worker_trains_detached_with_secrets_and_stops_on_request(stubs: Stu
     stubs.run(f"{worker} start {TRAIN} --secrets=TOKEN=id -- --config.seed=1", extra)
     log = stubs.folder / "mmrl-run/log"
     until(lambda: log.is_file() and "ready" in log.read_text())
-    arguments = ["-u", "-m", "mmrl.main", *TRAIN.split(), "--config.seed=1"]
+    config, _ = TRAIN.split()
+    bucket = f"{stubs.folder}/mmrl-buckets/bucket"
+    arguments = ["-u", "-m", "mmrl.main", config, f"--workdir={bucket}/run", "--config.seed=1"]
     assert log.read_text() == f"{SECRET} auto {arguments}\nready\n"
     assert SECRET not in str(stubs.calls())
+    (mounted,) = stubs.calls("gcsfuse")
+    assert mounted[-2:] == ["bucket", bucket]
     assert stubs.run(f"{worker} state", extra).stdout == "mmrl-state running\n"
     assert stubs.run(f"{worker} stop", extra).returncode == 0
     assert stubs.run(f"{worker} state", extra).stdout == "mmrl-state exit 75\n"

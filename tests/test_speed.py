@@ -8,6 +8,8 @@ import pytest
 
 from mmrl import clock, flops, sharding
 from mmrl.clock import Clock
+from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.tokenizer import Tokenizer
 from mmrl.prefetch import Prefetch
 from mmrl.profile import Profile
 from mmrl.step import model_flops
@@ -41,7 +43,7 @@ def put(batch):
     return jax.device_put(dict(batch))
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [2, 4])
 def test_batches_are_placed_ahead_in_order_and_not_further_than_asked(depth):
     batches = Counted()
     with Prefetch(batches, put, depth) as feed:
@@ -54,7 +56,7 @@ def test_batches_are_placed_ahead_in_order_and_not_further_than_asked(depth):
             # The position is that of the training, however far the thread has run.
             assert feed.position == {"global_next_index": step + 1}
         batches.wait_for(5 + depth)
-    assert batches.taken <= 5 + max(2, depth)
+    assert batches.taken <= 5 + depth
 
 
 def test_errors_arrive_after_the_batches_before_them():
@@ -92,9 +94,9 @@ def test_clock_tells_utilisation_only_of_known_devices(monkeypatch):
         "flops_per_second": 2e14,
         "model_flops_utilization": 2e14 / 989e12,
     }
-    assert "model_flops_utilization" not in Clock(
-        8, step_flops=1, devices=1, device_kind="cpu"
-    ).read()
+    assert (
+        "model_flops_utilization" not in Clock(8, step_flops=1, devices=1, device_kind="cpu").read()
+    )
 
 
 def test_profile_traces_the_steps_it_was_asked_for(tmp_path):
@@ -116,10 +118,24 @@ def test_profile_says_when_training_was_too_short(tmp_path):
     assert Profile(tmp_path, start=0, skip=0, steps=0).close() == ""
 
 
+CORPUS = toys.corpus()
+TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
+
+
 def counted(**changes):
     config = toys.config(**changes)
+    examples = training_batches(
+        CORPUS,
+        TOKENIZER,
+        Options.from_config(config.data),
+        seed=0,
+        batch_size=config.batch_size,
+        with_perturbed=True,
+    )
+    batch = next(examples)
+    examples.close()
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
-    return model_flops(config, toys.tokenizer().vocab_size, mesh, toys.batch(config))
+    return model_flops(config, TOKENIZER.vocab_size, mesh, batch)
 
 
 def test_model_flops_do_not_depend_on_what_saves_memory():
