@@ -14,7 +14,7 @@ from typing import Any
 from mmrl.types import InputError
 
 # What a name of each kind stands for, and modules of that folder which are no such thing.
-_MODEL_PARTS = frozenset({"layers", "stack", "packing", "heads", "dual_encoder"})
+_MODEL_PARTS = frozenset({"layers", "stack", "packing", "splash", "heads", "dual_encoder"})
 _ROOMS: dict[str, tuple[str, frozenset[str]]] = {
     "objective": ("mmrl.objectives", frozenset({"base", "chunks", "pairs"})),
     "evaluator": (

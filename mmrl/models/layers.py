@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mmrl.models import splash
 from mmrl.types import InputError
 
 LOGICAL_AXES = (
@@ -31,7 +32,7 @@ LOGICAL_AXES = (
     "channels_in", "channels_out", "joint", "norm", "layers",
 )  # fmt: skip
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["xla", "cudnn", "splash"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -199,9 +200,9 @@ def learned_positions(
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for query, key and value.
 
-    `attention` picks the implementation of jax.nn.dot_product_attention: "xla" runs everywhere;
-    "cudnn" (flash attention) needs an NVIDIA GPU, bfloat16 or float16, head_dim a multiple of 8
-    up to 128, and in training with a mask an even number of tokens.
+    `attention` picks the implementation: "xla" runs everywhere; "cudnn" (flash attention, through
+    jax.nn.dot_product_attention) needs an NVIDIA GPU, bfloat16 or float16, head_dim a multiple of
+    8 up to 128, and in training with a mask an even number of tokens; "splash" needs a TPU.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class Attention(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        check_choice("attention", "implementation", attention, ("xla", "cudnn"))
+        check_choice("attention", "implementation", attention, ("xla", "cudnn", "splash"))
         if attention == "cudnn" and jnp.dtype(dtype).itemsize != 2:
             raise InputError(
                 f"attention 'cudnn' with dtype {jnp.dtype(dtype)}; expected bfloat16 or float16"
@@ -256,21 +257,31 @@ class Attention(nnx.Module):
         else:
             key, value = self._project(x, slice(1, None))
             (query,) = self._project(take_rows(x, queries), slice(1))
+        # Few queries have nothing to gain from a kernel, and cudnn refuses odd numbers.
+        implementation = self.implementation if queries is None else "xla"
+        if implementation == "splash":
+            x = splash.attend(query, key, value, mask)
+        else:
+            x = self._attend(query, key, value, mask, implementation)
+        out = self.out(x.reshape(-1, *x.shape[2:]))
+        return out.reshape(*x.shape[:2], -1)
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        implementation: Literal["xla", "cudnn"],
+    ) -> jax.Array:
         if mask is not None:
             mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
         # The softmax of low-precision logits is in float32, which jax.nn reaches by a promotion
         # that strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            x = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                mask=mask,
-                # Few queries have nothing to gain from a kernel, and cudnn refuses odd numbers.
-                implementation=self.implementation if queries is None else "xla",
+            return jax.nn.dot_product_attention(
+                query, key, value, mask=mask, implementation=implementation
             )
-        out = self.out(x.reshape(-1, *x.shape[2:]))
-        return out.reshape(*x.shape[:2], -1)
 
     def _project(self, x: jax.Array, which: slice) -> list[jax.Array]:
         """x [B, L, width] -> those of query, key and value, each [B, L, heads, head_dim]."""

@@ -49,7 +49,7 @@ class Vit(nnx.Module):
       posemb: "learned" table or fixed "sincos2d". A class token has none, its own value is free.
       pool: "cls", the class token after the final norm, or "mean" over the patches.
       dropout: rate on the embedded patches and on both branches of every block, in training.
-      attention: "xla" or "cudnn", see Attention.
+      attention: "xla", "cudnn" or "splash", see Attention.
       scan_layers: one scanned stack instead of `depth` blocks.
       remat: "none", "full" or "dots": what the backward pass recomputes per block.
 

@@ -1,0 +1,94 @@
+"""Self-attention by JAX's splash kernel for TPU, which never holds the matrix of all weights.
+
+The kernel knows segments, not masks: tokens see exactly those of their own segment. That covers
+what encoders here need, padding at the end and several texts behind one another in a row.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
+from jax.sharding import PartitionSpec as P
+
+_LANES = 128  # the kernel wants whole tiles of tokens
+
+
+def segments(mask: jax.Array | None, batch: int, length: int) -> jax.Array:
+    """Segment of every token, i32[B, L]; -1: padding, which sees padding.
+
+    Args:
+      mask: bool[B, L], or bool[B, L, L] of blocks on the diagonal: the keys that each token sees.
+    """
+    if mask is None:
+        return jnp.zeros((batch, length), jnp.int32)
+    if mask.ndim == 2:
+        return jnp.where(mask, 0, -1).astype(jnp.int32)
+    first = jnp.argmax(mask, axis=2).astype(jnp.int32)
+    return jnp.where(mask.any(axis=2), first, -1)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """What `jax.nn.dot_product_attention` returns at every token that is not padding.
+
+    A kernel is opaque to the compiler, so on a mesh every device is told to take its own rows of
+    the batch and its own heads.
+
+    Args:
+      query, key, value: [B, L, heads, head_dim].
+      mask: as of `segments`.
+      interpret: run the kernel as plain JAX, on any device, slowly.
+    """
+    batch, length, heads, _ = query.shape
+    segment = segments(mask, batch, length)
+    local = functools.partial(_attend_here, interpret=interpret)
+    mesh = jax.typeof(query).sharding.mesh
+    if mesh.empty or mesh.manual_axes or mesh.size == 1:
+        return local(query, key, value, segment)
+    rows = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    if batch % math.prod(mesh.shape[name] for name in rows):
+        rows = ()
+    split = "tensor" if heads % mesh.shape.get("tensor", heads + 1) == 0 else None
+    spec = P(rows or None, None, split)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, P(rows or None)),
+        out_specs=spec,
+        check_vma=False,  # the kernel does not say how its output varies over the mesh
+    )(query, key, value, segment)
+
+
+def _attend_here(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, *, interpret: bool
+) -> jax.Array:
+    length, heads, width = query.shape[1:]
+    padded = -(-length // _LANES) * _LANES
+    extra = padded - length
+
+    def lay(x: jax.Array) -> jax.Array:  # B heads L head_dim
+        return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
+
+    segment = jnp.pad(segment, ((0, 0), (0, extra)), constant_values=-1)
+    everything = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
+    splash = kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
+    # The kernel scales nothing.
+    query = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        out = jax.vmap(splash)(
+            lay(query), lay(key), lay(value), kernel.SegmentIds(segment, segment)
+        )
+    return jnp.swapaxes(out, 1, 2)[:, :length].astype(query.dtype)
