@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from mmrl import gather
 from mmrl.types import InputError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
@@ -153,17 +153,10 @@ def digest(tree: Any) -> str:
     """sha256 over the paths, shapes and bytes of all arrays: the identity of a set of weights."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = _whole(leaf)
+        array = gather.whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def _whole(leaf: Any) -> np.ndarray:
-    """An array on the host, also when other processes hold parts of it; all of them then ask."""
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
 
 def to_text(data: bytes) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from mmrl import rollcall
+from mmrl import gather, rollcall
 from mmrl.types import InputError
 
 _VARIABLES = {
@@ -111,6 +111,8 @@ def wanted(environment: Mapping[str, str]) -> list[str]:
 def start(settings: Settings | None) -> tuple[str, ...]:
     """Waits until all processes came, then makes them one run; must precede any use of a device.
 
+    Several processes on CPU compile without a persistent cache.
+
     Returns:
       The hosts of the processes in order; empty for a run of one process.
 
@@ -136,6 +138,10 @@ def start(settings: Settings | None) -> tuple[str, ...]:
         shutdown_timeout_seconds=_FAREWELL_SECONDS,
         coordinator_bind_address=here,
     )
+    if jax.default_backend() == "cpu":
+        # A CPU program that comes from the cache has lost the order of its collectives, and two at
+        # once mix up their messages between processes. Seen with jax 0.10.2.
+        jax.config.update("jax_enable_compilation_cache", False)
     return hosts
 
 
@@ -152,7 +158,7 @@ def agree(value: Any, what: str) -> None:
         return
     text = json.dumps(value, sort_keys=True)
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    everyone = multihost_utils.process_allgather(digest)
+    everyone = gather.of_processes(digest)
     differing = [str(p) for p, other in enumerate(everyone) if (other != everyone[0]).any()]
     if differing:
         raise InputError(
@@ -179,7 +185,7 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     """i32[B] of the whole batch, from each process's i32[n]; sorted where there are several."""
     if jax.process_count() == 1:
         return rows
-    return np.unique(multihost_utils.process_allgather(rows))
+    return np.unique(gather.of_processes(rows))
 
 
 def exit_soon(code: int, seconds: float = 15.0) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import sharding
+from mmrl import gather, sharding
 from mmrl.evaluators.base import HeldOut
 from mmrl.learner import Layout
 from mmrl.models.dual_encoder import DualEncoder
@@ -69,7 +69,7 @@ class Predict:
         for image, count in batches:
             placed = sharding.to_global({"image": image}, self._rows)["image"]
             encoded = self._image(_weights(state), placed, local)
-            parts.append({k: np.asarray(v)[:count] for k, v in jax.device_get(encoded).items()})
+            parts.append({k: np.asarray(v)[:count] for k, v in gather.to_host(encoded).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def token_rows(
@@ -84,7 +84,7 @@ class Predict:
             padded = {"tokens": np.pad(tokens[rows], pad), "mask": np.pad(mask[rows], pad)}
             placed = sharding.to_global(padded, self._rows)
             encoded = self._text(_weights(state), placed["tokens"], placed["mask"], local)
-            parts.append({k: np.asarray(v)[:count] for k, v in jax.device_get(encoded).items()})
+            parts.append({k: np.asarray(v)[:count] for k, v in gather.to_host(encoded).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _model(self, weights: Mapping[str, Any]) -> DualEncoder:

@@ -274,12 +274,13 @@ def folder(tmp_path_factory):
 
 
 def start_two(folder, workdir, *extra):
-    """Two processes that share what they compile with those of the other tests here."""
+    """Two processes of four devices each."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{QUICK_XLA_FLAGS} --xla_force_host_platform_device_count=4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # A cache may be set; several processes on CPU must not use it.
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compilations"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
