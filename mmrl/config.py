@@ -86,7 +86,7 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     config.optimizer = _optimizer()
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = _mesh()
     config.checkpoint = ml_collections.ConfigDict({"every": 250, "keep": 2})
     config.evaluators = ml_collections.ConfigDict(
         {
@@ -95,6 +95,22 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     return config
+
+
+def _mesh() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            # Devices that share the batch; that share batch, parameters and optimizer state; that
+            # share the heads and hidden features of each layer. -1: what is left.
+            "data": -1,
+            "fsdp": 1,
+            "tensor": 1,
+            # Several TPU slices need this, nodes of GPUs profit: how often each axis is repeated
+            # over the slower network between them. The sizes above are then those within a slice
+            # or node, and the mesh has the products. -1: what is left of slices or processes.
+            "dcn": {"data": 1, "fsdp": 1, "tensor": 1},
+        }
+    )
 
 
 def _data() -> ml_collections.ConfigDict:
@@ -247,6 +263,10 @@ _SUPPLIED = {
 }
 
 
+# What configs of runs from before it was an option do not have; then it is off.
+_OPTIONAL = ("config.mesh.dcn", *(f"config.mesh.dcn.{axis}" for axis in ("data", "fsdp", "tensor")))
+
+
 def _check_named(where: str, data: ml_collections.ConfigDict) -> None:
     if "source" not in data:
         raise InputError(f"{where} needs a source; choices: {', '.join(build.choices('source'))}")
@@ -272,6 +292,8 @@ def _check_keys(
             raise InputError(build.unknown(f"key in {where}", key, sorted(known)))
     for key, default in known.items():
         if key not in given:
+            if f"{where}.{key}" in _OPTIONAL:
+                continue
             raise InputError(f"{where} lacks {key!r}; start from mmrl.config.base()")
         if isinstance(default, ml_collections.ConfigDict) and key not in open_keys:
             _check_keys(f"{where}.{key}", given[key], default)

@@ -1,17 +1,20 @@
 """The device mesh, and where every array of a step lives on it.
 
 Mesh axes: `data` and `fsdp` both split the batch, `fsdp` also splits parameters and optimizer
-state, `tensor` splits the width of attention and MLP. Parameters name their axes logically
-(`mmrl.models.layers`); LOGICAL_RULES maps those names to mesh axes.
+state, `tensor` splits the width of attention and MLP. The first two may reach over several slices
+or nodes, see `make_mesh`. Parameters name their axes logically (`mmrl.models.layers`);
+LOGICAL_RULES maps those names to mesh axes.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,30 +40,104 @@ LOGICAL_RULES = (
 )
 
 
-def make_mesh(axes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
-    """The named mesh over all devices; one axis may be -1 and takes what is left.
+def make_mesh(axes: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Mesh:
+    """The named mesh over all devices, laid out for the networks between them.
 
     Args:
-      axes: data, fsdp, tensor -> size.
+      axes: data, fsdp, tensor -> size; one may be -1 and takes what is left. "dcn", a mapping of
+        the same names, default 1 each, says how often an axis is repeated over the slower network
+        between TPU slices or nodes; the sizes beside it are then those within one slice or node,
+        and the mesh has the products of both. One of dcn may be -1, too.
       devices: defaults to all devices of all processes.
 
     Raises:
-      InputError: sizes that do not multiply to the number of devices.
+      InputError: sizes that do not multiply to the number of devices or slices, or do not divide
+        the number of processes; a tensor axis over dcn.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {name: int(axes[name]) for name in MESH_AXES}
+    return Mesh(arrange(axes, devices), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+
+
+def arrange(axes: Mapping[str, Any], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in their places of a mesh, object[data, fsdp, tensor].
+
+    As by `jax.experimental.mesh_utils.create_hybrid_device_mesh`: along every axis, what the slower
+    network connects is outermost, and within a slice or node devices lie as its own network wants
+    it. Slices are told apart by `slice_index`. Other devices than TPUs, where that tells nothing,
+    are grouped by process, or by as many consecutive ones as make up the number of nodes in dcn:
+    a node may run one process or one for each GPU.
+
+    Arguments and errors are those of `make_mesh`. Of a device this reads `device_kind`, `platform`,
+    `process_index`, `slice_index` if it has one, and what tells its place within a slice.
+    """
+    inner = {name: int(axes[name]) for name in MESH_AXES}
+    outer = {name: int(axes.get("dcn", {}).get(name, 1)) for name in MESH_AXES}
+    parts, outer = _parts(outer, list(devices))
+    count = len(parts[0])
+    place = "" if len(parts) == 1 else f" of each of {len(parts)} slices or nodes"
+    inner = _fill(inner, count, f"config.mesh={inner} does not cover {count} devices{place}")
+    blocks = np.empty(len(parts), object)
+    for number, part in enumerate(parts):
+        blocks[number] = mesh_utils.create_device_mesh(
+            tuple(inner.values()),
+            part,
+            # As jax.make_mesh: elsewhere, splitting an axis of the torus costs bandwidth.
+            allow_split_physical_axes=part[0].device_kind in ("TPU v5 lite", "TPU v5e"),
+        )
+    return np.block(blocks.reshape(tuple(outer.values())).tolist())
+
+
+def _parts(outer: dict[str, int], devices: list[Any]) -> tuple[list[list[Any]], dict[str, int]]:
+    """The devices of each slice or node, and `outer` without -1."""
+    given = f"config.mesh.dcn={outer}"
+    if outer["tensor"] != 1:
+        raise InputError(
+            f"{given} would divide every layer over the network between slices or nodes; expected "
+            "tensor 1, choices for more: data, fsdp"
+        )
+    single = set(outer.values()) == {1}
+    parts = _grouped(devices, "slice_index")
+    if devices[0].platform == "tpu" or (len(parts) > 1 and not single):
+        outer = _fill(outer, len(parts), f"{given} does not cover {len(parts)} slices")
+    elif single:
+        return [devices], outer
+    else:
+        processes = _grouped(devices, "process_index")
+        number = len(processes) if -1 in outer.values() else math.prod(outer.values())
+        if number < 1 or len(processes) % number:
+            raise InputError(f"{given} does not divide {len(processes)} processes into nodes")
+        outer = _fill(outer, number, f"{given} does not cover {number} processes")
+        size = len(processes) // number
+        parts = [
+            list(itertools.chain(*processes[first : first + size]))
+            for first in range(0, len(processes), size)
+        ]
+    if len({len(part) for part in parts}) > 1:
+        sizes = sorted({len(part) for part in parts})
+        raise InputError(f"{given} needs slices or nodes of equal size, got {sizes} devices")
+    return parts, outer
+
+
+def _grouped(devices: list[Any], attribute: str) -> list[list[Any]]:
+    """Devices of equal value together, in ascending order of it; one group where none has it."""
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, attribute, None) or 0, []).append(device)
+    return [groups[value] for value in sorted(groups)]
+
+
+def _fill(sizes: dict[str, int], count: int, refusal: str) -> dict[str, int]:
+    """`sizes` with -1 replaced by what is left of `count`."""
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+    if len(free) == 1 and fixed > 0 and count % fixed == 0:
+        sizes = {**sizes, free[0]: count // fixed}
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != count:
         raise InputError(
-            f"config.mesh={dict(axes)} does not cover {len(devices)} devices; the sizes must "
-            "multiply to that number, and one of them may be -1 for the rest"
+            f"{refusal}; the sizes must multiply to that number, and one of them may be -1 for "
+            "the rest"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    return sizes
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:

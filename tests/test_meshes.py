@@ -1,0 +1,141 @@
+"""Meshes over slices and nodes: who stands where, what is refused, what old configs mean."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from mmrl import config as configs
+from mmrl import sharding
+from mmrl.types import InputError
+from tests import toys
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of a device as the layout of a mesh reads."""
+
+    id: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H200"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sliced(Device):
+    slice_index: int = 0
+
+
+def nodes(processes, each, **more):
+    """`processes` with so many devices each."""
+    return [Device(i, i // each, **more) for i in range(processes * each)]
+
+
+def slices(count, each, hosts=1, platform="tpu"):
+    """Slices of so many devices, their hosts numbered through, kinds without a known torus."""
+    return [
+        Sliced(i, i * hosts // each, platform, "unknown", i // each) for i in range(count * each)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def flat_slices(monkeypatch):
+    """Stand-ins have no coordinates in a torus: within a slice they lie in their order."""
+    real = sharding.mesh_utils.create_device_mesh
+
+    def create(shape, devices, **options):
+        if devices[0].platform == "tpu":
+            return np.asarray(devices).reshape(shape)
+        return real(shape, devices, **options)
+
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", create)
+
+
+def ids(axes, devices):
+    return np.vectorize(lambda device: device.id)(sharding.arrange(axes, devices))
+
+
+def axes(data, fsdp, tensor, /, **dcn):
+    return {"data": data, "fsdp": fsdp, "tensor": tensor, **({"dcn": dcn} if dcn else {})}
+
+
+@pytest.mark.parametrize("devices", [slices(2, 8), nodes(2, 8), nodes(16, 1)])
+def test_what_the_slow_network_connects_is_outermost_on_its_axis(devices):
+    """Two slices, nodes of one process, and nodes of a process per GPU, eight devices each."""
+    within = np.arange(8).reshape(2, 2, 2)
+    across = ids(axes(2, 2, 2, data=2), devices)
+    np.testing.assert_array_equal(across, np.concatenate([within, 8 + within], axis=0))
+    across = ids(axes(2, -1, 2, fsdp=2), devices)
+    np.testing.assert_array_equal(across, np.concatenate([within, 8 + within], axis=1))
+
+
+def test_both_axes_may_cross_and_minus_one_takes_what_is_left():
+    mesh = ids(axes(-1, 2, 1, data=2, fsdp=-1), slices(4, 4))
+    assert mesh.shape == (4, 4, 1)
+    part = mesh[..., 0] // 4  # the slice of each device
+    np.testing.assert_array_equal(part, np.kron([[0, 1], [2, 3]], np.ones((2, 2), int)))
+
+
+def test_one_slice_and_one_node_are_what_they_were():
+    for devices in (nodes(1, 8), slices(1, 8, hosts=2), nodes(4, 2), slices(2, 4, platform="gpu")):
+        for given in (axes(-1, 2, 2), axes(2, 2, -1, data=1)):
+            np.testing.assert_array_equal(ids(given, devices), np.arange(8).reshape(2, 2, 2))
+    here = sharding.make_mesh(axes(-1, 2, 2))
+    assert here == jax.make_mesh(
+        (2, 2, 2), sharding.MESH_AXES, (jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()
+    )
+    # One TPU slice is one part, however many hosts it has; so this setting fits any number.
+    whole = ids(axes(-1, 1, 1, data=-1), slices(1, 8, hosts=4))
+    np.testing.assert_array_equal(whole.ravel(), np.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "text"),
+    [
+        (axes(-1, 1, 1), slices(2, 4), "dcn={'data': 1, 'fsdp': 1, 'tensor': 1} does not cover 2"),
+        (axes(-1, 1, 1, data=3), slices(2, 4), "does not cover 2 slices; the sizes must multiply"),
+        (axes(-1, 1, 1, data=-1, fsdp=-1), slices(2, 4), "does not cover 2 slices"),
+        (axes(-1, 1, 1, data=2), slices(1, 8), "does not cover 1 slices"),
+        (axes(-1, 1, 1, data=3), nodes(4, 2), "does not divide 4 processes into nodes"),
+        (axes(-1, 1, 1, data=0), nodes(4, 2), "does not divide 4 processes into nodes"),
+        (axes(-1, 1, 1, data=-1, fsdp=3), nodes(4, 2), "does not cover 4 processes"),
+        (axes(-1, 1, 1, tensor=2), nodes(2, 4), "expected tensor 1, choices for more: data, fsdp"),
+        (axes(-1, 1, 1, tensor=-1), nodes(2, 4), "expected tensor 1"),
+        (axes(8, 1, 1, data=2), nodes(2, 4), "cover 4 devices of each of 2 slices or nodes; the"),
+        (axes(-1, 3, 1, fsdp=2), slices(2, 4), "cover 4 devices of each of 2 slices or nodes"),
+        (axes(-1, 1, 1, data=2), nodes(2, 4)[:-1], "of equal size, got [3, 4] devices"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(given, devices, text):
+    with pytest.raises(InputError) as error:
+        sharding.arrange(given, devices)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_configs_without_dcn_are_valid_and_mean_one_slice():
+    old = toys.config()
+    with old.unlocked():
+        del old.mesh.dcn
+    configs.validate(old)
+    assert sharding.make_mesh(old.mesh) == sharding.make_mesh(toys.config().mesh)
+    changed = configs.check_resumable(configs.plain(old), configs.plain(toys.config()))
+    assert set(changed) == {f"mesh.dcn.{axis}" for axis in sharding.MESH_AXES}
+
+
+def test_a_run_may_go_on_with_another_mesh_and_misspelt_axes_are_refused():
+    other = toys.config(mesh__dcn__data=2, mesh__fsdp=4)
+    configs.validate(other)
+    changed = configs.check_resumable(configs.plain(toys.config()), configs.plain(other))
+    assert changed == {"mesh.dcn.data": (1, 2), "mesh.fsdp": (1, 4)}
+    with other.unlocked():
+        other.mesh.dcn.dta = 2
+    with pytest.raises(InputError, match=r"unknown key in config\.mesh\.dcn 'dta' \(did you mean"):
+        configs.validate(other)
+
+
+def test_every_device_has_one_place():
+    for data, fsdp in itertools.product((1, 2), (1, 2)):
+        mesh = ids(axes(-1, 2, 1, data=data, fsdp=fsdp), slices(data * fsdp, 4))
+        assert sorted(mesh.ravel()) == list(range(4 * data * fsdp))
