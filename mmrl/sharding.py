@@ -39,6 +39,9 @@ LOGICAL_RULES = (
     ("qkv", None),
 )
 
+# Numbers of a parameter from which on `fsdp` looks for a dimension to split.
+_WORTH_SHARDING = 4096
+
 
 def make_mesh(axes: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Mesh:
     """The named mesh over all devices, laid out for the networks between them.
@@ -168,27 +171,35 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def variable_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
     """Shardings of an abstract NNX state as a pure dict, from the logical axis names.
 
-    A mesh axis that does not divide its dimension evenly is left out for that dimension, which
-    is then replicated; the memory plan shows it, results do not change.
+    A mesh axis that does not divide its dimension is left out there. `fsdp`, for which any
+    dimension will do, then takes the largest of those that it divides and no other axis has,
+    except "layers", which a scan goes through one by one; so it also takes a dimension of kernels
+    whose names give it none. Arrays of fewer than 4096 numbers (of a layer) are not worth the
+    messages. What `tensor` does not divide is held whole by each of its devices: the results are
+    the same, the memory plan shows it.
     """
-    with nnx.logical_axis_rules(LOGICAL_RULES):
-        specs = nnx.to_pure_dict(nnx.get_partition_spec(abstract))
+    # Without rules in effect these are the logical names themselves.
+    names = nnx.to_pure_dict(nnx.get_partition_spec(abstract))
     arrays = nnx.to_pure_dict(abstract)
     return jax.tree.map(
-        lambda array, spec: NamedSharding(mesh, _fit(spec, array.shape, mesh)),
-        arrays,
-        specs,
+        lambda array, given: NamedSharding(mesh, _fit(given, array.shape, mesh)), arrays, names
     )
 
 
-def _fit(spec: P | None, shape: tuple[int, ...], mesh: Mesh) -> P:
-    names = tuple(spec or ()) + (None,) * len(shape)
-    used: set[str] = set()
+def _fit(names: P | None, shape: tuple[int, ...], mesh: Mesh) -> P:
+    logical = (tuple(names or ()) + (None,) * len(shape))[: len(shape)]
+    rules = dict(LOGICAL_RULES)
     kept: list[str | None] = []
-    for size, name in zip(shape, names, strict=False):
-        fits = name is not None and name not in used and size % mesh.shape[name] == 0
-        kept.append(name if fits else None)
-        used.add(name if fits else "")
+    for size, name in zip(shape, logical, strict=True):
+        axis = None if name is None else rules[name]
+        fits = axis is not None and axis not in kept and size % mesh.shape[axis] == 0
+        kept.append(axis if fits else None)
+    if "fsdp" not in kept:
+        within = [place for place, name in enumerate(logical) if name != "layers"]
+        large = math.prod(shape[place] for place in within) >= _WORTH_SHARDING
+        free = [p for p in within if kept[p] is None and shape[p] % mesh.shape["fsdp"] == 0]
+        if large and free:
+            kept[max(free, key=lambda place: shape[place])] = "fsdp"
     return P(*kept)
 
 

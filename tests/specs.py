@@ -1,0 +1,71 @@
+"""Where every parameter of the shipped configs lives on a mesh, as text to compare with.
+
+    python -m tests.specs
+
+rewrites tests/golden/*.txt; look at the difference before you commit it.
+"""
+
+import collections
+import functools
+import re
+import runpy
+from pathlib import Path
+
+import jax
+
+from mmrl import learner, sharding
+from tests.conftest import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+AXES = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def shipped() -> list[Path]:
+    """Every config file of the repository."""
+    return sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "__init__")
+
+
+def golden(config: Path) -> Path:
+    """The text that belongs to a config file."""
+    return GOLDEN / ("_".join(config.relative_to(ROOT / "configs").with_suffix("").parts) + ".txt")
+
+
+@functools.cache
+def layout(config: Path) -> learner.Layout:
+    """What the config trains, on a mesh with all axes; with as many pieces as it asks for."""
+    chosen = runpy.run_path(str(config))["get_config"]()
+    return learner.layout(chosen, chosen.data.vocab_size, sharding.make_mesh(AXES))
+
+
+def listing(config: Path) -> str:
+    """A line per parameter: path, shape, spec. Blocks that are alike share one, with a count."""
+    found: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    placed = layout(config)
+    for path, array in jax.tree_util.tree_leaves_with_path((placed.params, placed.variables)):
+        _, _, name = jax.tree_util.keystr(path, simple=True, separator="/").partition("/")
+        name = re.sub(r"block_\d+", "block_*", name)
+        spec = ", ".join(axis or "-" for axis in array.sharding.spec)
+        found[name, "x".join(map(str, array.shape)) or "scalar", f"({spec})"] += 1
+    rows = [
+        (name if count == 1 else f"{name} ({count})", shape, spec)
+        for (name, shape, spec), count in found.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {spec}" for name, shape, spec in rows]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in AXES.items())
+    source = config.relative_to(ROOT).as_posix()
+    return "\n".join([f"# {source} on {mesh}; rewritten by: python -m tests.specs", *lines, ""])
+
+
+def main() -> None:
+    """Writes all of them, and removes those of configs that are gone."""
+    GOLDEN.mkdir(exist_ok=True)
+    for stale in set(GOLDEN.glob("*.txt")) - {golden(config) for config in shipped()}:
+        stale.unlink()
+    for config in shipped():
+        golden(config).write_text(listing(config), encoding="utf-8")
+        print(golden(config).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What lives where: every parameter of the shipped configs, and all that follows a parameter."""
+
+import difflib
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from mmrl import sharding
+from mmrl.step import TrainStep
+from tests import specs, toys
+from tests.test_gradient_cache import batch_of
+
+SHIPPED = pytest.mark.parametrize("config", specs.shipped(), ids=lambda path: path.stem)
+
+
+@SHIPPED
+def test_every_parameter_lives_where_the_listing_says(config):
+    stored = specs.golden(config)
+    before = stored.read_text(encoding="utf-8") if stored.exists() else ""
+    changes = difflib.unified_diff(
+        before.splitlines(), specs.listing(config).splitlines(), "stored", "now", lineterm="", n=0
+    )
+    listed = "\n".join(changes)
+    assert not listed, f"if this is meant, run: python -m tests.specs\n{listed}"
+
+
+@SHIPPED
+def test_no_large_parameter_is_held_whole(config):
+    """FSDP divides them all; the tensor axis divides the tables and hidden layers of all blocks."""
+    for path, array in jax.tree_util.tree_leaves_with_path(specs.layout(config).params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if array.size >= 4096:
+            assert "fsdp" in array.sharding.spec, name
+        if name.endswith(("mlp/wide/kernel", "mlp/out/kernel", "token/embedding")):
+            assert "tensor" in array.sharding.spec, name
+
+
+def test_no_listing_is_left_of_a_config_that_is_gone():
+    assert {path.name for path in specs.GOLDEN.iterdir()} == {
+        specs.golden(config).name for config in specs.shipped()
+    }
+
+
+def test_optimizer_state_and_average_live_with_their_parameters():
+    config = toys.config(ema=0.9, model__image__scan_layers=True)
+    step = TrainStep(config, 64, sharding.make_mesh(specs.AXES), batch_of(config))
+    params = jax.tree.leaves(step.shardings["params"])
+    assert jax.tree.leaves(step.shardings["ema"]) == params
+    adam = [
+        part
+        for part in jax.tree.leaves(step.shardings["opt_state"], is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(part, "mu")
+    ]
+    assert [jax.tree.leaves(part.mu) for part in adam] == [params]
+    assert [jax.tree.leaves(part.nu) for part in adam] == [params]
+
+
+def placed(shape, names, axes=(2, 2, 2)):
+    mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, axes, strict=True)))
+    variable = nnx.Param(np.zeros(shape, np.float32), out_sharding=names)
+    return sharding.variable_shardings(nnx.State({"x": variable}), mesh)["x"].spec
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "expected"),
+    [
+        ((96, 384), ("embed", "mlp"), P("fsdp", "tensor")),
+        ((97, 384), ("embed", "mlp"), P(None, "tensor")),  # nothing left for fsdp
+        ((384, 64), ("mlp", "joint"), P("tensor", "fsdp")),  # named for none, still divided
+        ((96, 3, 3, 32), ("embed", "qkv", "heads", "head_dim"), P("fsdp", None, None, None)),
+        ((97, 3, 4, 32), ("embed", "qkv", "heads", "head_dim"), P(None, None, "tensor", "fsdp")),
+        ((4, 97, 64), ("layers", "embed", "position"), P(None, None, "fsdp")),
+        ((4, 97, 63), ("layers", "embed", "position"), P(None, None, None)),  # not over layers
+        ((7, 7, 1, 64), (None, None, "channels_in", "channels_out"), P(None, None, None, "tensor")),
+        ((64, 6, 1, 63), (None, None, "channels_in", "channels_out"), P("fsdp", None, None, None)),
+        ((4000,), ("norm",), P(None)),
+        ((4096,), ("norm",), P("fsdp")),
+        ((), (), P()),
+    ],
+)
+def test_dimensions_that_do_not_divide_give_way_to_others(shape, names, expected):
+    assert placed(shape, names) == expected
+
+
+def test_every_device_holds_its_share():
+    """Bytes of the state of a run under FSDP over all: parameters, optimizer state, average."""
+    config = toys.config(ema=0.9, model__image__width=96, model__text__width=96)
+    axes = {"data": 1, "fsdp": 8, "tensor": 1}
+    step = TrainStep(config, 64, sharding.make_mesh(axes), batch_of(config))
+    for name in ("params", "opt_state", "ema"):
+        whole = held = 0
+        for array in jax.tree.leaves(step.target()[name]):
+            whole += array.dtype.itemsize * array.size
+            held += array.dtype.itemsize * math.prod(array.sharding.shard_shape(array.shape))
+        assert 1 <= 8 * held / whole < 1.15, name
