@@ -50,6 +50,14 @@ class Stub(nnx.Module):
             x = x + jnp.tanh(getattr(self, f"layer_{index}")(x))
         return Features(pooled=x.mean(axis=1), local=x, mask=mask)
 
+    def candidates(self, tokens, mask, *, words, train=False, rngs=None):
+        """As of the text encoder: C texts for each report, words of the first."""
+        flat = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
+        features = self(*flat, train=train, rngs=rngs)
+        pooled = features.pooled.reshape(*tokens.shape[:2], -1)
+        local = features.local.reshape(*tokens.shape, -1)
+        return pooled, local[:, 0] if words else None
+
 
 class Memory(Objective):
     """An objective with state: the mean text of the last batch, and a count of updates."""
