@@ -12,32 +12,13 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Dense bfloat16 peak of one device in FLOP/s, by what `device_kind` begins with; from the vendors'
-# data sheets (NVIDIA without sparsity; Google Cloud TPU system architecture).
-PEAK_BFLOAT16 = {
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "TPU v3": 123e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-}
+from mmrl import hardware
 
 
 def peak(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of one device; None where it is not known, such as for a CPU."""
-    for name, flops in PEAK_BFLOAT16.items():
-        if device_kind.startswith(name):
-            return flops
-    return None
+    chip = hardware.find(device_kind)
+    return None if chip is None else chip.peak
 
 
 def count(
@@ -54,13 +35,14 @@ def count(
       FLOPs of all devices. Of a `while` loop one round, for its number of rounds is not known; a
       `shard_map` counts for all its devices.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, arm)
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, arm)
 
 
 _Arm = Callable[[Iterable[int]], int]
 
 
-def _of_jaxpr(jaxpr: core.Jaxpr, arm: _Arm) -> int:
+def of_jaxpr(jaxpr: core.Jaxpr, arm: _Arm = max) -> int:
+    """As `count`, of what was traced already."""
     return sum(_of_equation(equation, arm) for equation in jaxpr.eqns)
 
 
@@ -71,8 +53,8 @@ def _of_equation(equation: core.JaxprEqn, arm: _Arm) -> int:
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "cond":
-        return arm(_of_jaxpr(branch.jaxpr, arm) for branch in parameters["branches"])
-    inner = sum(_of_jaxpr(part, arm) for part in _parts(parameters))
+        return arm(of_jaxpr(branch.jaxpr, arm) for branch in parameters["branches"])
+    inner = sum(of_jaxpr(part, arm) for part in _parts(parameters))
     if name == "scan":
         return inner * parameters["length"]
     if name == "shard_map":

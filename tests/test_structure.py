@@ -36,7 +36,8 @@ ROOMS = {
     "evaluators": COMMON | {"data"},
     "learner": COMMON | {"models", "objectives", "sharding"},
     "step": COMMON | {"data", "flops", "learner", "metrics", "optim", "sharding"},
-    "flops": COMMON,
+    "hardware": set(),
+    "flops": COMMON | {"hardware"},
     "clock": {"flops"},
     "prefetch": COMMON,
     "profile": COMMON,
@@ -47,6 +48,7 @@ ROOMS = {
     "report": COMMON,
     "console": COMMON | {"evaluators"},
     "cli": COMMON | {"distributed", "rollcall"},
+    "planning": COMMON | {"config", "data", "flops", "hardware", "learner", "sharding", "step"},
 }
 
 
