@@ -62,6 +62,7 @@ class TrainStep:
         self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
         self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
+        self._batch = batch
         self._kinds: tuple[str, ...] = ()  # of perturbation, whose rates are logged
         if "perturbation" in batch:
             data = config.data
@@ -97,6 +98,10 @@ class TrainStep:
             self.abstract,
             self.shardings,
         )
+
+    def trace(self) -> jax.stages.Traced:
+        """One update, traced for the mesh's devices, present or not: to count and to compile."""
+        return self._jit_step.trace(self.target(), self._batch)
 
     def loss_and_gradients(
         self, state: State, batch: Mapping[str, jax.Array]

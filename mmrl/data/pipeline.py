@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from mmrl.data import perturb
@@ -249,6 +250,31 @@ def training_batches(
             multiprocessing_options=workers,
         )
     )
+
+
+def batch_shapes(
+    options: Options, batch_size: int, *, with_perturbed: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global batch of `training_batches`, without any data."""
+    side, length, copies = options.image_size, options.text_length, options.num_perturbed
+    rows: dict[str, tuple[tuple[int, ...], type]] = {
+        "image": ((side, side, 1), np.uint8),
+        "tokens": ((length,), np.int32),
+        "token_mask": ((length,), np.bool_),
+        "group": ((), np.int32),
+        "index": ((), np.int32),
+    }
+    if with_perturbed:
+        rows |= {
+            "perturbed_tokens": ((copies, length), np.int32),
+            "perturbed_mask": ((copies, length), np.bool_),
+            "perturbed_valid": ((copies,), np.bool_),
+            "perturbation": ((copies,), np.int8),
+        }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for name, (shape, dtype) in rows.items()
+    }
 
 
 class Examples:
