@@ -274,7 +274,8 @@ class Text(nnx.Module):
         def spill(found: _Passed) -> _Passed:
             return jax.lax.scan(add, found, jnp.arange(budget, texts, size, dtype=jnp.int32))[0]
 
-        return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda found: found, found)
+        with jax.named_scope("spill"):  # the memory planner knows it as what next to never runs
+            return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda found: found, found)
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [N, L, width], mask bool[N, L] -> [N, width]."""
