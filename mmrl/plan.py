@@ -1,0 +1,101 @@
+"""Plans a training step on devices that need not be there: memory, FLOPs, collectives, time.
+
+    python -m mmrl.plan --config=configs/recipes/vit_b16.py --topology=v5e:16x16
+    python -m mmrl.plan --config=configs/pretrain.py --topology=cpu:8 --sweep
+
+Compiles the very step that training runs, for a TPU slice (needs libtpu, requirements-tpu.txt, but
+no TPU) or for N virtual CPU devices, and reads the compiled program. No data are read: the size of
+the vocabulary is config.data.vocab_size. Exit status 0 whether or not the step fits.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mmrl import cli
+from mmrl.planning import search, text
+from mmrl.planning.measure import Plan, make_plan
+from mmrl.planning.topology import find
+from mmrl.types import InputError
+
+_FLAGS = cli.new_flags()
+_CONFIG = cli.define_config(_FLAGS, "The experiment.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "v5e:16x16, v5p:4x4x4, cpu:8 and the like.", flag_values=_FLAGS
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Global batch; default: config.batch_size.", flag_values=_FLAGS
+)
+_LARGEST = flags.DEFINE_bool(
+    "largest_batch", False, "Search the largest global batch that fits.", flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_string("json", None, "Write the plans there too.", flag_values=_FLAGS)
+# A flag that may stand alone, or name one of the sweeps.
+_SWEEP: flags.FlagHolder[str | None] = flags.DEFINE_flag(
+    flags.Flag(
+        flags.ArgumentParser(),
+        flags.ArgumentSerializer(),
+        "sweep",
+        None,
+        f"Compare meshes and rematerialisation: {', '.join(search.SWEEPS)}.",
+        boolean=True,
+    ),
+    _FLAGS,
+)
+
+
+def main() -> None:
+    """Plans one config on one topology."""
+    config = cli.required("config", _CONFIG.value)
+    name = cli.required("topology", _TOPOLOGY.value)
+    if _BATCH.value is not None:
+        if _BATCH.value < 1:
+            raise InputError(f"--batch={_BATCH.value} must be at least 1")
+        config.batch_size = _BATCH.value
+    asked = _SWEEP.value
+    kind = "all" if asked == "true" else None if asked == "false" else asked
+    if kind is not None and kind not in search.SWEEPS:
+        raise InputError(f"--sweep={kind}; choices: {', '.join(search.SWEEPS)}")
+    topology = find(name)
+    if kind is not None:
+        plans = search.sweep(config, topology, kind, say=_say)
+        _print(text.table(plans))
+        _write({name: _plain(plan) for name, plan in plans.items()})
+        return
+    plan = make_plan(config, topology)
+    _print(text.lines(plan))
+    found = plan.to_dict()
+    if _LARGEST.value:
+        largest = search.largest_batch(config, topology, plan, say=_say)
+        _say(
+            "largest batch none: not even the smallest that the mesh divides fits"
+            if largest is None
+            else f"largest batch {largest.batch_size:,}"
+        )
+        found["largest_batch"] = None if largest is None else largest.to_dict()
+    _write(found)
+
+
+def _plain(plan: Plan | str) -> Any:
+    return {"refused": plan} if isinstance(plan, str) else plan.to_dict()
+
+
+def _print(lines: Any) -> None:
+    for line in lines:
+        _say(line)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _write(content: Mapping[str, Any]) -> None:
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main, _FLAGS, __doc__)

@@ -1,0 +1,1 @@
+"""What a step will need on devices that are not there: `python -m mmrl.plan`."""

@@ -1,0 +1,285 @@
+"""The plan of one config on one topology: the step that training runs, compiled and read."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmrl import build, flops, learner, sharding
+from mmrl import config as configs
+from mmrl.data.pipeline import Options, batch_shapes
+from mmrl.planning import hlo, traffic
+from mmrl.planning.roofline import Roofline, roofline
+from mmrl.planning.topology import Topology
+from mmrl.planning.traffic import Collective
+from mmrl.step import State, TrainStep, model_flops
+
+# The `jax.named_scope` of rows beyond the budget of packed texts, which next to no step computes.
+SPILL = "spill"
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, as XLA has planned them.
+
+    Attributes:
+      arguments: the state and the batch.
+      temporaries: what is allocated for everything that comes and goes.
+      outputs: of the step, without those that take the place of donated arguments.
+      peak: of all of it together.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+    """What the compiler wanted and had, in bytes, when memory did not suffice."""
+
+    wanted: float
+    had: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step of `config` needs on every device of a topology.
+
+    Attributes:
+      mesh: axis -> size. batch_size: global.
+      parameters: part of the model -> number of parameters.
+      state: "params", "opt_state"... -> bytes on one device.
+      replicated: what the mesh could not divide, see `undivided`.
+      model_flops: that the step needs, on all devices together.
+      executed_flops: that it executes, with all that it computes twice.
+      memory, collectives, memory_bytes, roofline: None where it does not fit.
+      shortage: None where it fits.
+      loops_known: whether the trip counts of all loops are.
+      compile_seconds: of wall time.
+    """
+
+    topology: str
+    device: str
+    mesh: Mapping[str, int]
+    batch_size: int
+    parameters: Mapping[str, int]
+    state: Mapping[str, int]
+    replicated: tuple[str, ...]
+    model_flops: int
+    executed_flops: int
+    capacity: float | None
+    memory: Memory | None
+    shortage: Shortage | None
+    collectives: Mapping[str, Collective] | None
+    memory_bytes: float | None
+    loops_known: bool
+    roofline: Roofline | None
+    peak_flops: float | None
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether one device can hold it; None for devices without a known memory."""
+        if self.shortage is not None:
+            return False
+        if self.capacity is None or self.memory is None:
+            return None
+        return self.memory.peak <= self.capacity
+
+    @property
+    def utilisation(self) -> float | None:
+        """Model FLOPs utilisation at the roofline: no step can reach more."""
+        if self.roofline is None or self.peak_flops is None:
+            return None
+        devices = 1
+        for size in self.mesh.values():
+            devices *= size
+        return self.model_flops / (self.roofline.least * devices * self.peak_flops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = dataclasses.asdict(self) | {"fits": self.fits, "utilisation": self.utilisation}
+        if self.roofline is not None:
+            plain["roofline"] |= {"least": self.roofline.least, "bound": self.roofline.bound}
+        return plain
+
+
+def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which options that name the data, and were left open, have a stand-in.
+
+    Raises:
+      InputError: a config that no run could use, see `config.validate`.
+    """
+    copy = config.copy_and_resolve_references()
+    copy.unlock()
+    if copy.data.get("source") in build.choices("source"):
+        _, given = configs.split_data(copy.data)
+        for name, parameter in build.options(build.find("source", copy.data.source)).items():
+            needed = parameter.default is parameter.empty and name != "split"
+            if needed and given.get(name) is None:
+                copy.data[name] = "not read"
+    configs.validate(copy)
+    return copy
+
+
+def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
+    """Compiles the step of `config` for all devices of `topology`.
+
+    Raises:
+      InputError: a config that no run could use, or that the mesh cannot divide.
+    """
+    config = without_data(config)
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    needs = learner.needs(config.objectives)
+    example = batch_shapes(
+        Options.from_config(config.data),
+        config.batch_size,
+        with_perturbed="perturbed.embedding" in needs,
+    )
+    vocabulary = int(config.data.vocab_size)
+    step = TrainStep(config, vocabulary, mesh, example)
+    traced = step.trace()
+    chip = topology.chip
+    known: dict[str, Any] = {
+        "topology": topology.name,
+        "device": topology.devices[0].device_kind,
+        "mesh": dict(mesh.shape),
+        "batch_size": int(config.batch_size),
+        "parameters": _parameters(step),
+        "state": _state_bytes(step.target()),
+        "replicated": tuple(undivided(config, vocabulary, mesh)),
+        "model_flops": model_flops(config, vocabulary, mesh, example),
+        "executed_flops": flops.of_jaxpr(traced.jaxpr.jaxpr, _usual_arm),
+        "capacity": None if chip is None else chip.memory,
+        "peak_flops": None if chip is None else chip.peak,
+    }
+    began = time.monotonic()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        shortage = read_shortage(str(error))
+        if shortage is None:
+            raise
+        seconds = time.monotonic() - began
+        return Plan(**known, **_NOTHING, shortage=shortage, compile_seconds=seconds)
+    seconds = time.monotonic() - began
+    return Plan(**known, **_read(compiled, topology, known), compile_seconds=seconds)
+
+
+_NOTHING: dict[str, Any] = {
+    "memory": None,
+    "collectives": None,
+    "memory_bytes": None,
+    "loops_known": True,
+    "roofline": None,
+}
+
+
+def _read(
+    compiled: jax.stages.Compiled, topology: Topology, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    program = hlo.parse(compiled.as_text() or "")
+    devices = len(topology.devices)
+    collectives = traffic.collectives(program, devices, rare=SPILL)
+    moved = traffic.memory_bytes(program, rare=SPILL)
+    limits = None
+    if topology.chip is not None:
+        limits = roofline(
+            topology.chip,
+            flops=known["executed_flops"] / devices,
+            memory_bytes=moved,
+            collectives=collectives,
+        )
+    return {
+        "memory": _memory(compiled.memory_analysis()),
+        "shortage": None,
+        "collectives": collectives,
+        "memory_bytes": moved,
+        "loops_known": all(visit.exact for visit in hlo.visits(program, inside=False, rare=SPILL)),
+        "roofline": limits,
+    }
+
+
+def _memory(stats: Any) -> Memory:
+    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    # Not XLA's own "peak": that counts live arrays, not the gaps between them in what is allocated.
+    return Memory(arguments, temporaries, outputs, arguments + temporaries + outputs)
+
+
+def read_shortage(message: str) -> Shortage | None:
+    """The figures in XLA's refusal; None for a message about anything else.
+
+    For example "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory
+    space hbm. Used 23.56G of 15.75G hbm. Exceeded hbm capacity by 7.81G."
+    """
+    size = r"([\d.]+)([KMGT]?)i?B?"
+    found = re.search(rf"Used {size} of {size} hbm", message)
+    if not found or "RESOURCE_EXHAUSTED" not in message:
+        return None
+    wanted, unit, had, other = found.groups()
+    return Shortage(float(wanted) * _UNITS[unit], float(had) * _UNITS[other])
+
+
+def _usual_arm(costs: Iterable[int]) -> int:
+    """Of a branch the most expensive arm, unless another has nothing to do: then that is usual."""
+    listed = list(costs)
+    return max(listed) if min(listed) > 0 else 0
+
+
+def _parameters(step: TrainStep) -> dict[str, int]:
+    params = step.abstract["params"]
+    parts = {**params["model"], "objectives": params.get("objectives", {})}
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+
+
+def _state_bytes(target: State) -> dict[str, int]:
+    """Bytes of each part of the state on one device."""
+
+    def held(leaf: jax.ShapeDtypeStruct) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
+
+    return {
+        name: sum(held(leaf) for leaf in jax.tree.leaves(part)) for name, part in target.items()
+    }
+
+
+def undivided(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> list[str]:
+    """Dimensions of parameters that should be split over a mesh axis which does not divide them.
+
+    Each such parameter is whole along that dimension on every device of the axis. One line for
+    each: path, shape, which dimension, which axis.
+    """
+    abstract = nnx.eval_shape(lambda: learner.make(config, vocab_size, nnx.Rngs(0)))
+    params: Any = nnx.split(abstract, nnx.Param, ...)[1]
+    with nnx.logical_axis_rules(sharding.LOGICAL_RULES):
+        wanted = nnx.to_pure_dict(nnx.get_partition_spec(params))
+    lines = []
+    shapes = nnx.to_pure_dict(params)
+
+    def compare(path: Any, array: Any, spec: Any) -> None:
+        taken: set[str] = set()
+        for axis, (size, name) in enumerate(zip(array.shape, spec or (), strict=False)):
+            if name is None or name in taken:
+                continue
+            if size % mesh.shape[name]:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                lines.append(
+                    f"{where} {list(array.shape)}: dimension {axis} ({size}) is not a multiple of "
+                    f"{name}={mesh.shape[name]}"
+                )
+            taken.add(name)
+
+    jax.tree_util.tree_map_with_path(compare, shapes, wanted)
+    return lines
