@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 
 SHIPPED = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "__init__")
 
+RECIPES = sorted(p for p in SHIPPED if p.parent.name == "recipes")
+
 
 def pretrain(variant=""):
     return runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"](variant)
@@ -20,7 +22,22 @@ def pretrain(variant=""):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path: Path):
-    configs.validate(runpy.run_path(str(path))["get_config"]())
+    config = runpy.run_path(str(path))["get_config"]()
+    if config.data.source == "table":  # whose table is the user's
+        with pytest.raises(InputError, match="needs a value for: path"):
+            configs.validate(config)
+        config.data.path = "pairs.csv"
+    configs.validate(config)
+
+
+@pytest.mark.parametrize("variant", ["phantom", "smoke", "phantom,smoke"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_variants_of_the_recipes(path, variant):
+    config = runpy.run_path(str(path))["get_config"](variant)
+    if "phantom" not in variant:
+        config.data.path = "pairs.csv"
+    configs.validate(config)
+    assert (config.batch_size < 100) == ("smoke" in variant)
 
 
 @pytest.mark.parametrize("variant", ["smoke", "table", "table,smoke"])

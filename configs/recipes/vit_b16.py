@@ -1,0 +1,136 @@
+"""ViT-B/16 at 224 pixels with a 12-layer text encoder, global batch 4096, for a TPU pod.
+
+    python -m mmrl.main --config=configs/recipes/vit_b16.py --config.data.path=pairs.csv \
+        --workdir=runs/vit_b16
+    python -m mmrl.plan --config=configs/recipes/vit_b16.py --topology=v5e:16x16
+
+Your own table of images and reports, as with configs/pretrain.py:table. Variants after a colon:
+    phantom   the built-in corpus: no data needed
+    smoke     20 steps of a tiny model, for tests
+
+The figures in the comments are those of docs/plan.md.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from mmrl import config as defaults
+
+TABLE_KEYS = {
+    "path": placeholder(str),  # required
+    "root": placeholder(str),  # default: the folder of the table
+    "image_column": "image",
+    "report_columns": ("report",),
+    "patient_column": "patient_id",  # "": every row is a patient of its own
+    "study_column": placeholder(str),
+    "view_column": placeholder(str),
+    "id_column": placeholder(str),
+    "split_column": placeholder(str),
+    "license_column": placeholder(str),
+    "label_columns": (),
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The experiment, with the variants named after the colon applied in turn."""
+    chosen = defaults.variants(variant, ("phantom", "smoke"))
+    config = defaults.base()
+    recipe(config)
+    if "phantom" in chosen:
+        phantom(config)
+    if "smoke" in chosen:
+        smoke(config)
+    return config
+
+
+def recipe(config: ml_collections.ConfigDict) -> None:
+    """Everything but the source of the data."""
+    config.batch_size = 4096
+    config.total_steps = 20_000
+    config.log_every = 50
+    config.eval_every = 1000
+    config.checkpoint.every = 1000
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 1000
+    config.optimizer.weight_decay = 0.2
+    _data(config.data)
+    config.model.dtype = "bfloat16"
+    config.model.image = {
+        "name": "vit",
+        "variant": "B",
+        "patch_size": 16,
+        "scan_layers": True,
+        "remat": "dots",
+    }
+    config.model.text = {
+        "name": "text",
+        "variant": "B",
+        "scan_layers": True,
+        "remat": "dots",
+        "packing": 0.5,
+        "packing_group": 16,
+    }
+    config.model.embed_dim = 512
+    config.model.local_dim = 128
+    config.evaluators.retrieval.max_pairs = 1024
+
+
+def _data(data: ml_collections.ConfigDict) -> None:
+    """A table of image paths and reports, see `mmrl.data.sources.table`."""
+    data.source = "table"
+    data.update(TABLE_KEYS)
+    data.sections = ("report",)
+    data.fractions = (0.95, 0.025, 0.025)
+    data.image_size = 224
+    data.crop_scale = (0.6, 1.0)
+    data.brightness = 0.1
+    data.contrast = 0.1
+    data.text_length = 128
+    data.vocab_size = 32_000
+    data.num_perturbed = 4
+    data.num_threads = 16
+    data.num_workers = 8
+
+
+def phantom(config: ml_collections.ConfigDict) -> None:
+    """The built-in corpus instead of a table; its reports need few pieces and few tokens."""
+    for key in (
+        "path",
+        "root",
+        "image_column",
+        "report_columns",
+        "patient_column",
+        "label_columns",
+    ):
+        del config.data[key]
+    for column in ("study", "view", "id", "split", "license"):
+        del config.data[f"{column}_column"]
+    config.data.source = "phantom"
+    config.data.sections = ("findings", "impression")
+    config.data.length = 20_000
+    config.data.seed = 0
+    config.data.render_size = 224
+    config.data.vocab_size = 2000
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """A model of the same make in which everything is small."""
+    config.total_steps = 20
+    config.batch_size = 32
+    config.log_every = 5
+    config.eval_every = 10
+    config.checkpoint.every = 5
+    config.optimizer.warmup_steps = 5
+    config.data.image_size = 32
+    config.data.text_length = 48
+    config.data.vocab_size = 500
+    config.data.num_workers = 0
+    if config.data.source == "phantom":
+        config.data.length = 400
+        config.data.render_size = 32
+    small = {"variant": None, "width": 32, "depth": 2, "num_heads": 2}
+    config.model.image.update({**small, "patch_size": 8})
+    config.model.text.update({**small, "packing_group": 4})
+    config.model.embed_dim = 32
+    config.model.local_dim = 32
+    config.evaluators.retrieval.max_pairs = 32

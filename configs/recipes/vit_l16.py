@@ -1,0 +1,34 @@
+"""ViT-L/16 at 224 pixels with a 12-layer text encoder, global batch 8192, for a TPU pod.
+
+    python -m mmrl.main --config=configs/recipes/vit_l16.py --config.data.path=pairs.csv \
+        --workdir=runs/vit_l16
+    python -m mmrl.plan --config=configs/recipes/vit_l16.py --topology=v5e:16x16
+
+configs/recipes/vit_b16.py with a larger image encoder, a larger batch, and parameters, optimizer
+state and gradients divided over the devices (FSDP). Variants after a colon, as there: phantom,
+smoke.
+"""
+
+import ml_collections
+
+from configs.recipes import vit_b16
+from mmrl import config as defaults
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The experiment, with the variants named after the colon applied in turn."""
+    chosen = defaults.variants(variant, ("phantom", "smoke"))
+    config = vit_b16.get_config()
+    config.batch_size = 8192
+    config.model.image.variant = "L"
+    config.model.embed_dim = 768
+    config.optimizer.learning_rate = 4e-4
+    # Parameters, optimizer state and gradients divided by 16, and gathered layer by layer; 16
+    # devices are one side of the torus.
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 16, "tensor": 1})
+    if "phantom" in chosen:
+        vit_b16.phantom(config)
+    if "smoke" in chosen:
+        vit_b16.smoke(config)
+        config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    return config
