@@ -1,0 +1,351 @@
+"""One training step in our form and in the published one, in JAX and in PyTorch, side by side.
+
+    python -m benchmarks.step --encoder=vit_s16@128 --threads=1 --packing --json=step.json
+    python -m benchmarks.step --encoder=resnet50@96 --text=4x384 --peer --peak-rss
+    python -m benchmarks.step --encoder=vit_b16@224 --text=12x768 --length=128 --copies=4 \
+        --batch=64 --peer --compile --dtype=bfloat16 --attention=cudnn
+
+A step is forward, backward and update of the paper's three losses over B pairs with K perturbed
+copies of each report, without dropout. Forms:
+
+  jax-fused         mmrl.step.TrainStep: one image pass, one text pass over all 1 + K texts
+  jax-published     3 image passes, 3 + K text passes, a loop over captions (step_forms.published)
+  jax-fused-packed  jax-fused with texts packed into rows (--packing)
+  torch-fused, torch-published  the same two in PyTorch (--peer), compiled with --compile
+
+All forms start from the same parameters and the same batch. Before anything is timed, the losses
+and gradient norms of their first steps must agree: to 1e-5 between JAX forms and to 1e-4 with
+PyTorch in float32, where matrix products are exact on every device, and to 2e-2 in bfloat16.
+Where they do not, there is no table. Then the forms take turns, round after round, each round with
+another batch of reports; seconds are medians, without the first step and without compilation.
+Images are noise, already on the device.
+
+FLOPs are matrix products and convolutions (mmrl.flops; torch.utils.flop_counter), those of the
+packed form without texts that exceed its rows. Temporaries are what XLA plans for a step, or what
+PyTorch's CUDA allocator had at most beyond what was there before. --peak-rss runs every form once
+more in a process of its own and gives that process's peak memory, compilation included, and what
+it was when compilation was done. --threads=N pins the process, and so both frameworks, to N cores;
+without it each uses as many threads as it sees cores.
+"""
+
+import argparse
+import dataclasses
+import gc
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.step_forms import workload
+from benchmarks.step_forms.base import Form
+from benchmarks.step_forms.jax_forms import JaxForm
+from benchmarks.step_forms.published import PublishedStep, apart
+from benchmarks.step_forms.workload import Workload
+from mmrl import flops, sharding
+from mmrl.step import TrainStep
+from mmrl.types import InputError
+
+JAX_FORMS = ("jax-fused", "jax-published", "jax-fused-packed")
+TORCH_FORMS = ("torch-fused", "torch-published")
+REFERENCE = "jax-published"  # what ratios refer to
+
+
+@dataclasses.dataclass
+class Row:
+    """What was measured of a form; None where it is not known or was not asked for."""
+
+    form: str
+    loss: float
+    grad_norm: float
+    gigaflop: float
+    compile_seconds: float
+    temporary_bytes: int | None
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    examples_per_second: float | None = None
+    gigaflop_per_second: float | None = None
+    mfu: float | None = None
+    speedup: float | None = None
+    peak_rss_bytes: int | None = None
+    compiled_rss_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds per step."""
+        return statistics.median(self.seconds)
+
+
+def chosen_forms(given: argparse.Namespace) -> list[str]:
+    """Names of the forms that the command line asks for, in the order of the table."""
+    offered = [*JAX_FORMS[: 3 if given.packing else 2], *(TORCH_FORMS if given.peer else ())]
+    if given.peer and importlib.util.find_spec("torch") is None:
+        raise InputError("--peer needs PyTorch, which is not installed here: pip install torch")
+    unknown = set(given.forms or ()) - set(offered)
+    if unknown:
+        raise InputError(
+            f"--forms={','.join(given.forms)}; choices with these options: {', '.join(offered)}"
+        )
+    return [name for name in offered if not given.forms or name in given.forms]
+
+
+def build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> list[Form]:
+    """The forms, compiled, all with the parameters that the config's seed gives."""
+    # Accelerators otherwise round the factors of float32 products.
+    with jax.default_matmul_precision("highest" if given.dtype == "float32" else "default"):
+        return _build(names, work, given)
+
+
+def _build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> list[Form]:
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
+    example = work.batches[0]
+
+    def jax_form(name: str) -> JaxForm:
+        if name == REFERENCE:
+            published = PublishedStep(work.config, work.vocab_size, mesh, apart(example))
+            return JaxForm(name, published, example, adapt=apart)
+        packs = name == "jax-fused-packed"
+        config = workload.packed(work.config, given.packing) if packs else work.config
+        step = TrainStep(config, work.vocab_size, mesh, example)
+        # Batches that fit their rows never take the branch for those that do not.
+        return JaxForm(name, step, example, branch=min if packs else max)
+
+    forms: list[Form] = [jax_form(name) for name in names if name in JAX_FORMS]
+    peers = [name for name in names if name in TORCH_FORMS]
+    if peers:
+        from benchmarks.step_forms.torch_forms import TorchForm  # needs PyTorch
+
+        step = TrainStep(work.config, work.vocab_size, mesh, example)
+        parameters = jax.device_get(step.init()["params"])
+        for name in peers:
+            published = name == "torch-published"
+            forms.append(
+                TorchForm(name, parameters, work.config, example, published, given.compile)
+            )
+    return forms
+
+
+def first_steps(forms: Sequence[Form], work: Workload, dtype: str) -> list[Row]:
+    """Runs each form once on the first batch and holds the results against each other.
+
+    Raises:
+      InputError: a loss or a gradient norm that differs by more than its tolerance.
+    """
+    rows = []
+    for form in forms:
+        form.run(form.place(work.batches[0]))
+        cost = form.cost
+        seconds, temporary = cost.compile_seconds, cost.temporary_bytes
+        rows.append(Row(form.name, *form.values(), cost.flops / 1e9, seconds, temporary))
+    for row in rows[1:]:
+        exact = 1e-4 if row.form in TORCH_FORMS or rows[0].form in TORCH_FORMS else 1e-5
+        tolerance = exact if dtype == "float32" else 2e-2
+        for name in ("loss", "grad_norm"):
+            one, two = getattr(rows[0], name), getattr(row, name)
+            if not abs(one - two) <= tolerance * abs(one):
+                raise InputError(
+                    f"{name} of {rows[0].form} is {one!r}, of {row.form} {two!r}; expected equal "
+                    f"to {tolerance:g}: they are not the same step, so there is nothing to compare"
+                )
+    return rows
+
+
+def take_turns(forms: Sequence[Form], rows: Sequence[Row], work: Workload) -> None:
+    """One timed step of every form per batch but the first, form after form."""
+    for batch in work.batches[1:]:
+        for form, row in zip(forms, rows, strict=True):
+            placed = form.place(batch)
+            gc.collect()
+            began = time.perf_counter()
+            form.run(placed)
+            row.seconds.append(time.perf_counter() - began)
+
+
+def derive(rows: Sequence[Row], batch: int, device: str, dtype: str) -> None:
+    """Fills in what follows from the seconds."""
+    peak = flops.peak(device) if dtype == "bfloat16" else None
+    reference = next((row for row in rows if row.form == REFERENCE), None)
+    for row in rows:
+        row.examples_per_second = batch / row.median
+        row.gigaflop_per_second = row.gigaflop / row.median
+        row.mfu = None if peak is None else row.gigaflop_per_second * 1e9 / peak
+        row.speedup = None if reference is None else reference.median / row.median
+
+
+def peak_memory(row: Row, arguments: Sequence[str], *more: str) -> None:
+    """Fills in the peak memory of a process that runs two steps of this form and nothing else.
+
+    Args:
+      arguments, more: the options of this run, of which later ones win.
+
+    Raises:
+      InputError: the process failed; its last line of output is passed on.
+    """
+    command = [sys.executable, "-m", "benchmarks.step", *arguments]
+    command += [f"--forms={row.form}", "--rounds=1", "--only-memory", *more]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        said = (ended.stderr.strip().splitlines() or ["no output"])[-1]
+        raise InputError(f"{row.form} alone ended with status {ended.returncode}: {said}")
+    found = json.loads(ended.stdout.strip().splitlines()[-1])
+    row.compiled_rss_bytes, row.peak_rss_bytes = found["compiled"], found["peak"]
+
+
+def _own_peak() -> int:
+    """Peak resident bytes of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def only_memory(names: Sequence[str], work: Workload, given: argparse.Namespace) -> None:
+    """What a process started by `peak_memory` does."""
+    forms = build(names, work, given)
+    compiled = _own_peak()
+    take_turns(forms, first_steps(forms, work, given.dtype), work)
+    print(json.dumps({"compiled": compiled, "peak": _own_peak()}))
+
+
+def table(rows: Sequence[Row], given: argparse.Namespace) -> str:
+    """One line per form; the ratio says how many times as fast as the published form in JAX."""
+    lines = [
+        f"{'form':17s} {'encoder':>12s} {'B':>4s} {'K':>2s} {'L':>4s} {'s/step':>8s} "
+        f"{'examples/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s} {'MFU':>6s} {'temporaries':>12s} "
+        f"{'peak RSS':>11s} {'compile':>8s} {'ratio':>7s}"
+    ]
+    for row in rows:
+        mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
+        ratio = "" if row.speedup is None else f"{row.speedup:.2f} x"
+        lines.append(
+            f"{row.form:17s} {given.encoder:>12s} {given.batch:4d} {given.copies:2d} "
+            f"{given.length:4d} {row.median:8.3f} {row.examples_per_second:10.2f} "
+            f"{row.gigaflop:9,.1f} {row.gigaflop_per_second:9,.1f} {mfu:>6s} "
+            f"{_mebibytes(row.temporary_bytes):>12s} {_mebibytes(row.peak_rss_bytes):>11s} "
+            f"{row.compile_seconds:6.1f} s {ratio:>7s}"
+        )
+    return "\n".join(lines)
+
+
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.step", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--encoder", default="vit_s16@128", help=workload.ENCODERS)
+    parser.add_argument("--text", default="4x384", help="<layers>x<width> of the text encoder")
+    parser.add_argument("--length", type=int, default=77, help="L, tokens of a text")
+    parser.add_argument("--batch", type=int, default=16, help="B, pairs per step")
+    parser.add_argument("--copies", type=int, default=9, help="K, perturbed copies of a report")
+    parser.add_argument("--dim", type=int, default=128, help="D, width of the joint spaces")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="of JAX forms")
+    parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
+    parser.add_argument("--scan-layers", action="store_true", help="in JAX forms")
+    parser.add_argument(
+        "--packing", type=float, nargs="?", const=-1.0, default=0.0, metavar="ROWS",
+        help="add jax-fused-packed, with this many rows per text; default: what the batches need",
+    )  # fmt: skip
+    parser.add_argument("--peer", action="store_true", help="add the PyTorch forms")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch forms")
+    parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), help="only these")
+    parser.add_argument("--phantom", action="store_true", help="phantom reports, not Open-i")
+    parser.add_argument("--threads", type=int, default=0, help="cores to pin to; 0: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak-rss", action="store_true", help="each form in its own process too")
+    parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    given = parser.parse_args(arguments)
+    if min(given.rounds, given.batch, given.copies) < 1 or given.threads < 0:
+        raise InputError("--rounds, --batch and --copies must be 1 or more, --threads 0 or more")
+    return given
+
+
+def pin(threads: int) -> None:
+    """Leaves this process, and all threads it will start, so many cores.
+
+    Raises:
+      InputError: fewer cores than that, or a system that cannot pin.
+    """
+    if not threads:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError(f"--threads={threads} needs Linux, which can pin a process to cores")
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise InputError(f"--threads={threads}; this process has {len(cores)} cores")
+    os.sched_setaffinity(0, cores[:threads])
+
+
+def measure(arguments: Sequence[str]) -> None:
+    """Measures, prints the table, and writes it where --json says.
+
+    Raises:
+      InputError: options that do not fit together, or forms that are not the same step.
+    """
+    given = _arguments(arguments)
+    pin(given.threads)
+    names = chosen_forms(given)
+    if given.peer:  # two allocators share the GPU
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    work = workload.make(given, given.rounds + 1)
+    if given.only_memory:
+        only_memory(names, work, given)
+        return
+    forms = build(names, work, given)
+    rows = first_steps(forms, work, given.dtype)
+    device = forms[0].device
+    for row in rows:
+        print(f"{row.form:17s} first step: loss {row.loss:.7g}, grad norm {row.grad_norm:.7g}")
+    take_turns(forms, rows, work)
+    derive(rows, given.batch, device, given.dtype)
+    forms.clear()
+    if given.peak_rss:
+        for row in rows:
+            peak_memory(row, arguments, f"--packing={given.packing}")
+    filled = workload.filled(work.batches)
+    print(
+        f"{device}, jax {jax.__version__}, {given.dtype}, {given.optimizer}, text {given.text}, "
+        f"{given.threads or os.cpu_count()} cores, {work.corpus}, {filled:.0%} of "
+        f"the token positions filled, medians of {given.rounds} rounds"
+    )
+    print(table(rows, given))
+    if given.json:
+        _write(given, work, device, filled, rows)
+
+
+def _write(
+    given: argparse.Namespace, work: Workload, device: str, filled: float, rows: Sequence[Row]
+) -> None:
+    settings = {name: value for name, value in vars(given).items() if name != "json"}
+    result: dict[str, Any] = {
+        "device": device,
+        "jax": jax.__version__,
+        "corpus": work.corpus,
+        "filled": filled,
+        "settings": settings,
+        "rows": [{**dataclasses.asdict(row), "median_seconds": row.median} for row in rows],
+    }
+    given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Runs `measure` on the command line; what the user got wrong is one line and status 2."""
+    try:
+        measure(sys.argv[1:])
+    except InputError as error:
+        print(f"benchmarks.step: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The JAX forms: `mmrl.step.TrainStep` from a config, or a step derived from it."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.step_forms.base import Cost
+from mmrl import flops, metrics, sharding
+from mmrl.step import TrainStep
+
+
+class JaxForm:
+    """A TrainStep compiled ahead of its first run; see base.Form.
+
+    Args:
+      name: of the form.
+      batch: a batch of the shapes that will come.
+      adapt: what a batch goes through before it is placed.
+      branch: as of flops.count.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: TrainStep,
+        batch: Mapping[str, np.ndarray],
+        *,
+        adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict,
+        branch: Callable[[Iterable[int]], int] = max,
+    ) -> None:
+        self.name, self.device = name, jax.devices()[0].device_kind
+        self._spread = sharding.batch_sharding(step.mesh)
+        self._adapt = adapt
+        self._state = step.init()
+        placed = self.place(batch)
+        began = time.perf_counter()
+        self._program = jax.jit(step, donate_argnums=0).lower(self._state, placed).compile()
+        seconds = time.perf_counter() - began
+        memory: Any = self._program.memory_analysis()
+        temporary = memory.temp_size_in_bytes
+        self.cost = Cost(flops.count(step, self._state, placed, branch=branch), seconds, temporary)
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The batch on the mesh."""
+        return {
+            name: jax.device_put(array, self._spread) for name, array in self._adapt(batch).items()
+        }
+
+    def run(self, placed: dict[str, jax.Array]) -> None:
+        """One update."""
+        self._state = jax.block_until_ready(self._program(self._state, placed))
+
+    def values(self) -> tuple[float, float]:
+        """Loss and gradient norm of the last update."""
+        found = metrics.compute(self._state["metrics"])
+        return float(found["loss"]), float(found["grad_norm"])
