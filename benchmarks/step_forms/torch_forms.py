@@ -1,0 +1,276 @@
+"""The PyTorch forms: the same encoders, parameters, losses and update, published and fused.
+
+"Fused" is what a careful PyTorch user would write: one image pass, one text pass over all 1 + K
+texts, the local loss for all pairs at once. In bfloat16 the forward pass runs under autocast with
+float32 parameters, as `config.model.dtype` does in JAX.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.step_forms.base import Cost
+from benchmarks.step_forms.torch_model import Resnet, Text, Tree, Vit, linear, parameter
+
+Batch = dict[str, Tensor]
+
+
+def two_way_cross_entropy(logits: Tensor, group: Tensor) -> Tensor:
+    """logits [B, B], group i64[B]: `objectives.base.two_way_cross_entropy`."""
+    same = group[:, None] == group[None]
+    same = same & ~torch.eye(len(group), dtype=torch.bool, device=group.device)
+    kept = logits.float().masked_fill(same, -torch.inf)
+    target = torch.arange(len(group), device=group.device)
+    return 0.5 * (F.cross_entropy(kept, target) + F.cross_entropy(kept.T, target))
+
+
+def discrimination_loss(
+    image: Tensor, candidates: Tensor, valid: Tensor, log_scale: Tensor
+) -> Tensor:
+    """image [B, D], candidates [B, 1+K, D], valid bool[B, K]; `objectives`' loss of that name."""
+    logits = log_scale.exp() * torch.einsum("bd,bcd->bc", image, candidates).float()
+    kept = F.pad(valid, (1, 0), value=True)
+    logits = logits.masked_fill(~kept, -torch.inf)
+    weight = valid.any(dim=1).float()
+    target = torch.zeros(len(image), dtype=torch.long, device=image.device)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+
+def similarity(words: Tensor, mask: Tensor, regions: Tensor, temperatures: Any) -> Tensor:
+    """All images with c captions, [B, c]: words [c, W, D], mask bool[c, W], regions [B, R, D]."""
+    first, second, third = temperatures
+    scores = torch.einsum("brd,cwd->bcrw", regions, words).float()
+    any_word = mask.any(dim=1)  # c
+    hidden = ~(mask | ~any_word[:, None])[None]  # 1 c W
+    over_words = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(dim=3)
+    attention = (first * over_words).softmax(dim=2)
+    context = torch.einsum("bcrw,brd->bcwd", attention, regions).float()
+    words = words.float()
+    squares = (context**2).sum(dim=3) * (words**2).sum(dim=2)
+    cosine = (context * words).sum(dim=3) * squares.clamp(min=1e-12).rsqrt()
+    pooled = (second * cosine).masked_fill(hidden, -torch.inf).logsumexp(dim=2)
+    return torch.where(any_word, third * pooled, 0.0)
+
+
+def word_mask(mask: Tensor) -> Tensor:
+    """bool[N, L] without the first and the last valid token."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, position, 0).amax(dim=1, keepdim=True)
+    return mask & (position > 0) & (position < last)
+
+
+class Learner(nn.Module):
+    """The three losses over both encoders, weighted as in the config: batch -> loss.
+
+    Args:
+      tree: `state["params"]` of a TrainStep, as numpy arrays.
+      config: the config of that step.
+      published: separate passes and a loop over captions, see step_forms.published.
+    """
+
+    def __init__(self, tree: Tree, config: ml_collections.ConfigDict, published: bool) -> None:
+        super().__init__()
+        model, options = tree["model"], config.model.image
+        self.image: nn.Module
+        if options.name == "vit":
+            self.image = Vit(model["image"], options.patch_size)
+        else:
+            self.image = Resnet(model["image"], options.region_stage)
+        self.text = Text(model["text"])
+        for name in ("image", "text", "region", "word"):
+            setattr(self, f"{name}_head", linear(model[f"{name}_head"]["out"]))
+        objectives = tree["objectives"]
+        self.global_scale = parameter(objectives["global_contrastive"]["logit_scale"]["log"])
+        own = objectives["perturbed_discrimination"]["logit_scale"]["log"]
+        self.perturbed_scale = parameter(own)
+        self.mean, self.std = config.model.pixel_mean, config.model.pixel_std
+        self.weights = {name: given.weight for name, given in config.objectives.items()}
+        self.temperatures = config.objectives.local_contrastive.temperatures
+        self.losses = self._published if published else self._fused
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The weighted sum of the three losses."""
+        pairs = self.losses(batch).items()
+        return torch.stack([self.weights[name] * loss for name, loss in pairs]).sum()
+
+    def _encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """u8[B, 1, H, W] -> embeddings [B, D] and region features before their head."""
+        pooled, regions = self.image((image.float() / 255.0 - self.mean) / self.std)
+        return F.normalize(self.image_head(pooled).float(), dim=1), regions
+
+    def _encode_text(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, L] -> embeddings [N, D] and word features before their head."""
+        pooled, words = self.text(tokens, mask)
+        return F.normalize(self.text_head(pooled).float(), dim=1), words
+
+    def _fused(self, batch: Batch) -> dict[str, Tensor]:
+        image, regions = self._encode_image(batch["image"])
+        tokens = torch.cat([batch["tokens"][:, None], batch["perturbed_tokens"]], dim=1)
+        mask = torch.cat([batch["token_mask"][:, None], batch["perturbed_mask"]], dim=1)
+        texts, words = self._encode_text(tokens.flatten(0, 1), mask.flatten(0, 1))
+        candidates = texts.unflatten(0, mask.shape[:2])  # B 1+K D
+        words = self.word_head(words.unflatten(0, mask.shape[:2])[:, 0])
+        table = similarity(
+            words, word_mask(batch["token_mask"]), self.region_head(regions), self.temperatures
+        )
+        return self._of(batch, image, candidates[:, 0], table, image, candidates)
+
+    def _published(self, batch: Batch) -> dict[str, Tensor]:
+        original = batch["tokens"], batch["token_mask"]
+        global_image, _ = self._encode_image(batch["image"])
+        global_text, _ = self._encode_text(*original)
+        regions = self.region_head(self._encode_image(batch["image"])[1])
+        words, kept = self.word_head(self._encode_text(*original)[1]), word_mask(original[1])
+        columns = [
+            similarity(words[i : i + 1], kept[i : i + 1], regions, self.temperatures)
+            for i in range(len(words))
+        ]
+        image, _ = self._encode_image(batch["image"])
+        texts = [self._encode_text(*original)[0]]
+        for number in range(batch["perturbed_tokens"].shape[1]):
+            copy = batch["perturbed_tokens"][:, number], batch["perturbed_mask"][:, number]
+            texts.append(self._encode_text(*copy)[0])
+        candidates = torch.stack(texts, dim=1)
+        table = torch.cat(columns, dim=1)
+        return self._of(batch, global_image, global_text, table, image, candidates)
+
+    def _of(
+        self,
+        batch: Batch,
+        global_image: Tensor,
+        global_text: Tensor,
+        table: Tensor,
+        image: Tensor,
+        candidates: Tensor,
+    ) -> dict[str, Tensor]:
+        logits = self.global_scale.exp() * (global_image @ global_text.T)
+        return {
+            "global_contrastive": two_way_cross_entropy(logits, batch["group"]),
+            "local_contrastive": two_way_cross_entropy(table, batch["group"]),
+            "perturbed_discrimination": discrimination_loss(
+                image, candidates, batch["perturbed_valid"], self.perturbed_scale
+            ),
+        }
+
+
+def make_optimizer(learner: nn.Module, options: Mapping[str, Any], fused: bool) -> Any:
+    """The update of `config.optimizer`: no decay of biases, norms, positions and scales."""
+    named = dict(learner.named_parameters())
+    norms = [m for m in learner.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
+    scales = {id(norm.weight) for norm in norms}
+    plain = [
+        id(p) in scales or name.rpartition(".")[2] in ("bias", "position") or p.ndim == 0
+        for name, p in named.items()
+    ]
+    groups = [
+        {
+            "params": [p for p, bare in zip(named.values(), plain, strict=True) if bare == kind],
+            "weight_decay": 0.0 if kind else float(options["weight_decay"]),
+        }
+        for kind in (False, True)
+    ]
+    rate = float(options["learning_rate"])
+    if options["name"] == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=options["momentum"], fused=fused)
+    betas = (float(options["b1"]), float(options["b2"]))
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused)
+
+
+class TorchForm:
+    """A PyTorch step on the GPU where there is one, see base.Form.
+
+    Args:
+      name: of the form.
+      tree, config, published: as of Learner.
+      batch: a batch of the shapes that will come.
+      compiles: whether torch.compile makes the forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tree: Tree,
+        config: ml_collections.ConfigDict,
+        batch: Mapping[str, np.ndarray],
+        published: bool,
+        compiles: bool,
+    ) -> None:
+        self.name = name
+        self._cuda = torch.cuda.is_available()
+        self._target = torch.device("cuda" if self._cuda else "cpu")
+        self.device = torch.cuda.get_device_name() if self._cuda else "cpu"
+        self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
+        self._learner = Learner(tree, config, published).to(self._target).train()
+        if self._cuda:
+            self._learner = self._learner.to(memory_format=torch.channels_last)
+        self._optimizer = make_optimizer(self._learner, config.optimizer, self._cuda)
+        self._call: Callable[[Batch], Tensor] = self._learner
+        self._loss = torch.zeros(())
+        placed = self.place(batch)
+        with FlopCounterMode(display=False) as counter:
+            self._gradients(placed)
+        seconds = 0.0
+        if compiles:
+            self._call = torch.compile(self._learner)
+            first, later = self._timed(placed), self._timed(placed)
+            seconds = max(0.0, first - later)
+        self.cost = Cost(counter.get_total_flops(), seconds, self._temporary(placed))
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """The batch on the device, images with their channel in front."""
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
+        tensors["image"] = tensors["image"].permute(0, 3, 1, 2)
+        for name in ("tokens", "perturbed_tokens", "group"):
+            tensors[name] = tensors[name].long()
+        return {name: tensor.to(self._target) for name, tensor in tensors.items()}
+
+    def run(self, placed: Batch) -> None:
+        """One update."""
+        self._gradients(placed)
+        self._optimizer.step()
+        self._wait()
+
+    def values(self) -> tuple[float, float]:
+        """Loss and gradient norm of the last update."""
+        gradients = [p.grad for p in self._learner.parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        return float(self._loss), float(torch.linalg.vector_norm(norms))
+
+    def _gradients(self, placed: Batch) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        kind = self._target.type
+        low = self._dtype and torch.autocast(kind, dtype=self._dtype)
+        with low or contextlib.nullcontext():
+            loss = self._call(placed)
+        loss.backward()
+        self._loss = loss.detach()
+
+    def _timed(self, placed: Batch) -> float:
+        began = time.perf_counter()
+        self._gradients(placed)
+        self._wait()
+        return time.perf_counter() - began
+
+    def _temporary(self, placed: Batch) -> int | None:
+        """Most bytes of the CUDA allocator during a pass beyond those before it."""
+        if not self._cuda:
+            return None
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self._gradients(placed)
+        self._wait()
+        return torch.cuda.max_memory_allocated() - before
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
