@@ -115,7 +115,7 @@ def _build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> l
         config = workload.packed(work.config, given.packing) if packs else work.config
         step = TrainStep(config, work.vocab_size, mesh, example)
         # Batches that fit their rows never take the branch for those that do not.
-        return JaxForm(name, step, example, branch=min if packs else max)
+        return JaxForm(name, step, example, arm=min if packs else max)
 
     forms: list[Form] = [jax_form(name) for name in names if name in JAX_FORMS]
     peers = [name for name in names if name in TORCH_FORMS]
