@@ -19,7 +19,7 @@ class JaxForm:
       name: of the form.
       batch: a batch of the shapes that will come.
       adapt: what a batch goes through before it is placed.
-      branch: as of flops.count.
+      arm: as of flops.count.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class JaxForm:
         batch: Mapping[str, np.ndarray],
         *,
         adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict,
-        branch: Callable[[Iterable[int]], int] = max,
+        arm: Callable[[Iterable[int]], int] = max,
     ) -> None:
         self.name, self.device = name, jax.devices()[0].device_kind
         self._spread = sharding.batch_sharding(step.mesh)
@@ -41,7 +41,7 @@ class JaxForm:
         seconds = time.perf_counter() - began
         memory: Any = self._program.memory_analysis()
         temporary = memory.temp_size_in_bytes
-        self.cost = Cost(flops.count(step, self._state, placed, branch=branch), seconds, temporary)
+        self.cost = Cost(flops.count(step, self._state, placed, arm=arm), seconds, temporary)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh."""
