@@ -16,12 +16,15 @@ The only unnamed axes (None) are the two spatial ones of a convolution kernel.
 """
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from mmrl.models import splash
@@ -31,6 +34,9 @@ LOGICAL_AXES = (
     "embed", "mlp", "qkv", "heads", "head_dim", "vocab", "position", "patch",
     "channels_in", "channels_out", "joint", "norm", "layers",
 )  # fmt: skip
+
+# The mesh axes that share the batch, as in `mmrl.sharding`.
+BATCH_AXES = ("data", "fsdp")
 
 Implementation = Literal["xla", "cudnn", "splash"]
 Remat = Literal["none", "full", "dots"]
@@ -130,6 +136,33 @@ def flatten(x: jax.Array) -> jax.Array:
     Twice as fast on CPU for an MLP of width 96 (`python -m benchmarks.dense`).
     """
     return x.reshape(-1, x.shape[-1])
+
+
+def spread_rows(x: jax.Array) -> jax.Array:
+    """x [B, ...], laid out with its rows over the mesh axes that share a batch, the rest whole.
+
+    Without this the compiler may follow a kernel that `fsdp` divides, and divide the features of
+    activations instead: then it moves activations between devices in every layer, where only
+    kernels have to. Where there is no mesh, or it cannot divide B, x stays as it is.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or mesh.manual_axes:
+        return x
+    axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
+    if x.shape[0] % math.prod(mesh.shape[name] for name in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(axes)))
+
+
+def gathered(table: jax.Array) -> jax.Array:
+    """A parameter that rows are looked up in, brought whole to every device of its mesh.
+
+    Looking up a divided one would divide the features of what is found, see `spread_rows`.
+    """
+    mesh = jax.typeof(table).sharding.mesh
+    if mesh.empty or mesh.manual_axes:
+        return table
+    return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, P()))
 
 
 def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.layers import Block, Remat, Size, check_choice
+from mmrl.models.layers import Block, Remat, Size, check_choice, spread_rows
 
 # What jax.checkpoint may keep of a block: nothing, or the results of its dense layers. The
 # attention matrix has batch dimensions, so "dots" recomputes it too.
@@ -126,7 +126,7 @@ class Stack(nnx.Module):
         """(parameters, x, key) -> x, rematerialised as configured."""
 
         def apply(params: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return nnx.merge(graphdef, params)(x, mask, key, queries)
+            return spread_rows(nnx.merge(graphdef, params)(spread_rows(x), mask, key, queries))
 
         if self.remat == "none":
             return apply

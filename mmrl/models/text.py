@@ -14,6 +14,7 @@ from mmrl.models.layers import (
     Remat,
     check_choice,
     dropout_keys,
+    gathered,
     learned_positions,
     resolve_size,
     split_key,
@@ -92,7 +93,7 @@ class Text(nnx.Module):
                 "(off) to 1, and at least 1"
             )
         self.packing, self.packing_group = packing, packing_group
-        self.width, self.length = size.width, length
+        self.width, self.length, self.dtype = size.width, length, dtype
         self.pool, self.word_layers = pool, word_layers
         self.token = nnx.Embed(
             vocab_size,
@@ -199,8 +200,8 @@ class Text(nnx.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """Tokens i32[N, L] at their columns, or at position i32[N, L], -> [N, L, width]."""
-        x = self.token(tokens)
-        table = self.position[...].astype(x.dtype)
+        x = jnp.take(gathered(self.token.embedding[...].astype(self.dtype)), tokens, axis=0)
+        table = gathered(self.position[...].astype(x.dtype))
         x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
         return self.dropout(x, deterministic=key is None, rngs=key)
 

@@ -17,6 +17,7 @@ from mmrl.models.layers import (
     check_image,
     dense,
     dropout_keys,
+    gathered,
     learned_positions,
     resolve_size,
 )
@@ -149,7 +150,7 @@ class Vit(nnx.Module):
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch**2 * self.channels)
         x = self.patch(x)  # B R width
         if self.posemb == "learned":
-            position = self.position[...]
+            position = gathered(self.position[...])
         else:
             position = jnp.asarray(sincos2d_positions(self.grid, self.width))
         x = x + position.astype(x.dtype)[None]
