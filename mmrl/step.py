@@ -101,7 +101,12 @@ class TrainStep:
 
     def trace(self) -> jax.stages.Traced:
         """One update, traced for the mesh's devices, present or not: to count and to compile."""
-        return self._jit_step.trace(self.target(), self._batch)
+        spread = sharding.batch_sharding(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
+            for name, array in self._batch.items()
+        }
+        return self._jit_step.trace(self.target(), batch)
 
     def loss_and_gradients(
         self, state: State, batch: Mapping[str, jax.Array]
