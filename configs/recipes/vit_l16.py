@@ -25,10 +25,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 4e-4
     # Parameters, optimizer state and gradients divided by 16, and gathered layer by layer; 16
     # devices are one side of the torus.
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 16, "tensor": 1})
+    config.mesh.fsdp = 16
     if "phantom" in chosen:
         vit_b16.phantom(config)
     if "smoke" in chosen:
         vit_b16.smoke(config)
-        config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+        config.mesh.data, config.mesh.fsdp = 1, -1
     return config

@@ -258,28 +258,24 @@ def _state_bytes(target: State) -> dict[str, int]:
 def undivided(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> list[str]:
     """Dimensions of parameters that should be split over a mesh axis which does not divide them.
 
-    Each such parameter is whole along that dimension on every device of the axis. One line for
-    each: path, shape, which dimension, which axis.
+    Those of which every device on the axis holds the whole parameter; where another dimension is
+    split instead, nothing is lost. One line for each: path, shape, which dimension, which axis.
     """
     abstract = nnx.eval_shape(lambda: learner.make(config, vocab_size, nnx.Rngs(0)))
     params: Any = nnx.split(abstract, nnx.Param, ...)[1]
     with nnx.logical_axis_rules(sharding.LOGICAL_RULES):
         wanted = nnx.to_pure_dict(nnx.get_partition_spec(params))
+    placed = sharding.variable_shardings(params, mesh)
     lines = []
-    shapes = nnx.to_pure_dict(params)
 
-    def compare(path: Any, array: Any, spec: Any) -> None:
-        taken: set[str] = set()
+    def compare(path: Any, array: Any, spec: Any, at: Any) -> None:
         for axis, (size, name) in enumerate(zip(array.shape, spec or (), strict=False)):
-            if name is None or name in taken:
-                continue
-            if size % mesh.shape[name]:
+            if name is not None and name not in at.spec:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
                 lines.append(
                     f"{where} {list(array.shape)}: dimension {axis} ({size}) is not a multiple of "
                     f"{name}={mesh.shape[name]}"
                 )
-            taken.add(name)
 
-    jax.tree_util.tree_map_with_path(compare, shapes, wanted)
+    jax.tree_util.tree_map_with_path(compare, nnx.to_pure_dict(params), wanted, placed)
     return lines
