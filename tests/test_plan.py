@@ -238,6 +238,8 @@ def test_a_shrunken_recipe_compiles_for_a_tpu(tmp_path):
         [
             *(sys.executable, "-m", "mmrl.plan", "--topology=v5e:2x2", f"--json={file}"),
             f"--config={ROOT / 'configs' / 'recipes' / 'vit_b16.py'}:smoke",
+            # Packing texts would double the time of the compilation.
+            *("--config.model.text.packing=0.0", "--config.model.text.depth=1"),
         ],
         cwd=ROOT,
         capture_output=True,
