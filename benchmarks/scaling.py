@@ -9,7 +9,7 @@ of width 192, two layers each) is sharded fully: mesh (1, -1, 1). Per device:
   parameters, optimizer, average   bytes of the state, from the layout
   arguments, temporaries           bytes, from XLA's memory analysis
   FLOPs                            of XLA's cost analysis, which counts the body of a loop once;
-                                   "needed" is the total of mmrl.flops.count, which multiplies
+                                   "needed" is the total of mmrl.flops, which multiplies
   collectives                      by kind: how many, and bytes of the larger of what goes in and
                                    what comes out; bodies of loops as often as they run
 
@@ -19,28 +19,24 @@ batch are made of, there and, as gradients, back.
 """
 
 import argparse
-import collections
 import dataclasses
 import json
 import math
 import os
-import re
 import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
 from mmrl import config as configs
 from mmrl import flops, learner, sharding
+from mmrl.data.pipeline import Options, batch_shapes
+from mmrl.planning import hlo, traffic
 from mmrl.step import TrainStep
-
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-DTYPE_BYTES = {"pred": 1, "bf16": 2, "f16": 2}  # others end in their number of bits
 
 
 @dataclasses.dataclass
@@ -85,37 +81,18 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def example(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The shapes of a global batch."""
-    data, size = config.data, config.batch_size
-    length, copies, side = data.text_length, data.num_perturbed, data.image_size
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((side, side, 1), jnp.uint8),
-        "tokens": ((length,), jnp.int32),
-        "token_mask": ((length,), jnp.bool_),
-        "perturbed_tokens": ((copies, length), jnp.int32),
-        "perturbed_mask": ((copies, length), jnp.bool_),
-        "perturbed_valid": ((copies,), jnp.bool_),
-        "perturbation": ((copies,), jnp.int8),
-        "group": ((), jnp.int32),
-        "index": ((), jnp.int32),
-    }
-    return {k: jax.ShapeDtypeStruct((size, *shape), kind) for k, (shape, kind) in shapes.items()}
-
-
 def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: int) -> Row:
     """Compiles the step for the first `count` devices."""
     mesh = sharding.make_mesh(axes, jax.devices()[:count])
-    step = TrainStep(config, config.data.vocab_size, mesh, example(config))
-    rows = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
-        for name, x in example(config).items()
-    }
+    copies = "perturbed.embedding" in learner.needs(config.objectives)
+    options = Options.from_config(config.data)
+    batch = batch_shapes(options, config.batch_size, with_perturbed=copies)
+    step = TrainStep(config, config.data.vocab_size, mesh, batch)
     state = step.target()
-    whole = jax.jit(step.__call__, donate_argnums=0, out_shardings=step.shardings)
-    program = whole.lower(state, batch).compile()
+    traced = step.trace()
+    program = traced.lower().compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
+    sent = traffic.collectives(hlo.parse(program.as_text() or ""), count)
     assert memory is not None and cost is not None
     return Row(
         count,
@@ -126,8 +103,8 @@ def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: i
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         cost["flops"],
-        flops.count(step.__call__, state, batch),
-        collectives(program.as_text() or ""),
+        flops.of_jaxpr(traced.jaxpr.jaxpr),
+        {kind: (one.count, round(one.array_bytes)) for kind, one in sorted(sent.items())},
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["params"])),
         features(step, batch),
     )
@@ -152,61 +129,6 @@ def features(step: TrainStep, batch: Mapping[str, Any]) -> int:
     return sum(
         x.size * x.dtype.itemsize for name, x in encoded.items() if not name.startswith("perturbed")
     )
-
-
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kind -> (number, bytes) in a step on one device, from the text of a compiled program."""
-    found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-    computations = dict(_computations(program))
-    (entry,) = (name for name, (first, _) in computations.items() if first)
-
-    def visit(name: str, times: int) -> None:
-        for line in computations[name][1]:
-            for kind, size in _sent(line):
-                found[kind][0] += times
-                found[kind][1] += times * size
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            rounds = int(count.group(1)) if count and " while(" in line else 1
-            called = re.findall(
-                r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line
-            )
-            for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-                called += re.findall(r"[\w.\-]+", branches)
-            for inner in called:
-                visit(inner, times * rounds)
-
-    visit(entry, 1)
-    return {kind: (number, size) for kind, (number, size) in sorted(found.items())}
-
-
-def _computations(program: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
-    """Name -> (is it the entry, its lines)."""
-    for match in re.finditer(
-        r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL
-    ):
-        yield match.group(2), (bool(match.group(1)), match.group(3).splitlines())
-
-
-def _sent(line: str) -> Iterator[tuple[str, int]]:
-    """The kind and bytes of an instruction that is a collective."""
-    match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-    if match is None:
-        return
-    result, kind, start = match.groups()
-    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result)
-    sizes = [
-        _bytes(dtype) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays
-    ]
-    size = max(sizes) if start else sum(sizes)  # a start returns what goes in, too
-    if kind == "reduce-scatter":
-        groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])", line)
-        assert groups is not None
-        size *= int(groups.group(2) or len(groups.group(1).split(",")))
-    yield kind, size
-
-
-def _bytes(dtype: str) -> int:
-    return DTYPE_BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
 
 
 def table(rows: list[Row]) -> str:

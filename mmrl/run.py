@@ -164,7 +164,8 @@ def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None)
     """
     if read_config(workdir) is None or not (workdir / "checkpoints").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained run (no checkpoints in it)")
-    mesh = mesh or sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    everything = {"data": -1, "fsdp": 1, "tensor": 1}
+    mesh = mesh or sharding.make_mesh({**everything, "dcn": everything})
     saved = checkpoint.Checkpoints(workdir, read_only=True)
     try:
         meta = saved.meta(step)

@@ -81,14 +81,14 @@ ENTRY %main (p: f32[64], q: bf16[4,8], on: pred[]) -> f32[64] {
 def test_collectives_of_a_program_by_hand():
     found = traffic.collectives(hlo.parse(PROGRAM), 8, rare="spill")
     assert found == {
-        "all-reduce": Collective(1, 2 * 3 / 4 * 256),
+        "all-reduce": Collective(1, 2 * 3 / 4 * 256, 256),
         # Two fusions, one in the loop, quote one gather; each of 4 devices puts in 64 bytes.
-        "all-gather": Collective(1, 3 * 64),
-        "collective-permute": Collective(12, 12 * 256),
-        "reduce-scatter": Collective(1, 3 / 4 * 256),
+        "all-gather": Collective(1, 3 * 64, 4 * 64),
+        "collective-permute": Collective(12, 12 * 256, 12 * 256),
+        "reduce-scatter": Collective(1, 3 / 4 * 256, 256),
     }
     with_rare = traffic.collectives(hlo.parse(PROGRAM), 8)
-    assert with_rare["all-reduce"] == Collective(2, 2 * 2 * 3 / 4 * 256)
+    assert with_rare["all-reduce"] == Collective(2, 2 * 2 * 3 / 4 * 256, 2 * 256)
 
 
 def test_loops_count_as_often_as_they_run_or_say_so():
@@ -98,7 +98,7 @@ def test_loops_count_as_often_as_they_run_or_say_so():
     assert traffic.collectives(hlo.parse(noted), 8)["collective-permute"].count == 5
     unknown = PROGRAM.replace("direction=LT", "direction=NE")
     found = traffic.collectives(hlo.parse(unknown), 8)
-    assert found["collective-permute"] == Collective(1, 256, exact=False)
+    assert found["collective-permute"] == Collective(1, 256, 256, exact=False)
     assert found["all-reduce"].exact
 
 
@@ -139,7 +139,9 @@ def test_collectives_of_a_compiled_program():
     """The product of a split contraction is one all-reduce; here inside a scan of five rounds."""
 
     program = compiled(lambda x, w: x @ w, P(None, "data"), P("data"), shapes=[(16, 64), (64, 24)])
-    assert traffic.collectives(program, 8) == {"all-reduce": Collective(1, 2 * 7 / 8 * 16 * 24 * 4)}
+    assert traffic.collectives(program, 8) == {
+        "all-reduce": Collective(1, 2 * 7 / 8 * 16 * 24 * 4, 16 * 24 * 4)
+    }
 
     def repeated(x, w):
         return jax.lax.scan(lambda c, _: (jnp.tanh((c @ w) @ w.T), None), x, length=5)[0].sum()

@@ -25,11 +25,13 @@ class Collective:
     Attributes:
       count: executions, those inside loops as often as the loop runs.
       bytes: that the device sends, by the cheapest algorithm on a ring (see `sent`).
+      array_bytes: of the whole arrays, the larger of what goes in and what comes out.
       exact: whether the trip counts of all loops around them are known; unknown ones count once.
     """
 
     count: int = 0
     bytes: float = 0.0
+    array_bytes: float = 0.0
     exact: bool = True
 
 
@@ -101,7 +103,9 @@ def collectives(program: Program, devices: int, *, rare: str = "") -> dict[str, 
         size = group_size(visit.instruction.attributes, devices)
         total = found.setdefault(kind, Collective())
         total.count += visit.times
-        total.bytes += visit.times * sent(kind, _operand_bytes(visit, kind, size), size)
+        put_in = _operand_bytes(visit, kind, size)
+        total.bytes += visit.times * sent(kind, put_in, size)
+        total.array_bytes += visit.times * put_in * (size if kind == "all-gather" else 1)
         total.exact &= visit.exact
     return found
 
