@@ -16,7 +16,7 @@ from mmrl.types import InputError
 # What a name of each kind stands for, and modules of that folder which are no such thing.
 _MODEL_PARTS = frozenset({"layers", "stack", "packing", "splash", "heads", "dual_encoder"})
 _ROOMS: dict[str, tuple[str, frozenset[str]]] = {
-    "objective": ("mmrl.objectives", frozenset({"base", "chunks", "pairs"})),
+    "objective": ("mmrl.objectives", frozenset({"base", "chunks", "local_kernel", "pairs"})),
     "evaluator": (
         "mmrl.evaluators",
         frozenset({"base", "statistics", "questions", "language_model", "ranking"}),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives import chunks, pairs
+from mmrl.objectives import chunks, local_kernel, pairs
 from mmrl.objectives.base import (
     Objective,
     batch_mean,
@@ -16,7 +16,7 @@ from mmrl.objectives.base import (
     require,
     two_way_cross_entropy,
 )
-from mmrl.types import Batch, Encoded, Loss
+from mmrl.types import Batch, Encoded, InputError, Loss
 
 # `local_similarity` scans captions in chunks so that at most this many of the B x B x W x R
 # attention weights exist at once (2**24 float32 are 64 MiB); the backward pass recomputes them.
@@ -24,6 +24,8 @@ _WEIGHTS_AT_ONCE = 2**24
 
 # Short captions are cut to multiples of this many words.
 _WORD_BLOCK = 8
+
+TILES = ("xla", "kernel")
 
 Temperatures = tuple[float, float, float]
 
@@ -196,6 +198,7 @@ def local_contrastive_loss(
     group: jax.Array | None = None,
     implementation: str = "auto",
     chunk_size: int = 0,
+    tile: str = "xla",
 ) -> jax.Array:
     """Mean of both cross-entropies over `local_similarity` (GLoRIA, equations 8-9).
 
@@ -206,27 +209,74 @@ def local_contrastive_loss(
         again in the backward pass; "ring" the same on every device that shares the batch, with
         the words passed round; "auto" as `pairs.choose` says. All give the same numbers.
       chunk_size: images and captions of a tile, at most; 0: about 16 MiB per array of weights.
+      tile: "kernel" computes tiles with `local_kernel`, on TPU (and, slowly, interpreted on CPU);
+        the batch is then always in tiles.
 
     Returns:
       f32[].
+
+    Raises:
+      InputError: `tile` unknown, or a kernel asked to do what it cannot.
     """
+    check_tile(tile, implementation, temperatures)
     _check(words, word_mask, regions)
     words, word_mask, regions = map(jnp.asarray, (words, word_mask, regions))
     size, count, length = words.shape[0], regions.shape[1], words.shape[1]
     require(regions.shape[0] == size, f"{size} captions must have as many images")
     group = check_group(group, size)
     dtype = matmul_dtype(words, regions)
-    tile = functools.partial(_tile, temperatures=temperatures, dtype=dtype)
-    prepare = functools.partial(_prepare, dtype=dtype)
+    compute: Any = functools.partial(_tile, temperatures=temperatures, dtype=dtype)
+    prepare: Any = functools.partial(_prepare, dtype=dtype)
+    if tile == "kernel":
+        compute = functools.partial(
+            local_kernel.similarity, regions=count, temperatures=temperatures, dtype=dtype
+        )
+        prepare = functools.partial(local_kernel.prepare, dtype=dtype)
     form, shares = pairs.choose(implementation, size, count * length, regions)
-    if form == "dense":
+    if form == "dense" and tile == "xla":
         images = prepare(regions.astype(jnp.float32))
-        similarity = tile((), images, words.astype(jnp.float32), word_mask)
+        similarity = compute((), images, words.astype(jnp.float32), word_mask)
         return two_way_cross_entropy(similarity, group)
     share = size // shares.size
-    shape = chunks.tile_shape(share, share, count * length, chunk_size)
-    table = chunks.Table(tile, chunks.TwoWay(), shape, prepare, _widths(length))
+    if tile == "kernel":
+        _check_alone(shares, regions)
+        shape = local_kernel.tile_shape(share, length, words.shape[2], chunk_size)
+    else:
+        shape = chunks.tile_shape(share, share, count * length, chunk_size)
+    table = chunks.Table(compute, chunks.TwoWay(), shape, prepare, _widths(length))
     return pairs.pair_loss(table, (), regions, words, group=group, mask=word_mask, shares=shares)
+
+
+def check_tile(tile: str, implementation: str, temperatures: Temperatures) -> None:
+    """Refuses ways to compute a tile that do not exist, or not for such a loss.
+
+    Raises:
+      InputError: see above.
+    """
+    if tile not in TILES:
+        raise InputError(f"unknown tile {tile!r} of a loss; choices: {', '.join(TILES)}")
+    if tile == "kernel" and implementation == "dense":
+        raise InputError(
+            "tile='kernel' computes tiles; implementation='dense' has none: "
+            "choose auto, chunked or ring"
+        )
+    if tile == "kernel" and abs(temperatures[0]) > local_kernel.MAX_TEMPERATURE:
+        raise InputError(
+            f"tile='kernel' takes temperatures[0] up to {local_kernel.MAX_TEMPERATURE:g}, "
+            f"got {temperatures[0]:g}: choose tile='xla'"
+        )
+
+
+def _check_alone(shares: pairs.Shares, example: jax.Array) -> None:
+    """XLA cannot split a kernel: only the ring brings one to every device of a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        mesh = jax.typeof(example).sharding.mesh
+    if shares.size == 1 and not mesh.empty and mesh.size > 1:
+        raise InputError(
+            f"tile='kernel' on {mesh.size} devices needs implementation='ring', and a batch that "
+            f"they can share evenly (got {example.shape[0]} pairs)"
+        )
 
 
 class LocalContrastive(Objective):
@@ -234,10 +284,10 @@ class LocalContrastive(Objective):
 
     Args:
       temperatures: of the attention, of the pooling over words, and of the final contrast.
-      implementation, chunk_size: as in `local_contrastive_loss`.
+      implementation, chunk_size, tile: as in `local_contrastive_loss`.
 
     Raises:
-      InputError: unknown implementation or negative chunk size.
+      InputError: unknown implementation or tile, or negative chunk size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image.regions", "text.words", "text.word_mask")
@@ -248,9 +298,11 @@ class LocalContrastive(Objective):
         temperatures: Temperatures = (4.0, 5.0, 10.0),
         implementation: str = "auto",
         chunk_size: int = 0,
+        tile: str = "xla",
     ) -> None:
         pairs.check_implementation(implementation, chunk_size)
-        self.implementation, self.chunk_size = implementation, chunk_size
+        check_tile(tile, implementation, temperatures)
+        self.implementation, self.chunk_size, self.tile = implementation, chunk_size, tile
         first, second, third = temperatures
         self.temperatures = (float(first), float(second), float(third))
 
@@ -264,5 +316,6 @@ class LocalContrastive(Objective):
             group=batch["group"],
             implementation=self.implementation,
             chunk_size=self.chunk_size,
+            tile=self.tile,
         )
         return Loss(value, {"loss": batch_mean(value, encoded["text.words"].shape[0])})
