@@ -8,6 +8,12 @@ batches that no machine holds cost nothing but their compilation. Times are medi
 which the forms take turns within one process; only batches up to --time-up-to run. On one device
 "ring" is "chunked"; "chunked" on several leaves it to XLA to bring the texts to every device.
 The lengths of the captions are uniform up to --words; only the dense form works on padding.
+"kernel" is "chunked", or the ring on several devices, with tiles computed by
+`mmrl.objectives.local_kernel`; off TPU it is interpreted, and its bytes and times say nothing.
+With --topology the programs are compiled for TPUs that need not be here, and nothing runs:
+
+    python -m benchmarks.local_loss --topology=v5e:2x2 --devices=1 --batches=1024 --chunk=0 \\
+        --dtype=bfloat16 --forms=chunked,kernel
 """
 
 import argparse
@@ -28,8 +34,9 @@ import numpy as np
 
 from mmrl import sharding
 from mmrl.objectives.local_contrastive import local_contrastive_loss
+from mmrl.planning import topology
 
-FORMS = ("dense", "chunked", "ring")
+FORMS = ("dense", "chunked", "ring", "kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +60,15 @@ class Row:
     milliseconds: float | None = None
 
 
+def hardware(given: argparse.Namespace) -> list[Any]:
+    """The devices to compile for."""
+    return topology.find(given.topology).devices if given.topology else jax.devices()
+
+
 def inputs(case: Case, given: argparse.Namespace) -> list[jax.ShapeDtypeStruct]:
     """Words, regions, word mask and groups as they lie on the mesh."""
     mesh = sharding.make_mesh(
-        {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[: case.devices]
+        {"data": -1, "fsdp": 1, "tensor": 1}, devices=hardware(given)[: case.devices]
     )
     spread = sharding.batch_sharding(mesh)
     dtype = jnp.dtype(given.dtype)
@@ -85,6 +97,9 @@ def values(abstract: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
 
 def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., Any]]:
     """Value and both gradients, ready to run, and what they will need."""
+    implementation = case.form
+    if case.form == "kernel":
+        implementation = "ring" if case.devices > 1 else "chunked"
 
     def loss(words: jax.Array, regions: jax.Array, mask: jax.Array, group: jax.Array) -> jax.Array:
         return local_contrastive_loss(
@@ -92,8 +107,9 @@ def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., 
             mask,
             regions,
             group=group,
-            implementation=case.form,
+            implementation=implementation,
             chunk_size=given.chunk,
+            tile="kernel" if case.form == "kernel" else "xla",
         )
 
     began = time.perf_counter()
@@ -179,7 +195,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=16, help="captions and images of a tile")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--devices", type=_numbers, default=(1, 8))
-    parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), default=FORMS)
+    parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), default=FORMS[:3])
+    parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5e:2x2")
     parser.add_argument("--time-up-to", type=int, default=0, help="largest batch that is run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the numbers")
@@ -187,6 +204,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     for form in given.forms:
         if form not in FORMS:
             parser.error(f"unknown form {form!r}; choices: {', '.join(FORMS)}")
+    if given.topology and given.time_up_to:
+        parser.error("--topology only compiles: --time-up-to must stay 0")
     return given
 
 
@@ -197,18 +216,18 @@ def main(arguments: list[str] | None = None) -> None:
         # Both are read when the backend starts; fake devices need threads to wait in.
         jax.config.update("jax_num_cpu_devices", max(given.devices))
         os.environ.setdefault("NPROC", str(8 * max(given.devices)))
-    available = len(jax.devices())
-    given.devices = tuple(count for count in given.devices if count <= available)
+    devices = hardware(given)
+    given.devices = tuple(count for count in given.devices if count <= len(devices))
     rows = measure(given)
     print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, W={given.words} "
-        f"R={given.regions} D={given.width}, {given.dtype}, tiles of {given.chunk} x {given.chunk}"
+        f"{devices[0].device_kind}, jax {jax.__version__}, W={given.words} R={given.regions} "
+        f"D={given.width}, {given.dtype}, tiles of at most {given.chunk or 'what fits'}"
     )
     print(table(rows))
     if given.json:
         settings = {name: value for name, value in vars(given).items() if name != "json"}
         result = {
-            "device": jax.devices()[0].device_kind,
+            "device": devices[0].device_kind,
             "jax": jax.__version__,
             "settings": settings,
             "rows": [dataclasses.asdict(row) for row in rows],
