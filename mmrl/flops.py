@@ -59,6 +59,8 @@ def _of_equation(equation: core.JaxprEqn, arm: _Arm) -> int:
         return inner * parameters["length"]
     if name == "shard_map":
         return inner * parameters["mesh"].size
+    if name == "pallas_call":
+        return inner * math.prod(parameters["grid_mapping"].grid)
     return inner
 
 

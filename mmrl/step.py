@@ -279,8 +279,9 @@ def model_flops(
         if "remat" in encoder:
             encoder.remat = "none"
     for name, options in plain.objectives.items():
-        if "implementation" in build.options(build.find("objective", name)):
-            options.implementation = "dense"
+        for option, value in {"implementation": "dense", "tile": "xla"}.items():
+            if option in build.options(build.find("objective", name)):
+                options[option] = value
     layout = learner.layout(plain, vocab_size, mesh)
     leaves, tree = jax.tree.flatten(layout.params)
     changes = jax.tree.leaves(optim.trainable(layout.params, tuple(config.optimizer.rules)))

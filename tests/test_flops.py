@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 
 from mmrl import flops, sharding
 from mmrl.data.pipeline import Options, training_batches
@@ -52,6 +53,22 @@ def test_loops_branches_and_wrappers():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
 
     assert flops.count(branched, shape(4, 6), shape(6, 6)) == 2 * one
+
+
+def test_kernels_count_once_for_each_program():
+    def kernel(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    def product(x, w):
+        rows = pallas.BlockSpec((8, 6), lambda i: (i, 0))
+        whole = pallas.BlockSpec((6, 6), lambda i: (0, 0))
+        result = jax.ShapeDtypeStruct((32, 6), jnp.float32)
+        call = pallas.pallas_call(
+            kernel, out_shape=result, grid=(4,), in_specs=[rows, whole], out_specs=rows
+        )
+        return call(x, w)
+
+    assert flops.count(product, shape(32, 6), shape(6, 6)) == 2 * 32 * 6 * 6
 
 
 def forward(config):
