@@ -19,7 +19,7 @@ processes|count|2|number of processes
 devices|count|1|devices per process
 platform|cpu/gpu|cpu|fake CPU devices or the GPUs of this machine
 port|port|12355|port of the coordinator on 127.0.0.1
-python|path|python3|Python with mmrl installed
+python|path|.venv/bin/python|Python with mmrl installed
 module|word|mmrl.main|module that is run
 grace|count|30|seconds that the others get to end after one ended badly
 '

@@ -132,7 +132,9 @@ def local(processes: int = 2) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return f"launch/local.sh {SLURM} --processes={processes} --port={port} --grace=2"
+    return (
+        f"launch/local.sh {SLURM} --processes={processes} --port={port} --grace=2 --python=python3"
+    )
 
 
 @pytest.mark.parametrize(
