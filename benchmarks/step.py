@@ -200,6 +200,11 @@ def peak_memory(row: Row, arguments: Sequence[str], *more: str) -> None:
 
 def _own_peak() -> int:
     """Peak resident bytes of this process so far."""
+    # Linux carries the resource usage of the process that started this one over to it.
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

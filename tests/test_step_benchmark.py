@@ -1,19 +1,26 @@
 """The forms that `benchmarks.step` compares are one step: equal loss and equal gradients."""
 
+import functools
 import importlib.util
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import step as benchmark
 from benchmarks.step_forms import workload
 from benchmarks.step_forms.base import Cost
+from benchmarks.step_forms.jax_forms import JaxForm
 from benchmarks.step_forms.published import PublishedStep, apart
 from mmrl import flops, sharding
+from mmrl.models.resnet import Resnet
 from mmrl.step import TrainStep
 from mmrl.types import InputError
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.optax
 NO_TORCH = importlib.util.find_spec("torch") is None
@@ -30,38 +37,52 @@ def make(count, *more):
     """A workload with one empty report and ragged lengths, and a mesh of one device."""
     chosen = given(*more)
     work = workload.make(chosen, count)
-    if work.config.model.image.name == "vit":
-        work.config.model.image.depth = 1
+    work.config.model.image.depth = 1
     work.batches[0]["token_mask"][1, 2:] = False
     work.batches[0]["perturbed_valid"][2] = False
     axes = {"data": 1, "fsdp": 1, "tensor": 1}
     return chosen, work, sharding.make_mesh(axes, devices=jax.devices()[:1])
 
 
-def assert_close(one, two, tolerance):
-    """Largest difference of a leaf relative to the largest entry of all leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(one)
-    largest = max(np.abs(leaf).max() for _, leaf in leaves)
-    for (path, a), b in zip(leaves, jax.tree.leaves(two), strict=True):
-        assert np.abs(a - b).max() <= tolerance * largest, jax.tree_util.keystr(path)
+@functools.cache
+def ours():
+    """(workload, mesh, first parameters, jax-fused after one update) of the tiny encoder."""
+    _, work, mesh = make(1, "--scan-layers")
+    step = TrainStep(work.config, work.vocab_size, mesh, work.batches[0])
+    params = jax.device_get(step.init()["params"])
+    form = JaxForm("jax-fused", step, work.batches[0])
+    form.run(form.place(work.batches[0]))
+    return work, mesh, params, form
 
 
+@pytest.mark.slow
 def test_published_step_has_our_loss_and_gradients_and_costs_more():
-    _, work, mesh = make(1)
+    work, mesh, _, fused = ours()
     batch = work.batches[0]
-    ours = TrainStep(work.config, work.vocab_size, mesh, batch)
-    theirs = PublishedStep(work.config, work.vocab_size, mesh, apart(batch))
-    state = ours.init()
-    one, gradients = ours.loss_and_gradients(state, batch)
-    two, others = theirs.loss_and_gradients(state, apart(batch))
-    np.testing.assert_allclose(one, two, rtol=1e-5)
-    assert_close(gradients, others, 1e-5)
-
-    def count(step, batch):
-        return flops.count(step.loss_and_gradients, state, batch)
-
+    step = PublishedStep(work.config, work.vocab_size, mesh, apart(batch))
+    published = JaxForm("jax-published", step, batch, adapt=apart)
+    published.run(published.place(batch))
+    assert published.values() == pytest.approx(fused.values(), rel=1e-5)
+    # The first momentum is the gradient and its decay, which needs no gradient.
+    leaves = jax.tree_util.tree_leaves_with_path(fused.state["opt_state"])
+    largest = max(np.abs(leaf).max() for _, leaf in leaves)
+    for (path, one), two in zip(leaves, jax.tree.leaves(published.state["opt_state"]), strict=True):
+        assert np.abs(one - two).max() <= 1e-5 * largest, jax.tree_util.keystr(path)
     # 5 text passes and 3 image passes, against 3 texts in one pass and 1 image pass.
-    assert 1.4 < count(theirs, apart(batch)) / count(ours, batch) < 3.2
+    assert 1.4 < published.cost.flops / fused.cost.flops < 3.2
+    assert published.cost.compile_seconds > 0 and published.cost.temporary_bytes > 0
+
+
+def test_packing_costs_less_where_its_rows_suffice():
+    # Rows of 128 leave half of the positions empty.
+    _, work, mesh = make(1, "--length=128", "--copies=4", "--text=3x32")
+    batch = work.batches[0]
+    packed = workload.packed(work.config, workload.packing_budget(work.batches))
+    costs = []
+    for config in (packed, work.config):
+        step = TrainStep(config, work.vocab_size, mesh, batch)
+        costs.append(flops.count(step, step.abstract, batch, arm=min))
+    assert costs[0] < 0.9 * costs[1]
 
 
 def test_batches_are_reports_with_their_copies():
@@ -149,34 +170,73 @@ def test_a_peer_without_pytorch_is_one_line(monkeypatch):
         benchmark.chosen_forms(given("--peer"))
 
 
-@pytest.mark.slow
-def test_the_whole_benchmark_runs_and_writes_json(tmp_path, capsys):
+def test_what_was_measured_is_written_as_json(tmp_path, capsys, monkeypatch):
+    forms = [Fake("jax-fused", 2.0, 3.0), Fake("jax-published", 2.0, 3.0)]
+    monkeypatch.setattr(benchmark, "build", lambda names, work, chosen: forms)
     path = tmp_path / "step.json"
-    # Rows of 128 leave half of the positions empty.
-    arguments = [*TINY, "--length=128", "--packing"]
-    benchmark.measure([*arguments, "--forms=jax-fused,jax-fused-packed", f"--json={path}"])
+    benchmark.measure([*TINY, f"--json={path}"])
     found = json.loads(path.read_text())
-    fused, packed = found["rows"]
-    assert fused["loss"] == pytest.approx(packed["loss"], rel=1e-5)
-    assert 0 < packed["gigaflop"] < fused["gigaflop"]
-    assert 0 < found["settings"]["packing"] <= 1
-    assert "jax-fused-packed" in capsys.readouterr().out
+    assert [row["form"] for row in found["rows"]] == ["jax-fused", "jax-published"]
+    for row in found["rows"]:
+        assert (row["loss"], row["grad_norm"], row["gigaflop"]) == (2.0, 3.0, 2.0)
+        assert row["median_seconds"] == row["seconds"][0] > 0
+    assert found["corpus"] == "phantom reports" and found["settings"]["batch"] == 3
+    said = capsys.readouterr().out
+    assert "jax-published" in said and "first step: loss 2, grad norm 3" in said
 
 
+def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    ballast = np.ones(2**27, np.uint8)  # of this process, not of the one that is started
+    seen = []
+
+    def run(command, **options):
+        seen.append(command)
+        code = "from benchmarks.step import _own_peak as p; print('said'); x = bytes(2**24);"
+        code += "import json; print(json.dumps({'compiled': 1, 'peak': p()}))"
+        return subprocess_run([sys.executable, "-c", code], cwd=ROOT, **options)
+
+    subprocess_run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    row = benchmark.Row("jax-fused", 1.0, 1.0, 1.0, 1.0, None)
+    benchmark.peak_memory(row, TINY, "--packing=0.5")
+    assert seen[0][-4:] == ["--forms=jax-fused", "--rounds=1", "--only-memory", "--packing=0.5"]
+    assert row.compiled_rss_bytes == 1
+    assert 2**24 < row.peak_rss_bytes < benchmark._own_peak() - ballast.nbytes // 2
+    monkeypatch.setattr(sys, "executable", "false")
+    monkeypatch.setattr(subprocess, "run", subprocess_run)
+    with pytest.raises(InputError, match="jax-fused alone ended with status 1: no output"):
+        benchmark.peak_memory(row, TINY)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(NO_TORCH, reason="needs PyTorch")
-@pytest.mark.parametrize("encoder", ["tiny", "resnet18@32"])
-def test_pytorch_forms_have_our_loss_and_gradients(encoder):
+def test_pytorch_forms_have_our_loss_and_gradients():
     from benchmarks.step_forms.torch_forms import TorchForm
 
-    _, work, mesh = make(1, f"--encoder={encoder}")
+    work, _, params, fused = ours()
     batch = work.batches[0]
-    ours = TrainStep(work.config, work.vocab_size, mesh, batch)
-    state = ours.init()
-    loss, gradients = jax.device_get(ours.loss_and_gradients(state, batch))
-    norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(gradients)))
-    params = jax.device_get(state["params"])
     for published in (False, True):
         form = TorchForm("torch", params, work.config, batch, published, compiles=False)
         form.run(form.place(batch))
-        assert form.values() == pytest.approx((loss, norm), rel=1e-4)
+        assert form.values() == pytest.approx(fused.values(), rel=1e-4)
         assert form.cost.flops > 0
+
+
+@pytest.mark.skipif(NO_TORCH, reason="needs PyTorch")
+@pytest.mark.parametrize("depth", [18, 50])
+def test_pytorch_resnet_is_ours(depth):
+    import torch
+
+    from benchmarks.step_forms.torch_model import Resnet as Peer
+
+    resnet = Resnet(image_size=32, depth=depth, width=4, region_stage=3, rngs=nnx.Rngs(0))
+    # A scale of 0 would hide the convolutions of every block.
+    graphdef, *parts = nnx.split(resnet, nnx.Param, ...)
+    params, rest = map(nnx.to_pure_dict, parts)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    image = np.random.default_rng(0).normal(size=(4, 32, 32, 1)).astype(np.float32)
+    apply = jax.jit(lambda params, image: nnx.merge(graphdef, params, rest)(image, train=True))
+    pooled, local, _ = apply(params, image)
+    found = Peer(jax.device_get(params), region_stage=3)(torch.tensor(image.transpose(0, 3, 1, 2)))
+    for one, two in zip((pooled, local), found, strict=True):
+        np.testing.assert_allclose(two.detach().numpy(), one, rtol=1e-3, atol=1e-4)

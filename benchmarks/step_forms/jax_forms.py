@@ -13,7 +13,7 @@ from mmrl.step import TrainStep
 
 
 class JaxForm:
-    """A TrainStep compiled ahead of its first run; see base.Form.
+    """A TrainStep compiled ahead of its first run; see base.Form. `state` is the present one.
 
     Args:
       name: of the form.
@@ -34,14 +34,14 @@ class JaxForm:
         self.name, self.device = name, jax.devices()[0].device_kind
         self._spread = sharding.batch_sharding(step.mesh)
         self._adapt = adapt
-        self._state = step.init()
+        self.state = step.init()
         placed = self.place(batch)
         began = time.perf_counter()
-        self._program = jax.jit(step, donate_argnums=0).lower(self._state, placed).compile()
+        self._program = jax.jit(step, donate_argnums=0).lower(self.state, placed).compile()
         seconds = time.perf_counter() - began
         memory: Any = self._program.memory_analysis()
         temporary = memory.temp_size_in_bytes
-        self.cost = Cost(flops.count(step, self._state, placed, arm=arm), seconds, temporary)
+        self.cost = Cost(flops.count(step, self.state, placed, arm=arm), seconds, temporary)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh."""
@@ -51,9 +51,9 @@ class JaxForm:
 
     def run(self, placed: dict[str, jax.Array]) -> None:
         """One update."""
-        self._state = jax.block_until_ready(self._program(self._state, placed))
+        self.state = jax.block_until_ready(self._program(self.state, placed))
 
     def values(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update."""
-        found = metrics.compute(self._state["metrics"])
+        found = metrics.compute(self.state["metrics"])
         return float(found["loss"]), float(found["grad_norm"])
