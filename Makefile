@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain compare test lint format clean
+.PHONY: pretrain compare test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -14,6 +14,9 @@ compare: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "exhaustive or not exhaustive"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

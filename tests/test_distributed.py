@@ -367,7 +367,7 @@ def test_one_process_continues_where_two_were_stopped(folder, uninterrupted, pre
     assert step in read_lines(workdir, "eval")  # what the preemption left no time for
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_end_with_one_report(folder, uninterrupted, preempted):
     workdir = shutil.copytree(preempted[0], folder / "both")
     printed = finish(start_two(folder, workdir), 0)

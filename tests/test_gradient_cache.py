@@ -161,7 +161,7 @@ def test_loss_and_gradients_equal_the_one_shot_step(count, axes):
     assert_trees_close(one_shot(stub=True)[1], found, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_shipped_encoders_on_a_mesh_equal_one_shot_on_one_device():
     loss, found = gradients(config(4, stub=False), (2, 2, 2))
     np.testing.assert_allclose(loss, one_shot(stub=False)[0], rtol=1e-5)

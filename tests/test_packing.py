@@ -132,9 +132,9 @@ CASES = [
     ("cls", 1, False, True, 0.34),
     ("eos", 2, True, True, 0.34),
     ("mean", 1, False, True, 0.85),
-    pytest.param("cls", 2, True, False, 0.85, marks=pytest.mark.slow),
-    pytest.param("eos", 2, False, False, 1.0, marks=pytest.mark.slow),
-    pytest.param("mean", 2, True, True, 0.34, marks=pytest.mark.slow),
+    pytest.param("cls", 2, True, False, 0.85, marks=pytest.mark.exhaustive),
+    pytest.param("eos", 2, False, False, 1.0, marks=pytest.mark.exhaustive),
+    pytest.param("mean", 2, True, True, 0.34, marks=pytest.mark.exhaustive),
 ]
 
 
@@ -203,7 +203,14 @@ def test_dropout_follows_the_key_and_hits_spilled_texts_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (8, 1, 1),
+        pytest.param((1, 8, 1), marks=pytest.mark.exhaustive),
+        pytest.param((2, 2, 2), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_mesh_computes_the_same_and_packs_on_the_spot(axes):
     tokens, mask = texts(reports=16)
     text = build(packing=0.34)

@@ -101,24 +101,24 @@ def assert_agrees(found, stub=True):
     assert_trees_close(expected(stub)[1], found[1], 1e-5)
 
 
-SLOW = pytest.mark.slow
+MORE = pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize(
     ("form", "axes", "count"),
     [
         ("chunked", ONE, 1),
-        ("dense", DATA, 1),
-        ("dense", FSDP, 1),
+        pytest.param("dense", DATA, 1, marks=MORE),
+        pytest.param("dense", FSDP, 1, marks=MORE),
         ("dense", ALL_AXES, 1),
-        pytest.param("chunked", DATA, 1, marks=SLOW),
-        pytest.param("chunked", FSDP, 1, marks=SLOW),
-        pytest.param("chunked", ALL_AXES, 1, marks=SLOW),
-        ("ring", DATA, 1),
+        pytest.param("chunked", DATA, 1, marks=MORE),
+        pytest.param("chunked", FSDP, 1, marks=MORE),
+        pytest.param("chunked", ALL_AXES, 1, marks=MORE),
+        pytest.param("ring", DATA, 1, marks=MORE),
         ("ring", FSDP, 1),
         ("ring", ALL_AXES, 1),
         ("dense", FSDP, 4),
-        pytest.param("ring", ALL_AXES, 4, marks=SLOW),
+        pytest.param("ring", ALL_AXES, 4, marks=MORE),
     ],
     ids=lambda value: "x".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
@@ -126,7 +126,7 @@ def test_every_mesh_and_every_form_give_one_loss_and_one_gradient(form, axes, co
     assert_agrees(compute(form, axes, count))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_shipped_encoders_under_fsdp_do_so_too():
     assert_agrees(compute("ring", FSDP, stub=False), stub=False)
 

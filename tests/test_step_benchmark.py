@@ -55,7 +55,7 @@ def ours():
     return work, mesh, params, form
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_step_has_our_loss_and_gradients_and_costs_more():
     work, mesh, _, fused = ours()
     batch = work.batches[0]
@@ -73,6 +73,7 @@ def test_published_step_has_our_loss_and_gradients_and_costs_more():
     assert published.cost.compile_seconds > 0 and published.cost.temporary_bytes > 0
 
 
+@pytest.mark.exhaustive
 def test_packing_costs_less_where_its_rows_suffice():
     # Rows of 128 leave half of the positions empty.
     _, work, mesh = make(1, "--length=128", "--copies=4", "--text=3x32")
