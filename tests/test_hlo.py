@@ -110,11 +110,18 @@ def test_loops_count_as_often_as_they_run_or_say_so():
         ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", 2),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", 4),
         ("source_target_pairs={{0,1},{1,0}}", 8),
     ],
 )
 def test_groups_of_devices(groups, size):
     assert traffic.group_size(f"channel_id=1, {groups}, dimensions={{0}}", 8) == size
+
+
+def test_groups_of_unknown_form_are_no_guess():
+    assert traffic.group_size("channel_id=1, replica_groups={}, to_apply=%add", 8) == 8
+    with pytest.raises(ValueError, match="form that is not known: replica_groups=@x"):
+        traffic.group_size("replica_groups=@x{'a'}", 8)
 
 
 def test_arrays_of_types():

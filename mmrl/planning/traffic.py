@@ -56,7 +56,11 @@ def sent(kind: str, operand_bytes: float, devices: int) -> float:
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part together, from `replica_groups` or the pairs of a permute."""
+    """How many devices take part together, from `replica_groups` or the pairs of a permute.
+
+    Raises:
+      ValueError: groups written in a form that this cannot read.
+    """
     if "source_target_pairs=" in attributes:
         return devices
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
@@ -67,12 +71,16 @@ def group_size(attributes: str, devices: int) -> int:
     if iota:
         return int(iota.group(2))
     # mesh['a'=4,'b'=2] {'a'}: one group for each position on the axes that are not named; an axis
-    # may be split, 'a':(2)4 is a factor 4 of it.
-    mesh = re.search(r"replica_groups=[@\w]*mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    # may be split, 'a':(2)4 is a factor 4 of it. Devices in another order are listed in between.
+    mesh = re.search(
+        r"replica_groups=[@\w]*mesh\[([^\]]*)\](?:, device_ids=\(.*?\))?\s*\{([^}]*)\}", attributes
+    )
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if re.search(r"replica_groups=(?!\{\})", attributes):
+        raise ValueError(f"replica_groups of a form that is not known: {attributes[:200]}")
     return devices
 
 
