@@ -151,7 +151,7 @@ def test_the_same_command_again_says_it_is_complete(finished):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
     """SIGKILL at a random moment after a checkpoint: same bits, same metrics lines."""
     extra = ["--noreport"]

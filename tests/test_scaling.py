@@ -7,7 +7,7 @@ import pytest
 from benchmarks import scaling
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_under_fsdp_weights_travel_and_everything_else_falls_with_the_devices(tmp_path, capsys):
     """A pair of narrow transformers on one and on eight devices, compiled."""
