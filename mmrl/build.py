@@ -49,11 +49,20 @@ def find(kind: str, name: str) -> type:
 
 
 def options(target: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only options that a class takes, by name."""
+    """The keyword-only options that a class takes, by name.
+
+    A constructor that hands **others on to its base takes the options of that, too.
+    """
+    found: dict[str, inspect.Parameter] = {}
     # Of __init__: the metaclass of nnx modules hides the signature of the class itself.
-    constructor = target.__init__  # type: ignore[misc]
-    parameters = inspect.signature(constructor).parameters.values()
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for constructor in (c.__dict__["__init__"] for c in target.__mro__ if "__init__" in vars(c)):
+        parameters = inspect.signature(constructor).parameters.values()
+        for p in parameters:
+            if p.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(p.name, p)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def check_options(

@@ -32,23 +32,42 @@ class ImageRef:
       load: () -> u8[H, W] or u16[H, W], one channel, at original size; raises InputError when
         the image cannot be read. Must pickle, so use functools.partial over plain functions.
       view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
+      view_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
+      spacing: millimetres per pixel down and across, None when unknown.
     """
 
     key: str
     load: Callable[[], np.ndarray]
     view: str = "UNKNOWN"
+    view_source: str = ""
+    spacing: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A finding's place: x0, y0, x1, y1 in pixels of the original image, and what names it.
+    """A finding's place: x0, y0, x1, y1 in pixels of the image as `load` gives it, and its name.
 
-    `sentence` is the index into `Record.sentences` of the sentence that states it, or -1.
+    `sentence` is the index into `Record.sentences` of the sentence that states it, or -1; `image`
+    that into `Record.images`; `rater` tells readers of one corpus apart, -1 when there is one.
     """
 
     xyxy: tuple[float, float, float, float]
     label: str
     sentence: int = -1
+    image: int = 0
+    rater: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entailment:
+    """A sentence pair of natural language inference.
+
+    `label` is entailment, neutral or contradiction.
+    """
+
+    premise: str
+    hypothesis: str
+    label: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +88,26 @@ class Record:
       id: "{source}:{native id}", unique.
       patient_id, study_id: as the corpus gives them.
       group_key: the leakage unit that no split may divide (patient, article, video).
-      split: train, val or test.
+      group_known: False where the corpus does not tell the unit and the id stands in for it.
+      aliases: other names of the same leakage unit, each "{corpus}:{group_key of that corpus}";
+        an image of RSNA carries "nih14:{patient}", where it came from.
+      split: train, val or test. split_official: what the owner says, or "none".
       images: handles, one per view; the first is the one trained on unless configured otherwise.
       sections: section name -> raw text (findings, impression, indication, caption, full...).
       label_names, labels: parallel; values 1 present, 0 absent, -1 uncertain, -2 not stated.
       boxes, findings: exact or annotated truth where the corpus has it, else empty.
       sentences: (section, text) pairs when the source knows them, else ().
       masks: () -> {finding label: bool[H, W]} or None when the corpus has none.
+      entailment: the sentence pair, in corpora of such pairs; premise and hypothesis are sections
+        too.
+      prior_id: id of the patient's study before this one, "" when unknown.
+      time: seconds since the patient's first study, None when unknown.
+      attributes: anything else that identifies nobody and may matter ("sex": "F", "age": "57").
+      language: ISO 639-1 code of the text.
       license: as stated by the owner, "" when unknown.
+      access: open, click (an agreement is clicked) or credentialed. redistributable: whether the
+        licence lets others be given copies.
+      source_version: of the corpus, as its owner counts, "" when unknown.
     """
 
     id: str
@@ -94,6 +125,17 @@ class Record:
     sentences: tuple[tuple[str, str], ...] = ()
     masks: Callable[[], dict[str, np.ndarray]] | None = None
     license: str = ""
+    source_version: str = ""
+    split_official: str = "none"
+    group_known: bool = True
+    aliases: tuple[str, ...] = ()
+    entailment: Entailment | None = None
+    prior_id: str = ""
+    time: int | None = None
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    language: str = "en"
+    access: str = "open"
+    redistributable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -246,7 +246,7 @@ def test_refused_tables(folder: Path) -> None:
         " effusion, licence"
     )
     assert refusal(folder / "no.csv").endswith("no.csv: no such table")
-    choices = "choices: .csv, .tsv, .jsonl, .parquet"
+    choices = "choices: .csv, .tsv, .jsonl, .parquet (text also .gz)"
     assert refusal(folder / "t.xlsx").endswith(f"a table of type '.xlsx'; {choices}")
     assert refusal(path, split="dev").startswith("split is 'dev', expected one of: train, val")
     assert refusal(path, verify="md5") == "data.verify 'md5'; choices: decode, header, exists"

@@ -9,13 +9,16 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from mmrl.data.splits import Fractions, check_fractions, check_split, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
+
+T = TypeVar("T")
 
 # One row as read: its number, its cells by column, and what is wrong with it or "".
 Row = tuple[int, Mapping[str, str], str]
@@ -40,6 +43,8 @@ _VIEW_NAMES = {
     "L": "LATERAL",
     "UNKNOWN": "UNKNOWN",
 }
+VERIFY = ("decode", "header", "exists")
+_CHUNK = 1024  # images handed to the thread pool at a time
 _LABELS = (1, 0, -1)
 _NOT_STATED = -2
 
@@ -82,6 +87,25 @@ class Columns:
                 f"{where}: no {noun} {', '.join(map(repr, missing))};"
                 f" present: {', '.join(present) or 'none'}"
             )
+
+
+def check_verify(verify: str, num_threads: int) -> None:
+    """Raises InputError for an unknown level of verification or no thread."""
+    if verify not in VERIFY:
+        raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
+    if num_threads < 1:
+        raise InputError(f"data.num_threads {num_threads}; expected at least 1")
+
+
+def find_faults(
+    fault: Callable[[T], Fault | None], cells: Sequence[T], num_threads: int
+) -> list[Fault | None]:
+    """Applies `fault` to every image in a thread pool; the order is kept."""
+    found: list[Fault | None] = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(cells), _CHUNK):
+            found.extend(pool.map(fault, cells[start : start + _CHUNK]))
+    return found
 
 
 def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:

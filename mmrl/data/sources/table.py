@@ -10,27 +10,24 @@ Given `pairs.csv` beside a folder `images/`
 records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
 """
 
-import csv
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mmrl.data import images
-from mmrl.data.rows import CellError, Columns, Fault, Row, Rows, cell_text, section_columns
+from mmrl.data import images, tabular
+from mmrl.data.rows import (
+    Columns,
+    Fault,
+    Row,
+    Rows,
+    check_verify,
+    find_faults,
+    section_columns,
+)
 from mmrl.data.splits import Fractions
 from mmrl.types import InputError, Record, Reject
-
-VERIFY = ("decode", "header", "exists")
-
-_UNCLOSED = "unexpected end of data"  # the csv module's words
-_CHUNK = 1024  # images handed to the thread pool at a time
 
 
 class Table:
@@ -45,7 +42,8 @@ class Table:
     Args:
       split: train, val or test.
       path: the table; its suffix tells the format: .csv, .tsv (both quoted as RFC 4180 says),
-        .jsonl or .parquet. Text must be UTF-8, with or without byte-order mark.
+        .jsonl or .parquet, the text ones also with .gz behind. Text must be UTF-8, with or without
+        byte-order mark.
       root: folder that the image paths start from; the table's own by default.
       image_column: path of the image, relative to `root`.
       report_columns: section name -> column, or columns that are also the section names.
@@ -102,14 +100,14 @@ class Table:
             labels=(label_columns,) if isinstance(label_columns, str) else tuple(label_columns),
         )
         check_verify(verify, num_threads)
-        reader = _reader_of(path)
+        present = tabular.columns(path)
         self._path = path
         self._root = os.path.dirname(path) or "." if root is None else root
         if not os.path.isdir(self._root):
             raise InputError(f"{path}: root '{self._root}' is not a folder")
-        columns.check(reader.columns(path), path)
+        columns.check(present, path)
         self._rows = Rows(
-            self._confined(_guarded(reader.rows(path, columns.names()), path), image_column),
+            self._confined(tabular.rows(path, columns.names()), image_column),
             columns,
             source="table",
             where=path,
@@ -162,14 +160,6 @@ class Table:
         )
 
 
-def check_verify(verify: str, num_threads: int) -> None:
-    """Raises InputError for an unknown level of verification or no thread."""
-    if verify not in VERIFY:
-        raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
-    if num_threads < 1:
-        raise InputError(f"data.num_threads {num_threads}; expected at least 1")
-
-
 def patient_note(option: str, given: str | None) -> str:
     """Says what the lack of a patient column means for the split; "" when there is one."""
     if given is not None:
@@ -178,17 +168,6 @@ def patient_note(option: str, given: str | None) -> str:
         f"{option} is not set: every row counts as its own patient, so rows of one person may"
         " fall into different splits"
     )
-
-
-def find_faults(
-    fault: Callable[[str], Fault | None], cells: Sequence[str], num_threads: int
-) -> list[Fault | None]:
-    """Applies `fault` to every image cell in a thread pool; the order is kept."""
-    found: list[Fault | None] = []
-    with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(cells), _CHUNK):
-            found.extend(pool.map(fault, cells[start : start + _CHUNK]))
-    return found
 
 
 def _fault(root: str, verify: str, relative: str) -> Fault | None:
@@ -204,160 +183,3 @@ def _fault(root: str, verify: str, relative: str) -> Fault | None:
     except InputError as error:
         return "unreadable_image", str(error)
     return None
-
-
-def _guarded(rows: Iterator[Row], path: str) -> Iterator[Row]:
-    """Passes rows on; turns what a reader can raise into InputError."""
-    try:
-        yield from rows
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _open_text(path: str) -> Any:
-    return open(path, encoding="utf-8-sig", newline="")
-
-
-def _csv_columns(path: str, *, delimiter: str) -> list[str]:
-    with _open_text(path) as file:
-        try:
-            header = next(csv.reader(file, delimiter=delimiter, strict=True), None)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8: {error.reason}") from error
-        except csv.Error as error:
-            raise InputError(f"{path}: the header cannot be read: {error}") from error
-    if not header:
-        raise InputError(f"{path}: empty; expected a header and at least one row")
-    return header
-
-
-def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Row]:
-    with _open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(reader)
-        places = [header.index(name) for name in names]
-        number, line = 0, reader.line_num
-        while True:
-            first, problem, fields = line + 1, "", []
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problem = str(error)
-            line = reader.line_num
-            if not fields and not problem:
-                continue  # a blank line
-            number += 1
-            lines = f"line {first}" if first == line else f"lines {first} to {line}"
-            if problem == _UNCLOSED:  # it swallowed every row after it: too much to quarantine
-                raise InputError(f"{path} row {number}: a quote is never closed ({lines})")
-            if problem:
-                yield number, {}, f"{problem} ({lines})"
-            elif len(fields) != len(header):
-                yield number, {}, f"{len(fields)} fields, expected {len(header)} ({lines})"
-            else:
-                cells = (fields[place] for place in places)
-                yield number, dict(zip(names, cells, strict=True)), ""
-
-
-def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
-    """Yields the (key, value) pairs of each line, or what is wrong with it."""
-    with _open_text(path) as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                pairs = json.loads(line, object_pairs_hook=tuple)
-            except (ValueError, RecursionError) as error:
-                yield f"not JSON: {_line(error)}"
-                continue
-            is_object = isinstance(pairs, tuple)
-            yield list(pairs) if is_object else f"{type(pairs).__name__}, expected an object"
-
-
-def _json_columns(path: str) -> list[str]:
-    """Returns the keys of all lines; a key twice in one line is returned twice."""
-    names: dict[str, None] = {}
-    try:
-        for pairs in _json_objects(path):
-            if isinstance(pairs, str):
-                continue
-            keys = [key for key, _ in pairs]
-            if len(set(keys)) < len(keys):
-                return keys
-            names.update(dict.fromkeys(keys))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason}") from error
-    if not names:
-        raise InputError(f"{path}: empty; expected one JSON object per line")
-    return list(names)
-
-
-def _json_rows(path: str, names: Sequence[str]) -> Iterator[Row]:
-    for number, pairs in enumerate(_json_objects(path), 1):
-        if isinstance(pairs, str):
-            yield number, {}, pairs
-        else:
-            yield _texts(number, dict(pairs), names)
-
-
-def _parquet_columns(path: str) -> list[str]:
-    try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: not a Parquet file: {_line(error)}") from error
-
-
-def _parquet_rows(path: str, names: Sequence[str]) -> Iterator[Row]:
-    number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_CHUNK, columns=list(names)):
-            for cells in batch.to_pylist():
-                number += 1
-                yield _texts(number, cells, names)
-
-
-def _texts(number: int, cells: Mapping[str, Any], names: Sequence[str]) -> Row:
-    try:
-        return number, {name: cell_text(cells.get(name)) for name in names}, ""
-    except CellError as error:
-        return number, {}, str(error)
-
-
-class _Reader(NamedTuple):
-    """How to read one format: columns(path), and rows(path, names of the columns wanted)."""
-
-    columns: Callable[[str], list[str]]
-    rows: Callable[[str, Sequence[str]], Iterator[Row]]
-
-
-def _delimited(delimiter: str) -> _Reader:
-    return _Reader(
-        functools.partial(_csv_columns, delimiter=delimiter),
-        functools.partial(_csv_rows, delimiter=delimiter),
-    )
-
-
-_READERS = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".jsonl": _Reader(_json_columns, _json_rows),
-    ".parquet": _Reader(_parquet_columns, _parquet_rows),
-}
-
-
-def _reader_of(path: str) -> _Reader:
-    """Returns the reader of a table, by its suffix; InputError for another or no file."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in _READERS:
-        raise InputError(f"{path}: a table of type '{suffix}'; choices: {', '.join(_READERS)}")
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such table")
-    return _READERS[suffix]

@@ -17,8 +17,18 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from mmrl.data import images
-from mmrl.data.rows import CellError, Columns, Fault, Row, Rows, cell_text, section_columns
-from mmrl.data.sources.table import check_verify, find_faults, patient_note
+from mmrl.data.rows import (
+    CellError,
+    Columns,
+    Fault,
+    Row,
+    Rows,
+    cell_text,
+    check_verify,
+    find_faults,
+    section_columns,
+)
+from mmrl.data.sources.table import patient_note
 from mmrl.data.splits import Fractions
 from mmrl.types import InputError, Record, Reject
 

@@ -1,0 +1,227 @@
+"""Tables of text as files hold them: CSV, TSV, JSONL (each also gzipped) and Parquet, row by row.
+
+`columns` tells the header, `rows` the cells wanted, as text. A row that does not fit the header is
+handed on with what is wrong with it; a file that cannot be read raises InputError.
+"""
+
+import csv
+import functools
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmrl.data.rows import CellError, Row, cell_text
+from mmrl.types import InputError
+
+T = TypeVar("T")
+
+_UNCLOSED = "unexpected end of data"  # the csv module's words
+_CHUNK = 1024  # rows of a Parquet file at a time
+
+
+def columns(path: str) -> list[str]:
+    """The column names of a table, in its order (JSONL: every key of any line).
+
+    Raises:
+      InputError: an unknown type of file, no such file, or one that cannot be read.
+    """
+    reader = _reader_of(path)
+    return next(_guarded((reader.columns(path) for _ in range(1)), path))
+
+
+def rows(path: str, names: Sequence[str]) -> Iterator[Row]:
+    """Yields every row, numbered from 1 without header and blank lines: number, cells, problem.
+
+    Args:
+      names: the columns wanted, all of them in the header.
+
+    Raises:
+      InputError: the file stops being readable, here a quote that is never closed too.
+    """
+    return _guarded(_reader_of(path).rows(path, names), path)
+
+
+def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
+    """Yields every line of a JSONL file that is not blank: number from 1, value, what is wrong.
+
+    Raises:
+      InputError: no such file, or it cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    return _guarded(_json_values(path), path)
+
+
+def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
+    """Passes rows on; turns what a reader can raise into InputError."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error.reason}") from error
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _open_text(path: str) -> Any:
+    opener = gzip.open if path.lower().endswith(".gz") else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def _csv_columns(path: str, *, delimiter: str) -> list[str]:
+    with _open_text(path) as file:
+        try:
+            header = next(csv.reader(file, delimiter=delimiter, strict=True), None)
+        except csv.Error as error:
+            raise InputError(f"{path}: the header cannot be read: {error}") from error
+    if not header:
+        raise InputError(f"{path}: empty; expected a header and at least one row")
+    return header
+
+
+def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Row]:
+    with _open_text(path) as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = next(reader)
+        places = [header.index(name) for name in names]
+        number, line = 0, reader.line_num
+        while True:
+            first, problem, fields = line + 1, "", []
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem = str(error)
+            line = reader.line_num
+            if not fields and not problem:
+                continue  # a blank line
+            number += 1
+            lines = f"line {first}" if first == line else f"lines {first} to {line}"
+            if problem == _UNCLOSED:  # it swallowed every row after it: too much to quarantine
+                raise InputError(f"{path} row {number}: a quote is never closed ({lines})")
+            if problem:
+                yield number, {}, f"{problem} ({lines})"
+            elif len(fields) != len(header):
+                yield number, {}, f"{len(fields)} fields, expected {len(header)} ({lines})"
+            else:
+                cells = (fields[place] for place in places)
+                yield number, dict(zip(names, cells, strict=True)), ""
+
+
+def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
+    """Yields the (key, value) pairs of each line, or what is wrong with it."""
+    with _open_text(path) as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                pairs = json.loads(line, object_pairs_hook=tuple)
+            except (ValueError, RecursionError) as error:
+                yield f"not JSON: {_line(error)}"
+                continue
+            is_object = isinstance(pairs, tuple)
+            yield list(pairs) if is_object else f"{type(pairs).__name__}, expected an object"
+
+
+def _json_values(path: str) -> Iterator[tuple[int, Any, str]]:
+    with _open_text(path) as file:
+        number = 0
+        for line in file:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                yield number, json.loads(line), ""
+            except (ValueError, RecursionError) as error:
+                yield number, None, f"not JSON: {_line(error)}"
+
+
+def _json_columns(path: str) -> list[str]:
+    """Returns the keys of all lines; a key twice in one line is returned twice."""
+    names: dict[str, None] = {}
+    for pairs in _json_objects(path):
+        if isinstance(pairs, str):
+            continue
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            return keys
+        names.update(dict.fromkeys(keys))
+    if not names:
+        raise InputError(f"{path}: empty; expected one JSON object per line")
+    return list(names)
+
+
+def _json_rows(path: str, names: Sequence[str]) -> Iterator[Row]:
+    for number, pairs in enumerate(_json_objects(path), 1):
+        if isinstance(pairs, str):
+            yield number, {}, pairs
+        else:
+            yield _texts(number, dict(pairs), names)
+
+
+def _parquet_columns(path: str) -> list[str]:
+    try:
+        return list(pq.read_schema(path).names)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: not a Parquet file: {_line(error)}") from error
+
+
+def _parquet_rows(path: str, names: Sequence[str]) -> Iterator[Row]:
+    number = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_CHUNK, columns=list(names)):
+            for cells in batch.to_pylist():
+                number += 1
+                yield _texts(number, cells, names)
+
+
+def _texts(number: int, cells: Mapping[str, Any], names: Sequence[str]) -> Row:
+    try:
+        return number, {name: cell_text(cells.get(name)) for name in names}, ""
+    except CellError as error:
+        return number, {}, str(error)
+
+
+class _Reader(NamedTuple):
+    """How to read one format: columns(path), and rows(path, names of the columns wanted)."""
+
+    columns: Callable[[str], list[str]]
+    rows: Callable[[str, Sequence[str]], Iterator[Row]]
+
+
+def _delimited(delimiter: str) -> _Reader:
+    return _Reader(
+        functools.partial(_csv_columns, delimiter=delimiter),
+        functools.partial(_csv_rows, delimiter=delimiter),
+    )
+
+
+_READERS = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": _Reader(_json_columns, _json_rows),
+    ".parquet": _Reader(_parquet_columns, _parquet_rows),
+}
+
+
+def _reader_of(path: str) -> _Reader:
+    """Returns the reader of a table, by its suffix; InputError for another or no file."""
+    stem = path[:-3] if path.lower().endswith(".gz") else path
+    suffix = os.path.splitext(stem)[1].lower()
+    if suffix not in _READERS or (stem != path and suffix == ".parquet"):
+        raise InputError(
+            f"{path}: a table of type '{suffix}'; choices: {', '.join(_READERS)} (text also .gz)"
+        )
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such table")
+    return _READERS[suffix]

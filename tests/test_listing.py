@@ -1,0 +1,114 @@
+"""What all corpora as distributed have in common."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from mmrl.data.drafts import Draft, Facts, ImageFile
+from mmrl.data.listing import Listing
+from mmrl.data.masks import Mask, decode_mask, encode_mask
+from mmrl.types import Box, Entailment, InputError, Reject
+
+
+class Example(Listing):
+    facts = Facts(
+        title="Example",
+        url="https://example.org",
+        license="CC0-1.0",
+        version="1",
+        expected={"records": 5, "images": 4, "records/test": 2},
+    )
+    label_names = ("a", "b")
+
+    def scan(self):
+        yield Draft(
+            "r1",
+            patient="p1",
+            split="train",
+            images=(ImageFile("x.png", "PA"), ImageFile("gone.png"), ImageFile("y.png", "LATERAL")),
+            sections={"findings": "Clear."},
+            labels=(1, -1),
+            boxes=(Box((0, 0, 1, 1), "a"), Box((0, 0, 2, 2), "b", image=2)),
+            masks=(Mask("a", 3, 4, (0, 2)),),
+            entailment=Entailment("p", "h", "neutral"),
+            time=0,
+            attributes={"sex": "F"},
+        )
+        yield Draft("r2", patient="p1", split="test", images=(ImageFile("cut.png"),))
+        yield Draft("r3", patient="p2", split="test", images=(ImageFile("../out.png"),))
+        yield Draft("r1", patient="p9")
+        yield Reject("test_listing:row 7", "bad_row", "3 fields, expected 4")
+        yield Draft("r4", patient="p3", images=(ImageFile("gone.png"),), sections={"full": "Text."})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for name in ("x.png", "y.png", "cut.png"):
+        cv2.imwrite(str(root / name), np.arange(64, dtype=np.uint8).reshape(8, 8))
+    (root / "cut.png").write_bytes((root / "cut.png").read_bytes()[:-4])
+    cv2.imwrite(str(tmp_path / "out.png"), np.zeros((2, 2), np.uint8))
+    return str(root)
+
+
+def test_records_keep_what_was_drafted(folder):
+    corpus = pickle.loads(pickle.dumps(Example(split="all", path=folder)))
+    (record,) = [corpus[index] for index in range(len(corpus))]
+    assert record.id == "test_listing:r1"
+    assert [image.key for image in record.images] == ["x.png", "y.png"]
+    assert record.images[0].load()[0, 1] == 1
+    assert (record.labels, record.time, record.attributes) == ((1, -1), 0, {"sex": "F"})
+    assert [(box.label, box.image) for box in record.boxes] == [("a", 0), ("b", 1)]
+    assert record.masks()["a"].sum() == 2
+    assert record.entailment == Entailment("p", "h", "neutral")
+    assert (record.split, record.split_official, record.license) == ("train", "train", "CC0-1.0")
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason(folder):
+    corpus = Example(split="all", path=folder)
+    assert {(reject.id.partition(":")[2], reject.reason) for reject in corpus.rejects} == {
+        ("row 7", "bad_row"),
+        ("r1", "duplicate_id"),
+        ("r1#gone.png", "missing_image"),
+        ("r2", "unreadable_image"),
+        ("r3", "unsafe_path"),
+        ("r4", "missing_image"),
+    }
+    assert corpus.total == 1 + 5  # an image that is refused while its record stays is no record
+    assert corpus.missing_images == 2
+
+
+def test_text_is_kept_without_images_when_allowed(folder):
+    corpus = Example(split="all", path=folder, allow_missing_images=True)
+    texts = {corpus[index].id: corpus[index].sections for index in range(len(corpus))}
+    assert texts["test_listing:r4"] == {"full": "Text."}
+    assert [r.reason for r in corpus.rejects if r.id.endswith("r2")] == ["unreadable_image"]
+
+
+def test_counts_and_crossing_groups_are_told(folder):
+    corpus = Example(split="all", path=folder)
+    assert any("1 records found, 5 in the published" in line for line in corpus.warnings)
+    assert any("1 groups (patients or articles) into more than one" in w for w in corpus.warnings)
+    whole = [Example(split=s, path=folder, official_split=False) for s in ("train", "val", "test")]
+    assert sum(len(part) for part in whole) == 1
+
+
+def test_a_split_holds_its_records_only(folder):
+    assert len(Example(split="train", path=folder)) == 1
+    with pytest.raises(InputError, match="expected one of: train, val, test, all"):
+        Example(split="dev", path=folder)
+    with pytest.raises(InputError, match="not a folder"):
+        Example(split="train", path=folder + "/nothing")
+
+
+def test_masks_are_runs_down_the_columns():
+    pixels = np.array([[1, 0, 1], [1, 1, 0]], bool)
+    mask = encode_mask("a", pixels)
+    assert mask.runs == (0, 2, 3, 2)
+    np.testing.assert_array_equal(decode_mask(mask), pixels)
+    for runs in [(0, 7), (2, 1, 0, 1), (-1, 2), (0, 0), (0, 1, 2)]:
+        with pytest.raises(InputError):
+            decode_mask(Mask("a", 2, 3, runs))
