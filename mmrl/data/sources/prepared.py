@@ -1,0 +1,150 @@
+"""A corpus that `python -m mmrl.prepare` wrote: the fast path of training.
+
+Text comes from the index, read once; pixels from ArrayRecord shards, one record at a time, from
+any thread or process. `Prepared(split="train", path="corpora/openi")` yields the records that the
+source yielded, with their images as stored.
+"""
+
+import functools
+import json
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmrl.data import shards
+from mmrl.data.splits import check_split
+from mmrl.types import Box, Entailment, ImageRef, InputError, Record, Reject
+
+VERIFY = ("size", "sha256")
+
+
+class _Boxes(Sequence[Box]):
+    """Boxes read when first asked for: a scan over all texts must not read every shard."""
+
+    def __init__(self, path: str, position: int, count: int) -> None:
+        self._place, self._count = (path, position), count
+
+    @functools.cached_property
+    def _read(self) -> tuple[Box, ...]:
+        return shards.load_boxes(*self._place)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Box: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Box, ...]: ...
+    def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
+        return self._read[index]
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter(self._read if self._count else ())
+
+
+class Prepared:
+    """Records of one split of a prepared corpus; a Source.
+
+    Args:
+      split: train, val or test.
+      path: the folder that `mmrl.prepare` wrote.
+      verify: "size" compares the size of every shard with the manifest, "sha256" reads and
+        digests them all.
+
+    Attributes:
+      rejects: empty; what was refused is in rejects.jsonl of the folder, and `note` counts it.
+      manifest: of the corpus.
+
+    Raises:
+      InputError: no complete corpus there, or files that differ from its manifest.
+    """
+
+    def __init__(self, *, split: str, path: str, verify: str = "size") -> None:
+        check_split(split)
+        if verify not in VERIFY:
+            raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
+        self.manifest: dict[str, Any] = shards.read_manifest(path)
+        self._path = path
+        _check_files(path, self.manifest, verify)
+        table = pq.read_table(os.path.join(path, shards.INDEX))
+        self._rows = table.filter(pc.field("split") == split).combine_chunks()
+        self._label_names = tuple(self.manifest["label_names"])
+        self._sections = [n for n in self._rows.column_names if n.startswith("section.")]
+        self._shards = self._rows["shard"].to_pylist()
+        self._positions = self._rows["position"].to_numpy()
+        self.rejects: list[Reject] = []
+        self.total = len(self._rows)
+        refused = sum(self.manifest["rejects"].values())
+        self.note = f"{refused:,} items were refused when it was prepared" if refused else ""
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def index(self) -> pa.Table:
+        """The rows of the split as in index.parquet."""
+        return self._rows
+
+    def image(self, index: int, number: int = 0) -> np.ndarray:
+        """Image `number` of record `index`, without building the record: u8 or u16[H, W]."""
+        return shards.load_image(*self._place(index), number)
+
+    def __getitem__(self, index: int) -> Record:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        position %= len(self)
+        (row,) = self._rows.slice(position, 1).to_pylist()
+        place = self._place(position)
+        sections = {name.removeprefix("section."): row[name] for name in self._sections}
+        plain = {
+            name: row[name] for name, _ in shards.INDEX_FIELDS[:16] if name not in ("aliases",)
+        }
+        return Record(
+            **plain,
+            aliases=tuple(row["aliases"]),
+            sections={name: text for name, text in sections.items() if text is not None},
+            images=tuple(
+                ImageRef(
+                    key,
+                    functools.partial(shards.load_image, *place, number),
+                    row["views"][number],
+                    row["view_sources"][number],
+                    tuple(row["spacings"][number]) or None,
+                )
+                for number, key in enumerate(row["image_keys"])
+            ),
+            label_names=self._label_names if row["labels"] else (),
+            labels=tuple(row["labels"]),
+            boxes=_Boxes(*place, row["num_boxes"]) if row["num_boxes"] else (),
+            findings=shards.findings_of(row["findings"]),
+            sentences=tuple((section, text) for section, text in json.loads(row["sentences"])),
+            masks=functools.partial(shards.load_masks, *place) if row["mask_labels"] else None,
+            entailment=Entailment(*json.loads(row["entailment"])) if row["entailment"] else None,
+            attributes=json.loads(row["attributes"]),
+        )
+
+    def _place(self, index: int) -> tuple[str, int]:
+        return os.path.join(self._path, self._shards[index]), int(self._positions[index])
+
+
+def _check_files(path: str, manifest: dict[str, Any], verify: str) -> None:
+    """Raises InputError at the first file that is not as the manifest says."""
+    for name, stated in manifest["files"].items():
+        full = os.path.join(path, name)
+        if os.path.basename(name) != name:
+            raise InputError(f"{path}: the manifest names {name!r}; expected a file beside it")
+        if not os.path.isfile(full):
+            raise InputError(f"{path}: {name} of the manifest is missing")
+        if os.path.getsize(full) != stated["bytes"]:
+            raise InputError(
+                f"{full} has {os.path.getsize(full):,} bytes; its manifest says {stated['bytes']:,}"
+            )
+        if verify == "sha256" and shards.file_sha256(full) != stated["sha256"]:
+            raise InputError(f"{full} was altered: its sha256 differs from the manifest's")
