@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from mmrl import build
+from mmrl.data import leaks
 from mmrl.types import InputError
 
 # Options of `config.data` that belong to the pipeline; all others go to the source.
@@ -35,6 +36,7 @@ PIPELINE_KEYS = frozenset(
         "num_workers",
         "prefetch",
         "max_reject_fraction",
+        "waive_leaks",
     }
 )
 
@@ -46,6 +48,7 @@ RESUMABLE_KEYS = (
     "eval_every",
     "checkpoint",
     "evaluators",
+    "data.waive_leaks",
     "mesh",
     "gradient_cache",
     "compile_cache",
@@ -147,6 +150,9 @@ def _data() -> ml_collections.ConfigDict:
             "num_workers": 0,  # processes; 0: threads only
             "prefetch": 2,  # batches sent to the device ahead of the step that takes them
             "max_reject_fraction": 0.01,
+            # Overlap of held-out with training records that is accepted, and written into results:
+            # (kind in mmrl/data/leaks.py, greatest share of the held-out records, reason).
+            "waive_leaks": (),
         }
     )
 
@@ -218,8 +224,8 @@ def frozen(value: Any) -> Any:
 
 
 def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a stored run."""
-    return ml_collections.ConfigDict(frozen(stored))
+    """The config of a stored run; options younger than it are off."""
+    return ml_collections.ConfigDict(frozen({**stored, "data": _LATER_KEYS | stored["data"]}))
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,6 +269,8 @@ _SUPPLIED = {
 }
 
 
+# Pipeline options that configs of earlier runs do not have, and what those runs did.
+_LATER_KEYS = {"waive_leaks": ()}
 # What configs of runs from before it was an option do not have; then it is off.
 _OPTIONAL = ("config.mesh.dcn", *(f"config.mesh.dcn.{axis}" for axis in ("data", "fsdp", "tensor")))
 
@@ -319,6 +327,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for key in ("steps", "skip"):
         if config.profile[key] < 0:
             raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")
+    leaks.parse_waivers(config.data.waive_leaks)
     for key in ("accumulation", "gradient_cache"):
         if config.batch_size % config[key]:
             raise InputError(
@@ -349,7 +358,8 @@ def with_data(
     validate(other)
     pipeline, _ = split_data(chosen.data)
     given, given_source = split_data(other.data)
-    taken = {key: given[key] for key in ("source", "sections", "max_reject_fraction")}
+    kept = ("source", "sections", "max_reject_fraction", "waive_leaks")
+    taken = {key: given[key] for key in kept}
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators
     return chosen

@@ -6,6 +6,8 @@ Everything comes from the checkpoint: model, tokenizer, preprocessing, data and 
 `--config=FILE` takes data source and evaluators from that file instead.
 """
 
+from typing import Any
+
 import jax
 from absl import flags
 
@@ -43,6 +45,10 @@ def main() -> None:
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = cli.folder("out", _OUT.value) if _OUT.value else default
     run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
+    leaks: dict[str, Any] = {"note": "the training split itself was evaluated, as asked"}
+    if _SPLIT.value != "train":
+        training = run.training_fingerprint(trained)
+        leaks = run.check_leaks(training, corpus.fingerprint, chosen.data, console)
     examples = trained.examples(
         corpus, lambda: run.load_corpus(chosen.data, "train", allow_empty=True)
     )
@@ -53,6 +59,7 @@ def main() -> None:
     content = {
         "step": trained.step,
         "weights_sha256": trained.weights_sha256(),
+        "leaks": leaks,
         "results": {name: result.to_dict() for name, result in results.items()},
     }
     if first:
@@ -64,6 +71,7 @@ def main() -> None:
         results,
         title=f"mmrl evaluation: {examples.name}",
         config=config.plain(chosen),
+        leaks=leaks,
     )
     console.say(f"results: {folder / 'results.json'}\nreport: {page}")
 

@@ -37,6 +37,7 @@ def main() -> None:
             results,
             title=f"mmrl run: {workdir.name}",
             config=trained.meta["config"],
+            leaks=trainer.leaks,
         )
         trainer.console.say(f"report: {page}")
 

@@ -26,6 +26,7 @@ def write(
     *,
     title: str,
     config: Mapping[str, Any],
+    leaks: Mapping[str, Any],
 ) -> Path:
     """Draws `folder`/figures/*.png and writes `folder`/report.html.
 
@@ -34,13 +35,14 @@ def write(
     Args:
       trained: the encoders. examples: what `results` were measured on.
       config: plain, as it shall be shown.
+      leaks: what is known of held-out records seen in training, see `mmrl.data.leaks.summary`.
 
     Returns:
       Path of the report.
     """
     path = folder / "report.html"
     attended = _attended(trained, examples)
-    provenance = trained.provenance(examples)
+    provenance = {**trained.provenance(examples), "leaks": leaks}
     if jax.process_index() != 0:
         return path
     lines = metrics.read_lines(trained.workdir / "metrics.jsonl")

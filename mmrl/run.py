@@ -12,13 +12,17 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mmrl import build, checkpoint, config, learner, sharding
-from mmrl.data import rejects
+from mmrl.console import Console
+from mmrl.data import leaks, rejects
 from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.fingerprints import Fingerprint
 from mmrl.data.pipeline import Examples, Options
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.evaluators.base import Evaluator, Results
 from mmrl.predict import Predict
 from mmrl.types import InputError, Reject
+
+FINGERPRINT = "training_fingerprint.npz"  # in the run directory
 
 
 def load_corpus(data: Mapping[str, Any], split: str, *, allow_empty: bool = False) -> Corpus:
@@ -55,6 +59,49 @@ def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: fl
             what=corpus.name,
             reasons=rejects.summarise(corpus.rejects),
         )
+
+
+def check_leaks(
+    training: Fingerprint, held_out: Fingerprint, data: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Says which held-out records were seen in training; stops unless config.data waives it.
+
+    Returns:
+      What results must carry of it, see `leaks.summary`.
+
+    Raises:
+      LeakError: an overlap that config.data.waive_leaks does not cover.
+    """
+    waivers = leaks.parse_waivers(data["waive_leaks"])
+    overlaps = leaks.compare(training, held_out)
+    where = f"{held_out.name} against training on {training.name}"
+    leaks.check(overlaps, waivers, where)
+    found = leaks.summary(training, held_out, overlaps, waivers)
+    lines = [str(overlap) for overlap in overlaps]
+    lines += [
+        f"waived {kind}: {why}" for kind, (_, why) in waivers.items() if kind in found["waived"]
+    ]
+    lines += [f"not compared: {what}" for what in found["not_compared"]]
+    console.say(f"leaks, {where}: {'; '.join(lines) or 'none'}")
+    return found
+
+
+def training_fingerprint(trained: "Trained") -> Fingerprint:
+    """That of the training split: from the run directory, or from the data themselves.
+
+    Raises:
+      InputError: neither is there.
+    """
+    stored = trained.workdir / FINGERPRINT
+    if stored.exists():
+        return Fingerprint.load(stored)
+    try:
+        return load_corpus(trained.config.data, "train").fingerprint
+    except InputError as error:
+        raise InputError(
+            f"--workdir={trained.workdir} has no {FINGERPRINT}, and its training data cannot be"
+            f" read, so leaks cannot be excluded: {error}"
+        ) from None
 
 
 def make_evaluators(

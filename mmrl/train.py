@@ -68,6 +68,8 @@ class Trainer:
 
         self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
         run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
+        training, held_out = (self.corpora[split].fingerprint for split in ("train", "val"))
+        self.leaks = run.check_leaks(training, held_out, config.data, self.console)
         meta = self._existing_meta() if has_run else None
         self.tokenizer = self._tokenizer(meta)
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
@@ -211,6 +213,7 @@ class Trainer:
         if self.first:
             content = {
                 "step": step,
+                "leaks": self.leaks,
                 "results": {name: result.to_dict() for name, result in results.items()},
             }
             run.write_json(self.workdir / "results" / f"{step:08d}.json", content)
@@ -334,6 +337,7 @@ class Trainer:
 
     def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
         run.write_json(self.workdir / "config.json", self.meta["config"])
+        self.corpora["train"].fingerprint.save(self.workdir / run.FINGERPRINT)
         overview = parameter_overview.get_parameter_overview(
             self.step.abstract["params"], include_stats=False
         )

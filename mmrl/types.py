@@ -34,6 +34,8 @@ class ImageRef:
       view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
       view_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
       spacing: millimetres per pixel down and across, None when unknown.
+      sha256, phash: digest of the original pixels and their 64-bit perceptual hash, where a
+        preparation computed them; "" and None elsewhere.
     """
 
     key: str
@@ -41,6 +43,8 @@ class ImageRef:
     view: str = "UNKNOWN"
     view_source: str = ""
     spacing: tuple[float, float] | None = None
+    sha256: str = ""
+    phash: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ ROOMS = {
     "checkpoint": COMMON | {"__init__", "gather"},
     "rollcall": COMMON,
     "distributed": COMMON | {"gather", "rollcall"},
-    "config": COMMON,
+    "config": COMMON | {"data"},
     "data": COMMON,
     "models": COMMON,
     "objectives": COMMON,

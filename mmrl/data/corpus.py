@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.data import rejects, reports
+from mmrl.data.fingerprints import Collector, Fingerprint
 from mmrl.types import InputError, Record, Reject, Source
 
 
@@ -23,6 +24,7 @@ class Corpus:
       groups: i32[N]; records of the same study, or with the same text up to case, space and
         punctuation, share a group and so are not negatives of each other.
       rejects: what the source and this scan refused. total: records before that.
+      fingerprint: digests that tell whether another corpus holds the same records.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Corpus:
     groups: np.ndarray
     rejects: tuple[Reject, ...]
     total: int
+    fingerprint: Fingerprint
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,6 +77,7 @@ def read_corpus(
     studies: list[str] = []
     texts: list[str] = []
     refused = list(source.rejects)
+    collector = Collector(name)
     for position in range(len(source)):
         record = source[position]
         text = reports.normalise(reports.compose(record.sections, tuple(sections)))
@@ -89,6 +93,7 @@ def read_corpus(
         patients.append(record.patient_id)
         studies.append(record.study_id)
         texts.append(text)
+        collector.add(record)
     if not kept and not allow_empty:
         why = ", ".join(f"{n} {reason}" for reason, n in rejects.summarise(refused).items())
         raise InputError(
@@ -105,6 +110,7 @@ def read_corpus(
         groups=group_ids(studies, texts),
         rejects=tuple(refused),
         total=source.total,
+        fingerprint=collector.finish(texts),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from mmrl.data import phantom
+from mmrl.data.drafts import Facts
 from mmrl.data.splits import Fractions, split_of
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
@@ -49,6 +50,14 @@ class Phantom:
     Raises:
       InputError: an unknown split, a length below 1, or fractions that do not sum to 1.
     """
+
+    facts = Facts(
+        title="Phantoms: procedural chest radiographs with grammar-made reports",
+        url="",
+        license="CC0-1.0 (procedural)",
+        redistributable=True,
+        templated=True,
+    )
 
     def __init__(
         self,
@@ -105,5 +114,6 @@ class Phantom:
             findings=study.findings,
             sentences=tuple((sentence.section, sentence.text) for sentence in study.sentences),
             masks=functools.partial(phantom.load_masks, *key),
-            license="CC0-1.0 (procedural)",
+            license=self.facts.license,
+            redistributable=self.facts.redistributable,
         )

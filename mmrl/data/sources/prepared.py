@@ -117,6 +117,8 @@ class Prepared:
                     row["views"][number],
                     row["view_sources"][number],
                     tuple(row["spacings"][number]) or None,
+                    row["image_sha256"][number],
+                    row["image_phash"][number],
                 )
                 for number, key in enumerate(row["image_keys"])
             ),
