@@ -7,6 +7,8 @@ Variants, comma-separated after a colon:
     table   your own CSV, TSV, JSONL or Parquet: --config.data.path=... (see the README)
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -46,43 +48,59 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
 
 
 def _table(config: ml_collections.ConfigDict) -> None:
-    """A table of image paths and reports; the keys below are the options of the source."""
     for key in ("length", "seed", "render_size"):
         del config.data[key]
-    config.data.source = "table"
-    config.data.path = placeholder(str)  # required
-    config.data.root = placeholder(str)  # default: the folder of the table
-    config.data.image_column = "image"
-    config.data.report_columns = ("report",)
-    config.data.sections = ("report",)
-    config.data.patient_column = "patient_id"  # "": every row is a patient of its own
-    for column in ("study", "view", "id", "split", "license"):
-        config.data[f"{column}_column"] = placeholder(str)
-    config.data.label_columns = ()
-    config.data.fractions = (0.7, 0.15, 0.15)
-    config.data.crop_scale = (0.8, 1.0)
-    config.data.brightness = 0.1
-    config.data.contrast = 0.1
+    table(config.data)
     config.data.image_size = 128
     config.model.image.patch_size = 16
     config.total_steps = 200
 
 
+def table(data: ml_collections.ConfigDict) -> None:
+    """Sets the options of the data for a table of image paths and reports."""
+    data.source = "table"
+    data.update(table_options())
+    data.sections = ("report",)
+    data.fractions = (0.7, 0.15, 0.15)
+    data.crop_scale = (0.8, 1.0)
+    data.brightness = 0.1
+    data.contrast = 0.1
+
+
+def table_options() -> dict[str, Any]:
+    """Options that the source `mmrl.data.sources.table` alone has, the user's to fill in."""
+    optional = ("study", "view", "id", "split", "license")
+    return {
+        "path": placeholder(str),  # required
+        "root": placeholder(str),  # default: the folder of the table
+        "image_column": "image",
+        "report_columns": ("report",),
+        "patient_column": "patient_id",  # "": every row is a patient of its own
+        **{f"{column}_column": placeholder(str) for column in optional},
+        "label_columns": (),
+    }
+
+
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    config.total_steps = 20
+    short(config)
     config.batch_size = 16
+    config.data.num_perturbed = 2
+    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 2, "num_heads": 2}
+    config.model.text = {"name": "text", "width": 32, "depth": 2, "num_heads": 2}
+
+
+def short(config: ml_collections.ConfigDict) -> None:
+    """20 steps on small inputs: what all variants "smoke" share; encoders are left to them."""
+    config.total_steps = 20
     config.log_every = 5
     config.eval_every = 10
     config.checkpoint.every = 5
     config.optimizer.warmup_steps = 5
     config.data.text_length = 48
-    config.data.num_perturbed = 2
     config.data.image_size = 32
     if config.data.source == "phantom":
         config.data.length = 400
         config.data.render_size = 32
-    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 2, "num_heads": 2}
-    config.model.text = {"name": "text", "width": 32, "depth": 2, "num_heads": 2}
     config.model.embed_dim = 32
     config.model.local_dim = 32
     config.evaluators.retrieval.max_pairs = 32

@@ -11,11 +11,9 @@ Your own table of images and reports, as with configs/pretrain.py:table. Variant
 The figures in the comments are those of docs/plan.md.
 """
 
-from typing import Any
-
 import ml_collections
-from ml_collections.config_dict import placeholder
 
+from configs import pretrain
 from mmrl import config as defaults
 
 
@@ -61,32 +59,11 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     config.evaluators.retrieval.max_pairs = 1024
 
 
-def _table() -> dict[str, Any]:
-    """The options of `mmrl.data.sources.table`."""
-    return {
-        "path": placeholder(str),  # required
-        "root": placeholder(str),  # default: the folder of the table
-        "image_column": "image",
-        "report_columns": ("report",),
-        "patient_column": "patient_id",  # "": every row is a patient of its own
-        "study_column": placeholder(str),
-        "view_column": placeholder(str),
-        "id_column": placeholder(str),
-        "split_column": placeholder(str),
-        "license_column": placeholder(str),
-        "label_columns": (),
-        "fractions": (0.95, 0.025, 0.025),
-    }
-
-
 def _data(data: ml_collections.ConfigDict) -> None:
-    data.source = "table"
-    data.update(_table())
-    data.sections = ("report",)
+    pretrain.table(data)
+    data.fractions = (0.95, 0.025, 0.025)
     data.image_size = 224
     data.crop_scale = (0.6, 1.0)
-    data.brightness = 0.1
-    data.contrast = 0.1
     data.text_length = 128
     data.vocab_size = 32_000  # divides by any power of two that a mesh may have
     data.num_perturbed = 4
@@ -96,7 +73,7 @@ def _data(data: ml_collections.ConfigDict) -> None:
 
 def phantom(config: ml_collections.ConfigDict) -> None:
     """The built-in corpus instead of a table; its reports yield few pieces."""
-    for key in _table():
+    for key in pretrain.table_options():
         del config.data[key]
     config.data.source = "phantom"
     config.data.sections = ("findings", "impression")
@@ -109,22 +86,10 @@ def phantom(config: ml_collections.ConfigDict) -> None:
 
 def smoke(config: ml_collections.ConfigDict) -> None:
     """A model of the same make in which everything is small."""
-    config.total_steps = 20
+    pretrain.short(config)
     config.batch_size = 32
-    config.log_every = 5
-    config.eval_every = 10
-    config.checkpoint.every = 5
-    config.optimizer.warmup_steps = 5
-    config.data.image_size = 32
-    config.data.text_length = 48
     config.data.vocab_size = 500
     config.data.num_workers = 0
-    if config.data.source == "phantom":
-        config.data.length = 400
-        config.data.render_size = 32
     small = {"variant": None, "width": 32, "depth": 2, "num_heads": 2}
     config.model.image.update({**small, "patch_size": 8})
     config.model.text.update({**small, "packing_group": 4})
-    config.model.embed_dim = 32
-    config.model.local_dim = 32
-    config.evaluators.retrieval.max_pairs = 32
