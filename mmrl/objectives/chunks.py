@@ -37,6 +37,14 @@ class Marks(NamedTuple):
     mask: jax.Array | None = None
 
 
+class Side(NamedTuple):
+    """All rows, or all columns, of a table that is swept: features, marks, statistics so far."""
+
+    features: jax.Array
+    marks: Marks
+    stats: Stats
+
+
 class Tile(NamedTuple):
     """Logits f32[b, c] of some rows and columns, and how they relate, bool[b, c].
 
@@ -181,44 +189,33 @@ def lengths(mask: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(mask, upto, 0), axis=1)
 
 
-def sweep(
-    table: Table,
-    params: Any,
-    rows: jax.Array,
-    row_marks: Marks,
-    columns: jax.Array,
-    column_marks: Marks,
-    stats: tuple[Stats, Stats],
-) -> tuple[Stats, Stats]:
+def sweep(table: Table, params: Any, rows: Side, columns: Side) -> tuple[Stats, Stats]:
     """Folds all tiles of rows x columns into the statistics of both."""
     forms = table.at_each_width()
+    size, across_size = rows.features.shape[0], columns.features.shape[0]
 
     def on_rows(number: Any, stats: tuple[Stats, Stats]) -> tuple[Stats, Stats]:
-        place = _Window.of(number, rows.shape[0], table.shape[0])
-        prepared = table.prepare(_wide(place.cut(rows)))
-        marks = place.cut(row_marks)
+        place = _Window.of(number, size, table.shape[0])
+        prepared = table.prepare(_wide(place.cut(rows.features)))
+        marks = place.cut(rows.marks)
 
         def on_columns(number: Any, inner: tuple[Stats, Stats]) -> tuple[Stats, Stats]:
             of_rows, of_columns = inner
-            there = _Window.of(number, columns.shape[0], table.shape[1])
-            across = there.cut(column_marks)
+            there = _Window.of(number, across_size, table.shape[1])
+            part, across = there.cut((columns.features, columns.marks))
+            mask = across.mask
             logits = jax.lax.switch(
-                table.width_of(across.mask),
-                forms,
-                params,
-                prepared,
-                _wide(there.cut(columns)),
-                across.mask,
+                table.width_of(mask), forms, params, prepared, _wide(part), mask
             )
             tile = Tile(logits, *_relation(place, marks, there, across))
             of_rows, part = table.rule.fold(tile, of_rows, there.cut(of_columns))
             return of_rows, there.put(of_columns, part)
 
-        count = _count(columns.shape[0], table.shape[1])
+        count = _count(across_size, table.shape[1])
         part, of_columns = _repeat(count, on_columns, (place.cut(stats[0]), stats[1]))
         return place.put(stats[0], part), of_columns
 
-    return _repeat(_count(rows.shape[0], table.shape[0]), on_rows, stats)
+    return _repeat(_count(size, table.shape[0]), on_rows, (rows.stats, columns.stats))
 
 
 class Gradients(NamedTuple):
@@ -230,15 +227,7 @@ class Gradients(NamedTuple):
 
 
 def sweep_back(
-    table: Table,
-    params: Any,
-    rows: jax.Array,
-    row_marks: Marks,
-    columns: jax.Array,
-    column_marks: Marks,
-    stats: tuple[Stats, Stats],
-    scale: jax.Array,
-    sums: Gradients,
+    table: Table, params: Any, rows: Side, columns: Side, scale: jax.Array, sums: Gradients
 ) -> Gradients:
     """Adds `scale` times the gradients of `rule.total` over all tiles of rows x columns."""
 
@@ -252,36 +241,30 @@ def sweep_back(
         return gradient
 
     forms = [gradient_of(form) for form in table.at_each_width()]
+    size, across_size = rows.features.shape[0], columns.features.shape[0]
 
     def on_rows(number: Any, sums: Gradients) -> Gradients:
-        place = _Window.of(number, rows.shape[0], table.shape[0])
-        prepared, unprepare = jax.vjp(table.prepare, _wide(place.cut(rows)))
-        marks, of_rows = place.cut((row_marks, stats[0]))
+        place = _Window.of(number, size, table.shape[0])
+        part, marks, of_rows = place.cut(rows)
+        prepared, unprepare = jax.vjp(table.prepare, _wide(part))
 
         def on_columns(number: Any, inner: Any) -> Any:
-            there = _Window.of(number, columns.shape[0], table.shape[1])
-            part, across, of_columns = there.cut((columns, column_marks, stats[1]))
-            same, kept = _relation(place, marks, there, across)
+            there = _Window.of(number, across_size, table.shape[1])
+            part, across, of_columns = there.cut(columns)
+            mask, relation = across.mask, _relation(place, marks, there, across)
+            of = (of_rows, of_columns)
             by_params, by_rows, by_columns = jax.lax.switch(
-                table.width_of(across.mask),
-                forms,
-                prepared,
-                _wide(part),
-                across.mask,
-                same,
-                kept,
-                of_rows,
-                of_columns,
+                table.width_of(mask), forms, prepared, _wide(part), mask, *relation, *of
             )
             so_far = jax.tree.map(jnp.add, inner[:2], (by_params, by_rows))
             return *so_far, there.add(inner[2], by_columns)
 
         start = (sums.params, jax.tree.map(jnp.zeros_like, prepared), sums.columns)
-        count = _count(columns.shape[0], table.shape[1])
+        count = _count(across_size, table.shape[1])
         by_params, by_prepared, by_columns = _repeat(count, on_columns, start)
         return Gradients(by_params, place.add(sums.rows, unprepare(by_prepared)[0]), by_columns)
 
-    return _repeat(_count(rows.shape[0], table.shape[0]), on_rows, sums)
+    return _repeat(_count(size, table.shape[0]), on_rows, sums)
 
 
 class _Window(NamedTuple):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmrl.objectives import chunks
-from mmrl.objectives.chunks import Gradients, Marks, Stats, Table
+from mmrl.objectives.chunks import Gradients, Marks, Side, Stats, Table
 from mmrl.types import InputError
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked", "ring")
@@ -196,9 +196,8 @@ def _forward(
             columns, marks, of_rows, of_columns = carry
             # Nothing here waits for the sweep, so these may travel during it.
             following = plan.pass_on((columns, marks))
-            of_rows, of_columns = chunks.sweep(
-                plan.table, params, rows, row_marks, columns, marks, (of_rows, of_columns)
-            )
+            images, texts = Side(rows, row_marks, of_rows), Side(columns, marks, of_columns)
+            of_rows, of_columns = chunks.sweep(plan.table, params, images, texts)
             return *following, of_rows, plan.pass_on(of_columns)
 
         stats = plan.table.rule.start(rows.shape[0], columns.shape[0])
@@ -219,28 +218,18 @@ def _backward(plan: _Plan, saved: Any, slope: jax.Array) -> tuple[Any, ...]:
         marks: Marks,
         stats: tuple[Stats, Stats],
     ) -> tuple[Any, ...]:
-        row_marks = marks._replace(mask=None)
+        images = Side(rows, marks._replace(mask=None), stats[0])
         columns, marks, order = plan.by_length(columns, marks)
+        scale = slope / plan.batch
 
         def turn(carry: Any) -> Any:
-            columns, marks, of_columns, sums = carry
-            following = plan.pass_on((columns, marks, of_columns))
-            sums = chunks.sweep_back(
-                plan.table,
-                params,
-                rows,
-                row_marks,
-                columns,
-                marks,
-                (stats[0], of_columns),
-                slope / plan.batch,
-                sums,
-            )
-            return *following, sums._replace(columns=plan.pass_on(sums.columns))
+            texts, sums = carry
+            following = plan.pass_on(texts)
+            sums = chunks.sweep_back(plan.table, params, images, texts, scale, sums)
+            return following, sums._replace(columns=plan.pass_on(sums.columns))
 
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (params, rows, columns))
-        start = (columns, marks, stats[1], Gradients(*zero))
-        sums = plan.go_round(turn, start)[3]
+        _, sums = plan.go_round(turn, (Side(columns, marks, stats[1]), Gradients(*zero)))
         by_columns = sums.columns
         if order is not None:
             by_columns = jnp.zeros_like(by_columns).at[order].set(by_columns, unique_indices=True)
