@@ -103,12 +103,7 @@ class Stack(nnx.Module):
         return self._block(graphdef, mask, queries)(pure, x, own)
 
     def _run(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        key: jax.Array | None,
-        last: int,
-        stop: int,
+        self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None, last: int, stop: int
     ) -> tuple[jax.Array, jax.Array | None]:
         """Blocks 0 to stop - 1 and the sum over those among the `last`; None: just x, or none."""
         keys = None if key is None else jax.random.split(key, self.depth)
@@ -135,12 +130,7 @@ class Stack(nnx.Module):
         return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
 
     def _run_unrolled(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        keys: jax.Array | None,
-        last: int,
-        stop: int,
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, stop: int
     ) -> tuple[jax.Array, jax.Array | None]:
         total = None
         for index in range(stop):
@@ -152,12 +142,7 @@ class Stack(nnx.Module):
         return x, total
 
     def _run_scanned(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        keys: jax.Array | None,
-        last: int,
-        stop: int,
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, stop: int
     ) -> tuple[jax.Array, jax.Array | None]:
         graphdef, params = nnx.split(self.blocks)
         block = self._block(graphdef, mask)
