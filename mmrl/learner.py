@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmrl import build, sharding
+from mmrl.axes import BATCH_AXES
 from mmrl.models.dual_encoder import DualEncoder
 from mmrl.objectives.base import Objective
 from mmrl.types import Batch, Encoded, InputError, Metrics
@@ -162,7 +163,7 @@ def deal(batch: Batch, count: int, mesh: Mesh) -> dict[str, Any]:
         raise ValueError(
             f"first axes of the batch: {sorted(sizes)}; expected one multiple of {count}"
         )
-    spread = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
+    spread = NamedSharding(mesh, P(None, BATCH_AXES))
 
     def one(array: jax.Array) -> jax.Array:
         parts = array.reshape(array.shape[0] // count, count, *array.shape[1:])

@@ -18,10 +18,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mmrl.axes import BATCH_AXES
 from mmrl.types import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 LOGICAL_RULES = (
     ("embed", "fsdp"),

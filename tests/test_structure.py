@@ -15,12 +15,13 @@ EVERYTHING = [
     *(p for folder in ("configs", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")),
 ]
 
-# Data flows one way; what each room may import of mmrl beside itself. types, build and streams
-# stand below all.
-COMMON = {"types", "build", "streams"}
+# Data flows one way; what each room may import of mmrl beside itself. types, build,
+# streams and axes stand below all.
+COMMON = {"types", "build", "streams", "axes"}
 ROOMS = {
     "types": set(),
     "streams": set(),
+    "axes": set(),
     "build": {"types"},
     "sharding": COMMON,
     "metrics": COMMON,

@@ -16,7 +16,6 @@ The only unnamed axes (None) are the two spatial ones of a convolution kernel.
 """
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -27,6 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from mmrl.axes import sharing_axes, usable_mesh
 from mmrl.models import splash
 from mmrl.types import InputError
 
@@ -34,9 +34,6 @@ LOGICAL_AXES = (
     "embed", "mlp", "qkv", "heads", "head_dim", "vocab", "position", "patch",
     "channels_in", "channels_out", "joint", "norm", "layers",
 )  # fmt: skip
-
-# The mesh axes that share the batch, as in `mmrl.sharding`.
-BATCH_AXES = ("data", "fsdp")
 
 Implementation = Literal["xla", "cudnn", "splash"]
 Remat = Literal["none", "full", "dots"]
@@ -145,13 +142,10 @@ def spread_rows(x: jax.Array) -> jax.Array:
     activations instead: then it moves activations between devices in every layer, where only
     kernels have to. Where there is no mesh, or it cannot divide B, x stays as it is.
     """
-    mesh = jax.typeof(x).sharding.mesh
-    if mesh.empty or mesh.manual_axes:
+    mesh = usable_mesh(jax.typeof(x).sharding.mesh)
+    if mesh is None or (shared := sharing_axes(mesh, x.shape[0])) is None:
         return x
-    axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
-    if x.shape[0] % math.prod(mesh.shape[name] for name in axes):
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(axes)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(shared)))
 
 
 def gathered(table: jax.Array) -> jax.Array:
@@ -159,8 +153,8 @@ def gathered(table: jax.Array) -> jax.Array:
 
     Looking up a divided one would divide the features of what is found, see `spread_rows`.
     """
-    mesh = jax.typeof(table).sharding.mesh
-    if mesh.empty or mesh.manual_axes:
+    mesh = usable_mesh(jax.typeof(table).sharding.mesh)
+    if mesh is None:
         return table
     return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, P()))
 

@@ -17,6 +17,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec as P
 
+from mmrl.axes import sharing_axes, usable_mesh
+
 _LANES = 128  # the kernel wants whole tiles of tokens
 
 
@@ -55,12 +57,10 @@ def attend(
     batch, length, heads, _ = query.shape
     segment = segments(mask, batch, length)
     local = functools.partial(_attend_here, interpret=interpret)
-    mesh = jax.typeof(query).sharding.mesh
-    if mesh.empty or mesh.manual_axes or mesh.size == 1:
+    mesh = usable_mesh(jax.typeof(query).sharding.mesh)
+    if mesh is None or mesh.size == 1:
         return local(query, key, value, segment)
-    rows = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    if batch % math.prod(mesh.shape[name] for name in rows):
-        rows = ()
+    rows = sharing_axes(mesh, batch)
     split = "tensor" if heads % mesh.shape.get("tensor", heads + 1) == 0 else None
     spec = P(rows or None, None, split)
     return jax.shard_map(

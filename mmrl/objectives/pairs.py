@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from mmrl.axes import BATCH_AXES, sharing_axes, usable_mesh
 from mmrl.objectives import chunks
 from mmrl.objectives.chunks import Gradients, Marks, Side, Stats, Table
 from mmrl.types import InputError
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked", "ring")
-
-# The mesh axes that share the batch, as in `mmrl.sharding`.
-BATCH_AXES = ("data", "fsdp")
 
 # "auto" holds a table at once when a device's share of its largest array has at most this many
 # numbers (64 MiB of float32): nothing then needs scanning, computing twice, or passing round.
@@ -87,19 +85,20 @@ def choose(implementation: str, size: int, per_pair: int, example: jax.Array) ->
 
 def _shares(size: int, example: jax.Array) -> tuple[Shares, bool]:
     """(devices that share the batch, whether they can do so evenly)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:  # no ambient mesh: arrays that came onto a mesh say so in their type
-        mesh = jax.typeof(example).sharding.mesh
-    sizes = {} if mesh.empty or mesh.manual_axes else dict(mesh.shape)
-    axes = tuple(name for name in BATCH_AXES if name in sizes)
-    count = math.prod(sizes[name] for name in axes)
-    if size % count:
+    ambient = jax.sharding.get_abstract_mesh()
+    # No ambient mesh: arrays that came onto a mesh say so in their type.
+    mesh = usable_mesh(jax.typeof(example).sharding.mesh if ambient.empty else ambient)
+    if mesh is None:
+        return Shares(), True
+    shared = sharing_axes(mesh, size)
+    if shared is None:
         return Shares(), False
+    count = math.prod(mesh.shape[name] for name in shared)
     # Other axes hold copies of the batch: rather than all doing the same, they share it too.
-    for name in sizes:
-        if name not in axes and size % (count * sizes[name]) == 0:
-            axes, count = (*axes, name), count * sizes[name]
-    return (Shares(mesh, axes, count) if count > 1 else Shares()), True
+    for name, more in mesh.shape.items():
+        if name not in shared and size % (count * more) == 0:
+            shared, count = (*shared, name), count * more
+    return (Shares(mesh, shared, count) if count > 1 else Shares()), True
 
 
 def pair_loss(
