@@ -84,7 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
 def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: int) -> Row:
     """Compiles the step for the first `count` devices."""
     mesh = sharding.make_mesh(axes, jax.devices()[:count])
-    copies = "perturbed.embedding" in learner.needs(config.objectives)
+    copies = learner.needs_perturbed(config.objectives)
     options = Options.from_config(config.data)
     batch = batch_shapes(options, config.batch_size, with_perturbed=copies)
     step = TrainStep(config, config.data.vocab_size, mesh, batch)

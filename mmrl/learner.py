@@ -19,10 +19,10 @@ from mmrl.objectives.base import Objective
 from mmrl.types import Batch, Encoded, InputError, Metrics
 
 
-def needs(objectives: Iterable[str]) -> frozenset[str]:
-    """What the objectives of these names read, before any of them is built."""
+def needs_perturbed(objectives: Iterable[str]) -> bool:
+    """Whether the objectives of these names read perturbed reports, before any of them is built."""
     classes = (build.find("objective", name) for name in objectives)
-    return frozenset(need for cls in classes for need in cls.needs)  # type: ignore[attr-defined]
+    return any("perturbed.embedding" in cls.needs for cls in classes)  # type: ignore[attr-defined]
 
 
 class Learner(nnx.Module):

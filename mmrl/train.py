@@ -264,7 +264,7 @@ class Trainer:
             self.options,
             seed=streams.host_seed(self.config.seed, "data"),
             batch_size=self.config.batch_size,
-            with_perturbed="perturbed.embedding" in learner.needs(self.config.objectives),
+            with_perturbed=learner.needs_perturbed(self.config.objectives),
             rows=self.rows,
         )
 

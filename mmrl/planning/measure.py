@@ -140,11 +140,10 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
     """
     config = without_data(config)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
-    needs = learner.needs(config.objectives)
     example = batch_shapes(
         Options.from_config(config.data),
         config.batch_size,
-        with_perturbed="perturbed.embedding" in needs,
+        with_perturbed=learner.needs_perturbed(config.objectives),
     )
     vocabulary = int(config.data.vocab_size)
     step = TrainStep(config, vocabulary, mesh, example)
