@@ -20,8 +20,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import commands
 from mmrl import sharding
 from mmrl.objectives.local_contrastive import local_contrastive_loss
 from mmrl.planning import topology
@@ -182,19 +181,15 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batches", type=_numbers, default=(256, 512, 1024, 2048, 4096))
+    parser.add_argument("--batches", type=commands.numbers, default=(256, 512, 1024, 2048, 4096))
     parser.add_argument("--words", type=int, default=64, help="W")
     parser.add_argument("--regions", type=int, default=196, help="R")
     parser.add_argument("--width", type=int, default=256, help="D")
     parser.add_argument("--chunk", type=int, default=16, help="captions and images of a tile")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--devices", type=_numbers, default=(1, 8))
+    parser.add_argument("--devices", type=commands.numbers, default=(1, 8))
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), default=FORMS[:3])
     parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5e:2x2")
     parser.add_argument("--time-up-to", type=int, default=0, help="largest batch that is run")
@@ -212,10 +207,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints the table, and writes it where --json says."""
     given = _arguments(arguments)
-    if getattr(jax.config, "jax_num_cpu_devices") < max(given.devices):  # noqa: B009
-        # Both are read when the backend starts; fake devices need threads to wait in.
-        jax.config.update("jax_num_cpu_devices", max(given.devices))
-        os.environ.setdefault("NPROC", str(8 * max(given.devices)))
+    commands.at_least_devices(max(given.devices))
     devices = hardware(given)
     given.devices = tuple(count for count in given.devices if count <= len(devices))
     rows = measure(given)
@@ -224,15 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"D={given.width}, {given.dtype}, tiles of at most {given.chunk or 'what fits'}"
     )
     print(table(rows))
-    if given.json:
-        settings = {name: value for name, value in vars(given).items() if name != "json"}
-        result = {
-            "device": devices[0].device_kind,
-            "jax": jax.__version__,
-            "settings": settings,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found = [dataclasses.asdict(row) for row in rows]
+    commands.write(given, {"device": devices[0].device_kind, "rows": found})
 
 
 if __name__ == "__main__":

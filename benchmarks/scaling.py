@@ -20,9 +20,7 @@ batch are made of, there and, as gradients, back.
 
 import argparse
 import dataclasses
-import json
 import math
-import os
 import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ import jax
 import ml_collections
 from flax import nnx
 
+from benchmarks import commands
 from mmrl import config as configs
 from mmrl import flops, learner, sharding
 from mmrl.data.pipeline import Options, batch_shapes
@@ -159,15 +158,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="", help="FILE or FILE:VARIANT; default: a small pair")
-    parser.add_argument("--devices", type=_numbers, default=(1, 2, 4, 8))
-    parser.add_argument("--mesh", type=_numbers, default=(1, -1, 1), help="data,fsdp,tensor")
+    parser.add_argument("--devices", type=commands.numbers, default=(1, 2, 4, 8))
+    parser.add_argument(
+        "--mesh", type=commands.numbers, default=(1, -1, 1), help="data,fsdp,tensor"
+    )
     parser.add_argument("--batch", type=int, default=0, help="global; default that of the config")
     parser.add_argument("--objectives", help="keep only these, comma-separated")
     parser.add_argument("--json", type=Path, help="file for the numbers")
@@ -190,10 +187,7 @@ def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints the table, and writes it where --json says."""
     given = _arguments(arguments)
-    if getattr(jax.config, "jax_num_cpu_devices") < max(given.devices):  # noqa: B009
-        # Read when the backend starts.
-        jax.config.update("jax_num_cpu_devices", max(given.devices))
-        os.environ.setdefault("NPROC", str(8 * max(given.devices)))
+    commands.at_least_devices(max(given.devices))
     config = _config(given)
     axes = dict(zip(sharding.MESH_AXES, given.mesh, strict=True))
     rows = [measure(config, axes, count) for count in given.devices]
@@ -201,14 +195,10 @@ def main(arguments: list[str] | None = None) -> None:
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {config.batch_size}, {axes}"
     )
     print(table(rows))
-    if given.json:
-        stated = {name: value for name, value in vars(given).items() if name != "json"}
-        figures = [
-            {**dataclasses.asdict(row), "sent": row.sent, "must_send": row.must_send}
-            for row in rows
-        ]
-        result = {"jax": jax.__version__, "settings": stated, "rows": figures}
-        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found = [
+        {**dataclasses.asdict(row), "sent": row.sent, "must_send": row.must_send} for row in rows
+    ]
+    commands.write(given, {"rows": found})
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from benchmarks import commands
 from benchmarks.step_forms import workload
 from benchmarks.step_forms.base import Form
 from benchmarks.step_forms.jax_forms import JaxForm
@@ -324,23 +324,9 @@ def measure(arguments: Sequence[str]) -> None:
         f"the token positions filled, medians of {given.rounds} rounds"
     )
     print(table(rows, given))
-    if given.json:
-        _write(given, work, device, filled, rows)
-
-
-def _write(
-    given: argparse.Namespace, work: Workload, device: str, filled: float, rows: Sequence[Row]
-) -> None:
-    settings = {name: value for name, value in vars(given).items() if name != "json"}
-    result: dict[str, Any] = {
-        "device": device,
-        "jax": jax.__version__,
-        "corpus": work.corpus,
-        "filled": filled,
-        "settings": settings,
-        "rows": [{**dataclasses.asdict(row), "median_seconds": row.median} for row in rows],
-    }
-    given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found = [{**dataclasses.asdict(row), "median_seconds": row.median} for row in rows]
+    facts = {"device": device, "corpus": work.corpus, "filled": filled}
+    commands.write(given, {**facts, "rows": found})
 
 
 def main() -> None:
