@@ -7,14 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas
 
-from mmrl import flops, sharding
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
+from mmrl import flops
 from mmrl.step import TrainStep
 from tests import toys
-
-CORPUS = toys.corpus()
-TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
 
 
 def shape(*dimensions, dtype=jnp.float32):
@@ -73,18 +68,9 @@ def test_kernels_count_once_for_each_program():
 
 def forward(config):
     """The loss as a function, and abstract arguments for it."""
-    examples = training_batches(
-        CORPUS,
-        TOKENIZER,
-        Options.from_config(config.data),
-        seed=0,
-        batch_size=config.batch_size,
-        with_perturbed=True,
-    )
-    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in next(examples).items()}
-    examples.close()
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
-    step = TrainStep(config, TOKENIZER.vocab_size, mesh, batch)
+    (real,) = toys.batches(config)
+    batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in real.items()}
+    step = TrainStep(config, toys.tokenizer().vocab_size, toys.one_device(), batch)
 
     def loss(params, variables, batch):
         return step._loss(params, variables, batch, None)[0]

@@ -240,7 +240,7 @@ def test_temporaries_fall_with_the_number_of_micro_batches():
 def test_batch_statistics_are_refused_and_group_norm_is_not(norm):
     chosen = config(4)
     chosen.model.image = {"name": "resnet", "depth": 18, "width": 8, "norm": norm}
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
+    mesh = toys.one_device()
     layout = learner.layout(chosen, PIECES, mesh)
     if norm == "group":
         learner.check_gradient_cache(layout, BATCH, 4, mesh)

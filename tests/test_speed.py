@@ -6,10 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import clock, flops, sharding
+from mmrl import clock, flops
 from mmrl.clock import Clock
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
 from mmrl.prefetch import Prefetch
 from mmrl.profile import Profile
 from mmrl.step import model_flops
@@ -118,24 +116,10 @@ def test_profile_says_when_training_was_too_short(tmp_path):
     assert Profile(tmp_path, start=0, skip=0, steps=0).close() == ""
 
 
-CORPUS = toys.corpus()
-TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
-
-
 def counted(**changes):
     config = toys.config(**changes)
-    examples = training_batches(
-        CORPUS,
-        TOKENIZER,
-        Options.from_config(config.data),
-        seed=0,
-        batch_size=config.batch_size,
-        with_perturbed=True,
-    )
-    batch = next(examples)
-    examples.close()
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
-    return model_flops(config, TOKENIZER.vocab_size, mesh, batch)
+    (batch,) = toys.batches(config)
+    return model_flops(config, toys.tokenizer().vocab_size, toys.one_device(), batch)
 
 
 def test_model_flops_do_not_depend_on_what_saves_memory():

@@ -7,8 +7,6 @@ import optax
 import pytest
 
 from mmrl import checkpoint, metrics, optim, sharding
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
 from mmrl.models.layers import LOGICAL_AXES
 from mmrl.step import TrainStep
 from mmrl.types import InputError
@@ -16,8 +14,6 @@ from tests import toys
 
 pytestmark = pytest.mark.optax
 
-CORPUS = toys.corpus()
-TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
 ALL = {
     "global_contrastive": {"weight": 1.0},
     "local_contrastive": {"weight": 0.1},
@@ -26,20 +22,6 @@ ALL = {
 }
 # Where the objective does not matter, the one that compiles fastest.
 GLOBAL = {"global_contrastive": {"weight": 1.0}}
-
-
-def host_batches(config, count=1):
-    iterator = training_batches(
-        CORPUS,
-        TOKENIZER,
-        Options.from_config(config.data),
-        seed=0,
-        batch_size=config.batch_size,
-        with_perturbed=True,
-    )
-    result = [next(iterator) for _ in range(count)]
-    iterator.close()
-    return result
 
 
 def small(**changes):
@@ -51,7 +33,7 @@ def build_anew(config, devices=1, axes=None):
     mesh = sharding.make_mesh(
         axes or {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:devices]
     )
-    return TrainStep(config, TOKENIZER.vocab_size, mesh, host_batches(config)[0])
+    return TrainStep(config, toys.tokenizer().vocab_size, mesh, toys.batches(config)[0])
 
 
 BUILT: dict[str, TrainStep] = {}
@@ -72,7 +54,7 @@ def place(step, batch):
 def train(config, steps=3, build=build, **kwargs):
     step = build(config, **kwargs)
     state = step.init()
-    for batch in host_batches(config, steps):
+    for batch in toys.batches(config, steps):
         state = step(state, place(step, batch))
     return step, state
 
@@ -91,7 +73,7 @@ def assert_trees_close(one, two, tolerance):
 def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
     """All four objectives, dropout on; float32 tolerance 1e-5 relative to each leaf's largest."""
     config = toys.config(objectives=ALL, model__text__dropout=0.1)
-    batch = host_batches(config)[0]
+    batch = toys.batches(config)[0]
     start = build(config, devices=1).init()
     results = {}
     for devices in (1, 2, 8):
@@ -134,7 +116,7 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
     config = small(accumulation=2, optimizer__name="sgd", optimizer__clip_norm=0.0)
     step = build(config)
     state = step.init()
-    batch = host_batches(config)[0]
+    batch = toys.batches(config)[0]
     halves = [{k: v[part::2] for k, v in batch.items()} for part in (0, 1)]
     gradients = [step.loss_and_gradients(state, place(step, half))[1] for half in halves]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
@@ -149,7 +131,7 @@ def test_batch_statistics_are_state_and_move():
     step = build(config)
     state = step.init()
     before = jax.device_get(state["variables"])
-    (batch,) = host_batches(config, 1)
+    (batch,) = toys.batches(config, 1)
     state = step(state, place(step, batch))
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, state["variables"])
     assert jax.tree.leaves(changed) and all(jax.tree.leaves(changed))
@@ -159,7 +141,7 @@ def test_metrics_add_up_and_start_anew_after_each_log_step():
     config = small(log_every=2)
     step = build(config)
     state, losses = step.init(), []
-    for batch in host_batches(config, 3):
+    for batch in toys.batches(config, 3):
         losses.append(step.loss_and_gradients(state, place(step, batch))[0])
         state = step(state, place(step, batch))
         if len(losses) == 2:
@@ -172,7 +154,7 @@ def test_the_first_non_finite_step_is_remembered():
     config = small()
     step = build(config)
     state = step.init()
-    first, second, third = host_batches(config, 3)
+    first, second, third = toys.batches(config, 3)
     state = step(state, place(step, first))
     assert state["nonfinite_step"] == -1
     bad = state["params"]["model"]["image_head"]

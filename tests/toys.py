@@ -4,10 +4,14 @@ import functools
 import re
 import runpy
 
+import jax
 import ml_collections
 import numpy as np
 
+from mmrl import sharding
 from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import ImageRef, Record
 from tests.conftest import ROOT
 
@@ -48,8 +52,33 @@ class ToySource:
         )
 
 
+@functools.cache
 def corpus(length: int = 64) -> Corpus:
     return read_corpus("toy/train", ToySource(length), sections=("findings",))
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(corpus().texts, vocab_size=300)
+
+
+def batches(config: ml_collections.ConfigDict, count: int = 1) -> list[dict[str, np.ndarray]]:
+    """The first batches that a run of `config` on the toy corpus gets."""
+    iterator = training_batches(
+        corpus(),
+        tokenizer(),
+        Options.from_config(config.data),
+        seed=0,
+        batch_size=config.batch_size,
+        with_perturbed=True,
+    )
+    result = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return result
+
+
+def one_device() -> jax.sharding.Mesh:
+    return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
 
 
 def config(**changes) -> ml_collections.ConfigDict:
