@@ -10,7 +10,6 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +46,8 @@ class Listing:
       dicom_burned_in: accept images whose header says that text is burned into the pixels.
 
     Attributes:
+      facts: what the owner says; set by the class, or by a constructor that found which of several
+        releases lies in the folder.
       rejects: what was refused, by reason: missing_image, unreadable_image, unsafe_path,
         duplicate_id, and those of the source. An image refused while its record stays is listed as
         "{record}#{path}".
@@ -60,7 +61,7 @@ class Listing:
         in it.
     """
 
-    facts: ClassVar[Facts]
+    facts: Facts
     label_names: tuple[str, ...] = ()
 
     def __init__(
