@@ -1,0 +1,275 @@
+"""Open-i, the chest radiographs of Indiana University (IU X-Ray), in both of its distributions.
+
+Kaggle (`raddar/chest-xrays-indiana-university`): `indiana_reports.csv`, `indiana_projections.csv`,
+PNGs below `images/images_normalized/`; 3,851 reports, 7,466 images. NLM: one XML file per report
+in `ecgen-radiology/`, PNGs or DICOM files unpacked anywhere below the folder; 3,955 reports, 7,470
+images. Both give the same ids ("openi:1") and texts, so that they can be compared.
+
+Licence CC BY-NC-ND 4.0, as the XML files say; open download. Unchanged copies may be given on,
+resized ones may not. Demner-Fushman et al., JAMIA 2016, doi:10.1093/jamia/ocv080.
+
+One record per report, with all its views. There is no official split; a report is a patient
+(the DICOM headers give it as PatientID), so hashing it is safe. Also handled:
+  * Views are those labelled by hand in `indiana_projections.csv`, frontal ones first. The headers
+    of the DICOM files say PA of many lateral images and are not asked. XML tells no view: put the
+    projections file beside it, else views stay UNKNOWN, in the order of the file.
+  * XML names the images of report 1 "CXR1_1_IM-...", those of report 10 "CXR10_IM-...".
+  * 104 reports of the XML distribution have no image: kept, for their text. 25 reports that have
+    images hold no text at all: kept, for images and labels. Whatever reads text and image refuses
+    both and says why ("missing_image", "empty_report").
+  * XXXX in place of words, not only of names, and numbered impressions stay as they are.
+  * Labels are the heads of the MeSH coding, compared whole: "Granuloma" is no "Calcified
+    Granuloma". Coders listed what they found, so the rest is absent (0); a report marked
+    "No Indexing" was not coded (-2). The coding itself is in attributes["mesh"].
+"""
+
+import dataclasses
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmrl.data.drafts import Draft, Facts, ImageFile
+from mmrl.data.listing import Listing
+from mmrl.data.rows import view_name
+from mmrl.types import InputError, Reject
+
+_TOP = "chest-xrays-indiana-university"
+_XML_FOLDERS = ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "NLMCXR_reports", "")
+_SECTIONS = ("indication", "comparison", "findings", "impression")
+# Where images are expected when none of that name is found.
+_EXPECTED = {"kaggle": "images/images_normalized", "nlm": "NLMCXR_{type}"}
+_COUNTS = {
+    "kaggle": {"records": 3851, "images": 7466},
+    "nlm": {"records": 3955, "images": 7470},
+}
+_NOT_CODED = "No Indexing"
+_TWICE = "the image is listed twice for this report"
+_MAX_XML = 2**20  # bytes; the reports have a few thousand
+_FRONT_TO_BACK = {"FRONTAL": 0, "UNKNOWN": 1, "OTHER": 2, "LATERAL": 3}
+
+
+class Openi(Listing):
+    """Records of Open-i; a Source.
+
+    Args:
+      layout: kaggle or nlm; "" finds out which lies in the folder.
+      image_type: png or dcm, the kind of image files to use.
+      others: see `Listing`.
+
+    Attributes:
+      rejects: beside those of `Listing`: bad_row, bad_xml, and of single images
+        ("openi:{report}#{image}") duplicate_image and unknown_report.
+
+    Raises:
+      InputError: neither distribution lies in the folder, or both do and `layout` is "".
+    """
+
+    facts = Facts(
+        title="Open-i: Indiana University chest X-rays",
+        url="https://openi.nlm.nih.gov/faq#collection",
+        license="CC-BY-NC-ND-4.0",
+    )
+    # The codes of at least 15 reports that name a finding or device and no place in the body.
+    label_names = (
+        "normal", "Airspace Disease", "Arthritis", "Atherosclerosis", "Bone Diseases, Metabolic",
+        "Calcified Granuloma", "Calcinosis", "Cardiomegaly", "Catheters, Indwelling", "Cicatrix",
+        "Consolidation", "Deformity", "Density", "Diaphragmatic Eventration", "Emphysema",
+        "Foreign Bodies", "Fractures, Bone", "Granuloma", "Granulomatous Disease",
+        "Hernia, Hiatal", "Implanted Medical Device", "Infiltrate", "Kyphosis", "Lucency",
+        "Lung, Hyperlucent", "Markings", "Mass", "Medical Device", "Nodule", "Opacity",
+        "Osteophyte", "Pleural Effusion", "Pneumonia", "Pneumothorax", "Pulmonary Atelectasis",
+        "Pulmonary Congestion", "Pulmonary Disease, Chronic Obstructive", "Pulmonary Edema",
+        "Pulmonary Emphysema", "Pulmonary Fibrosis", "Scoliosis", "Spinal Fusion", "Spondylosis",
+        "Stents", "Surgical Instruments", "Thickening", "Tube, Inserted",
+    )  # fmt: skip
+
+    def __init__(self, *, layout: str = "", image_type: str = "png", **others: Any) -> None:
+        for option, given, choices in (
+            ("layout", layout, ("", "kaggle", "nlm")),
+            ("image_type", image_type, ("png", "dcm")),
+        ):
+            if given not in choices:
+                offered = ", ".join(choice or '""' for choice in choices)
+                raise InputError(f"openi: {option} is {given!r}; choices: {offered}")
+        self.layout, self._type = layout, image_type
+        super().__init__(**others)
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields the reports in the order of their numbers."""
+        tables = self._existing(
+            f"{name}.csv" for name in ("indiana_reports", _TOP + "/indiana_reports")
+        )
+        folder, names = self._xml_files()
+        found = {"kaggle": bool(tables), "nlm": bool(names)}
+        if not self.layout:
+            if all(found.values()):
+                raise InputError(
+                    f"openi: both distributions in '{self.path}'; set layout to kaggle or nlm"
+                )
+            self.layout = next((name for name, there in found.items() if there), "")
+        if not found.get(self.layout):
+            raise InputError(
+                f"openi: no {self.layout or 'known'} distribution in '{self.path}'; expected"
+                " indiana_reports.csv (Kaggle) or ecgen-radiology/*.xml (NLM)"
+            )
+        self.facts = dataclasses.replace(self.facts, expected=_COUNTS[self.layout])
+        files = self._image_files()
+        if self.layout == "kaggle":
+            yield from self._kaggle(tables[0], files)
+        else:
+            yield from self._nlm(folder, names, files)
+
+    def _kaggle(self, table: str, files: dict[str, str]) -> Iterator[Draft | Reject]:
+        projections = os.path.join(os.path.dirname(table), "indiana_projections.csv")
+        images: dict[str, list[ImageFile]] = {}
+        for row in self.rows(projections, ("uid", "filename", "projection")):
+            if isinstance(row, Reject):
+                yield row
+                continue
+            _, cell = row
+            image = ImageFile(self._path_of(cell["filename"], files), *_view(cell["projection"]))
+            mine = images.setdefault(cell["uid"], [])
+            if image.path in {other.path for other in mine}:
+                yield Reject(f"openi:{cell['uid']}#{cell['filename']}", "duplicate_image", _TWICE)
+                continue
+            mine.append(image)
+        reports = []
+        for row in self.rows(table, ("uid", "MeSH", *_SECTIONS), ("image",)):
+            if isinstance(row, Reject):
+                yield row
+            elif not row[1]["uid"].isdecimal():
+                detail = f"uid is {row[1]['uid']!r}, expected a number"
+                yield Reject(f"openi:indiana_reports.csv row {row[0]}", "bad_row", detail)
+            else:
+                reports.append(row[1])
+        for cell in sorted(reports, key=lambda cell: int(cell["uid"])):
+            sections = {"examination": cell["image"]} | {name: cell[name] for name in _SECTIONS}
+            yield self._draft(cell["uid"], images.get(cell["uid"], []), sections, cell["MeSH"])
+        for uid in sorted(set(images) - {cell["uid"] for cell in reports}):
+            for image in images[uid]:
+                name = os.path.basename(image.path)
+                yield Reject(f"openi:{uid}#{name}", "unknown_report", "no report has this uid")
+
+    def _nlm(
+        self, folder: str, names: list[str], files: dict[str, str]
+    ) -> Iterator[Draft | Reject]:
+        views: dict[str, str] = {}
+        beside = self._existing(["indiana_projections.csv"])
+        for row in self.rows(beside[0], ("filename", "projection")) if beside else ():
+            if isinstance(row, Reject):
+                yield row
+            else:
+                views[_plain_stem(row[1]["filename"])] = row[1]["projection"]
+        for name in names:
+            try:
+                tree = _parse(os.path.join(self.path, folder, name))
+                identity = tree.find("uId")
+                native = "" if identity is None else identity.get("id", "")
+                if not re.fullmatch(r"CXR\d+", native):
+                    raise ValueError(f"uId is {native!r}, expected CXR and a number")
+            except (ET.ParseError, ValueError, OSError) as error:
+                yield Reject(f"openi:{name}", "bad_xml", str(error))
+                continue
+            uid = native[3:]
+            images: dict[str, ImageFile] = {}
+            sections = {"examination": ""}
+            for parent in tree.iter("parentImage"):
+                stem = parent.get("id", "").strip()
+                if stem in images:
+                    yield Reject(f"openi:{uid}#{stem}", "duplicate_image", _TWICE)
+                path = self._path_of(f"{stem}.png", files)
+                images[stem] = ImageFile(path, *_view(views.get(_plain_stem(stem), "")))
+                sections["examination"] = (
+                    sections["examination"] or (parent.findtext("caption") or "").strip()
+                )
+            for part in tree.iter("AbstractText"):
+                key, text = part.get("Label", "full").strip().lower(), "".join(part.itertext())
+                earlier = sections.get(key, "")
+                sections[key] = f"{earlier}\n{text.strip()}" if earlier else text.strip()
+            mesh = ";".join("".join(major.itertext()).strip() for major in tree.iter("major"))
+            machine = ";".join("".join(one.itertext()).strip() for one in tree.iter("automatic"))
+            yield self._draft(uid, list(images.values()), sections, mesh, machine)
+
+    def _draft(
+        self,
+        uid: str,
+        images: list[ImageFile],
+        sections: dict[str, str],
+        mesh: str,
+        machine: str = "",
+    ) -> Draft:
+        heads = {code.partition("/")[0].strip() for code in mesh.split(";")} - {""}
+        coded = heads and _NOT_CODED not in heads
+        attributes = {"mesh": mesh, "mesh_automatic": machine}
+        return Draft(
+            uid,
+            patient=uid,
+            study=f"CXR{uid}",
+            images=tuple(sorted(images, key=lambda image: _FRONT_TO_BACK.get(image.view, 1))),
+            sections={name: text for name, text in sections.items() if text},
+            labels=tuple(int(name in heads) if coded else -2 for name in self.label_names),
+            attributes={name: text for name, text in attributes.items() if text},
+        )
+
+    def _existing(self, candidates: Iterable[str]) -> list[str]:
+        return [name for name in candidates if os.path.isfile(os.path.join(self.path, name))]
+
+    def _xml_files(self) -> tuple[str, list[str]]:
+        """The folder of the XML files and their names, by number; "" and [] when there is none."""
+        for folder in _XML_FOLDERS:
+            full = os.path.join(self.path, folder)
+            if os.path.isdir(full):
+                names = [name for name in os.listdir(full) if re.fullmatch(r"\d+\.xml", name)]
+                if names:
+                    return folder, sorted(names, key=lambda name: int(name[:-4]))
+        return "", []
+
+    def _image_files(self) -> dict[str, str]:
+        """Name of every image file below the folder -> path; of several, the first by path."""
+        found: dict[str, str] = {}
+        for folder, inner, names in os.walk(self.path):
+            inner.sort()
+            for name in sorted(names):
+                if name.lower().endswith(f".{self._type}"):
+                    relative = os.path.relpath(os.path.join(folder, name), self.path)
+                    found.setdefault(_plain_stem(name), relative)
+        return found
+
+    def _path_of(self, name: str, files: dict[str, str]) -> str:
+        """The image that a table or XML file names, found by its bare name or where expected."""
+        stem = _plain_stem(name)
+        if stem in files:
+            return files[stem]
+        folder = _EXPECTED[self.layout].format(type=self._type)
+        if self._type == "dcm":
+            return f"{folder}/{stem}.dcm"
+        return f"{folder}/{name}"
+
+
+def _plain_stem(name: str) -> str:
+    """What both distributions and all file types call an image: "1_IM-0001-3001".
+
+    Given "1_IM-0001-3001.dcm.png" (Kaggle), "CXR1_1_IM-0001-3001.png" (NLM) or the bare names.
+    """
+    stem = re.sub(r"(\.dcm)?(\.png)?$", "", name, flags=re.IGNORECASE)
+    return re.sub(r"^CXR(?:1_(?=1_))?", "", stem)
+
+
+def _view(projection: str) -> tuple[str, str]:
+    view = view_name(projection)
+    return view, "" if view == "UNKNOWN" else "label"
+
+
+class _NoDoctype(ET.TreeBuilder):
+    """Refuses declarations, through which a small file could grow without end."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("a document type declaration; the corpus has none")
+
+
+def _parse(path: str) -> ET.Element:
+    if (size := os.path.getsize(path)) > _MAX_XML:
+        raise ValueError(f"{size} bytes; expected at most {_MAX_XML}")
+    return ET.parse(path, ET.XMLParser(target=_NoDoctype())).getroot()
