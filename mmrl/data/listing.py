@@ -27,8 +27,9 @@ ALL = "all"  # every split at once: what preparing a corpus reads
 class Listing:
     """Records of one split, or of all, listed once from the files of a corpus; a Source.
 
-    Subclasses set `facts` and `label_names`, implement `scan`, and may override `loader` (images
-    that are no files) or `image_root`. Options of their own are keyword-only in their __init__,
+    Subclasses set `facts` and `label_names` (of the class, or of an instance whose options decide),
+    implement `scan`, and may override `loader` and `fault_of` (images that are no files) or
+    `image_root`. Options of their own are keyword-only in their __init__,
     which hands the others on: `def __init__(self, *, uncertain: str, **others)`; set attributes
     before calling this constructor, for it calls `scan`.
 
@@ -238,7 +239,7 @@ class Listing:
     ) -> list[Draft]:
         """Takes away images that are missing, unreadable or outside the folder."""
         files = [file for draft in drafts for file in draft.images]
-        found = iter(find_faults(functools.partial(self._fault, verify), files, num_threads))
+        found = iter(find_faults(functools.partial(self.fault_of, verify), files, num_threads))
         kept: list[Draft] = []
         for draft in drafts:
             bad = [(file, fault) for file in draft.images if (fault := next(found))]
@@ -256,8 +257,11 @@ class Listing:
             kept.append(without_images(draft, lost) if lost else draft)
         return kept
 
-    def _fault(self, verify: str, image: ImageFile) -> Fault | None:
-        """Returns reason and detail of what is wrong with an image, or None."""
+    def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
+        """Returns reason and detail of what is wrong with an image, or None.
+
+        Sources whose images are no files of their own override it together with `loader`.
+        """
         relative = image.path
         if not relative or "\0" in relative or not _inside(self.image_root, relative):
             return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
