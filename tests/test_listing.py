@@ -112,3 +112,31 @@ def test_masks_are_runs_down_the_columns():
     for runs in [(0, 7), (2, 1, 0, 1), (-1, 2), (0, 0), (0, 1, 2)]:
         with pytest.raises(InputError):
             decode_mask(Mask("a", 2, 3, runs))
+
+
+class Halved(Listing):
+    facts = Facts(
+        title="Halved", url="https://example.org", license="", expected={"records/train": 60}
+    )
+
+    def scan(self):
+        for index in range(80):
+            yield Draft(
+                f"r{index}", patient=f"p{index // 2}", split="test" if index < 20 else "train"
+            )
+
+
+def test_val_can_be_held_out_of_an_official_train(tmp_path):
+    parts = {
+        split: Halved(split=split, path=str(tmp_path), val_fraction=0.3)
+        for split in ("train", "val", "test")
+    }
+    patients = {split: {record.patient_id for record in part} for split, part in parts.items()}
+    assert len(parts["test"]) == 20 and len(parts["train"]) + len(parts["val"]) == 60
+    assert 4 <= len(patients["val"]) <= 14 and not patients["train"] & patients["val"]
+    assert {record.split_official for record in parts["val"]} == {"train"}
+    assert all(not part.warnings for part in parts.values())  # parts are no wrong count
+    whole = Halved(split="all", path=str(tmp_path), val_fraction=0.3)
+    assert sum(record.split == "val" for record in whole) == len(parts["val"])
+    with pytest.raises(InputError, match=r"val_fraction is 1; expected at least 0 and below 1"):
+        Halved(split="all", path=str(tmp_path), val_fraction=1)

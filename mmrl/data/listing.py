@@ -18,7 +18,7 @@ from mmrl.data import dicom, images, tabular
 from mmrl.data.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
 from mmrl.data.masks import decode_masks
 from mmrl.data.rows import Fault, check_verify, find_faults
-from mmrl.data.splits import SPLITS, Fractions, check_fractions, split_of
+from mmrl.data.splits import SPLITS, Fractions, check_fractions, hash_unit, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
 
 ALL = "all"  # every split at once: what preparing a corpus reads
@@ -38,6 +38,8 @@ class Listing:
       path: the folder of the corpus.
       official_split: follow the owner's division where there is one; else, and where the owner
         says nothing, groups are divided by hash.
+      val_fraction: share of the groups of an official train that becomes val, by hash; for corpora
+        whose owner names no val. `Record.split_official` still says train.
       fractions, split_salt: see `split_of`.
       verify: "decode" decodes every image once, "header" reads every file and finds those cut
         short, "exists" asks only whether it is there.
@@ -73,6 +75,7 @@ class Listing:
         official_split: bool = True,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_salt: str = "",
+        val_fraction: float = 0.0,
         verify: str = "header",
         num_threads: int = 2,
         allow_missing_images: bool = False,
@@ -87,7 +90,9 @@ class Listing:
             )
         self.path, self.split, self._burned_in = path, split, dicom_burned_in
         self._fractions, self._salt = check_fractions(fractions), split_salt
-        self._official = official_split
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"val_fraction is {val_fraction}; expected at least 0 and below 1")
+        self._official, self._val_fraction = official_split, val_fraction
         self.rejects: list[Reject] = []
         self.warnings: list[str] = []
         self.missing_images = 0
@@ -201,9 +206,13 @@ class Listing:
         )
 
     def _split_of(self, draft: Draft) -> str:
+        group = draft.group or draft.patient or draft.id
         if self._official and draft.split:
+            held_out = draft.split == "train" and self._val_fraction > 0
+            if held_out and hash_unit(group, salt=f"val{self._salt}") < self._val_fraction:
+                return "val"
             return draft.split
-        return split_of(draft.group or draft.patient or draft.id, self._fractions, salt=self._salt)
+        return split_of(group, self._fractions, salt=self._salt)
 
     def _select(self) -> list[Draft]:
         """The drafts of the wanted split; rejects of the scan count to every split."""
@@ -287,6 +296,8 @@ class Listing:
             found |= {f"{name}/{split}": n for name, n in _counts(mine).items()}
         if self.split == ALL:
             found |= _counts(drafts)
+        elif self._val_fraction and self.split != "test":
+            found = {}  # a part of the official train: no published count to compare with
         for name, expected in self.facts.expected.items():
             if "images" in name and self.missing_images:
                 continue  # said already, by their number
