@@ -140,3 +140,15 @@ def test_val_can_be_held_out_of_an_official_train(tmp_path):
     assert sum(record.split == "val" for record in whole) == len(parts["val"])
     with pytest.raises(InputError, match=r"val_fraction is 1; expected at least 0 and below 1"):
         Halved(split="all", path=str(tmp_path), val_fraction=1)
+
+
+class Undivided(Listing):
+    facts = Facts(title="", url="", license="", expected={"records": 9, "records/train": 60})
+
+    def scan(self):
+        yield from (Draft(f"r{index}") for index in range(9))
+
+
+def test_official_counts_are_not_asked_of_splits_by_hash(tmp_path):
+    assert Undivided(split="train", path=str(tmp_path)).warnings == []
+    assert Undivided(split="all", path=str(tmp_path)).warnings == []
