@@ -1,12 +1,15 @@
 """Tables of text as files hold them: CSV, TSV, JSONL (each also gzipped) and Parquet, row by row.
 
 `columns` tells the header, `rows` the cells wanted, as text. A row that does not fit the header is
-handed on with what is wrong with it; a file that cannot be read raises InputError.
+handed on with what is wrong with it; a file that cannot be read raises InputError. So does one
+that unpacks to far more than text packs to, or holds a line too long to be one: no file can fill
+the memory.
 """
 
 import csv
 import functools
 import gzip
+import io
 import json
 import os
 import zlib
@@ -23,6 +26,10 @@ T = TypeVar("T")
 
 _UNCLOSED = "unexpected end of data"  # the csv module's words
 _CHUNK = 1024  # rows of a Parquet file at a time
+LONGEST_LINE = 2**24  # characters; reports have thousands
+# Tables of labels pack 10 to 30 times, the worst that gzip can do is 1032.
+MAX_RATIO = 200
+_MAX_SMALL = 2**20  # bytes that a compressed file of any size may hold
 
 
 def columns(path: str) -> list[str]:
@@ -58,6 +65,19 @@ def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
     return _guarded(_json_values(path), path)
 
 
+def lines(path: str) -> Iterator[tuple[int, str, str]]:
+    """Yields every line of a text file (also .gz): number from 1, text, what is wrong with it.
+
+    Only line feeds end a line: captions hold other characters that Unicode calls line breaks.
+
+    Raises:
+      InputError: no such file, or it cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    return _guarded(_byte_lines(path), path)
+
+
 def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
     """Passes rows on; turns what a reader can raise into InputError."""
     try:
@@ -72,15 +92,65 @@ def _line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _open_text(path: str) -> Any:
-    opener = gzip.open if path.lower().endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file, up to a limit: a few kilobytes can unpack to gigabytes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = gzip.open(path, "rb")  # noqa: SIM115 - close() closes it
+        self._left = max(_MAX_SMALL, MAX_RATIO * os.path.getsize(path))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read1(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise InputError(
+                f"{self._path}: unpacks to more than {MAX_RATIO} times its size, as no table does"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_bytes(path: str) -> io.BufferedReader:
+    if path.lower().endswith(".gz"):
+        return io.BufferedReader(_Unpacked(path), 2**17)
+    return open(path, "rb")
+
+
+def _open_text(path: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def _bounded(file: Any, path: str) -> Iterator[Any]:
+    """Passes on the lines of an open file, text or bytes; raises InputError at an endless one."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise InputError(f"{path}: a line of more than {LONGEST_LINE} characters")
+        yield line
+
+
+def _byte_lines(path: str) -> Iterator[tuple[int, str, str]]:
+    with _open_bytes(path) as file:
+        for number, line in enumerate(_bounded(file, path), 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield number, "", f"not UTF-8: {error.reason}"
+                continue
+            yield number, text.removesuffix("\n").removesuffix("\r"), ""
 
 
 def _csv_columns(path: str, *, delimiter: str) -> list[str]:
     with _open_text(path) as file:
         try:
-            header = next(csv.reader(file, delimiter=delimiter, strict=True), None)
+            header = next(csv.reader(_bounded(file, path), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
             raise InputError(f"{path}: the header cannot be read: {error}") from error
     if not header:
@@ -90,7 +160,7 @@ def _csv_columns(path: str, *, delimiter: str) -> list[str]:
 
 def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Row]:
     with _open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_bounded(file, path), delimiter=delimiter, strict=True)
         header = next(reader)
         places = [header.index(name) for name in names]
         number, line = 0, reader.line_num
@@ -121,7 +191,7 @@ def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Ro
 def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
     """Yields the (key, value) pairs of each line, or what is wrong with it."""
     with _open_text(path) as file:
-        for line in file:
+        for line in _bounded(file, path):
             if not line.strip():
                 continue
             try:
@@ -136,7 +206,7 @@ def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
 def _json_values(path: str) -> Iterator[tuple[int, Any, str]]:
     with _open_text(path) as file:
         number = 0
-        for line in file:
+        for line in _bounded(file, path):
             if not line.strip():
                 continue
             number += 1
