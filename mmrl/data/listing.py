@@ -9,7 +9,7 @@ compact storage (a few hundred bytes a record beside its text, quick to pickle),
 import functools
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +113,11 @@ class Listing:
     def scan(self) -> Iterator[Draft | Reject]:
         """Yields every record of the corpus in a fixed order, whatever its split."""
         raise NotImplementedError
+
+    @property
+    def expected(self) -> Mapping[str, int]:
+        """Counts to find in the complete corpus; for sources whose options choose a part of it."""
+        return self.facts.expected
 
     @property
     def image_root(self) -> str:
@@ -299,7 +304,7 @@ class Listing:
         elif self._val_fraction and self.split != "test":
             found = {}  # a part of the official train: no published count to compare with
         official = self._official and any(draft.split for draft in drafts)
-        for name, expected in self.facts.expected.items():
+        for name, expected in self.expected.items():
             if "images" in name and self.missing_images:
                 continue  # said already, by their number
             if name in found and found[name] != expected and ("/" not in name or official):
