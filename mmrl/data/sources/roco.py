@@ -1,0 +1,208 @@
+"""ROCO v1: figures of open-access articles with their captions, radiology and other.
+
+Source: Pelka et al., "Radiology Objects in COntext (ROCO): A Multimodal Image Dataset", LABELS
+2018; https://github.com/razorx89/roco-dataset.
+
+- Layout: `data/{train,validation,test}/{radiology,non-radiology}/` with captions.txt, keywords.txt,
+  cuis.txt, semtypes.txt, dlinks.txt (tab-separated, no header, id first) and licences.txt (CSV:
+  ROCO_ID,PMC_ID,CC), images below `images/{id}.jpg`. `data/` may be absent. A folder that holds
+  captions.txt itself is read as one part of unknown split and kind.
+- Licence: one per article, from licences.txt, as it stands there; `NO-CC CODE` where the article
+  states none of Creative Commons. Open access; the images are fetched from PubMed Central.
+- Official split: by image. Thousands of articles of the test part also have figures in train, and
+  with them the same patients; hence `official_split` is off unless asked for, and articles are
+  divided whole by hash. Where asked for, the number of divided articles is a warning.
+- Group: the article, "PMC123456", in the namespace of all corpora cut from PubMed Central. From
+  licences.txt, else from the address in dlinks.txt; else unknown.
+- Captions begin with a blank, which is taken off; one word is a caption, none is refused.
+- Keywords, concepts (CUI) and semantic types may be empty and have doubled tabs.
+- Lines end at line feeds only: captions hold other line breaks of Unicode.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmrl.data import reports, tabular
+from mmrl.data.drafts import Draft, Facts, ImageFile
+from mmrl.data.listing import Listing
+from mmrl.types import InputError, Reject
+
+SUBSETS = ("radiology", "non-radiology", "all")
+
+_PARTS = {"train": "train", "validation": "val", "test": "test"}
+_TOPS = ("data", "", "roco-dataset/data", "roco-dataset-master/data")
+_ARTICLE = re.compile(r"PMC\d+")
+_LICENCE_COLUMNS = ("ROCO_ID", "PMC_ID", "CC")
+# Attribute of a record -> the file it comes from.
+_EXTRAS = {"keywords": "keywords.txt", "cuis": "cuis.txt", "semantic_types": "semtypes.txt"}
+
+
+class Roco(Listing):
+    """ROCO v1, see the module; a Source.
+
+    Records have one image and the section "caption"; attributes: subset (radiology or
+    non-radiology, where the layout tells), figure (file name in the article), keywords, cuis,
+    semantic_types (each joined by "; ").
+
+    Args:
+      subset: radiology, non-radiology or all; only "radiology" where the layout does not tell.
+      official_split: as in `Listing`, but off: the owner's split divides articles.
+      others: see `Listing`.
+
+    Raises:
+      InputError: as `Listing`; an unknown subset.
+    """
+
+    facts = Facts(
+        title="Radiology Objects in COntext (ROCO)",
+        url="https://github.com/razorx89/roco-dataset",
+        license="not stated",
+        version="1",
+        expected={
+            "records": 81_807,
+            "records/train": 65_448,
+            "records/val": 8_180,
+            "records/test": 8_179,
+        },
+        namespace="pmc",
+    )
+
+    def __init__(
+        self, *, subset: str = "radiology", official_split: bool = False, **others: Any
+    ) -> None:
+        if subset not in SUBSETS:
+            raise InputError(f"roco: subset {subset!r}; choices: {', '.join(SUBSETS)}")
+        self._subset = subset
+        super().__init__(official_split=official_split, **others)
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """Counts of the complete corpus; those known are of the radiology figures."""
+        return dict(self.facts.expected) if self._subset == "radiology" else {}
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields the figures of every part, in the order of its captions."""
+        for folder, split, subset in self._parts():
+            yield from self._part(folder, split, subset)
+
+    def _parts(self) -> list[tuple[str, str, str]]:
+        """Returns folder, split and subset of every part that is there."""
+        if self._is_file("captions.txt"):
+            if self._subset != "radiology":
+                raise InputError(
+                    f"roco: subset {self._subset!r}, but '{self.path}' holds captions.txt itself,"
+                    " which does not tell the subset; expected data/{train,validation,test}/"
+                )
+            return [("", "", "")]
+        subsets = SUBSETS[:2] if self._subset == "all" else (self._subset,)
+        wanted = [(part, subset) for part in _PARTS for subset in subsets]
+        candidates = [
+            (
+                top,
+                [
+                    (os.path.join(top, part, subset), _PARTS[part], subset)
+                    for part, subset in wanted
+                ],
+            )
+            for top in _TOPS
+        ]
+        for _, places in candidates:
+            if found := [place for place in places if self._is_file(place[0], "captions.txt")]:
+                return found
+        raise InputError(
+            f"roco: no captions.txt in '{self.path}' nor in data/{{train,validation,test}}/"
+            f"{' or '.join(subsets)} below it"
+        )
+
+    def _is_file(self, *parts: str) -> bool:
+        return os.path.isfile(os.path.join(self.path, *parts))
+
+    def _part(self, folder: str, split: str, subset: str) -> Iterator[Draft | Reject]:
+        figures = self._licences(folder)
+        links = dict(self._lists(folder, "dlinks.txt"))
+        extras = {name: dict(self._lists(folder, file)) for name, file in _EXTRAS.items()}
+        captions = os.path.join(folder, "captions.txt")
+        ungrouped = 0
+        for number, line, problem in tabular.lines(os.path.join(self.path, captions)):
+            if not line.strip() and not problem:
+                continue
+            native, tab, caption = line.partition("\t")
+            native, caption = native.strip(), caption.strip()
+            if problem or not native or not tab:
+                detail = problem or "expected an id, a tab and a caption"
+                yield Reject(f"{self.name()}:{captions} line {number}", "bad_row", detail)
+                continue
+            if reports.is_blank(caption):
+                yield Reject(f"{self.name()}:{native}", "empty_report", f"caption {caption!r}")
+                continue
+            figure, license = figures.get(native, ("", ""))
+            article = _ARTICLE.match(figure) or _ARTICLE.search(" ".join(links.get(native, ())))
+            ungrouped += not article
+            told = {name: "; ".join(values.get(native, ())) for name, values in extras.items()}
+            told |= {"subset": subset, "figure": figure}
+            yield Draft(
+                native,
+                group=article[0] if article else "",
+                split=split,
+                images=(ImageFile(os.path.join(folder, "images", f"{native}.jpg")),),
+                sections={"caption": caption},
+                attributes={name: value for name, value in sorted(told.items()) if value},
+                license=license,
+            )
+        if ungrouped:
+            self.warnings.append(
+                f"roco: {ungrouped:,} figures of '{folder or self.path}' have no article in"
+                " licences.txt or dlinks.txt: they may share one across splits"
+            )
+
+    def _licences(self, folder: str) -> dict[str, tuple[str, str]]:
+        """Returns id -> file name of the figure and licence, from licences.txt if there is one."""
+        relative = os.path.join(folder, "licences.txt")
+        if not self._is_file(relative):
+            return {}
+        where = os.path.join(self.path, relative)
+        figures: dict[str, tuple[str, str]] = {}
+        places: list[int] | None = None
+        faults: list[str] = []
+        for number, line, problem in tabular.lines(where):
+            cells: list[str] = []
+            try:
+                cells = [cell.strip() for cell in next(csv.reader([line], strict=True), [])]
+            except csv.Error as error:
+                problem = str(error)
+            if not cells and not problem:
+                continue
+            if places is None:
+                missing = [name for name in _LICENCE_COLUMNS if name not in cells]
+                if missing:
+                    raise InputError(f"{where}: no column {', '.join(missing)} in its first line")
+                places, width = [cells.index(name) for name in _LICENCE_COLUMNS], len(cells)
+            elif problem or len(cells) != width:
+                faults.append(f"line {number}: {problem or f'{len(cells)} fields of {width}'}")
+            else:
+                native, figure, license = (cells[place] for place in places)
+                if figures.setdefault(native, (figure, license)) != (figure, license):
+                    faults.append(f"line {number}: {native} differs from an earlier line")
+        if faults:
+            self.warnings.append(
+                f"roco: {len(faults):,} lines of {relative} are not used, so their figures may lack"
+                f" licence and article; {faults[0]}"
+            )
+        return figures
+
+    def _lists(self, folder: str, file: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields id and values of each line of a tab-separated file, if there is one."""
+        relative = os.path.join(folder, file)
+        if not self._is_file(relative):
+            return
+        unread = 0
+        for _, line, problem in tabular.lines(os.path.join(self.path, relative)):
+            native, *values = (cell.strip() for cell in line.split("\t"))
+            unread += bool(problem)
+            if native:
+                yield native, tuple(filter(None, values))
+        if unread:
+            self.warnings.append(f"roco: {unread:,} lines of {relative} are not UTF-8")
