@@ -34,7 +34,7 @@ SUBSETS = ("radiology", "non-radiology", "all")
 
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _TOPS = ("data", "", "roco-dataset/data", "roco-dataset-master/data")
-_ARTICLE = re.compile(r"PMC\d+")
+_ARTICLE = re.compile(r"PMC[0-9]+")
 _LICENCE_COLUMNS = ("ROCO_ID", "PMC_ID", "CC")
 # Attribute of a record -> the file it comes from.
 _EXTRAS = {"keywords": "keywords.txt", "cuis": "cuis.txt", "semantic_types": "semtypes.txt"}
