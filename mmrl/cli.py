@@ -36,6 +36,7 @@ class PreemptedError(RuntimeError):
 def new_flags() -> flags.FlagValues:
     """An empty set of flags for one command, with --help."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow what is none
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=values, short_name="h")
     return values
 
@@ -45,27 +46,36 @@ def define_config(values: flags.FlagValues, help_text: str) -> Any:
     return config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)
 
 
-def run(main: Callable[[], None], values: flags.FlagValues, doc: str | None) -> None:
+def run(
+    main: Callable[..., None],
+    values: flags.FlagValues,
+    doc: str | None,
+    *,
+    positional: bool = False,
+) -> None:
     """Parses sys.argv and runs `main`; what the user got wrong ends in one line, not a trace.
 
     A command with the flags of `distributed.define_flags` may be one of several processes; all
-    others refuse settings that ask for several.
+    others refuse settings that ask for several. Flags may be written with dashes, --batch-sizes.
 
     Args:
       main: reads its flags from `values`.
       doc: the module's docstring, for --help.
+      positional: `main` takes what is no flag as its arguments; else that is refused.
     """
-    arguments = list(sys.argv)
+    arguments = [_undashed(argument, values) for argument in sys.argv]
     if {"--help", "-h", "-help"} & set(arguments[1:]):
         print(f"{doc or ''}\n{values.get_help()}")
         return
-    _parse(arguments, values)
+    rest = _parse(arguments, values)
+    if rest and not positional:
+        _fail(f"unexpected argument {rest[0]!r}; options are written --name=value", 2)
     _give_fake_devices_threads()
     # Grain reads absl's global flags when it starts worker processes.
     flags.FLAGS.mark_as_parsed()
     try:
         _start(values)
-        main()
+        main(*rest)
     except InputError as error:
         _fail(str(error), 2)
     except NonFiniteError as error:
@@ -146,15 +156,24 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(arguments: Sequence[str], values: flags.FlagValues) -> None:
+def _undashed(argument: str, values: flags.FlagValues) -> str:
+    """The argument with the name of its flag as it was defined: --batch-sizes is --batch_sizes."""
+    name, equals, value = argument.partition("=")
+    known = name.removeprefix("--").replace("-", "_")
+    if name.startswith("--") and (known in values or known.removeprefix("no") in values):
+        return f"--{known}{equals}{value}"
+    return argument
+
+
+def _parse(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Sets the flags; returns what is none."""
     try:
         rest = values(list(arguments))
     except (InputError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(_explain(error, arguments), 2)
     except (OSError, ImportError, SyntaxError) as error:
         _fail(f"cannot read the file of --config: {error}", 2)
-    if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}; options are written --name=value", 2)
+    return rest[1:]
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
