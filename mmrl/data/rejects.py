@@ -45,6 +45,7 @@ def check_fraction(
     *,
     what: str,
     reasons: Mapping[str, int] | Sequence[Reject] = (),
+    option: str = "data.max_reject_fraction",
 ) -> None:
     """Stops when more than `max_fraction` of the items were rejected.
 
@@ -54,12 +55,13 @@ def check_fraction(
       max_fraction: the share allowed, 0 to 1; floor(max_fraction * total) items may go.
       what: plural noun of the items, as the message shall name them ("records").
       reasons: counts per reason (`summarise`), or the rejects themselves.
+      option: what sets the limit, as the message shall name it.
 
     Raises:
       InputError: above the limit; the message counts the reasons.
     """
     if not 0 <= max_fraction <= 1:
-        raise InputError(f"data.max_reject_fraction={max_fraction}; expected 0 to 1")
+        raise InputError(f"{option}={max_fraction}; expected 0 to 1")
     # The small term keeps 0.29 * 100 = 28.999999999999996 from allowing 28 instead of 29.
     allowed = int(max_fraction * total + 1e-9)
     if rejected <= allowed:
@@ -68,6 +70,6 @@ def check_fraction(
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     raise InputError(
         f"{rejected} of {total} {what} rejected ({100 * rejected / max(total, 1):.1f} %)"
-        f"{': ' + listed if listed else ''}; data.max_reject_fraction={max_fraction:g} allows"
+        f"{': ' + listed if listed else ''}; {option}={max_fraction:g} allows"
         f" {allowed}; see rejects.jsonl"
     )
