@@ -121,7 +121,7 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("image_keys", pa.list_(pa.string())),
     ("views", pa.list_(pa.string())),
     ("view_sources", pa.list_(pa.string())),
-    ("spacings", pa.list_(pa.list_(pa.float32()))),  # [] where unknown
+    ("spacings", pa.list_(pa.list_(pa.float64()))),  # [] where unknown
     ("image_sha256", pa.list_(pa.string())),
     ("image_phash", pa.list_(pa.uint64())),
     ("orig_heights", pa.list_(pa.int32())),
@@ -193,6 +193,31 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}")
     return manifest
+
+
+def check_files(
+    folder: str | os.PathLike[str], manifest: Mapping[str, Any], verify: str = "size"
+) -> None:
+    """Compares the files of a prepared corpus with its manifest.
+
+    Args:
+      verify: "size" compares sizes, "sha256" also reads and digests every file.
+
+    Raises:
+      InputError: names the first file that is missing, differs, or lies elsewhere.
+    """
+    for name, stated in manifest["files"].items():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise InputError(f"{folder}: the manifest names {name!r}; expected a file beside it")
+        full = os.path.join(folder, name)
+        if not os.path.isfile(full):
+            raise InputError(f"{folder}: {name} of the manifest is missing")
+        if os.path.getsize(full) != stated["bytes"]:
+            raise InputError(
+                f"{full} has {os.path.getsize(full):,} bytes; its manifest says {stated['bytes']:,}"
+            )
+        if verify == "sha256" and file_sha256(full) != stated["sha256"]:
+            raise InputError(f"{full} was altered: its sha256 differs from the manifest's")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -71,13 +71,18 @@ class Prepared:
             raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
         self.manifest: dict[str, Any] = shards.read_manifest(path)
         self._path = path
-        _check_files(path, self.manifest, verify)
+        shards.check_files(path, self.manifest, verify)
         table = pq.read_table(os.path.join(path, shards.INDEX))
         self._rows = table.filter(pc.field("split") == split).combine_chunks()
         self._label_names = tuple(self.manifest["label_names"])
         self._sections = [n for n in self._rows.column_names if n.startswith("section.")]
         self._shards = self._rows["shard"].to_pylist()
         self._positions = self._rows["position"].to_numpy()
+        strange = sorted(set(self._shards) - set(self.manifest["files"]))
+        if strange:
+            raise InputError(
+                f"{path}: {shards.INDEX} names {strange[0]!r}, which the manifest does not list"
+            )
         self.rejects: list[Reject] = []
         self.total = len(self._rows)
         refused = sum(self.manifest["rejects"].values())
@@ -134,19 +139,3 @@ class Prepared:
 
     def _place(self, index: int) -> tuple[str, int]:
         return os.path.join(self._path, self._shards[index]), int(self._positions[index])
-
-
-def _check_files(path: str, manifest: dict[str, Any], verify: str) -> None:
-    """Raises InputError at the first file that is not as the manifest says."""
-    for name, stated in manifest["files"].items():
-        full = os.path.join(path, name)
-        if os.path.basename(name) != name:
-            raise InputError(f"{path}: the manifest names {name!r}; expected a file beside it")
-        if not os.path.isfile(full):
-            raise InputError(f"{path}: {name} of the manifest is missing")
-        if os.path.getsize(full) != stated["bytes"]:
-            raise InputError(
-                f"{full} has {os.path.getsize(full):,} bytes; its manifest says {stated['bytes']:,}"
-            )
-        if verify == "sha256" and shards.file_sha256(full) != stated["sha256"]:
-            raise InputError(f"{full} was altered: its sha256 differs from the manifest's")
