@@ -286,7 +286,7 @@ class Listing:
             if verify == "decode":
                 self.loader(image)()
             elif verify == "header" and relative.lower().endswith((".dcm", ".dicom")):
-                dicom.check_file(full)
+                dicom.check_file(full, allow_burned_in=self._burned_in)
             elif verify == "header":
                 images.check_file(full)
         except InputError as error:
