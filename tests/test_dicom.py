@@ -282,6 +282,10 @@ def lies() -> dict[str, tuple[bytes, str]]:
     wide = dicoms.dataset(TWELVE, 12, Rows=8000, Columns=8000)
     j2k_tiles[8:16] = struct.pack(">II", 8000, 8000)
     j2k_tiles[24:32] = struct.pack(">II", 1, 1)
+    coding = j2k_large.index(b"\xff\x52\0\x0c") + 2  # ask for precincts of 2 x 2 pixels
+    styled = j2k_tiles[:coding] + b"\0\x12\1" + j2k_tiles[coding + 3 : coding + 12]
+    styled += b"\x11" * 6 + j2k_tiles[coding + 12 :]
+    styled[24:32] = struct.pack(">II", 8000, 8000)
     runs = struct.pack("<16I", 2, 64, 500_064, *[0] * 13) + b"\x81\0" * 500_000
     small = dicoms.dataset(np.zeros((4, 4), np.uint16), 12)
     small.add_new((0x7FE1, 0x1010), "OB", bytes(2**26))  # behind the pixels: never inflated
@@ -298,6 +302,10 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "tiles": (
             dicoms.compressed(wide, uid.JPEG2000Lossless, bytes(j2k_tiles)),
             "JPEG 2000 of 64000000 tiles",
+        ),
+        "precincts": (
+            dicoms.compressed(wide, uid.JPEG2000Lossless, bytes(styled)),
+            "JPEG 2000 of [0-9]{8} precincts",
         ),
         "inflated before": (early, "no Rows or Columns|no pixel data"),
         "inflated behind": (bomb, ""),

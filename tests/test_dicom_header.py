@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, uid
-from pydicom.datadict import keyword_dict
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, keyword_dict
 from pydicom.sequence import Sequence
 
 from mmrl.data import dicom
@@ -40,8 +40,6 @@ KEPT |= {"RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "Spe
 
 def planted() -> bytes:
     """An image with a secret in every text attribute of the patient, study and image groups."""
-    from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR
-
     ds = dicoms.dataset(PIXELS, 12)
     for keyword, tag in keyword_dict.items():
         if tag >> 16 not in (0x08, 0x10, 0x18, 0x20, 0x28, 0x32, 0x38, 0x40) or keyword in KEPT:

@@ -47,6 +47,7 @@ JPEG_2000 = {
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _MAX_TILES = 4096  # the decoder allocates several KiB for each before it reads any
+_MAX_PRECINCTS = 2**16  # likewise, some hundred bytes each
 _TABLES = {0xC4, 0xDB, 0xDD, 0xF8}  # Huffman, quantisation, restart interval, JPEG-LS parameters
 # Where entropy-coded data end; JPEG-LS stuffs a bit, not a byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -337,5 +338,42 @@ def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
     tiles = -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y)
     if tiles > _MAX_TILES:
         raise DicomError(f"JPEG 2000 of {tiles} tiles; expected at most {_MAX_TILES}", "too_large")
+    _check_coding(data, x1 - x0, y1 - y0)
     precision = (next(iter(parts))[0] & 0x7F) + 1
     return Frame(data, precision), (y1 - y0, x1 - x0, components)
+
+
+def _check_coding(data: bytes, width: int, height: int) -> None:
+    """Refuses coding styles (ITU-T T.800, A.6.1 and A.6.2) of more parts than an image needs.
+
+    A file of 2 KiB can ask for millions of precincts or code-blocks, which a decoder sets up
+    before it finds them empty. Styles that single tiles override, which hides them, are refused.
+    """
+    position, end_of_part = 2, 0
+    while (marker := data[position : position + 2]) and marker != b"\xff\xd9":
+        if marker == b"\xff\x93":  # data of a tile-part
+            position = end_of_part
+            continue
+        if len(marker) < 2 or marker[0] != 0xFF:
+            raise DicomError(f"damaged JPEG 2000: expected a marker at byte {position}")
+        size = int.from_bytes(data[position + 2 : position + 4])
+        body = data[position + 4 : position + 2 + size]
+        if marker == b"\xff\x90":  # start of a tile-part, with its length; 0 is to the end
+            length = int.from_bytes(body[2:6])
+            end_of_part = position + length if length else len(data) - 2
+            if not position + 12 <= end_of_part <= len(data) - 2:
+                raise DicomError("truncated JPEG 2000: a tile-part exceeds the data")
+        elif marker in (b"\xff\x52", b"\xff\x53"):
+            if end_of_part:
+                raise DicomError("JPEG 2000 of tiles coded each its own way", "unsupported")
+            style = body[0:1] + body[5:] if marker == b"\xff\x52" else body[1:]
+            if len(style) < 6 or style[2] + style[3] < 4:  # code-blocks below 256 pixels
+                raise DicomError("JPEG 2000 of tiny code-blocks", "unsupported")
+            levels, precincts = style[1], 0
+            for level, exponents in enumerate(style[6:] if style[0] & 1 else b""):
+                scale = max(levels - level, 0)
+                columns = (width >> scale + (exponents & 15)) + 1
+                precincts += columns * ((height >> scale + (exponents >> 4)) + 1)
+            if precincts > _MAX_PRECINCTS:
+                raise DicomError(f"JPEG 2000 of {precincts} precincts", "too_large")
+        position += 2 + max(size, 2)
