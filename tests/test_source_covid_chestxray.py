@@ -138,13 +138,26 @@ def test_early_snapshots_read_the_same(tmp_path):
             ["1", " ", "", "", "COVID-19", "", "PA", "2019", "", "a.jpg", "", "u", "", "Old note."],
             ["3", "4", "M", "74", "COVID-19, ARDS", "N", "AP", "2004", "", "b.jpg", *[""] * 4],
             ["3", "9", "M", "74", "SARS", "N", "CT", "2004", "", "c.jpg", *[""] * 4],
+            [
+                "4",
+                "",
+                "",
+                "",
+                "Mycoplasma Bacterial Pneumonia",
+                "",
+                "L",
+                "",
+                "",
+                "d.jpg",
+                *[""] * 4,
+            ],
         ],
     )
-    for name in "abc":
+    for name in "abcd":
         write_image(tmp_path / f"images/{name}.jpg", np.full((8, 8), 7, np.uint8))
     source = CovidChestxray(split="all", path=str(tmp_path))
     records = records_of(source)
-    assert list(records) == ["a.jpg", "b.jpg"]
+    assert list(records) == ["a.jpg", "b.jpg", "d.jpg"] and not source.warnings
     assert [reject.reason for reject in source.rejects] == ["not_radiograph"]
     first = records["a.jpg"]
     assert (first.patient_id, first.sections) == ("1", {"full": "Old note."})
@@ -170,3 +183,14 @@ def test_text_comes_without_images(corpus):
     records = records_of(source)
     assert records["a.jpeg"].sections == {"full": "Sé."} and records["a.jpeg"].images == ()
     assert source.missing_images == 7
+
+
+def test_an_early_name_stands_for_its_path(tmp_path):
+    row = ["4", "Mycoplasma Bacterial Pneumonia", "d.jpg"]
+    write_csv(tmp_path / "metadata.csv", ["Patientid", "finding", "filename"], [row])
+    source = CovidChestxray(split="all", path=str(tmp_path), allow_missing_images=True)
+    labels = labels_of(source[0])
+    assert {name for name, value in labels.items() if value == 1} == {
+        *("Pneumonia", "Bacterial", "Mycoplasma")
+    }
+    assert (labels["Viral"], labels["Klebsiella"]) == (0, 0)

@@ -60,7 +60,13 @@ _PATHS = (
     "Tuberculosis",
     "ARDS",
 )
-_PATH_OF = {path.rpartition("/")[2].casefold(): path for path in _PATHS}
+_PATHS_OF = {path.rpartition("/")[2].casefold(): (path,) for path in _PATHS} | {
+    "mycoplasma bacterial pneumonia": (  # an early name
+        "Pneumonia",
+        "Pneumonia/Bacterial",
+        "Pneumonia/Bacterial/Mycoplasma",
+    )
+}
 _NOT_STATED = frozenset({"", "todo", "unknown"})
 _NOT_RADIOGRAPHS = frozenset({"CT", "AXIAL", "CORONAL", "SAGITTAL"})
 _ATTRIBUTES = (
@@ -173,8 +179,8 @@ def _named(finding: str) -> tuple[set[str], list[str]]:
     unknown = []
     for part in finding.replace("/", ",").split(","):
         name = part.strip()
-        if name.casefold() in _PATH_OF:
-            paths.add(_PATH_OF[name.casefold()])
+        if name.casefold() in _PATHS_OF:
+            paths.update(_PATHS_OF[name.casefold()])
         elif name.casefold() not in _NOT_STATED:
             unknown.append(name)
     return paths, unknown
