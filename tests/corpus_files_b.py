@@ -7,10 +7,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from mmrl.types import Record, Source
+from tests import dicoms
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
@@ -24,23 +23,10 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     assert cv2.imwrite(str(path), pixels)
 
 
-def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> None:
-    """Uncompressed, 8 bits; `tags` by keyword, PhotometricInterpretation MONOCHROME2 at first."""
+def write_dicom(path: Path, pixels: np.ndarray, **fields: Any) -> None:
+    """u8[H, W], uncompressed, MONOCHROME2 unless a field says otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.Modality, data.PhotometricInterpretation = "CR", "MONOCHROME2"
-    data.Rows, data.Columns = pixels.shape
-    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit = 7
-    data.PixelData = np.ascontiguousarray(pixels, np.uint8).tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    path.write_bytes(dicoms.image(np.ascontiguousarray(pixels, np.uint8), 8, **fields))
 
 
 def records_of(source: Source) -> dict[str, Record]:

@@ -54,7 +54,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def read(path: Path, **options) -> RsnaPneumonia:
-    return RsnaPneumonia(**{"split": "all", "path": str(path), "verify": "exists", **options})
+    return RsnaPneumonia(**{"split": "all", "path": str(path), **options})
 
 
 def test_rows_of_an_image_become_one_record(corpus):
@@ -85,7 +85,7 @@ def test_without_a_mapping_no_patient_is_known(corpus):
     records = records_of(source)
     assert {record.group_known for record in records.values()} == {False}
     assert {record.aliases for record in records.values()} == {()}
-    check_promises(RsnaPneumonia, corpus, verify="exists")
+    check_promises(RsnaPneumonia, corpus)
 
 
 def test_the_official_mapping_gives_patients_of_the_nih(corpus):
@@ -102,7 +102,7 @@ def test_the_official_mapping_gives_patients_of_the_nih(corpus):
     assert records["one-box"].group_known and records["one-box"].patient_id == "42"
     assert not any("patient" in line for line in source.warnings)
     assert source.facts.within == ("nih14",)
-    check_promises(RsnaPneumonia, corpus, verify="exists")
+    check_promises(RsnaPneumonia, corpus)
 
 
 @pytest.mark.parametrize(
@@ -195,3 +195,14 @@ def test_labels_come_without_images(corpus):
     records = records_of(read(corpus, allow_missing_images=True))
     assert records["one-box"].labels == (1, 0) and records["one-box"].images == ()
     assert {reject.reason for reject in read(corpus).rejects} == {"missing_image"}
+
+
+def test_pixels_are_decoded_and_damage_is_found(corpus):
+    records = records_of(read(corpus, verify="decode"))
+    np.testing.assert_array_equal(records["normal"].images[0].load(), PIXELS)
+    whole = (corpus / "stage_2_train_images/normal.dcm").read_bytes()
+    (corpus / "stage_2_train_images/normal.dcm").write_bytes(whole[:-4])
+    (corpus / "stage_2_train_images/other.dcm").write_bytes(b"no image")
+    source = read(corpus)
+    assert list(records_of(source)) == ["one-box", "two-boxes"]
+    assert [reject.id.partition(":")[2] for reject in source.rejects] == ["normal", "other"]

@@ -33,7 +33,7 @@ def write_corpus(root: Path, rows: list = ROWS) -> Path:
 
 
 def read(path: Path, **options) -> SiimPneumothorax:
-    return SiimPneumothorax(**{"split": "all", "path": str(path), "verify": "exists", **options})
+    return SiimPneumothorax(**{"split": "all", "path": str(path), **options})
 
 
 def test_runs_are_relative_and_go_down_the_columns():
@@ -82,7 +82,7 @@ def test_place_tells_the_official_split(tmp_path):
     assert [record.split for record in everything] == ["train", "train", "train", "test"]
     held = read(tmp_path, val_fraction=0.999, split="val")
     assert {record.split_official for record in records_of(held).values()} == {"train"}
-    check_promises(SiimPneumothorax, tmp_path, verify="exists")
+    check_promises(SiimPneumothorax, tmp_path)
 
 
 def test_the_flat_tree_of_the_second_stage_has_no_split(tmp_path):
@@ -94,7 +94,7 @@ def test_the_flat_tree_of_the_second_stage_has_no_split(tmp_path):
     assert {record.split_official for record in records_of(source).values()} == {"none"}
     assert any("1 images have no row in stage_2_train.csv" in w for w in source.warnings)
     assert not any("records/train" in warning for warning in source.warnings)
-    check_promises(SiimPneumothorax, tmp_path, verify="exists")
+    check_promises(SiimPneumothorax, tmp_path)
 
 
 def test_what_is_wrong_is_listed(tmp_path):
@@ -149,3 +149,9 @@ def test_the_png_repack_has_the_same_ids_and_masks(tmp_path):
         ("y", "bad_mask"),
     }
     check_promises(SiimPneumothorax, tmp_path)
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    records = records_of(read(write_corpus(tmp_path), verify="decode"))
+    assert (records[NONE].images[0].load() == 50).all()
+    assert (records[ONE].images[0].load() == 255 - 50).all()
