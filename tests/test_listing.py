@@ -10,6 +10,7 @@ from mmrl.data.drafts import Draft, Facts, ImageFile
 from mmrl.data.listing import Listing
 from mmrl.data.masks import Mask, decode_mask, encode_mask
 from mmrl.types import Box, Entailment, InputError, Reject
+from tests import dicoms
 
 
 class Example(Listing):
@@ -152,3 +153,20 @@ class Undivided(Listing):
 def test_official_counts_are_not_asked_of_splits_by_hash(tmp_path):
     assert Undivided(split="train", path=str(tmp_path)).warnings == []
     assert Undivided(split="all", path=str(tmp_path)).warnings == []
+
+
+class OneDicom(Listing):
+    facts = Facts(title="", url="", license="")
+
+    def scan(self):
+        yield Draft("r", images=(ImageFile("r.dcm"),))
+
+
+@pytest.mark.parametrize("verify", ["header", "decode"])
+def test_burned_in_text_is_accepted_only_where_the_user_says_so(tmp_path, verify):
+    pixels = np.full((4, 4), 9, np.uint8)
+    (tmp_path / "r.dcm").write_bytes(dicoms.image(pixels, 8, BurnedInAnnotation="YES"))
+    refused = OneDicom(split="all", path=str(tmp_path), verify=verify)
+    assert len(refused) == 0 and len(refused.rejects) == 1
+    accepted = OneDicom(split="all", path=str(tmp_path), verify=verify, dicom_burned_in=True)
+    np.testing.assert_array_equal(accepted[0].images[0].load(), pixels)
