@@ -182,7 +182,7 @@ def test_bad_items_are_quarantined_in_order_of_the_table(folder: Path) -> None:
     assert told == [
         ("table:1", "bad_row", "row 1: 2 fields, expected 7 (line 2)"),
         ("table:3", "empty_report", "row 3: nothing in 'findings', 'impression'"),
-        ("table:5", "missing_image", f"row 5: no file {where}/none.png'"),
+        ("table:5", "missing_image", "row 5: no file 'images/none.png'"),
         ("table:6", "missing_image", f"row 6: no file {where}'"),
         ("table:7", "missing_image", "row 7: the image cell is blank"),
         ("table:8", "bad_row", "row 8: blank 'who'"),

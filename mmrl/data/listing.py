@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from mmrl.data import dicom, images, tabular
+from mmrl.data import readers, tabular
 from mmrl.data.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
 from mmrl.data.masks import decode_masks
 from mmrl.data.rows import Fault, check_verify, find_faults
@@ -126,10 +126,7 @@ class Listing:
 
     def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
         """Returns what reads one image; it must pickle, so a functools.partial."""
-        if image.path.lower().endswith((".dcm", ".dicom")):
-            read = functools.partial(dicom.load_file, allow_burned_in=self._burned_in)
-            return functools.partial(read, self.image_root, image.path)
-        return functools.partial(images.load_file, self.image_root, image.path)
+        return readers.loader(self.image_root, image.path, allow_burned_in=self._burned_in)
 
     def rows(
         self, relative: str, required: Sequence[str], optional: Sequence[str] = ()
@@ -279,19 +276,8 @@ class Listing:
         relative = image.path
         if not relative or "\0" in relative or not _inside(self.image_root, relative):
             return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
-        full = os.path.join(self.image_root, relative)
-        if not os.path.isfile(full):
-            return "missing_image", f"no file '{relative}'"
-        try:
-            if verify == "decode":
-                self.loader(image)()
-            elif verify == "header" and relative.lower().endswith((".dcm", ".dicom")):
-                dicom.check_file(full, allow_burned_in=self._burned_in)
-            elif verify == "header":
-                images.check_file(full)
-        except InputError as error:
-            return getattr(error, "reason", "unreadable_image"), str(error)
-        return None
+        burned_in = self._burned_in
+        return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
 
     def _count(self, drafts: Sequence[Draft]) -> None:
         """Compares counts with the published ones, for the splits that were read."""

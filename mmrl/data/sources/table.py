@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mmrl.data import images, tabular
+from mmrl.data import readers, tabular
 from mmrl.data.rows import (
     Columns,
-    Fault,
     Row,
     Rows,
     check_verify,
@@ -45,7 +44,8 @@ class Table:
         .jsonl or .parquet, the text ones also with .gz behind. Text must be UTF-8, with or without
         byte-order mark.
       root: folder that the image paths start from; the table's own by default.
-      image_column: path of the image, relative to `root`.
+      image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom; one
+        that says of itself that text is burned into its pixels is rejected).
       report_columns: section name -> column, or columns that are also the section names.
       patient_column: the leakage unit. No patient crosses a split.
       study_column, view_column, id_column, license_column: see Record.
@@ -116,7 +116,7 @@ class Table:
             salt=split_salt,
         )
         self._refuse_links()
-        fault = functools.partial(_fault, self._root, verify)
+        fault = functools.partial(readers.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
         self.note = patient_note("patient_column", patient_column)
         self.rejects: list[Reject] = self._rows.rejects
@@ -129,7 +129,7 @@ class Table:
         return self._rows.record(index, self._loader)
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
-        return functools.partial(images.load_file, self._root, relative)
+        return readers.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
         """Passes rows on; raises at an image path that by its letters leaves the root."""
@@ -168,18 +168,3 @@ def patient_note(option: str, given: str | None) -> str:
         f"{option} is not set: every row counts as its own patient, so rows of one person may"
         " fall into different splits"
     )
-
-
-def _fault(root: str, verify: str, relative: str) -> Fault | None:
-    """Returns what is wrong with the image of one row, or None."""
-    full = os.path.join(root, relative)
-    if not relative or not os.path.isfile(full):
-        return "missing_image", f"no file '{full}'" if relative else "the image cell is blank"
-    try:
-        if verify == "decode":
-            images.read(full)
-        elif verify == "header":
-            images.check_file(full)
-    except InputError as error:
-        return "unreadable_image", str(error)
-    return None
