@@ -178,12 +178,11 @@ def test_bad_items_are_quarantined_in_order_of_the_table(folder: Path) -> None:
     (folder / "t.csv").write_text(lines.replace("licence\n", "licence\nonly,two\n") + "x,y\n")
     table = Table(path=str(folder / "t.csv"), **ONLY_TRAIN)
     told = [(reject.id, reject.reason, reject.detail) for reject in table.rejects]
-    where = f"'{folder}/images"
     assert told == [
         ("table:1", "bad_row", "row 1: 2 fields, expected 7 (line 2)"),
         ("table:3", "empty_report", "row 3: nothing in 'findings', 'impression'"),
         ("table:5", "missing_image", "row 5: no file 'images/none.png'"),
-        ("table:6", "missing_image", f"row 6: no file {where}'"),
+        ("table:6", "missing_image", "row 6: no file 'images'"),
         ("table:7", "missing_image", "row 7: the image cell is blank"),
         ("table:8", "bad_row", "row 8: blank 'who'"),
         ("table:9", "unreadable_image", told[6][2]),
