@@ -45,3 +45,5 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     standard = request.node.get_closest_marker("optax") is not None
     with jax.numpy_dtype_promotion("standard" if standard else "strict"):
         yield
+    # A test that changed this would slow down all that follow in its process.
+    assert jax.config.read("jax_disable_most_optimizations")

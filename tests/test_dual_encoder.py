@@ -32,11 +32,9 @@ EVERYTHING = frozenset(
 
 
 @pytest.fixture(autouse=True)
-def strict_shapes_and_quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
+def strict_shapes():
     with jax.numpy_rank_promotion("raise"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def build(dtype: Any = jnp.float32, **options: Any) -> DualEncoder:

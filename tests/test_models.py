@@ -25,11 +25,9 @@ make_text = functools.partial(Text, vocab_size=20, length=9, **SIZE)
 
 
 @pytest.fixture(autouse=True)
-def strict_shapes_and_quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
+def strict_shapes():
     with jax.numpy_rank_promotion("raise"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def randomized(make: Callable[..., Any]) -> Any:

@@ -18,11 +18,9 @@ make_small = functools.partial(Resnet, image_size=16, depth=18, width=4, small_s
 
 
 @pytest.fixture(autouse=True)
-def strict_shapes_and_quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
+def strict_shapes():
     with jax.numpy_rank_promotion("raise"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def abstract(**options: Any) -> Resnet:
