@@ -139,21 +139,25 @@ def _pieces(text: str) -> list[tuple[str, str]]:
 
 def _headers(text: str) -> Iterator[tuple[str, str, int, int]]:
     """(section or "" when not known by name, the header itself, its start and end in the text)."""
-    position = 0
-    while match := _HEADER.search(text, position):
-        position = match.end()
-        kind = match.lastgroup or ""
-        header = match[kind]
-        if kind == "within" and not _opens(text[: match.start()], header):
-            continue
-        yield _name_of(header), header, match.start(), match.end()
+    start = 0
+    for line in text.split("\n"):
+        end = start + len(line)
+        if ":" in line or line.isupper():  # few lines are worth a search
+            for match in _HEADER.finditer(text, start, end):
+                kind = match.lastgroup or ""
+                header = match[kind]
+                if kind != "within" or _opens(
+                    text[max(start, match.start() - 80) : match.start()], header
+                ):
+                    yield _name_of(header), header, match.start(), match.end()
+        start = end + 1
 
 
 def _opens(before: str, header: str) -> bool:
     """Whether a known name within a line is a header and not the end of a longer one."""
     if header in ("FINDINGS", "IMPRESSION"):
         return True
-    return not re.fullmatch(r"[A-Z]{2,}", "".join(before[-80:].split()[-1:]))
+    return not re.fullmatch(r"[A-Z]{2,}", "".join(before.split()[-1:]))
 
 
 @functools.lru_cache(maxsize=4096)
