@@ -1,0 +1,176 @@
+"""CheXpert: chest radiographs of Stanford with labels, no reports.
+
+`path` is CheXpert-v1.0-small or CheXpert-v1.0, or the folder it lies in: `train.csv`, `valid.csv`,
+`train/patient00042/study1/view1_frontal.jpg`. The labels of the 500 test studies came later, as
+`test.csv` or `test_labels.csv` with fewer columns; they are read where they are.
+
+Stanford University Dataset Research Use Agreement: it is clicked, and nothing may be given on.
+Irvin et al., AAAI 2019, arXiv:1901.07031. Official split: train, valid (val), test; by patient.
+
+One record per image, for labels, view and the 5x200 protocol go by image; images of a study share
+`study_id`. The uses are zero-shot classification and probing: there is no text. Also handled:
+  * Labels stay 1, 0, -1 (uncertain) and -2 (blank); what to make of the last two is for whoever
+    reads them. They are found by name: lists in circulation swap Lung Lesion and Lung Opacity.
+  * Paths begin with CheXpert-v1.0-small/, CheXpert-v1.0/ or neither; wherever, they are read below
+    the folder of their table.
+  * A few frontal images have LL or RL where AP or PA should be: FRONTAL.
+  * Age 0 (three images) and sex Unknown (one) are no statement and not among the attributes.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmrl.data.chexpert_labels import LABELS, read_labels, select_per_class
+from mmrl.data.drafts import Draft, Facts, ImageFile
+from mmrl.data.listing import Listing
+from mmrl.types import InputError, Reject
+
+_TOPS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+_TABLES = {"train": ("train.csv",), "val": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
+_OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+_PATH = re.compile(
+    r"(?:CheXpert[^/]*/)?((?:train|valid|test)/((patient\d+)/study\d+)/(view\d+_(\w+))\.\w+)"
+)
+_SEXES = {"Female": "F", "Male": "M"}
+
+
+class Chexpert(Listing):
+    """Records of CheXpert, one per image; a Source.
+
+    Args:
+      five_by: 200 makes the 5x200 test set of GLoRIA (Huang et al. 2021): so many frontal training
+        images for each of five conditions that show that condition alone, chosen by the hash of
+        their ids with `split_salt` (see `mmrl.data.chexpert_labels.select_per_class`), are split
+        test. All other images of their patients are left out and their number told in `warnings`;
+        Stanford's test images are left out too. 0: as Stanford divides them.
+      others: see `Listing`.
+
+    Attributes:
+      rejects: beside those of `Listing`: bad_row (a path that is none of the corpus) and bad_label.
+
+    Raises:
+      InputError: no train.csv or valid.csv, a column missing, too few images for `five_by`.
+    """
+
+    facts = Facts(
+        title="CheXpert",
+        url="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        license="Stanford University Dataset Research Use Agreement",
+        access="click",
+        version="1.0",
+        expected={
+            "records/train": 223_414,
+            "patients/train": 64_540,
+            "records/val": 234,
+            "images/train": 223_414,
+            "images/val": 234,
+        },
+    )
+    label_names = LABELS
+
+    def __init__(self, *, five_by: int = 0, **others: Any) -> None:
+        if five_by < 0 or (five_by and not others.get("official_split", True)):
+            raise InputError(
+                f"chexpert: five_by={five_by} with official_split="
+                f"{others.get('official_split', True)}; expected 0, or a number of images per class"
+                " and official_split=True"
+            )
+        self._five_by = five_by
+        super().__init__(**others)
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields the images in the order of the tables: train, valid, test."""
+        drafts: list[Draft] = []
+        tables = self._tables()
+        for split, table in tables:
+            for item in self._read(split, table):
+                if isinstance(item, Reject):
+                    yield item
+                elif self._five_by:
+                    drafts.append(item)
+                else:
+                    yield item
+        if self._five_by:
+            yield from self._five_by_count(drafts)
+
+    def _tables(self) -> list[tuple[str, str]]:
+        """(split, table) pairs of those that are there."""
+        tables = []
+        for split, names in _TABLES.items():
+            candidates = [os.path.join(top, name) for top in _TOPS for name in names]
+            candidates += [f"{name}.gz" for name in candidates]
+            there = [c for c in candidates if os.path.isfile(os.path.join(self.path, c))]
+            tables += [(split, name) for name in there[:1]]
+        if not {split for split, _ in tables} & {"train", "val"}:
+            self.find("train.csv", "valid.csv")  # raises
+        return tables
+
+    def _read(self, split: str, table: str) -> Iterator[Draft | Reject]:
+        folder = os.path.dirname(table)
+        for row in self.rows(table, ("Path", *LABELS), _OPTIONAL):
+            if isinstance(row, Reject):
+                yield row
+                continue
+            number, cell = row
+            found = _PATH.fullmatch(cell["Path"])
+            if not found:
+                place = f"chexpert:{os.path.basename(table)} row {number}"
+                yield Reject(place, "bad_row", f"path {cell['Path']!r} is none of the corpus")
+                continue
+            relative, study, patient, view, side = found.groups()
+            try:
+                labels = read_labels(cell)
+            except ValueError as error:
+                yield Reject(f"chexpert:{study}/{view}", "bad_label", f"row {number}: {error}")
+                continue
+            age = re.sub(r"\.0$", "", cell["Age"])
+            attributes = {"sex": _SEXES.get(cell["Sex"], ""), "age": "" if age == "0" else age}
+            image = ImageFile(os.path.join(folder, relative), *_view(cell, side))
+            yield Draft(
+                f"{study}/{view}",
+                patient=patient,
+                study=study,
+                split=split,
+                images=(image,),
+                labels=labels,
+                attributes={name: text for name, text in attributes.items() if text},
+            )
+
+    def _five_by_count(self, drafts: list[Draft]) -> Iterator[Draft]:
+        """Moves the selection to test, and takes away what else is of its patients."""
+        frontal = [
+            (draft.id, draft.labels)
+            for draft in drafts
+            if draft.split == "train" and draft.images[0].view in ("AP", "PA", "FRONTAL")
+        ]
+        chosen = select_per_class(frontal, self._five_by, salt=self._salt)
+        patients = {draft.patient for draft in drafts if draft.id in chosen}
+        left_out = 0
+        for draft in drafts:
+            if draft.id in chosen:
+                yield dataclasses.replace(draft, split="test")
+            elif draft.patient in patients or draft.split == "test":
+                left_out += 1
+            else:
+                yield draft
+        self.warnings.append(
+            f"chexpert: {left_out:,} images left out: others of the {len(patients):,} patients of"
+            f" the 5x{self._five_by} test set, and the official test set"
+        )
+        expected = {name: n for name, n in self.facts.expected.items() if name.endswith("/val")}
+        self.facts = dataclasses.replace(self.facts, expected=expected)
+
+
+def _view(cell: dict[str, str], side: str) -> tuple[str, str]:
+    """View and who says so, from the columns or, without them, the name of the file."""
+    stated, position = cell["Frontal/Lateral"].upper(), cell["AP/PA"].upper()
+    if stated == "FRONTAL" and position in ("AP", "PA"):
+        return position, "metadata"
+    if stated in ("FRONTAL", "LATERAL"):
+        return stated, "metadata"
+    if side.upper() in ("FRONTAL", "LATERAL"):
+        return side.upper(), "filename"
+    return "UNKNOWN", ""
