@@ -1,0 +1,65 @@
+"""MedNLI: sentence pairs over the clinical notes of MIMIC-III, with their label of inference.
+
+`path` holds `mli_{train,dev,test}_v1.jsonl`: 11,232, 1,395 and 1,422 pairs. PhysioNet Credentialed
+Health Data License 1.5.0: credentialed, nothing may be given on. Romanov and Shivade, EMNLP 2018,
+arXiv:1808.06752.
+
+  * The key of a pair's id is pairID here and pair_id in RadNLI; either is read.
+  * Clinicians wrote three hypotheses for each premise, so that pairs of one premise are one
+    `group_key`. Two pairs with their sentences swapped join the groups of both premises.
+  * Premises are of MIMIC-III (`facts.within`), of which patients is not told.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from mmrl.data.drafts import Draft, Facts
+from mmrl.data.pairs import Pairs, unit
+from mmrl.data.reports import canonical
+from mmrl.types import Reject
+
+
+class Mednli(Pairs):
+    """Records of MedNLI; a Source. See `Listing` for options and `Pairs` for records."""
+
+    facts = Facts(
+        title="MedNLI: a natural language inference dataset for the clinical domain",
+        url="https://physionet.org/content/mednli/",
+        license="PhysioNet Credentialed Health Data License 1.5.0",
+        access="credentialed",
+        version="1.0.0",
+        expected={"records/train": 11_232, "records/val": 1_395, "records/test": 1_422},
+        within=("mimic_iii",),
+    )
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("mli_train_v1.jsonl",),
+        "val": ("mli_dev_v1.jsonl",),
+        "test": ("mli_test_v1.jsonl",),
+    }
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields the pairs in the order of their files, grouped over all of them."""
+        items = list(super().scan())
+        pairs = {
+            item.id: (canonical(item.sections["premise"]), canonical(item.sections["hypothesis"]))
+            for item in items
+            if isinstance(item, Draft)
+        }
+        known = set(pairs.values())
+        parent = {premise: premise for premise, _ in known}
+
+        def root(text: str) -> str:
+            while parent[text] != text:
+                parent[text] = parent[parent[text]]
+                text = parent[text]
+            return text
+
+        for premise, hypothesis in sorted(known):
+            if (hypothesis, premise) in known:
+                low, high = sorted((root(premise), root(hypothesis)))
+                parent[high] = low
+        for item in items:
+            if isinstance(item, Draft):
+                item = dataclasses.replace(item, group=unit(root(pairs[item.id][0])))
+            yield item

@@ -1,0 +1,35 @@
+"""RadNLI: sentence pairs of MIMIC-CXR reports, with their label of inference.
+
+`path` holds `radnli_dev_v1.jsonl` and `radnli_test_v1.jsonl`, 480 pairs each; there is no training
+set. PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may be given on. Miura
+et al., NAACL 2021, arXiv:2010.10042.
+
+  * dev is split val: whoever trains on it has no validation left.
+  * Each pair comes a second time with its sentences swapped: both share `group_key`.
+  * Sentences are of MIMIC-CXR (`facts.within`), of which patients is not told; `group_known` speaks
+    of the pair.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from mmrl.data.drafts import Facts
+from mmrl.data.pairs import Pairs
+
+
+class Radnli(Pairs):
+    """Records of RadNLI; a Source. See `Listing` for options and `Pairs` for records."""
+
+    facts = Facts(
+        title="RadNLI: a natural language inference dataset for the radiology domain",
+        url="https://physionet.org/content/radnli-report-inference/",
+        license="PhysioNet Credentialed Health Data License 1.5.0",
+        access="credentialed",
+        version="1.0.0",
+        expected={"records/val": 480, "records/test": 480},
+        within=("mimic_cxr",),
+    )
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "val": ("radnli_dev_v1.jsonl",),
+        "test": ("radnli_test_v1.jsonl",),
+    }
