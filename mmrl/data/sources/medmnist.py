@@ -1,0 +1,311 @@
+"""MedMNIST v2 and MedMNIST+: twelve sets of small biomedical images with class labels, no text.
+
+Layout, as https://doi.org/10.5281/zenodo.10519652 has it: {flag}.npz with images of 28 x 28 pixels,
+{flag}_64.npz, {flag}_128.npz and {flag}_224.npz, in each
+
+    train_images, val_images, test_images    u8[N, side, side] or, in colour, u8[N, side, side, 3]
+    train_labels, val_labels, test_labels    u8[N, 1], or u8[N, L] where L labels are asked at once
+
+Licence: CC BY 4.0, DermaMNIST CC BY-NC 4.0. Access: open. Official split: the names of the arrays.
+Paper: Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8. The sets of volumes
+(*mnist3d) are not read.
+
+Pitfalls handled:
+  Labels are [N, 1]: the class is its only column, and becomes one label of 1 among 0s. Only
+  ChestMNIST has several columns, each a label of its own.
+  Colour becomes one channel, as in every other image here.
+  Arrays inside an archive cannot be mapped into memory. Each process unpacks an array whole when
+  it first needs an image of it, and keeps two: PathMNIST at 224 takes 13.5 GB in each process.
+  An archive may hold anything: only the six arrays are taken, nothing is unpickled, and shapes are
+  read before pixels.
+  ChestMNIST is cut from NIH ChestX-ray14, divided otherwise; patients are not told, so the two must
+  not be trained and tested on together.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from mmrl.data.drafts import Draft, Facts, ImageFile
+from mmrl.data.listing import Listing
+from mmrl.data.rows import Fault
+from mmrl.data.splits import SPLITS
+from mmrl.types import InputError, Reject
+
+SIZES = (28, 64, 128, 224)
+
+_MEMBERS = tuple(f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels"))
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError)
+
+
+class _Set(NamedTuple):
+    """Class names in the order of their numbers, and images in train, val and test."""
+
+    labels: tuple[str, ...]
+    counts: tuple[int, int, int]
+    several: bool = False  # labels that do not exclude each other
+    within: tuple[str, ...] = ()
+    license: str = "CC-BY-4.0"
+
+
+_ORGANS = (
+    *("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver"),
+    *("lung-left", "lung-right", "pancreas", "spleen"),
+)
+_SETS = {
+    "pathmnist": _Set(
+        (
+            *("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle"),
+            *("normal colon mucosa", "cancer-associated stroma"),
+            "colorectal adenocarcinoma epithelium",
+        ),
+        (89996, 10004, 7180),
+    ),
+    "chestmnist": _Set(
+        (
+            *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule"),
+            *("pneumonia", "pneumothorax", "consolidation", "edema", "emphysema", "fibrosis"),
+            *("pleural", "hernia"),
+        ),
+        (78468, 11219, 22433),
+        several=True,
+        within=("nih14",),
+    ),
+    "dermamnist": _Set(
+        (
+            *("actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma"),
+            *("benign keratosis-like lesions", "dermatofibroma", "melanoma"),
+            *("melanocytic nevi", "vascular lesions"),
+        ),
+        (7007, 1003, 2005),
+        license="CC-BY-NC-4.0",
+    ),
+    "octmnist": _Set(
+        ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+        (97477, 10832, 1000),
+    ),
+    "pneumoniamnist": _Set(("normal", "pneumonia"), (4708, 524, 624)),
+    "retinamnist": _Set(("0", "1", "2", "3", "4"), (1080, 120, 400)),
+    "breastmnist": _Set(("malignant", "normal, benign"), (546, 78, 156)),
+    "bloodmnist": _Set(
+        (
+            *("basophil", "eosinophil", "erythroblast"),
+            "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
+            *("lymphocyte", "monocyte", "neutrophil", "platelet"),
+        ),
+        (11959, 1712, 3421),
+    ),
+    "tissuemnist": _Set(
+        (
+            *("Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule"),
+            *("Glomerular endothelial cells", "Interstitial endothelial cells", "Leukocytes"),
+            *("Podocytes", "Proximal Tubule Segments", "Thick Ascending Limb"),
+        ),
+        (165466, 23640, 47280),
+    ),
+    "organamnist": _Set(_ORGANS, (34561, 6491, 17778)),
+    "organcmnist": _Set(_ORGANS, (12975, 2392, 8216)),
+    "organsmnist": _Set(_ORGANS, (13932, 2452, 8827)),
+}
+
+
+class Medmnist(Listing):
+    """One record per image of one of the sets: labels, no text, no patient.
+
+    The key of an image is "{archive}/{array}/{position}".
+
+    Args:
+      flag: the set, pathmnist, chestmnist and so on.
+      size: side of the images, 28, 64, 128 or 224.
+      others: see `mmrl.data.listing.Listing`. verify="header" checks the directory of the archive
+        and the shapes, "decode" unpacks all of it.
+
+    Rejects, beside those of Listing: bad_label (a number that is no class).
+
+    Raises:
+      InputError: an unknown set or size, no archive, or one that is not as described above.
+    """
+
+    facts = Facts(
+        title="MedMNIST",
+        url="https://doi.org/10.5281/zenodo.10519652",
+        license="CC-BY-4.0",
+        redistributable=True,
+        version="3",
+    )
+
+    def __init__(self, *, flag: str, size: int = 28, **others: Any) -> None:
+        if flag not in _SETS:
+            raise InputError(f"flag is {flag!r}; expected one of: {', '.join(_SETS)}")
+        if size not in SIZES:
+            raise InputError(f"size is {size!r}; expected one of: {', '.join(map(str, SIZES))}")
+        self._flag, self._size, known = flag, size, _SETS[flag]
+        self.label_names = known.labels
+        counts = dict(zip(SPLITS, known.counts, strict=True))
+        expected = {"records": sum(known.counts), "images": sum(known.counts)}
+        self.facts = dataclasses.replace(
+            type(self).facts,
+            title=f"MedMNIST {flag}",
+            license=known.license,
+            within=known.within,
+            expected=expected | {f"records/{split}": n for split, n in counts.items()},
+        )
+        super().__init__(**others)
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields train, val and test, each in the order of its arrays."""
+        archive = self.find(self._flag + ("" if self._size == 28 else f"_{self._size}") + ".npz")
+        known, full = _SETS[self._flag], os.path.join(self.path, archive)
+        shapes = _shapes(full)
+        self.warnings.append(
+            f"{self.name()}: patients are not told; whether the split divides them is not known"
+        )
+        for split in SPLITS:
+            images, labels = shapes[f"{split}_images"], shapes[f"{split}_labels"]
+            side = (self._size, self._size)
+            if images[1:] not in (side, (*side, 3)):
+                wanted = f"[N, {self._size}, {self._size}] or [N, {self._size}, {self._size}, 3]"
+                raise InputError(f"{full}: {split}_images of shape {images}; expected {wanted}")
+            columns = (images[0], len(known.labels) if known.several else 1)
+            if labels != columns:
+                raise InputError(f"{full}: {split}_labels of shape {labels}; expected {columns}")
+            for index, row in enumerate(_read(full, f"{split}_labels").tolist()):
+                yield self._draft(archive, split, index, row)
+
+    def _draft(self, archive: str, split: str, index: int, row: list[int]) -> Draft | Reject:
+        known, native = _SETS[self._flag], f"{self._flag}/{split}/{index}"
+        classes = len(known.labels)
+        if max(row) >= (2 if known.several else classes):
+            expected = "0 or 1" if known.several else f"0 to {classes - 1}"
+            return Reject(f"{self.name()}:{native}", "bad_label", f"{row}; expected {expected}")
+        return Draft(
+            native,
+            split=split,
+            images=(ImageFile(f"{archive}/{split}_images/{index}"),),
+            labels=tuple(row) if known.several else tuple(int(row[0] == c) for c in range(classes)),
+        )
+
+    def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
+        """Returns what reads one image of an array."""
+        archive, array, index = image.path.split("/")
+        return functools.partial(_load, os.path.join(self.path, archive), array, int(index))
+
+    def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
+        """Returns what is wrong with one image; `scan` has checked that its array holds it."""
+        if verify == "decode":
+            archive, array, _ = image.path.split("/")
+            full = os.path.join(self.path, archive)
+            if problem := _problem(full, array, _stamp(full)):
+                return "unreadable_image", problem
+        return None
+
+
+def _load(path: str, array: str, index: int) -> np.ndarray:
+    """One image as u8[side, side]; colour becomes Rec. 601 luma."""
+    pixels = _array(path, array)[index]
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels.copy()
+
+
+_lock = threading.Lock()  # or each thread that waits for an array would unpack its own
+
+
+def _renew_lock() -> None:
+    """A process forked while another thread unpacks would wait for ever."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _array(path: str, array: str) -> np.ndarray:
+    """An array of images, whole; each process keeps its own two."""
+    stamp = _stamp(path)
+    with _lock:
+        return _unpacked(path, array, stamp)
+
+
+@functools.lru_cache(maxsize=2)
+def _unpacked(path: str, array: str, stamp: tuple[int, int]) -> np.ndarray:
+    return _read(path, array)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Tells an archive from one that took its place: time of writing and size."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=16)
+def _problem(path: str, array: str, stamp: tuple[int, int]) -> str:
+    """What is wrong with an array, or "": asked for each image, found out once."""
+    try:
+        _array(path, array)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _read(path: str, array: str) -> np.ndarray:
+    """u8[N, ...]: one array of an archive; nothing is unpickled.
+
+    Raises:
+      InputError: the archive or the array is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except (KeyError, *_DAMAGE) as error:
+        raise InputError(f"{path}: {array} cannot be read: {error}") from error
+
+
+def _shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """Array name -> shape, of all six arrays, from their headers alone.
+
+    Raises:
+      InputError: no archive, other members than the six, or one that is no u8 array, is in Fortran
+        order, or has another size than its shape says.
+    """
+    shapes = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if sorted(members) != sorted(_MEMBERS) or len(members) < len(archive.infolist()):
+                raise InputError(
+                    f"{path}: members {', '.join(map(repr, members))}; expected, once each:"
+                    f" {', '.join(_MEMBERS)}"
+                )
+            for name, info in members.items():
+                with archive.open(info) as member:
+                    version = np.lib.format.read_magic(member)
+                    if version not in _HEADERS:
+                        raise InputError(f"{path}: {name} has format {version}; expected 1.0, 2.0")
+                    shape, fortran, dtype = _HEADERS[version](member)
+                    size = info.file_size - member.tell()
+                if dtype != np.uint8 or fortran or not len(shape) or size != math.prod(shape):
+                    raise InputError(
+                        f"{path}: {name} is {dtype}{list(shape)} in {size} bytes; expected u8 in"
+                        " as many bytes as it has entries"
+                    )
+                shapes[name.removesuffix(".npy")] = shape
+    except _DAMAGE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: no whole archive of arrays: {error}") from error
+    return shapes
