@@ -170,3 +170,35 @@ def test_burned_in_text_is_accepted_only_where_the_user_says_so(tmp_path, verify
     assert len(refused) == 0 and len(refused.rejects) == 1
     accepted = OneDicom(split="all", path=str(tmp_path), verify=verify, dicom_burned_in=True)
     np.testing.assert_array_equal(accepted[0].images[0].load(), pixels)
+
+
+class Headed(Listing):
+    facts = Facts(title="", url="", license="")
+
+    def scan(self):
+        yield Draft("r", images=(ImageFile("r.dcm"), ImageFile("l.dcm", "AP", "metadata")))
+        yield Draft("s", images=(ImageFile("s.dcm"),), attributes={"age": "7"})
+        yield Draft("x", images=(ImageFile("x.png"),))
+        yield Draft("broken", images=(ImageFile("broken.dcm"),))
+
+
+def test_headers_of_dicom_tell_what_no_table_did(tmp_path):
+    pixels = np.full((4, 4), 9, np.uint8)
+    fields = {"ViewPosition": "PA", "PatientSex": "F", "PatientAge": "155Y", "PixelSpacing": [1, 1]}
+    (tmp_path / "r.dcm").write_bytes(dicoms.image(pixels, 8, **fields))
+    (tmp_path / "l.dcm").write_bytes(dicoms.image(pixels, 8, ViewPosition="LL"))
+    fields = {"ViewPosition": "", "PatientAge": "058Y", "PatientSex": "M"}
+    (tmp_path / "s.dcm").write_bytes(dicoms.image(pixels, 8, **fields))
+    cv2.imwrite(str(tmp_path / "x.png"), pixels)
+    (tmp_path / "broken.dcm").write_bytes(b"no header")
+    options = {"split": "all", "path": str(tmp_path), "verify": "exists"}
+    first, second, other, broken = Headed(**options, dicom_headers=True)
+    assert [(image.view, image.view_source) for image in first.images] == [
+        *(("PA", "dicom"), ("AP", "metadata"))
+    ]
+    assert first.attributes == {"sex": "F"} and first.images[0].spacing is None
+    assert second.attributes == {"age": "7", "sex": "M"} and second.images[0].view == "UNKNOWN"
+    assert other.attributes == broken.attributes == {}
+    source = Headed(**options, dicom_headers=True)
+    assert source.warnings == ["test_listing: 1 headers of images cannot be read"]
+    assert Headed(**options)[0].images[0].view == "UNKNOWN"  # only on request

@@ -43,3 +43,14 @@ def fault(root: str, relative: str, verify: str, *, allow_burned_in: bool = Fals
     except InputError as error:
         return getattr(error, "reason", "unreadable_image"), str(error)
     return None
+
+
+def header(root: str, relative: str) -> dicom.Header | None:
+    """The header of a DICOM file, without pseudonyms; None for a file of another kind.
+
+    Raises:
+      DicomError: the file or its header cannot be read.
+    """
+    if not relative.lower().endswith(_DICOM):
+        return None
+    return dicom.inspect(os.path.join(root, relative), None)
