@@ -206,3 +206,8 @@ def test_pixels_are_decoded_and_damage_is_found(corpus):
     source = read(corpus)
     assert list(records_of(source)) == ["one-box", "two-boxes"]
     assert [reject.id.partition(":")[2] for reject in source.rejects] == ["normal", "other"]
+
+
+def test_headers_tell_the_view(corpus):
+    views = [read(corpus, dicom_headers=told)[0].images[0].view for told in (False, True)]
+    assert views == ["UNKNOWN", "AP"]

@@ -18,7 +18,8 @@ Pitfalls handled:
   (https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018), names the
   NIH image of each; see `nih_mapping`. Without it `group_known` is False, and a warning says so.
   Rows repeat an image once for each box; an image is one record.
-  Ages in the DICOM headers reach 155; nothing is taken from them.
+  View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them. Ages there reach
+  155; those above 120 are left out.
 """
 
 import json

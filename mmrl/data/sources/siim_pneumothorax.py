@@ -26,6 +26,7 @@ Pitfalls handled:
   The images come from NIH ChestX-ray14 (Filice et al., Journal of Digital Imaging 2020,
   doi:10.1007/s10278-019-00299-9), but neither patients nor NIH names are told: `group_known` is
   False, and a warning says so.
+  View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them.
 """
 
 import os
