@@ -28,8 +28,9 @@ _UNCLOSED = "unexpected end of data"  # the csv module's words
 _CHUNK = 1024  # rows of a Parquet file at a time
 LONGEST_LINE = 2**24  # characters; reports have thousands
 # Tables of labels pack 10 to 30 times, the worst that gzip can do is 1032.
-MAX_RATIO = 200
+MAX_RATIO = 100
 _MAX_SMALL = 2**20  # bytes that a compressed file of any size may hold
+_MANY_BAD = 10_000  # rows that may be unreadable before their share matters
 
 
 def columns(path: str) -> list[str]:
@@ -49,9 +50,10 @@ def rows(path: str, names: Sequence[str]) -> Iterator[Row]:
       names: the columns wanted, all of them in the header.
 
     Raises:
-      InputError: the file stops being readable, here a quote that is never closed too.
+      InputError: the file stops being readable, here a quote that is never closed too, or most of
+        its rows, and thousands of them, do not fit.
     """
-    return _guarded(_reader_of(path).rows(path, names), path)
+    return _guarded(_mostly_good(_reader_of(path).rows(path, names), path), path)
 
 
 def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
@@ -88,25 +90,39 @@ def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
         raise InputError(f"{path}: cannot be read: {_line(error)}") from error
 
 
+def _mostly_good(rows: Iterator[Row], path: str) -> Iterator[Row]:
+    """Passes rows on; raises where they show that the table is none of this kind."""
+    bad, first = 0, ""
+    for number, cells, problem in rows:
+        if problem:
+            bad, first = bad + 1, first or f"row {number}: {problem}"
+            if bad > max(_MANY_BAD, number // 2):
+                raise InputError(f"{path}: {bad} of {number} rows do not fit, the first is {first}")
+        yield number, cells, problem
+
+
 def _line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file, up to a limit: a few kilobytes can unpack to gigabytes."""
+    """The content of a gzip file, up to a limit: a few kilobytes can unpack to gigabytes.
+
+    The limit grows with what has been read of the file, so that a bomb is noticed as it begins.
+    """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 - close() closes it
-        self._left = max(_MAX_SMALL, MAX_RATIO * os.path.getsize(path))
+        self._path, self._unpacked = path, 0
+        self._packed = open(path, "rb")  # noqa: SIM115 - close() closes it
+        self._file = gzip.GzipFile(fileobj=self._packed)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._file.read1(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
+        self._unpacked += len(data)
+        if self._unpacked > max(_MAX_SMALL, MAX_RATIO * self._packed.tell()):
             raise InputError(
                 f"{self._path}: unpacks to more than {MAX_RATIO} times its size, as no table does"
             )
@@ -115,6 +131,7 @@ class _Unpacked(io.RawIOBase):
 
     def close(self) -> None:
         self._file.close()
+        self._packed.close()
         super().close()
 
 
