@@ -82,6 +82,16 @@ def test_what_cannot_be_used_is_listed_with_its_reason(folder):
     assert corpus.missing_images == 2
 
 
+def test_ids_may_hold_the_mark_of_parts(folder):
+    class Marked(Example):
+        def scan(self):
+            yield Draft("r#1", images=(ImageFile("gone.png"),))
+            yield Reject("test_listing:r2#boxes", "bad_box", "no area")
+
+    corpus = Marked(split="all", path=folder)
+    assert (len(corpus), corpus.total, len(corpus.rejects)) == (0, 1, 2)
+
+
 def test_text_is_kept_without_images_when_allowed(folder):
     corpus = Example(split="all", path=folder, allow_missing_images=True)
     texts = {corpus[index].id: corpus[index].sections for index in range(len(corpus))}

@@ -56,8 +56,8 @@ class Listing:
       facts: what the owner says; set by the class, or by a constructor that found which of several
         releases lies in the folder.
       rejects: what was refused, by reason: missing_image, unreadable_image, unsafe_path,
-        duplicate_id, and those of the source. An image refused while its record stays is listed as
-        "{record}#{path}".
+        duplicate_id, and those of the source. A part refused while its record stays is listed as
+        "{record}#{path}"; sources mark parts by "#", too.
       total: records kept and refused.
       missing_images: images named by the corpus that are not there.
       warnings: one line for each count that differs from the expected one, and what else a user
@@ -101,12 +101,13 @@ class Listing:
         self.rejects: list[Reject] = []
         self.warnings: list[str] = []
         self.missing_images = 0
+        self._refused = 0  # rejects that are whole records
         drafts = self._select()
         drafts = self._checked(drafts, verify, num_threads, allow_missing_images)
         if dicom_headers:
             drafts = self._with_headers(drafts)
         self._packed = pa.array([pack(draft) for draft in drafts], pa.large_binary())
-        self.total = len(self._packed) + sum("#" not in reject.id for reject in self.rejects)
+        self.total = len(self._packed) + self._refused
         if not self.total:
             where = "" if split == ALL else f" in split {split}"
             raise InputError(f"{self.name()}: nothing found{where} below '{path}'")
@@ -232,12 +233,13 @@ class Listing:
         for item in self.scan():
             if isinstance(item, Reject):
                 self.rejects.append(item)
+                self._refused += "#" not in item.id
                 continue
             if item.split not in ("", *SPLITS):
                 raise ValueError(f"{self.name()} drafted split {item.split!r}")
             if item.id in seen:
                 detail = "the id appeared before; the first is kept"
-                self.rejects.append(Reject(f"{self.name()}:{item.id}", "duplicate_id", detail))
+                self._refuse(item, "duplicate_id", detail)
                 continue
             seen.add(item.id)
             split, group = self._split_of(item), item.group or item.patient or item.id
@@ -251,6 +253,10 @@ class Listing:
                 " articles) into more than one split; official_split=False divides them whole"
             )
         return kept
+
+    def _refuse(self, draft: Draft, reason: str, detail: str) -> None:
+        self.rejects.append(Reject(f"{self.name()}:{draft.id}", reason, detail))
+        self._refused += 1  # whatever its id holds
 
     def _checked(
         self, drafts: list[Draft], verify: str, num_threads: int, allow_missing: bool
@@ -266,7 +272,7 @@ class Listing:
             self.missing_images += sum(fault[0] == "missing_image" for _, fault in bad)
             absent = all(fault[0] == "missing_image" for _, fault in bad)
             if bad and not good and not (allow_missing and absent):
-                self.rejects.append(Reject(f"{self.name()}:{draft.id}", *bad[0][1]))
+                self._refuse(draft, *bad[0][1])
                 continue
             if not (allow_missing and absent):
                 self.rejects += [
