@@ -32,6 +32,7 @@ ROOMS = {
     "distributed": COMMON | {"gather", "rollcall"},
     "config": COMMON | {"data"},
     "data": COMMON,
+    "preparation": COMMON | {"__init__", "data"},
     "models": COMMON,
     "objectives": COMMON,
     "evaluators": COMMON | {"data"},

@@ -1,0 +1,153 @@
+"""One record to what a shard and the index hold of it; a chunk of records to one file."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cv2
+import msgpack
+import numpy as np
+
+from mmrl.data.masks import Mask, encode_mask
+from mmrl.data.shards import StoredImage, index_row, pack_payload, pixel_sha256
+from mmrl.preparation._phash import perceptual_hash
+from mmrl.preparation.recipe import Recipe
+from mmrl.types import Box, ImageRef, InputError, Record, Reject
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Encoded records, in order: parallel payloads and rows of the index; and what was refused."""
+
+    payloads: Sequence[bytes]
+    rows: Sequence[dict[str, Any]]
+    rejects: Sequence[Reject]
+
+    def to_bytes(self) -> bytes:
+        """As one msgpack map behind its digest."""
+        refused = [dataclasses.astuple(reject) for reject in self.rejects]
+        content = {"payloads": self.payloads, "rows": self.rows, "rejects": refused}
+        packed = msgpack.packb(content)
+        return hashlib.sha256(packed).digest() + packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Chunk":
+        """The inverse of `to_bytes`; InputError when a byte is not as it was."""
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            raise InputError("damaged chunk")
+        content = msgpack.unpackb(data[32:])
+        refused = [Reject(*fields) for fields in content["rejects"]]
+        return cls(content["payloads"], content["rows"], refused)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A record as it is stored, and the parts of it that were refused.
+
+    `record` has the images and boxes that are left; it is None when nothing is.
+    """
+
+    record: Record | None
+    images: tuple[StoredImage, ...]
+    masks: tuple[Mask, ...]
+    rejects: tuple[Reject, ...]
+
+
+def encode_chunk(records: Iterable[Record], recipe: Recipe) -> Chunk:
+    """Reads, reduces and encodes all images of some records."""
+    payloads: list[bytes] = []
+    rows: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for record in records:
+        made = encode_record(record, recipe)
+        rejects += made.rejects
+        if made.record is not None:
+            payloads.append(pack_payload(made.record, made.images, made.masks))
+            rows.append(index_row(made.record, made.images, made.masks))
+    return Chunk(payloads, rows, rejects)
+
+
+def encode_record(record: Record, recipe: Recipe) -> Encoded:
+    """Reads, reduces and encodes the images of a record, its boxes and its masks.
+
+    An image that cannot be read is refused, with its boxes; a record that had images and keeps
+    none is refused whole. A record without images keeps its text.
+    """
+    images: list[StoredImage] = []
+    moved: dict[int, int] = {}
+    faults: list[tuple[str, str, str]] = []
+    for number, reference in enumerate(record.images):
+        try:
+            images.append(_store(reference, recipe))
+        except InputError as error:
+            reason = getattr(error, "reason", "unreadable_image")
+            faults.append((reference.key, reason, str(error)))
+        else:
+            moved[number] = len(images) - 1
+    if record.images and not images:
+        _, reason, detail = faults[0]
+        return Encoded(None, (), (), (Reject(record.id, reason, detail),))
+    refused = [Reject(f"{record.id}#{key}", reason, detail) for key, reason, detail in faults]
+    masks: tuple[Mask, ...] = ()
+    if record.masks is not None and 0 in moved:
+        try:
+            masks = _masks(record.masks(), images[0])
+        except InputError as error:
+            refused.append(Reject(f"{record.id}#masks", "unreadable_mask", str(error)))
+    kept = record
+    if faults:
+        kept = dataclasses.replace(
+            record,
+            images=tuple(record.images[number] for number in moved),
+            boxes=_moved(record.boxes, moved),
+        )
+    return Encoded(kept, tuple(images), masks, tuple(refused))
+
+
+def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
+    """Reads and encodes one image; InputError when it cannot be read."""
+    try:
+        original = reference.load()
+    except (cv2.error, ValueError, KeyError, IndexError, OverflowError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        # A decoder that stumbles over one file must not end the run; the reject names its error.
+        raise InputError(f"{reference.key}: {type(error).__name__}: {error}") from error
+    if original.ndim != 2 or not original.size or original.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{reference.key}: an image of {original.dtype}{list(original.shape)};"
+            " expected uint8 or uint16 [H, W], not empty"
+        )
+    stored = recipe.reduce(original)
+    return StoredImage(
+        key=reference.key,
+        data=recipe.encode(stored),
+        height=stored.shape[0],
+        width=stored.shape[1],
+        orig_height=original.shape[0],
+        orig_width=original.shape[1],
+        view=reference.view,
+        view_source=reference.view_source,
+        spacing=reference.spacing,
+        sha256=pixel_sha256(original),
+        phash=perceptual_hash(original),
+    )
+
+
+def _moved(boxes: Iterable[Box], moved: dict[int, int]) -> tuple[Box, ...]:
+    """Boxes of the images that are left, with the new number of their image."""
+    return tuple(
+        dataclasses.replace(box, image=moved[box.image]) for box in boxes if box.image in moved
+    )
+
+
+def _masks(drawn: dict[str, np.ndarray], image: StoredImage) -> tuple[Mask, ...]:
+    """Masks as runs; InputError when one does not fit its image."""
+    for label, mask in drawn.items():
+        if mask.shape != (image.orig_height, image.orig_width):
+            raise InputError(
+                f"the mask of {label!r} has {mask.shape[1]} x {mask.shape[0]} pixels, its image"
+                f" {image.orig_width} x {image.orig_height}"
+            )
+    return tuple(encode_mask(label, mask) for label, mask in drawn.items())

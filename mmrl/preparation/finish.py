@@ -1,0 +1,122 @@
+"""The last steps: the index, the rejects, and then the manifest, which makes the corpus valid."""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+import mmrl
+from mmrl.data import rejects, shards
+from mmrl.data.splits import SPLITS
+from mmrl.preparation.assembly import MAX_RECORDS
+from mmrl.preparation.inventory import Inventory
+from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.workers import CHUNK_RECORDS
+from mmrl.preparation.workplace import Workplace
+from mmrl.types import Reject
+
+# What decodes, reduces, encodes or writes; other versions of them may write other bytes.
+_PACKAGES = (
+    "opencv-python-headless",
+    "numpy",
+    "pyarrow",
+    "array_record",
+    "msgpack",
+    "pydicom",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+)
+
+
+def make_plan(inventory: Inventory, recipe: Recipe, shard_bytes: int) -> dict[str, Any]:
+    """What two preparations must share to be one; all of it is in the manifest, too."""
+    return {
+        "schema_version": shards.SCHEMA_VERSION,
+        "mmrl": mmrl.__version__,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "source": inventory.name,
+        "options": dict(inventory.options),
+        "image": recipe.to_dict(),
+        "shards": {
+            "bytes": shard_bytes,
+            "records": MAX_RECORDS,
+            "chunk": CHUNK_RECORDS,
+            "writer": shards.WRITER_OPTIONS,
+        },
+        "input": {"sha256": inventory.sha256, "records": inventory.records},
+    }
+
+
+def finish(
+    workplace: Workplace,
+    inventory: Inventory,
+    plan: Mapping[str, Any],
+    refused_later: Sequence[Reject],
+) -> dict[str, Any]:
+    """Writes what stands beside the shards; returns the manifest, which is written last."""
+    closed = workplace.closed()
+    sections = list(dict.fromkeys(name for told in closed for name in told["sections"]))
+    index = workplace.publish(
+        shards.INDEX, lambda path: _write_index(path, workplace, len(closed), sections)
+    )
+    refused = [*inventory.rejects, *refused_later]
+    listed = workplace.publish(shards.REJECTS, lambda path: rejects.write_rejects(path, refused))
+    counts = {
+        split: {
+            what: sum(told[what] for told in closed if told["split"] == split)
+            for what in ("records", "images")
+        }
+        for split in SPLITS
+    }
+    files = {
+        told["shard"]: {key: told[key] for key in ("bytes", "sha256", "records")}
+        for told in closed
+        if told["shard"]
+    }
+    total = sum(count["records"] for count in counts.values())
+    for path, records in ((index, total), (listed, len(refused))):
+        digest = shards.file_sha256(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest, "records": records}
+    manifest = {
+        **plan,
+        "facts": dict(inventory.facts),
+        "licenses": dict(inventory.licenses),
+        "access": dict(inventory.access),
+        "counts": counts,
+        "missing_images": inventory.missing_images,
+        "warnings": list(inventory.warnings),
+        "label_names": list(inventory.label_names),
+        "sections": sections,
+        "rejects": rejects.summarise(refused),
+        "files": dict(sorted(files.items())),
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    workplace.publish(shards.MANIFEST, lambda path: _write_text(path, text))
+    workplace.remove_work()
+    return manifest
+
+
+def free_bytes(folder: Path) -> int:
+    """What may be written on the disk of a folder that need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _write_index(path: Path, workplace: Workplace, count: int, sections: Sequence[str]) -> None:
+    """One row group for each shard: no more rows are held at a time."""
+    schema = shards.index_table([], sections).schema
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for number in range(count):
+            rows = workplace.rows(number)
+            if rows:
+                writer.write_table(shards.index_table(rows, sections))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,199 @@
+"""A whole preparation: look, refuse or go on, encode, assemble, finish."""
+
+import dataclasses
+import errno
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl.data import rejects, shards
+from mmrl.data.splits import SPLITS
+from mmrl.preparation import finish, inventory
+from mmrl.preparation.assembly import Assembly
+from mmrl.preparation.encode import encode_chunk
+from mmrl.preparation.inventory import Inventory
+from mmrl.preparation.progress import Meter
+from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.workers import encoded
+from mmrl.preparation.workplace import Workplace, check
+from mmrl.types import InputError
+
+_SAMPLES = 32  # records encoded to tell how large the corpus will be
+_MARGIN = 1.25  # of the estimate, for what the samples do not show
+_GIB, _MIB = 2**30, 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to prepare; nothing here but `recipe` and `shard_bytes` shapes the result."""
+
+    recipe: Recipe
+    shard_bytes: int = 256 * _MIB
+    workers: int = 0
+    max_reject_fraction: float = 0.01
+    allow_missing_images: bool = False
+
+
+def prepare(
+    source: str,
+    options: Mapping[str, Any],
+    output: Path,
+    settings: Settings,
+    *,
+    say: Callable[[str], None] = print,
+    free: Callable[[Path], int] = finish.free_bytes,
+) -> dict[str, Any]:
+    """Prepares a corpus, or goes on with it, or finds it complete; returns its manifest.
+
+    Args:
+      source, options: of `mmrl.data.sources`.
+      output: the folder to fill.
+      say: takes one line at a time. free: bytes that a folder's disk has left.
+
+    Raises:
+      InputError: nothing usable, too much refused, another preparation in `output`, too little
+        space, or what the source says.
+    """
+    with Meter(f"reading {source}", 0) as meter:
+        found = inventory.take(source, options, progress=meter.advance)
+    describe(found, say)
+    plan = finish.make_plan(found, settings.recipe, settings.shard_bytes)
+    check(output, plan)
+    _check(found, output, settings)
+    _check_space(found, output, settings, free, say)
+    workplace = Workplace(output, plan)
+    if workplace.complete:
+        say(f"{output} is complete: {found.records:,} records, every file of its stated size")
+        return shards.read_manifest(output)
+    try:
+        return _run(found, workplace, plan, settings, say)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"--output={output}: {error.strerror}; free some space, then the same command goes on"
+        ) from None
+    finally:
+        workplace.leave()
+
+
+def describe(found: Inventory, say: Callable[[str], None]) -> None:
+    """Says what a source holds, whose it is, and what is wrong with it."""
+    facts = found.facts
+    say(f"{found.name}: {facts['title']}, {facts['url']}" if facts else found.name)
+    listed = ", ".join(
+        f"{name or 'not stated'} ({count:,})" for name, count in list(found.licenses.items())[:8]
+    )
+    more = f" and {len(found.licenses) - 8} others" if len(found.licenses) > 8 else ""
+    say(f"licence: {listed or facts.get('license', '')}{more}")
+    access = ", ".join(found.access) or facts.get("access", "")
+    if facts:
+        access += "; may be given on" if facts["redistributable"] else "; may not be given on"
+    say(f"access: {access}")
+    for split in SPLITS:
+        count = len(found.parts[split]) if split in found.parts else 0
+        say(f"{split}: {count:,} records, {found.images[split]:,} images")
+    if found.missing_images:
+        say(f"missing images: {found.missing_images:,}")
+    for reason, count in rejects.summarise(found.rejects).items():
+        say(f"refused: {count:,} {reason}")
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+
+
+def _check(found: Inventory, output: Path, settings: Settings) -> None:
+    """Refuses a corpus that cannot be used; its rejects are listed for the user to look at."""
+    try:
+        if not found.records:
+            reasons = rejects.summarise(found.rejects)
+            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            raise InputError(
+                f"{found.name} has no usable record ({found.total:,} found; refused:"
+                f" {listed or 'none'})"
+            )
+        found.check_rejects(
+            (), settings.max_reject_fraction, allow_missing=settings.allow_missing_images
+        )
+    except InputError:
+        if found.rejects and not (output / shards.MANIFEST).exists():
+            rejects.write_rejects(output / shards.REJECTS, found.rejects)
+        raise
+
+
+def estimate(found: Inventory, recipe: Recipe) -> int:
+    """Bytes that the corpus will take, from records spread evenly over it."""
+    size = 0.0
+    for part in found.parts.values():
+        share = max(1, round(_SAMPLES * len(part) / found.records)) if len(part) else 0
+        places = np.linspace(0, len(part) - 1, share).astype(int)
+        records = [record for at in places for record in part.records(at, at + 1)]
+        if records:
+            size += len(encode_chunk(records, recipe).to_bytes()) / len(records) * len(part)
+    return round(size)
+
+
+def _check_space(
+    found: Inventory,
+    output: Path,
+    settings: Settings,
+    free: Callable[[Path], int],
+    say: Callable[[str], None],
+) -> None:
+    """Refuses to begin what the disk cannot hold: all shards, and two in the making."""
+    if (output / shards.MANIFEST).exists():
+        return
+    size = estimate(found, settings.recipe)
+    needed = round(size * _MARGIN) + 2 * min(size, settings.shard_bytes)
+    there = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    left = free(output)
+    say(f"about {size / _MIB:,.0f} MiB to write, {left / _GIB:,.1f} GiB free")
+    if needed - there > left:
+        raise InputError(
+            f"--output={output} needs about {(needed - there) / _GIB:,.2f} GiB and its disk has"
+            f" {left / _GIB:,.2f} GiB free; free some, or choose another folder or a smaller --size"
+        )
+
+
+def _run(
+    found: Inventory,
+    workplace: Workplace,
+    plan: Mapping[str, Any],
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    began = time.monotonic()
+    assembly = Assembly(workplace, found, settings.shard_bytes)
+    earlier = assembly.records
+    if assembly.next:
+        say(f"going on after {assembly.records:,} records in closed shards")
+    limit = {"max_fraction": settings.max_reject_fraction}
+    made = encoded(found, settings.recipe, workplace, assembly.next, settings.workers)
+    try:
+        with Meter("preparing", found.records, start=earlier) as meter:
+            for split, chunk in made:
+                assembly.append(split, chunk)
+                meter.advance(assembly.records, assembly.bytes)
+                if chunk.rejects:
+                    found.check_rejects(
+                        assembly.rejects, **limit, allow_missing=settings.allow_missing_images
+                    )
+    finally:
+        made.close()
+    assembly.close()
+    found.check_rejects(assembly.rejects, **limit, allow_missing=settings.allow_missing_images)
+    if not assembly.records:
+        raise InputError(f"{found.name}: no image could be read, so no record is left")
+    manifest = finish.finish(workplace, found, plan, assembly.rejects)
+    seconds = time.monotonic() - began
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    rate = (assembly.records - earlier) / max(seconds, 1e-9)
+    say(
+        f"{assembly.records:,} records, {assembly.images:,} images, {size:,} bytes;"
+        f" {seconds:,.1f} s, {rate:,.0f} records/s"
+    )
+    refused = ", ".join(f"{n:,} {reason}" for reason, n in manifest["rejects"].items())
+    say(f"refused: {refused or 'none'}")
+    return manifest

@@ -1,0 +1,129 @@
+"""Prepares a corpus for training: shards of images, an index of all text, a manifest.
+
+    python -m mmrl.prepare openi --input=downloads/openi --output=corpora/openi
+    python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs --option=view_column=view
+    python -m mmrl.prepare audit corpora/openi corpora/pairs
+
+The same command again goes on where it was stopped, and checks what is complete. Training reads
+the result with config.data.source = "prepared", config.data.path = "corpora/openi".
+"""
+
+import os
+import signal
+from typing import Any
+
+from absl import flags
+
+from mmrl import build, cli
+from mmrl.data.rows import VERIFY
+from mmrl.preparation import options, recipe
+from mmrl.preparation.job import Settings, prepare
+from mmrl.types import InputError
+
+_FLAGS = cli.new_flags()
+_INPUT = flags.DEFINE_string(
+    "input", None, "Folder (or table, or TFDS name) of the corpus.", flag_values=_FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to fill or to go on with.", flag_values=_FLAGS
+)
+_SIZE = flags.DEFINE_integer("size", 256, "Longest side of stored images.", flag_values=_FLAGS)
+_FORMAT = flags.DEFINE_string(
+    "format", "jpeg", f"One of {', '.join(recipe.FORMATS)}.", flag_values=_FLAGS
+)
+_QUALITY = flags.DEFINE_integer("quality", 95, "Of JPEG, 1 to 100.", flag_values=_FLAGS)
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    None,
+    "Processes that encode, default one per core; 0: this one.",
+    lower_bound=0,
+    flag_values=_FLAGS,
+)
+_MISSING = flags.DEFINE_bool(
+    "allow_missing_images", False, "Keep the text of records without.", flag_values=_FLAGS
+)
+_VERIFY = flags.DEFINE_string(
+    "verify", "header", f"Of images, first: {', '.join(VERIFY)}.", flag_values=_FLAGS
+)
+_OPTIONS = flags.DEFINE_multi_string(
+    "option", [], "KEY=VALUE of the source; repeat it.", flag_values=_FLAGS
+)
+_SHARD_MIB = flags.DEFINE_integer(
+    "shard_mib", 256, "MiB of a shard.", lower_bound=1, flag_values=_FLAGS
+)
+_MAX_REJECTS = flags.DEFINE_float(
+    "max_reject_fraction", 0.01, "Share of records that may be refused.", flag_values=_FLAGS
+)
+_KEY_FILE = flags.DEFINE_string(
+    "key_file", None, "Secret key of the pseudonyms, where a source makes some.", flag_values=_FLAGS
+)
+
+
+def source_options(name: str) -> dict[str, Any]:
+    """Options of source `name` from all flags.
+
+    Raises:
+      InputError: an unknown source or option, or a flag that the source has no use for.
+    """
+    if _VERIFY.value not in VERIFY:
+        raise InputError(build.unknown("value of --verify", _VERIFY.value, VERIFY))
+    offered = build.options(build.find("source", name))
+    given = options.parse(name, _OPTIONS.value)
+    workers = _workers()
+    flagged: dict[str, tuple[str, Any]] = {
+        "path": ("--input", _INPUT.value),
+        "key_file": ("--key-file", _KEY_FILE.value),
+        "allow_missing_images": ("--allow-missing-images", _MISSING.value or None),
+        "verify": ("--verify", _VERIFY.value),
+        "num_threads": ("--workers", max(workers, 1)),
+    }
+    for option, (flag, value) in flagged.items():
+        if value is None:
+            continue
+        if option in offered:
+            if option in given and option not in ("num_threads", "verify"):
+                raise InputError(f"--option={option}=... and {flag}; expected one of them")
+            given.setdefault(option, value)
+        elif flag in ("--input", "--key-file"):
+            raise InputError(f"{flag}={value}: source {name} takes no such thing")
+    if "path" in offered and not given.get("path"):
+        raise InputError("missing --input=...; see --help")
+    return given
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if _WORKERS.value is None else _WORKERS.value
+
+
+def main(*arguments: str) -> None:
+    """Prepares one corpus, or audits several."""
+    if not arguments:
+        choices = ", ".join([*build.choices("source"), "audit"])
+        raise InputError(f"missing SOURCE, the first argument; choices: {choices}")
+    name, *others = arguments
+    if others:
+        raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
+    given = source_options(name)
+    settings = Settings(
+        recipe=recipe.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
+        shard_bytes=_SHARD_MIB.value * 2**20,
+        workers=_workers(),
+        max_reject_fraction=_MAX_REJECTS.value,
+        allow_missing_images=_MISSING.value,
+    )
+    output = cli.folder("output", _OUTPUT.value)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    prepare(name, given, output, settings)
+
+
+def _stop(number: int, frame: object) -> None:
+    """Ends the run where it is: nothing that is on the disk needs mending."""
+    del frame
+    raise cli.PreemptedError(
+        f"stopped by {signal.Signals(number).name}; the same command goes on where it was"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, _FLAGS, __doc__, positional=True)
