@@ -1,0 +1,142 @@
+"""Joins on equal keys that never hold all pairs at once: what near-duplicate search stands on."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+CHUNK = 1 << 20
+"""Candidate pairs held at a time."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of near items: first i64[P], second i64[P], similarity f32[P] in 0..1.
+
+    Within one list first < second. Of items that are equal only the first stands in all pairs, and
+    each other one in a pair with the first of what it is near to: the number of pairs stays
+    small, while every item that has a partner is in a pair and the connected components are right.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    similarity: np.ndarray
+
+
+def clusters(count: int, pairs: Pairs) -> np.ndarray:
+    """i64[count]: the connected component of each item, named by its first member."""
+    parent = list(range(count))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+        a, b = root(first), root(second)
+        parent[max(a, b)] = min(a, b)
+    return np.asarray([root(item) for item in range(count)], np.int64)
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """starts[0] ... starts[0] + counts[0] - 1, then the same of the next, as one i64 array."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def join(
+    left: np.ndarray, right: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions (i, j) with left[i] == right[j], in bounded pieces.
+
+    Within one list (right None) each pair comes once, with i < j.
+    """
+    order = np.argsort(left, kind="stable")
+    if right is None:
+        ordered = left[order]
+        starts = np.arange(1, len(left) + 1)
+        pairs = _expand(starts, np.searchsorted(ordered, ordered, "right"))
+        other = order
+    else:
+        other = np.argsort(right, kind="stable")
+        pairs = lookup(left[order], right[other])
+    for i, j in pairs:
+        yield order[i], other[j]
+
+
+def lookup(keys: np.ndarray, ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions (i, j) with keys[i] == ordered[j], in bounded pieces; `ordered` ascends."""
+    starts = np.searchsorted(ordered, keys, "left")
+    return _expand(starts, np.searchsorted(ordered, keys, "right"))
+
+
+def _expand(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(i, j) for all starts[i] <= j < ends[i], cut between values of i."""
+    some = np.flatnonzero(ends > starts)
+    starts, counts = starts[some], (ends - starts)[some]
+    total = np.cumsum(counts)
+    cuts = np.searchsorted(total, np.arange(CHUNK, (total[-1] if len(total) else 0), CHUNK))
+    for low, high in itertools.pairwise([0, *np.unique(cuts + 1).tolist(), len(some)]):
+        if high > low:
+            yield (
+                np.repeat(some[low:high], counts[low:high]),
+                ranges(starts[low:high], counts[low:high]),
+            )
+
+
+class Distinct(NamedTuple):
+    """Distinct values by first appearance, their first item, and all items of each, in order.
+
+    Items of value v are items[starts[v] : starts[v] + sizes[v]].
+    """
+
+    values: np.ndarray
+    items: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Distinct":
+        """Of any hashable values, [N]."""
+        number: dict[object, int] = {}
+        inverse = np.fromiter(
+            (number.setdefault(value, len(number)) for value in values.tolist()),
+            np.int64,
+            len(values),
+        )
+        sizes = np.bincount(inverse, minlength=len(number))
+        items = np.argsort(inverse, kind="stable")
+        starts = np.cumsum(sizes) - sizes
+        return cls(values[items[starts]], items, starts, sizes)
+
+
+def item_pairs(
+    left: Distinct, right: Distinct | None, found: np.ndarray, *, skip: np.ndarray
+) -> Pairs:
+    """Pairs of values to pairs of items; see `Pairs`. Values to `skip` are not near themselves."""
+    u, v = found[:2].astype(np.int64)
+    other = left if right is None else right
+    first_u, first_v = left.items[left.starts[u]], other.items[other.starts[v]]
+    more = left.sizes[u] - 1
+    parts = [
+        (
+            np.repeat(first_u, other.sizes[v]),
+            other.items[ranges(other.starts[v], other.sizes[v])],
+            np.repeat(found[2], other.sizes[v]),
+        ),
+        (
+            left.items[ranges(left.starts[u] + 1, more)],
+            np.repeat(first_v, more),
+            np.repeat(found[2], more),
+        ),
+    ]
+    if right is None:
+        more = np.where(skip, 0, left.sizes - 1)
+        rest = left.items[ranges(left.starts + 1, more)]
+        parts.append((np.repeat(left.items[left.starts], more), rest, np.ones(len(rest))))
+    i, j, similarity = map(np.concatenate, zip(*parts, strict=True))
+    if right is None:
+        i, j = np.minimum(i, j), np.maximum(i, j)
+    order = np.lexsort((j, i))
+    return Pairs(i[order], j[order], similarity[order].astype(np.float32))
