@@ -158,6 +158,8 @@ class Source(Protocol):
     Construction is `Source(split=..., **options)`; options are keyword-only and come from
     `config.data`. It reads tables and headers, never pixels, and pickles small.
     `rejects` lists what it quarantined, `total` counts items of the split before rejection.
+    A source that can read an image without building its record offers, besides, a callable
+    `image(index, number)` -> u8[H, W] or u16[H, W], which pickles small: it goes to every worker.
     """
 
     rejects: list[Reject]

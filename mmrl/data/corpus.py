@@ -1,9 +1,10 @@
 """One split of one source, read once as text: what training and evaluation both stand on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,23 @@ class Corpus:
         """The full record of usable item `index`."""
         return self.source[int(self.positions[index])]
 
+    @property
+    def load(self) -> Callable[[int, int], np.ndarray]:
+        """(position in the source, number of the image) -> u8 or u16[H, W]; pickles."""
+        fast = getattr(self.source, "image", None)
+        return functools.partial(_load, self.source) if fast is None else fast
+
+    def image(self, index: int) -> np.ndarray:
+        """The image of usable item `index`: u8 or u16[H, W].
+
+        Raises:
+          InputError: it cannot be read; names the record.
+        """
+        try:
+            return self.load(int(self.positions[index]), 0)
+        except InputError as error:
+            raise InputError(f"record {self.ids[index]}: {error}") from None
+
     def duplicate_share(self) -> float:
         """Share of records that have at least one other record in their group."""
         counts = np.bincount(self.groups, minlength=1)
@@ -54,6 +72,10 @@ class Corpus:
         """Identity of ids, texts and groups, in order."""
         content = json.dumps([self.ids, self.patients, self.texts, self.groups.tolist()])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _load(source: Source, position: int, number: int) -> np.ndarray:
+    return source[position].images[number].load()
 
 
 def read_corpus(

@@ -48,6 +48,21 @@ class _Boxes(Sequence[Box]):
         return iter(self._read if self._count else ())
 
 
+class _Images:
+    """(index, number) -> u8 or u16[H, W]; small when pickled, for it goes to every worker."""
+
+    def __init__(self, path: str, shard: np.ndarray, names: tuple[str, ...], position: np.ndarray):
+        self._path, self._shard, self._names, self._position = path, shard, names, position
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Path of the shard of record `index`, and its position there."""
+        name = self._names[self._shard[index]]
+        return os.path.join(self._path, name), int(self._position[index])
+
+    def __call__(self, index: int, number: int = 0) -> np.ndarray:
+        return shards.load_image(*self.place(index), number)
+
+
 class Prepared:
     """Records of one split of a prepared corpus; a Source.
 
@@ -60,6 +75,8 @@ class Prepared:
     Attributes:
       rejects: empty; what was refused is in rejects.jsonl of the folder, and `note` counts it.
       manifest: of the corpus.
+      image: (index, number = 0) -> image `number` of record `index` without building the record,
+        u8 or u16[H, W].
 
     Raises:
       InputError: no complete corpus there, or files that differ from its manifest.
@@ -70,15 +87,19 @@ class Prepared:
         if verify not in VERIFY:
             raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
         self.manifest: dict[str, Any] = shards.read_manifest(path)
-        self._path = path
         shards.check_files(path, self.manifest, verify)
         table = pq.read_table(os.path.join(path, shards.INDEX))
         self._rows = table.filter(pc.field("split") == split).combine_chunks()
         self._label_names = tuple(self.manifest["label_names"])
         self._sections = [n for n in self._rows.column_names if n.startswith("section.")]
-        self._shards = self._rows["shard"].to_pylist()
-        self._positions = self._rows["position"].to_numpy()
-        strange = sorted(set(self._shards) - set(self.manifest["files"]))
+        shard = self._rows["shard"].combine_chunks().dictionary_encode()
+        self.image = _Images(
+            path,
+            shard.indices.to_numpy(zero_copy_only=False),
+            tuple(shard.dictionary.to_pylist()),
+            self._rows["position"].to_numpy(),
+        )
+        strange = sorted(set(shard.dictionary.to_pylist()) - set(self.manifest["files"]))
         if strange:
             raise InputError(
                 f"{path}: {shards.INDEX} names {strange[0]!r}, which the manifest does not list"
@@ -89,16 +110,12 @@ class Prepared:
         self.note = f"{refused:,} items were refused when it was prepared" if refused else ""
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return self.total
 
     @property
     def index(self) -> pa.Table:
         """The rows of the split as in index.parquet."""
         return self._rows
-
-    def image(self, index: int, number: int = 0) -> np.ndarray:
-        """Image `number` of record `index`, without building the record: u8 or u16[H, W]."""
-        return shards.load_image(*self._place(index), number)
 
     def __getitem__(self, index: int) -> Record:
         position = operator.index(index)
@@ -106,7 +123,7 @@ class Prepared:
             raise IndexError(f"record {position} of {len(self)}")
         position %= len(self)
         (row,) = self._rows.slice(position, 1).to_pylist()
-        place = self._place(position)
+        place = self.image.place(position)
         sections = {name.removeprefix("section."): row[name] for name in self._sections}
         plain = {
             name: row[name] for name, _ in shards.INDEX_FIELDS[:16] if name not in ("aliases",)
@@ -136,6 +153,3 @@ class Prepared:
             entailment=Entailment(*json.loads(row["entailment"])) if row["entailment"] else None,
             attributes=json.loads(row["attributes"]),
         )
-
-    def _place(self, index: int) -> tuple[str, int]:
-        return os.path.join(self._path, self._shards[index]), int(self._positions[index])
