@@ -28,8 +28,9 @@ from mmrl import config as configs
 from mmrl import run
 from mmrl.data import perturb
 from mmrl.data.corpus import Corpus
-from mmrl.data.images import augment
-from mmrl.data.pipeline import Options, perturbed_arrays, training_batches
+from mmrl.data.example import perturbed_arrays
+from mmrl.data.jitter import Jitter
+from mmrl.data.pipeline import Options, training_batches
 from mmrl.data.tokenizer import Tokenizer
 
 
@@ -57,7 +58,7 @@ def stages(
     seconds = {}
     seconds["read"], images = timed(lambda i: corpus.record(i).images[0].load(), indices)
     seconds["preprocess"], images = timed(preprocess, images)
-    seconds["augment"], images = timed(lambda image: augment(image, rng, **jitter), images)
+    seconds["augment"], images = timed(lambda image: Jitter(**jitter)(image, rng), images)
     seconds["tokenise"], encoded = timed(
         lambda text: tokenizer.encode(text, options.text_length), texts
     )

@@ -25,7 +25,7 @@ from flax import nnx
 
 from benchmarks.corpora import texts
 from mmrl.data import perturb
-from mmrl.data.pipeline import perturbed_arrays
+from mmrl.data.example import perturbed_arrays
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.models.packing import first_fit_decreasing
 from mmrl.models.text import Text

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.corpora import texts
 from mmrl.data import perturb
+from mmrl.data.example import perturbed_arrays
 from mmrl.data.perturb import statements, tagger
-from mmrl.data.pipeline import perturbed_arrays
 from mmrl.data.reports import compose, parse_sections
 from mmrl.data.tokenizer import Tokenizer
 

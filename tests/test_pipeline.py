@@ -8,7 +8,8 @@ import pytest
 
 from mmrl.data import perturb
 from mmrl.data.corpus import group_ids, read_corpus
-from mmrl.data.pipeline import Examples, Options, perturbed_arrays, training_batches
+from mmrl.data.example import Load, perturbed_arrays
+from mmrl.data.pipeline import Examples, Options, training_batches
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError
 from tests import toys
@@ -211,9 +212,7 @@ def test_digest_tells_inputs_apart():
 
 
 def test_caches_stay_at_home_when_work_is_sent_to_a_process():
-    from mmrl.data.pipeline import _Load
-
-    load = _Load(CORPUS, options().preprocess(), True)
+    load = Load(CORPUS, options().preprocess(), True)
     load(3)
     copy = pickle.loads(pickle.dumps(load))
     assert load.cache and copy.cache == {}

@@ -1,14 +1,20 @@
 """Small inputs shared by tests: a corpus without files and a config that compiles in seconds."""
 
 import functools
+import json
 import re
 import runpy
+from pathlib import Path
 
+import cv2
 import jax
 import ml_collections
 import numpy as np
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from mmrl import sharding
+from mmrl.data import shards
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.pipeline import Options, training_batches
 from mmrl.data.tokenizer import Tokenizer
@@ -95,3 +101,41 @@ def config(**changes) -> ml_collections.ConfigDict:
             node = node[part]
         node[last] = value
     return chosen
+
+
+def prepare(folder: Path, records: list[Record], *, per_shard: int = 8) -> Path:
+    """Writes records as a prepared corpus, with JPEG images at their own size."""
+    folder.mkdir()
+    rows = []
+    for start in range(0, len(records), per_shard):
+        name = f"all-{start // per_shard:05d}.array_record"
+        writer = ArrayRecordWriter(str(folder / name), shards.WRITER_OPTIONS)
+        for position, record in enumerate(records[start : start + per_shard]):
+            stored = [_stored(image) for image in record.images]
+            writer.write(shards.pack_payload(record, stored))
+            rows.append({**shards.index_row(record, stored), "shard": name, "position": position})
+        writer.close()
+    sections = dict.fromkeys(name for record in records for name in record.sections)
+    pq.write_table(shards.index_table(rows, tuple(sections)), folder / shards.INDEX)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": shards.file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {
+        "schema_version": shards.SCHEMA_VERSION,
+        "label_names": list(records[0].label_names),
+        "rejects": {},
+        "files": files,
+    }
+    (folder / shards.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def _stored(image: ImageRef) -> shards.StoredImage:
+    pixels = image.load()
+    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    sizes = (*pixels.shape, *pixels.shape)
+    digest = shards.pixel_sha256(pixels)
+    return shards.StoredImage(
+        image.key, data.tobytes(), *sizes, image.view, image.view_source, None, digest, 0
+    )

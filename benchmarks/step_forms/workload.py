@@ -13,7 +13,7 @@ from benchmarks.corpora import texts
 from benchmarks.packing import rows_taken
 from mmrl import config as defaults
 from mmrl.data import perturb
-from mmrl.data.pipeline import perturbed_arrays
+from mmrl.data.example import perturbed_arrays
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError
 

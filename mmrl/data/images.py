@@ -1,4 +1,4 @@
-"""Image bytes to one channel, to a square, to a jittered square: every pixel step on the host.
+"""Image bytes to one channel, to a square: every pixel step that draws nothing.
 
 One channel, because a radiograph has one. Colour becomes Rec. 601 luma, 0.299 R + 0.587 G +
 0.114 B (ITU-R BT.601-7, section 2.5.1; in a JPEG it is the stored Y). Transparent pixels are
@@ -193,6 +193,8 @@ class Preprocess:
         """Maps u8[H, W] or u16[H, W] to u8[size, size]."""
         if image.ndim != 2 or image.size == 0:
             raise InputError(f"image of shape {image.shape}; expected [H, W], not empty")
+        if image.dtype == np.uint8 and image.shape == (self.size, self.size):
+            return image.copy()
         height, width, top, left = self._placement(*image.shape)
         content = _resize(to_uint8(image, self.max_value), height, width)
         square = np.zeros((self.size, self.size), np.uint8)
@@ -224,89 +226,6 @@ class Preprocess:
         new_height = max(1, round(height * scale))
         new_width = max(1, round(width * scale))
         return new_height, new_width, (self.size - new_height) // 2, (self.size - new_width) // 2
-
-
-def augment(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    crop_scale: tuple[float, float] = (1.0, 1.0),
-    aspect: tuple[float, float] = (0.9, 1.1),
-    translate: float = 0.0,
-    rotate: float = 0.0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-) -> np.ndarray:
-    """Jitters place and photometry of one square image; the defaults change nothing.
-
-    There is no flip and there must never be one: reports speak of left and right. The same
-    draws are taken whichever jitters are on, so switching one on leaves the others as they were.
-
-    Args:
-      image: u8[S, S].
-      crop_scale: least and greatest area of the random resized crop, as a share of the image.
-      aspect: least and greatest width / height of the crop, drawn log-uniformly; includes 1,
-        and narrows towards 1 as the crop nears the whole image.
-      translate: greatest shift along each axis, as a share of S; black moves in.
-      rotate: greatest turn either way, in degrees; black turns in.
-      brightness: pixels are multiplied by a factor from 1 - brightness to 1 + brightness.
-      contrast: distances from the image's mean, likewise by 1 - contrast to 1 + contrast.
-
-    Returns u8[S, S], a new array. Raises InputError for an option outside its range or an image of
-    another shape or dtype.
-    """
-    _check_jitter(
-        crop_scale,
-        aspect,
-        translate=translate,
-        rotate=rotate,
-        brightness=brightness,
-        contrast=contrast,
-    )
-    if image.dtype != np.uint8 or image.ndim != 2 or image.shape[0] != image.shape[1]:
-        raise InputError(f"image {image.dtype}{list(image.shape)}; expected uint8[S, S]")
-    side = image.shape[0]
-    draw = rng.random(9)
-    area = crop_scale[0] + draw[0] * (crop_scale[1] - crop_scale[0])
-    low, high = np.log(max(aspect[0], area)), np.log(min(aspect[1], 1 / area))
-    ratio = np.exp(low + draw[1] * (high - low))
-    width, height = np.minimum(1.0, np.sqrt([area * ratio, area / ratio]))
-    shift = (2 * draw[4:6] - 1) * translate
-    centre = side * (np.array([width, height]) / 2 + draw[2:4] * [1 - width, 1 - height] - shift)
-    angle = np.deg2rad((2 * draw[6] - 1) * rotate)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn * [width, height]  # output to input, about the two centres
-    if np.array_equal(linear, np.eye(2)) and np.all(centre == side / 2):
-        moved = image
-    else:
-        # The matrix acts on pixel centres, which lie half a pixel inside the pixel's edge.
-        constant = centre - linear @ np.full(2, (side - 1) / 2) - 0.5
-        moved = cv2.warpAffine(
-            image,
-            np.column_stack([linear, constant]),
-            (side, side),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            # A crop never leaves the image: its rim must not be blended with black.
-            borderMode=cv2.BORDER_CONSTANT if translate or rotate else cv2.BORDER_REPLICATE,
-        )
-    gain, slope = 1 + (2 * draw[7:9] - 1) * [brightness, contrast]
-    mean = gain * moved.mean()
-    levels = (gain * np.arange(256) - mean) * slope + mean
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[moved]
-
-
-def _check_jitter(
-    crop_scale: tuple[float, float], aspect: tuple[float, float], **amounts: float
-) -> None:
-    """Raises InputError for the first option of `augment` outside its range."""
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise InputError(f"augment crop_scale {crop_scale}; expected 0 < low <= high <= 1")
-    if not 0 < aspect[0] <= 1 <= aspect[1]:
-        raise InputError(f"augment aspect {aspect}; expected 0 < low <= 1 <= high")
-    for name, value in amounts.items():
-        limit = 180 if name == "rotate" else 1
-        if not 0 <= value <= limit:
-            raise InputError(f"augment {name} {value}; expected 0 to {limit}")
 
 
 def _walk_png(data: bytes) -> Header:

@@ -7,6 +7,7 @@ threads or workers. The position is one integer, so a run resumes at the exact n
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ import grain
 import jax
 import numpy as np
 
-from mmrl.data import perturb
 from mmrl.data.corpus import Corpus
-from mmrl.data.images import Preprocess, augment
+from mmrl.data.example import Make, Recipe, Seeds
+from mmrl.data.images import Preprocess
+from mmrl.data.jitter import Jitter
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError, Record
@@ -50,147 +52,101 @@ class Options:
         return cls(mix=mix, **{name: data[name] for name in names})
 
     def preprocess(self) -> Preprocess:
-        """The deterministic part of image preparation."""
+        """The deterministic part of image preparation, as evaluation does it."""
         return Preprocess(self.image_size, self.resize)
 
+    def recipe(self) -> Recipe:
+        """How training makes an example.
 
-class _Load:
-    """index -> {index, image}: decoding and resizing, kept in memory when asked for."""
-
-    def __init__(self, corpus: Corpus, preprocess: Preprocess, cache: bool) -> None:
-        self.corpus, self.preprocess = corpus, preprocess
-        self.cache: dict[int, np.ndarray] | None = {} if cache else None
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        image = self.cache.get(index) if self.cache is not None else None
-        if image is None:
-            image = load_image(self.corpus.record(index), self.preprocess)
-            if self.cache is not None:
-                self.cache[index] = image
-        return {"index": index, "image": image}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process gets the recipe, not the pixels.
-        return {**self.__dict__, "cache": None if self.cache is None else {}}
-
-
-def load_image(record: Record, preprocess: Preprocess) -> np.ndarray:
-    """u8[S, S] of the record's first view.
-
-    Raises:
-      InputError: unreadable; names the record.
-    """
-    try:
-        return preprocess(record.images[0].load())
-    except InputError as error:
-        raise InputError(f"record {record.id}: {error}") from None
-
-
-class _Placed:
-    """Adds the training step, counted from 0, that an element of the global sequence serves."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-
-    def __call__(self, position: int, item: dict[str, Any]) -> dict[str, Any]:
-        return {**item, "step": position // self.batch_size}
-
-
-class _Example:
-    """{index, image, step} and a generator -> one training example (types.Batch without B)."""
-
-    def __init__(
-        self, corpus: Corpus, tokenizer: Tokenizer, options: Options, *, with_perturbed: bool
-    ) -> None:
-        self.texts, self.groups = corpus.texts, corpus.groups
-        self.tokenizer, self.options = tokenizer, options
-        self.with_perturbed = with_perturbed
-
-    def __call__(self, item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        options, index = self.options, item["index"]
-        # Separate generators: switching an image jitter on leaves the perturbations as they were.
-        # Not rng.spawn: Grain reuses generators and sets their state, but spawn counts calls.
-        seeds = rng.integers(0, 2**63, size=2)
-        image_rng, text_rng = (np.random.default_rng(seed) for seed in seeds)
-        image = augment(
-            item["image"],
-            image_rng,
-            crop_scale=options.crop_scale,
-            brightness=options.brightness,
-            contrast=options.contrast,
+        Raises:
+          InputError: a jitter out of its range.
+        """
+        return Recipe(
+            preprocess=Preprocess(self.image_size, self.resize),
+            jitter=Jitter(
+                size=self.image_size,
+                crop_scale=self.crop_scale,
+                brightness=self.brightness,
+                contrast=self.contrast,
+            ),
+            text_length=self.text_length,
+            mix=self.mix,
+            num_perturbed=self.num_perturbed,
+            cache_images=self.cache_images,
         )
-        original = self.tokenizer.encode(self.texts[index], options.text_length)
-        example = {
-            "image": image[:, :, None],
-            "tokens": original.tokens,
-            "token_mask": original.mask,
-            "group": self.groups[index],
-            "index": np.int32(index),
-        }
-        if self.with_perturbed:
-            kinds = options.mix.at(item["step"])
-            example |= perturbed_arrays(
-                self.texts[index],
-                original.tokens,
-                self.tokenizer,
-                perturb.draw_kinds(kinds, options.num_perturbed, text_rng),
-                text_rng,
-            )
-        return example
 
 
-def perturbed_arrays(
-    text: str,
-    tokens: np.ndarray,
-    tokenizer: Tokenizer,
-    kinds: Sequence[str],
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    """K fresh perturbed copies of one report, one for each of `kinds`.
+class _Batches(grain.MapDataset):
+    """Element n is this process's rows of global batch n, made whole.
 
     Args:
-      text, tokens: the report; tokens i32[L] also give the length of the rows.
-
-    Returns:
-      perturbed_tokens i32[K, L], perturbed_mask bool[K, L], perturbed_valid bool[K] (False where
-      the kind cannot change this report, or changes only what truncation cut off) and
-      perturbation i8[K], the index of the kind in perturb.KINDS.
-    """
-    copies = [perturb.perturb(text, kind, rng) for kind in kinds]
-    texts = [text if copy is None else copy.text for copy in copies]
-    new_tokens, mask, _ = tokenizer.encode_batch(texts, len(tokens))
-    made = np.array([copy is not None for copy in copies], bool)
-    return {
-        "perturbed_tokens": new_tokens,
-        "perturbed_mask": mask,
-        "perturbed_valid": made & (new_tokens != tokens).any(axis=1),
-        "perturbation": np.array([perturb.KINDS.index(kind) for kind in kinds], np.int8),
-    }
-
-
-class _OwnRows(grain.MapDataset):
-    """Deals each global batch out by rows, where slicing by a stride would deal every n-th one.
-
-    The stride of a process that holds n of B rows is B / n. What it meets there are its own rows
-    in their order, so that the global batch is the same array whatever the number of processes.
+      order: position in the endless sequence -> index in the corpus.
     """
 
-    def __init__(self, parent: grain.MapDataset, rows: np.ndarray, batch_size: int) -> None:
-        super().__init__(parent)
-        self._rows, self._batch_size = rows, batch_size
+    def __init__(
+        self, order: grain.MapDataset, make: Make, rows: np.ndarray, batch_size: int
+    ) -> None:
+        super().__init__(order)
+        self._make, self._rows, self._batch_size = make, rows.tolist(), batch_size
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return sys.maxsize // self._batch_size
 
     def __str__(self) -> str:
-        return f"OwnRows({len(self._rows)} of {self._batch_size})"
+        return f"Batches({len(self._rows)} of {self._batch_size} rows)"
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index, self._batch_size)
-        row = int(self._rows[place * len(self._rows) // self._batch_size])
-        return self._parent[batch * self._batch_size + row]
+        positions = [index * self._batch_size + row for row in self._rows]
+        return self._make(positions, [self._parent[position] for position in positions])
+
+
+class BatchIterator:
+    """Batches in order, made ahead by threads or worker processes; one integer says where it is.
+
+    Args:
+      read: threads, and how many batches they run ahead. workers: processes, None for none.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        batch_size: int,
+        read: grain.ReadOptions,
+        workers: grain.MultiprocessingOptions | None,
+    ) -> None:
+        self._dataset, self._batch_size = dataset, batch_size
+        self._read, self._workers = read, workers
+        self._next = 0
+        self._running: Any = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._running is None:
+            ahead = self._dataset[self._next :].to_iter_dataset(self._read)
+            if self._workers is not None:
+                ahead = ahead.mp_prefetch(self._workers)
+            self._running = iter(ahead)
+        batch = next(self._running)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """{"global_next_index": examples of the global sequence used}, on every process."""
+        return {"global_next_index": self._next * self._batch_size}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from a state of `get_state`."""
+        self.close()
+        self._next, within = divmod(int(state["global_next_index"]), self._batch_size)
+        if within:
+            raise ValueError(f"{state} lies within a batch of {self._batch_size}")
+
+    def close(self) -> None:
+        """Ends threads and processes; the next batch starts them again."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
 
 def training_batches(
@@ -202,17 +158,17 @@ def training_batches(
     batch_size: int,
     with_perturbed: bool,
     rows: np.ndarray | None = None,
-) -> Any:
+) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
 
-    Every epoch is a fresh shuffle with fresh augmentation and fresh perturbations. The iterator
-    has get_state() and set_state(); the state is {"global_next_index": int} on every process.
+    Every epoch is a fresh shuffle with fresh augmentation and fresh perturbations. The state is
+    {"global_next_index": int} on every process.
 
     Args:
       batch_size: of the global batch.
       with_perturbed: whether any objective reads perturbed copies; else they are not made.
-      rows: i64[n], ascending, those of the global batch that this process loads, where n divides
-        `batch_size`; see `sharding.local_rows`. None: all.
+      rows: i64[n], ascending, those of the global batch that this process loads; see
+        `sharding.local_rows`. None: all.
 
     Raises:
       InputError: fewer records than one global batch.
@@ -222,34 +178,35 @@ def training_batches(
             f"{corpus.name} has {len(corpus)} usable records, fewer than "
             f"config.batch_size={batch_size}; a batch must not repeat a record"
         )
-    dataset = (
-        grain.MapDataset.source(range(len(corpus)))
-        .seed(seed)
-        .shuffle()
-        .map(_Load(corpus, options.preprocess(), options.cache_images))
-        .repeat(None)
-        .map_with_index(_Placed(batch_size))
-        .random_map(_Example(corpus, tokenizer, options, with_perturbed=with_perturbed))
+    make = Make(
+        corpus,
+        tokenizer,
+        options.recipe(),
+        Seeds(_stream(seed, _EXAMPLES)),
+        batch_size=batch_size,
+        with_perturbed=with_perturbed,
     )
+    order = grain.MapDataset.source(range(len(corpus))).shuffle(_stream(seed, _SHUFFLE))
     rows = np.arange(batch_size) if rows is None else rows
-    if len(rows) < batch_size:
-        dataset = _OwnRows(dataset, rows, batch_size)
+    dataset = _Batches(order.repeat(None), make, rows, batch_size)
+    # Each thread makes a batch while one more waits: memory is a few batches, whatever their size.
+    threads = max(1, options.num_threads)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     workers = None
     if options.num_workers:
         workers = grain.MultiprocessingOptions(
-            num_workers=options.num_workers, per_worker_buffer_size=2
+            num_workers=options.num_workers, per_worker_buffer_size=1
         )
-    return iter(
-        grain.experimental.ElasticIterator(
-            dataset,
-            batch_size,
-            grain.sharding.ShardOptions(0, batch_size // len(rows)),
-            read_options=grain.ReadOptions(
-                num_threads=options.num_threads, prefetch_buffer_size=4 * batch_size
-            ),
-            multiprocessing_options=workers,
-        )
-    )
+    return BatchIterator(dataset, batch_size, read, workers)
+
+
+# Grain's own numbers of the two streams when they hung on its chain of steps: runs that were
+# started then continue on the same batches.
+_SHUFFLE, _EXAMPLES = 1, 5
+
+
+def _stream(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, dtype=np.uint32)[0])
 
 
 def batch_shapes(
@@ -327,7 +284,7 @@ class Examples:
 
     def image(self, index: int) -> np.ndarray:
         """u8[H, W, 1], without augmentation."""
-        return load_image(self.record(index), self.preprocess)[:, :, None]
+        return self.preprocess(self.corpus.image(index))[:, :, None]
 
     def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
         """(u8[batch_size, H, W, 1], real rows); the last batch is padded by zeros."""

@@ -1,0 +1,199 @@
+"""Training examples: one position of the endless sequence after the other, made into a batch.
+
+What an example holds depends on (corpus, config, seed, position) alone. A batch is made whole, by
+one thread: its rows are written where they will lie, and its texts are tokenised together.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrl.data import perturb
+from mmrl.data.corpus import Corpus
+from mmrl.data.images import Preprocess
+from mmrl.data.jitter import Jitter
+from mmrl.data.perturb.mix import Mix
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an example is made; the fields are those of `pipeline.Options`."""
+
+    preprocess: Preprocess
+    jitter: Jitter
+    text_length: int
+    mix: Mix
+    num_perturbed: int
+    cache_images: bool
+
+
+class Seeds:
+    """Two seeds for every position, one for its image and one for its text.
+
+    Philox, whose key is the stream and whose counter is the position (Salmon et al. 2011, "Parallel
+    random numbers: as easy as 1, 2, 3"): the same numbers that `grain.MapDataset.random_map` hands
+    to its function.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._key = np.random.Philox(seed).state["state"]["key"]
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """(of the image, of the text), 63 bits each.
+
+        Separate ones: switching an image jitter on leaves the perturbations as they were.
+        """
+        stream = np.random.Philox(key=self._key, counter=[0, 0, 0, position])
+        image, text = stream.random_raw(2).tolist()
+        return image >> 1, text >> 1
+
+
+class Load:
+    """index -> u8[S, S]: decoding and resizing, kept in memory when asked for."""
+
+    def __init__(self, corpus: Corpus, preprocess: Preprocess, cache: bool) -> None:
+        self._load, self._positions, self._ids = corpus.load, corpus.positions, corpus.ids
+        self._preprocess = preprocess
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __call__(self, index: int) -> np.ndarray:
+        """The image of one record; it is the cache's own, so nobody may write to it.
+
+        Raises:
+          InputError: unreadable; names the record.
+        """
+        image = self.cache.get(index) if self.cache is not None else None
+        if image is None:
+            try:
+                image = self._preprocess(self._load(int(self._positions[index]), 0))
+            except InputError as error:
+                raise InputError(f"record {self._ids[index]}: {error}") from None
+            if self.cache is not None:
+                self.cache[index] = image
+        return image
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process gets the recipe, not the pixels.
+        return {**self.__dict__, "cache": None if self.cache is None else {}}
+
+
+class Make:
+    """Rows of a batch from their positions: types.Batch with as many rows.
+
+    Args:
+      seeds: of every position.
+      batch_size: of the global batch; it tells the step, which the curriculum asks for.
+      with_perturbed: whether perturbed copies are made.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        seeds: Seeds,
+        *,
+        batch_size: int,
+        with_perturbed: bool,
+    ) -> None:
+        self.load = Load(corpus, recipe.preprocess, recipe.cache_images)
+        self._texts, self._groups = corpus.texts, corpus.groups
+        self._tokenizer, self._recipe, self._seeds = tokenizer, recipe, seeds
+        self._batch_size, self._with_perturbed = batch_size, with_perturbed
+
+    def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The rows whose place in the endless sequence is `positions`; see the class."""
+        seeds = [self._seeds(position) for position in positions]
+        texts = [self._texts[index] for index in indices]
+        originals = self._tokenizer.encode_batch(texts, self._recipe.text_length)
+        rows = {
+            "image": self._images(indices, [image for image, _ in seeds])[..., None],
+            "tokens": originals.tokens,
+            "token_mask": originals.mask,
+            "group": self._groups[list(indices)],
+            "index": np.asarray(indices, np.int32),
+        }
+        if self._with_perturbed:
+            step = positions[0] // self._batch_size
+            generators = (np.random.default_rng(text) for _, text in seeds)
+            kinds, copies = [], []
+            for text, rng in zip(texts, generators, strict=True):
+                drawn = perturb.draw_kinds(
+                    self._recipe.mix.at(step), self._recipe.num_perturbed, rng
+                )
+                kinds.append(drawn)
+                copies.append([perturb.perturb(text, kind, rng) for kind in drawn])
+            rows |= copies_to_arrays(texts, originals.tokens, kinds, copies, self._tokenizer)
+        return rows
+
+    def _images(self, indices: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+        """u8[n, S, S], jittered."""
+        jitter, preprocess = self._recipe.jitter, self._recipe.preprocess
+        side = preprocess.size if jitter.size is None else jitter.size
+        out = np.empty((len(indices), side, side), np.uint8)
+        still = jitter.still(preprocess.size)
+        for row, index, seed in zip(out, indices, seeds, strict=True):
+            image = self.load(index)
+            if still:
+                np.copyto(row, image)
+            else:
+                jitter(image, np.random.default_rng(seed), row)
+        return out
+
+
+def copies_to_arrays(
+    texts: Sequence[str],
+    tokens: np.ndarray,
+    kinds: Sequence[Sequence[str]],
+    copies: Sequence[Sequence[perturb.Perturbation | None]],
+    tokenizer: Tokenizer,
+) -> dict[str, np.ndarray]:
+    """K perturbed copies of each of n reports.
+
+    Args:
+      texts, tokens: the reports; tokens i32[n, L] also give the length of the rows.
+      kinds, copies: n times K; the copy is None where the kind cannot change the report.
+
+    Returns:
+      perturbed_tokens i32[n, K, L], perturbed_mask bool[n, K, L], perturbed_valid bool[n, K]
+      (False where the kind cannot change this report, or changes only what truncation cut off) and
+      perturbation i8[n, K], the index of the kind in perturb.KINDS.
+    """
+    flat = [
+        text if copy is None else copy.text
+        for text, of_text in zip(texts, copies, strict=True)
+        for copy in of_text
+    ]
+    shape = (len(texts), len(copies[0]), tokens.shape[1])
+    encoded = tokenizer.encode_batch(flat, tokens.shape[1])
+    new_tokens = encoded.tokens.reshape(shape)
+    made = np.array([[copy is not None for copy in of_text] for of_text in copies], bool)
+    return {
+        "perturbed_tokens": new_tokens,
+        "perturbed_mask": encoded.mask.reshape(shape),
+        "perturbed_valid": made & (new_tokens != tokens[:, None]).any(axis=2),
+        "perturbation": np.array(
+            [[perturb.KINDS.index(kind) for kind in of_text] for of_text in kinds], np.int8
+        ),
+    }
+
+
+def perturbed_arrays(
+    text: str,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """K fresh perturbed copies of one report, one for each of `kinds`; see `copies_to_arrays`.
+
+    Returns:
+      The same without the axis of reports, from tokens i32[L].
+    """
+    copies = [perturb.perturb(text, kind, rng) for kind in kinds]
+    arrays = copies_to_arrays((text,), tokens[None], (kinds,), (copies,), tokenizer)
+    return {name: array[0] for name, array in arrays.items()}

@@ -1,0 +1,168 @@
+"""Random place and photometry of training images: one warp and one table of levels per image.
+
+There is no flip and there must never be one: reports speak of left and right.
+"""
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+
+from mmrl.types import InputError
+
+_DRAWS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitter:
+    """What may happen to one square image; the defaults change nothing.
+
+    The same draws are taken whichever options are on, so switching one on leaves the others as
+    they were.
+
+    Attributes:
+      size: side of the result, None for that of the image. An image that is larger gives, where
+        `crop_scale` is (1, 1), a random window of `size` pixels at its own scale; else the random
+        resized crop is scaled to `size`.
+      crop_scale: least and greatest area of the random resized crop, as a share of the image.
+      aspect: least and greatest width / height of the crop, drawn log-uniformly; includes 1,
+        and narrows towards 1 as the crop nears the whole image.
+      translate: greatest shift along each axis, as a share of the side; black moves in.
+      rotate: greatest turn either way, in degrees; black turns in.
+      gamma: levels, as shares of 255, are raised to a power drawn log-uniformly from
+        1 / (1 + gamma) to 1 + gamma.
+      brightness: then multiplied by a factor from 1 - brightness to 1 + brightness.
+      contrast: then distances from the image's mean, likewise by 1 - contrast to 1 + contrast.
+
+    Raises:
+      InputError: an option outside its range.
+    """
+
+    size: int | None = None
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    aspect: tuple[float, float] = (0.9, 1.1)
+    translate: float = 0.0
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise InputError(f"augment size {self.size}; expected at least 1")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise InputError(f"augment crop_scale {self.crop_scale}; expected 0 < low <= high <= 1")
+        low, high = self.aspect
+        if not 0 < low <= 1 <= high:
+            raise InputError(f"augment aspect {self.aspect}; expected 0 < low <= 1 <= high")
+        for name in ("translate", "rotate", "brightness", "contrast", "gamma"):
+            value, limit = getattr(self, name), 180 if name == "rotate" else 1
+            if not 0 <= value <= limit:
+                raise InputError(f"augment {name} {value}; expected 0 to {limit}")
+
+    @functools.cached_property
+    def _moves(self) -> bool:
+        return tuple(self.crop_scale) != (1, 1) or bool(self.translate or self.rotate)
+
+    @functools.cached_property
+    def _relights(self) -> bool:
+        return bool(self.brightness or self.contrast or self.gamma)
+
+    def still(self, side: int) -> bool:
+        """Whether images of this side come out as they are, whatever is drawn."""
+        return not (self._moves or self._relights) and self.size in (None, side)
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Maps u8[S, S] to u8[size, size].
+
+        Args:
+          out: u8[size, size], contiguous, where to write the result.
+
+        Returns:
+          `out`, or a new array.
+
+        Raises:
+          InputError: an image of another shape or dtype, or smaller than `size`.
+        """
+        if image.dtype != np.uint8 or image.ndim != 2 or image.shape[0] != image.shape[1]:
+            raise InputError(f"image {image.dtype}{list(image.shape)}; expected uint8[S, S]")
+        size = image.shape[0] if self.size is None else self.size
+        if size > image.shape[0]:
+            raise InputError(f"image of side {image.shape[0]}; expected at least size {size}")
+        out = np.empty((size, size), np.uint8) if out is None else out
+        draw = rng.random(_DRAWS)
+        moved = self._place(image, size, draw, out)
+        if self._relights:
+            return cv2.LUT(moved, self._levels(moved, draw), dst=out)
+        if moved is not out:
+            np.copyto(out, moved)
+        return out
+
+    def _place(self, image: np.ndarray, size: int, draw: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """The image moved: `out`, or part of `image` where no pixel changes its value."""
+        side = image.shape[0]
+        if not self._moves:
+            if size == side:
+                return image
+            top, left = (int(part * (side - size + 1)) for part in (draw[3], draw[2]))
+            return image[top : top + size, left : left + size]
+        if size < side and tuple(self.crop_scale) == (1, 1):
+            width = height = size / side
+        else:
+            width, height = self._extent(draw)
+        scale = side / size  # pixels of the image per pixel of the result, for the whole image
+        shift = (2 * draw[4:6] - 1) * self.translate
+        centre = side * (
+            np.array([width, height]) / 2 + draw[2:4] * [1 - width, 1 - height] - shift
+        )
+        linear = np.diag([width, height])  # result to image, about the two centres
+        if self.rotate:
+            angle = np.deg2rad((2 * draw[6] - 1) * self.rotate)
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            linear = turn * [width, height]
+        linear = linear * scale
+        if size == side and np.array_equal(linear, np.eye(2)) and np.all(centre == side / 2):
+            return image
+        # The matrix acts on pixel centres, which lie half a pixel inside the pixel's edge.
+        constant = centre - linear @ np.full(2, (size - 1) / 2) - 0.5
+        return cv2.warpAffine(
+            image,
+            np.column_stack([linear, constant]),
+            (size, size),
+            dst=out,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            # A crop never leaves the image: its rim must not be blended with black.
+            borderMode=cv2.BORDER_CONSTANT
+            if self.translate or self.rotate
+            else cv2.BORDER_REPLICATE,
+        )
+
+    def _extent(self, draw: np.ndarray) -> tuple[float, float]:
+        """Width and height of the crop, as shares of the side."""
+        area = self.crop_scale[0] + draw[0] * (self.crop_scale[1] - self.crop_scale[0])
+        low, high = np.log(max(self.aspect[0], area)), np.log(min(self.aspect[1], 1 / area))
+        ratio = np.exp(low + draw[1] * (high - low))
+        width, height = np.minimum(1.0, np.sqrt([area * ratio, area / ratio]))
+        return width, height
+
+    def _levels(self, moved: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """u8[256], what becomes of each level."""
+        levels = _LEVELS
+        if self.gamma:
+            power = (1 + self.gamma) ** (2 * draw[9] - 1)
+            levels = 255 * (_LEVELS / 255) ** power
+        gain = 1 + (2 * draw[7] - 1) * self.brightness
+        slope = 1 + (2 * draw[8] - 1) * self.contrast
+        if self.gamma:
+            counts = cv2.calcHist([moved], [0], None, [256], [0, 256]).ravel()
+            mean = gain * float(counts @ levels) / moved.size
+        else:
+            mean = gain * (cv2.sumElems(moved)[0] / moved.size)
+        return np.clip(np.rint((gain * levels - mean) * slope + mean), 0, 255).astype(np.uint8)
+
+
+_LEVELS = np.arange(256, dtype=np.float64)
