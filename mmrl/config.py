@@ -14,32 +14,6 @@ from mmrl import build
 from mmrl.data import leaks
 from mmrl.types import InputError
 
-# Options of `config.data` that belong to the pipeline; all others go to the source.
-PIPELINE_KEYS = frozenset(
-    {
-        "source",
-        "sections",
-        "image_size",
-        "resize",
-        "text_length",
-        "vocab_size",
-        "tokenizer_model",
-        "tokenizer",
-        "perturbations",
-        "perturbation_curriculum",
-        "num_perturbed",
-        "crop_scale",
-        "brightness",
-        "contrast",
-        "cache_images",
-        "num_threads",
-        "num_workers",
-        "prefetch",
-        "max_reject_fraction",
-        "waive_leaks",
-    }
-)
-
 # What may differ when a run is continued; it is recorded in config_history.jsonl. Everything
 # else defines the experiment: changing it would make one run out of two.
 RESUMABLE_KEYS = (
@@ -122,6 +96,9 @@ def _data() -> ml_collections.ConfigDict:
             "source": "phantom",  # a file in mmrl/data/sources; its options stand beside this
             "sections": ("findings", "impression"),
             "image_size": 64,
+            # Training images are brought to this size, and cropped from there to image_size in one
+            # warp, or to a random window of it where crop_scale is (1, 1). 0: image_size.
+            "load_size": 0,
             "resize": "pad",  # pad: keep the aspect, zero margins; stretch: squash to a square
             "text_length": 96,  # tokens, with begin and end marks
             "vocab_size": 2000,
@@ -143,8 +120,12 @@ def _data() -> ml_collections.ConfigDict:
             "perturbation_curriculum": (),
             "num_perturbed": 9,  # K, copies of each report per step
             "crop_scale": (1.0, 1.0),  # area range of the random resized crop; (1, 1): no crop
-            "brightness": 0.0,
-            "contrast": 0.0,
+            "aspect": (0.9, 1.1),  # width / height of that crop
+            "translate": 0.0,  # greatest shift, as a share of the side
+            "rotate": 0.0,  # greatest turn either way, in degrees
+            "brightness": 0.0,  # greatest relative change of levels, of their distances from the
+            "contrast": 0.0,  # mean, and of the power that they are raised to
+            "gamma": 0.0,
             "cache_images": False,  # keep decoded, resized images in memory
             "num_threads": 2,
             "num_workers": 0,  # processes; 0: threads only
@@ -155,6 +136,20 @@ def _data() -> ml_collections.ConfigDict:
             "waive_leaks": (),
         }
     )
+
+
+# Options of `config.data` that belong to the pipeline; all others go to the source.
+PIPELINE_KEYS = frozenset(_data())
+
+# Those that configs of earlier runs do not have, and what those runs did.
+_LATER_KEYS: dict[str, Any] = {
+    "waive_leaks": (),
+    "load_size": 0,
+    "aspect": (0.9, 1.1),
+    "translate": 0.0,
+    "rotate": 0.0,
+    "gamma": 0.0,
+}
 
 
 def _model() -> ml_collections.ConfigDict:
@@ -224,8 +219,12 @@ def frozen(value: Any) -> Any:
 
 
 def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a stored run; options younger than it are off."""
-    return ml_collections.ConfigDict(frozen({**stored, "data": _LATER_KEYS | stored["data"]}))
+    """The config of a stored run; what it lacks because it is older is as it was then."""
+    return ml_collections.ConfigDict(_with_later_keys(frozen(stored)))
+
+
+def _with_later_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {**stored, "data": {**_LATER_KEYS, **stored["data"]}} if "data" in stored else {**stored}
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -269,8 +268,6 @@ _SUPPLIED = {
 }
 
 
-# Pipeline options that configs of earlier runs do not have, and what those runs did.
-_LATER_KEYS = {"waive_leaks": ()}
 # What configs of runs from before it was an option do not have; then it is off.
 _OPTIONAL = ("config.mesh.dcn", *(f"config.mesh.dcn.{axis}" for axis in ("data", "fsdp", "tensor")))
 
@@ -322,6 +319,11 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
+    size, load_size = config.data.image_size, config.data.load_size
+    if load_size and load_size < size:
+        raise InputError(
+            f"config.data.load_size={load_size} must be 0 or at least config.data.image_size={size}"
+        )
     if config.data.prefetch < 2:
         raise InputError(f"config.data.prefetch={config.data.prefetch} must be at least 2")
     for key in ("steps", "skip"):
@@ -388,7 +390,7 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     Raises:
       InputError: a change of model, data or objectives; lists the differing keys.
     """
-    changed = differences(old, new)
+    changed = differences(_with_later_keys(old), new)
     prefixes = tuple(f"{key}." for key in RESUMABLE_KEYS)
     refused = {k: v for k, v in changed.items() if not f"{k}.".startswith(prefixes)}
     if refused:

@@ -3,11 +3,16 @@
 import pickle
 
 import numpy as np
+import pytest
 
+from mmrl import config as configs
 from mmrl.data.corpus import read_corpus
+from mmrl.data.images import Preprocess
+from mmrl.data.jitter import Jitter
 from mmrl.data.pipeline import Options, training_batches
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
+from mmrl.types import InputError
 from tests import toys
 
 CORPUS = toys.corpus()
@@ -59,3 +64,44 @@ def test_a_split_without_records_has_no_images(tmp_path):
     records = [toys.ToySource(3)[index] for index in range(3)]
     source = Prepared(split="val", path=str(toys.prepare(tmp_path / "toy", records)))
     assert len(source) == 0
+
+
+def test_a_random_window_is_cut_from_the_loaded_size():
+    """40 x 32 pixels padded to 40 x 40, of which 32 x 32 are seen, another part in each epoch."""
+    (first, *_, last) = batches(CORPUS, 9, load_size=40, resize="pad")
+    loaded = Preprocess(40)
+    offsets = set()
+    for batch in (first, last):
+        for row, index in enumerate(batch["index"]):
+            whole = loaded(CORPUS.image(int(index)))
+            found = [
+                (top, left)
+                for top in range(9)
+                for left in range(9)
+                if np.array_equal(
+                    batch["image"][row, :, :, 0], whole[top : top + 32, left : left + 32]
+                )
+            ]
+            assert found
+            offsets.update(found)
+    assert len(offsets) > 8
+
+
+def test_crops_from_the_loaded_size_are_warped_once():
+    recipe = options(load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2).recipe()
+    assert recipe.preprocess == Preprocess(48)
+    assert recipe.jitter == Jitter(32, (0.5, 0.9), rotate=5.0, gamma=0.2)
+    (batch,) = batches(CORPUS, 1, load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2)
+    assert batch["image"].shape == (8, 32, 32, 1)
+
+
+def test_evaluation_resizes_straight_to_the_size_of_the_model():
+    assert options(load_size=40).preprocess() == Preprocess(32)
+
+
+def test_jitters_out_of_range_are_refused_before_training():
+    with pytest.raises(InputError, match="augment gamma 2; expected 0 to 1"):
+        options(gamma=2)
+    config = toys.config(data__load_size=31)
+    with pytest.raises(InputError, match="load_size=31 must be 0 or at least"):
+        configs.validate(config)

@@ -23,19 +23,26 @@ from mmrl.data.perturb.mix import Mix
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError, Record
 
+_JITTERS = ("crop_scale", "aspect", "translate", "rotate", "brightness", "contrast", "gamma")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The part of config.data that shapes an example."""
 
     image_size: int
+    load_size: int
     resize: str
     text_length: int
     mix: Mix
     num_perturbed: int
     crop_scale: tuple[float, float]
+    aspect: tuple[float, float]
+    translate: float
+    rotate: float
     brightness: float
     contrast: float
+    gamma: float
     cache_images: bool
     num_threads: int
     num_workers: int
@@ -45,29 +52,26 @@ class Options:
         """Picks the fields out of config.data.
 
         Raises:
-          InputError: unknown kinds of perturbation, see `Mix.from_config`.
+          InputError: unknown kinds of perturbation, see `Mix.from_config`; a jitter out of its
+            range.
         """
         names = [field.name for field in dataclasses.fields(cls) if field.name != "mix"]
         mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
-        return cls(mix=mix, **{name: data[name] for name in names})
+        options = cls(mix=mix, **{name: data[name] for name in names})
+        options.recipe()  # checks what it is made of
+        return options
 
     def preprocess(self) -> Preprocess:
         """The deterministic part of image preparation, as evaluation does it."""
         return Preprocess(self.image_size, self.resize)
 
     def recipe(self) -> Recipe:
-        """How training makes an example.
-
-        Raises:
-          InputError: a jitter out of its range.
-        """
+        """How training makes an example."""
         return Recipe(
-            preprocess=Preprocess(self.image_size, self.resize),
+            preprocess=Preprocess(self.load_size or self.image_size, self.resize),
             jitter=Jitter(
                 size=self.image_size,
-                crop_scale=self.crop_scale,
-                brightness=self.brightness,
-                contrast=self.contrast,
+                **{field: getattr(self, field) for field in _JITTERS},
             ),
             text_length=self.text_length,
             mix=self.mix,
