@@ -82,7 +82,7 @@ def test_sets_that_share_nothing_pass(training):
         ("group", {"group_key": "g"}),
         ("group", {"aliases": ("other:1", "toy:g")}),
         ("image", {"image": {"sha256": "f" * 64}}),
-        ("similar_image", {"image": {"phash": (2**40 + 12345) ^ 0b1000000000000001000000001}}),
+        ("similar_image", {"image": {"phash": (2**40 + 12345) ^ 0b1000000000000000000000001}}),
         ("report", {"sections": {"findings": LONG}}),
         (
             "report",

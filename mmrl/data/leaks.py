@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmrl import build
-from mmrl.data import signatures
+from mmrl.data import duplicates, signatures
 from mmrl.data.fingerprints import KEYED, Fingerprint, namespace, source_facts
 from mmrl.types import InputError
 
@@ -30,7 +30,7 @@ KINDS: Mapping[str, str] = {
     "relation": "of a corpus that shares records with a training corpus, which ones is not told",
 }
 Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest share of records allowed, and why
-RADIUS = 3  # bits in which perceptual hashes of one picture may differ
+RADIUS = 2  # bits that resizing and compressing a picture change of its hash, see `duplicates`
 
 
 class LeakError(InputError):
@@ -85,7 +85,7 @@ def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
     for kind in KEYED:
         seen = np.isin(held_out.keys[kind], training.keys[kind])
         _note(found, kind, held_out, held_out.rows[kind][seen])
-    alike = _similar(training.hashes, held_out.hashes)
+    alike = duplicates.near_hashes(held_out.hashes, training.hashes, radius=RADIUS).first
     same = found.get("image")
     rows = np.unique(held_out.hash_rows[alike])
     if same is not None:  # told already
@@ -203,31 +203,6 @@ def _note(
     if len(rows):
         examples = tuple(held_out.ids[row] for row in rows[:3]) if held_out.ids else ()
         found[kind] = Overlap(kind, len(rows), held_out.records, examples, note, allowed)
-
-
-def _similar(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """bool[P]: whether a hash of `known` lies within RADIUS bits.
-
-    Of RADIUS + 1 parts of the hashes at least one is then equal (pigeonhole), so only hashes that
-    share a part are compared.
-    """
-    near = np.zeros(len(asked), bool)
-    if not len(known) or not len(asked):
-        return near
-    known = np.unique(known)
-    width = 64 // (RADIUS + 1)
-    mask = np.uint64(2**width - 1)
-    for part in range(RADIUS + 1):
-        shift = np.uint64(part * width)
-        order = np.argsort((known >> shift) & mask, kind="stable")
-        parts = ((known >> shift) & mask)[order]
-        wanted = (asked >> shift) & mask
-        low, high = np.searchsorted(parts, wanted), np.searchsorted(parts, wanted, "right")
-        for step in range(int((high - low).max(initial=0))):
-            at = np.flatnonzero((low + step < high) & ~near)
-            candidate = known[order[low[at] + step]]
-            near[at] = np.bitwise_count(candidate ^ asked[at]) <= RADIUS
-    return near
 
 
 def _relations(found: dict[str, Overlap], training: Fingerprint, held_out: Fingerprint) -> None:
