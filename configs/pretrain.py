@@ -3,8 +3,9 @@
     python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
 
 Variants, comma-separated after a colon:
-    smoke   20 steps of a tiny model, for tests
-    table   your own CSV, TSV, JSONL or Parquet: --config.data.path=... (see the README)
+    smoke     20 steps of a tiny model, for tests
+    table     your own CSV, TSV, JSONL or Parquet: --config.data.path=... (see the README)
+    prepared  a corpus that python -m mmrl.prepare wrote: --config.data.path=...
 """
 
 from typing import Any
@@ -13,15 +14,20 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from mmrl import config as defaults
+from mmrl.types import InputError
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The experiment, with the variants named after the colon applied in turn."""
-    chosen = defaults.variants(variant, ("smoke", "table"))
+    chosen = defaults.variants(variant, ("smoke", "table", "prepared"))
     config = defaults.base()
     _phantom(config)
+    if {"table", "prepared"} <= chosen:
+        raise InputError("config variants table and prepared name two sources; expected one")
     if "table" in chosen:
         _table(config)
+    if "prepared" in chosen:
+        _prepared(config)
     if "smoke" in chosen:
         _smoke(config)
     return config
@@ -48,9 +54,20 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
 
 
 def _table(config: ml_collections.ConfigDict) -> None:
+    _real(config)
+    table(config.data)
+
+
+def _prepared(config: ml_collections.ConfigDict) -> None:
+    _real(config)
+    del config.data.fractions
+    prepared(config.data)
+
+
+def _real(config: ml_collections.ConfigDict) -> None:
+    """What suits radiographs better than phantoms, without options of the phantom source."""
     for key in ("length", "seed", "render_size"):
         del config.data[key]
-    table(config.data)
     config.data.image_size = 128
     config.model.image.patch_size = 16
     config.total_steps = 200
@@ -62,6 +79,18 @@ def table(data: ml_collections.ConfigDict) -> None:
     data.update(table_options())
     data.sections = ("report",)
     data.fractions = (0.7, 0.15, 0.15)
+    _jitter(data)
+
+
+def prepared(data: ml_collections.ConfigDict) -> None:
+    """Sets the options of the data for a corpus made by python -m mmrl.prepare."""
+    data.source = "prepared"
+    data.path = placeholder(str)  # required
+    data.sections = ("findings", "impression")
+    _jitter(data)
+
+
+def _jitter(data: ml_collections.ConfigDict) -> None:
     data.crop_scale = (0.8, 1.0)
     data.brightness = 0.1
     data.contrast = 0.1

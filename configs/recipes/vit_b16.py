@@ -5,6 +5,7 @@
     python -m mmrl.plan --config=configs/recipes/vit_b16.py --topology=v5e:16x16
 
 Your own table of images and reports, as with configs/pretrain.py:table. Variants after a colon:
+    prepared  a corpus that python -m mmrl.prepare wrote, at config.data.path
     phantom   the built-in corpus: no data needed
     smoke     20 steps of a tiny model, for tests
 
@@ -16,14 +17,15 @@ import ml_collections
 from configs import pretrain
 from mmrl import config as defaults
 
+VARIANTS = ("prepared", "phantom", "smoke")
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The experiment, with the variants named after the colon applied in turn."""
-    chosen = defaults.variants(variant, ("phantom", "smoke"))
+    chosen = defaults.variants(variant, VARIANTS)
     config = defaults.base()
     recipe(config)
-    if "phantom" in chosen:
-        phantom(config)
+    source(config, chosen)
     if "smoke" in chosen:
         smoke(config)
     return config
@@ -71,10 +73,23 @@ def _data(data: ml_collections.ConfigDict) -> None:
     data.num_workers = 8
 
 
-def phantom(config: ml_collections.ConfigDict) -> None:
-    """The built-in corpus instead of a table; its reports yield few pieces."""
+def source(config: ml_collections.ConfigDict, chosen: set[str]) -> None:
+    """A prepared or the built-in corpus instead of a table, where a variant says so."""
+    if not chosen & {"prepared", "phantom"}:
+        return
     for key in pretrain.table_options():
         del config.data[key]
+    if "phantom" in chosen:
+        _phantom(config)
+        return
+    del config.data.fractions
+    crop_scale = config.data.crop_scale
+    pretrain.prepared(config.data)
+    config.data.crop_scale, config.data.load_size = crop_scale, 256
+
+
+def _phantom(config: ml_collections.ConfigDict) -> None:
+    """Its reports yield few pieces."""
     config.data.source = "phantom"
     config.data.sections = ("findings", "impression")
     config.data.fractions = (0.8, 0.1, 0.1)

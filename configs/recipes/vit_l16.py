@@ -5,8 +5,8 @@
     python -m mmrl.plan --config=configs/recipes/vit_l16.py --topology=v5e:16x16
 
 configs/recipes/vit_b16.py with a larger image encoder, a larger batch, and parameters, optimizer
-state and gradients divided over the devices (FSDP). Variants after a colon, as there: phantom,
-smoke.
+state and gradients divided over the devices (FSDP). Variants after a colon, as there:
+prepared, phantom, smoke.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ from mmrl import config as defaults
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The experiment, with the variants named after the colon applied in turn."""
-    chosen = defaults.variants(variant, ("phantom", "smoke"))
+    chosen = defaults.variants(variant, vit_b16.VARIANTS)
     config = vit_b16.get_config()
     config.batch_size = 8192
     config.model.image.variant = "L"
@@ -26,8 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Parameters, optimizer state and gradients divided by 16, and gathered layer by layer; 16
     # devices are one side of the torus.
     config.mesh.fsdp = 16
-    if "phantom" in chosen:
-        vit_b16.phantom(config)
+    vit_b16.source(config, chosen)
     if "smoke" in chosen:
         vit_b16.smoke(config)
         config.mesh.data, config.mesh.fsdp = 1, -1
