@@ -11,6 +11,7 @@ The state is a plain nested dict, so that dispatch is cheap and checkpoints are 
     ema            average of params, only when config.ema > 0
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ class TrainStep:
         self.abstract = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings = self._state_shardings()
         self._jit_init = jax.jit(self._init, out_shardings=self.shardings)
+        self._jit_loss_and_gradients = jax.jit(self._loss_and_gradients)
         self._jit_step = jax.jit(
             self._step,
             donate_argnums=0,
@@ -112,9 +114,7 @@ class TrainStep:
         self, state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Any]:
         """Loss and gradients of one batch, for tests and notebooks; changes nothing."""
-        dropout = self._dropout_key(state["step"])
-        grad = jax.value_and_grad(lambda p, b: self._loss(p, state["variables"], b, dropout)[0])
-        return jax.jit(grad)(state["params"], dict(batch))
+        return self._jit_loss_and_gradients(state, dict(batch))
 
     def _init(self, key: jax.Array) -> State:
         _, params, variables = learner.split(
@@ -180,6 +180,11 @@ class TrainStep:
 
         count = self.config.gradient_cache
         return learner.encode_by_parts(encode, params, batch, key, count=count, mesh=self.mesh)
+
+    def _loss_and_gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+        key = self._dropout_key(state["step"])
+        loss = functools.partial(self._loss, variables=state["variables"], batch=batch, key=key)
+        return jax.value_and_grad(lambda params: loss(params)[0])(state["params"])
 
     def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """(gradients, metrics, variables), averaged over the micro-batches."""

@@ -1,6 +1,5 @@
 """One loss and one gradient, however many devices and processes compute them, in every form."""
 
-import contextlib
 import functools
 import os
 import subprocess
@@ -11,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import build, distributed, sharding
+from mmrl import distributed, sharding
 from mmrl.step import TrainStep
+from tests import stubs
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 from tests.test_distributed import finish, free_port
-from tests.test_gradient_cache import PIECES, Stub, batch_of, config
+from tests.test_gradient_cache import PIECES, batch_of, config
 from tests.test_step import assert_trees_close
 
 pytestmark = pytest.mark.optax
@@ -28,20 +28,9 @@ ONE, DATA, FSDP, ALL_AXES = ({"data": d, "fsdp": f, "tensor": t} for d, f, t in 
 ))  # fmt: skip
 
 
-@contextlib.contextmanager
-def stubs():
-    """Lets configs name the encoder that compiles in no time."""
-    real = build.find
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            build, "find", lambda kind, name: Stub if name == "stub" else real(kind, name)
-        )
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    with stubs():
+    with stubs.registered():
         yield
 
 
@@ -61,20 +50,15 @@ def make(settings, axes):
 
 
 @functools.cache
-def start(stub):
-    """Parameters and all else, the same for every mesh."""
-    return jax.device_get(make(chosen("dense", stub=stub), ONE).init())
+def shipped_start():
+    return jax.device_get(make(chosen("dense", stub=False), ONE).init())
 
 
 def compute(form, axes, count=1, stub=True):
     """Loss and gradients, NaN where only another process holds them."""
     settings = chosen(form, count, stub)
     step = make(settings, axes)
-    state = jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
-        start(stub),
-        step.shardings,
-    )
+    state = stubs.start(step) if stub else jax.device_put(shipped_start(), step.shardings)
     rows = sharding.local_rows(step.mesh, BATCH)
     local = {name: array[rows] for name, array in batch_of(settings).items()}
     batch = sharding.to_global(local, sharding.batch_sharding(step.mesh), rows, BATCH)
@@ -139,7 +123,7 @@ def work(port: str, process: str, folder: str) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     distributed.start(distributed.Settings(f"localhost:{port}", 2, int(process)))
     axes = {"data": 2, "fsdp": -1, "tensor": 1, "dcn": {"data": -1}}
-    with stubs(), jax.numpy_dtype_promotion("standard"):
+    with stubs.registered(), jax.numpy_dtype_promotion("standard"):
         for form in CHUNK:
             loss, gradients = compute(form, axes)
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(gradients))}

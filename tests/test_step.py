@@ -1,5 +1,7 @@
 """The train step: one loss on 1, 2 and 8 devices, rules per parameter, honest bookkeeping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from mmrl import checkpoint, metrics, optim, sharding
 from mmrl.models.layers import LOGICAL_AXES
 from mmrl.step import TrainStep
 from mmrl.types import InputError
-from tests import toys
+from tests import stubs, toys
 
 pytestmark = pytest.mark.optax
 
@@ -24,9 +26,18 @@ ALL = {
 GLOBAL = {"global_contrastive": {"weight": 1.0}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    with stubs.registered():
+        yield
+
+
 def small(**changes):
-    """A config that compiles quickly, for what does not depend on the objective."""
-    return toys.config(**{"objectives": GLOBAL, **changes})
+    """A config that compiles quickly, for what depends on neither encoders nor objective."""
+    stub = {"name": "stub"}
+    return toys.config(
+        **{"model__image": stub, "model__text": stub, "objectives": GLOBAL, **changes}
+    )
 
 
 def build_anew(config, devices=1, axes=None):
@@ -69,27 +80,28 @@ def assert_trees_close(one, two, tolerance):
         assert np.abs(a - b).max() <= tolerance * scale, jax.tree_util.keystr(path)
 
 
-@pytest.mark.slow
-def test_one_two_and_eight_devices_give_the_same_loss_and_gradients():
-    """All four objectives, dropout on; float32 tolerance 1e-5 relative to each leaf's largest."""
+@functools.cache
+def everything(devices):
+    """Loss and gradients of the shipped encoders: all four objectives, dropout on."""
     config = toys.config(objectives=ALL, model__text__dropout=0.1)
-    batch = toys.batches(config)[0]
-    start = build(config, devices=1).init()
-    results = {}
-    for devices in (1, 2, 8):
-        step = build(config, devices=devices)
-        state = jax.device_put(start, step.shardings)
-        results[devices] = step.loss_and_gradients(state, place(step, batch))
-    for devices in (2, 8):
-        np.testing.assert_allclose(results[devices][0], results[1][0], rtol=1e-5)
-        assert_trees_close(results[1][1], results[devices][1], 1e-5)
+    step = build(config, devices=devices)
+    state = jax.device_put(build(config, devices=1).init(), step.shardings)
+    return step.loss_and_gradients(state, place(step, toys.batches(config)[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.exhaustive), 8])
+def test_several_devices_give_the_loss_and_gradients_of_one(devices):
+    """float32 tolerance 1e-5 relative to each leaf's largest."""
+    np.testing.assert_allclose(everything(devices)[0], everything(1)[0], rtol=1e-5)
+    assert_trees_close(everything(1)[1], everything(devices)[1], 1e-5)
 
 
 @pytest.mark.exhaustive
 def test_parameter_sharding_changes_no_result():
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
     # SGD: Adam blows up the rounding of gradients that are mathematically zero (key biases).
-    config = small(optimizer__name="sgd")
+    config = toys.config(objectives=GLOBAL, optimizer__name="sgd")
     _, plain = train(config)
     step, spread = train(config, devices=8, axes=axes)
     assert_trees_close(plain["params"], spread["params"], 1e-5)
@@ -127,9 +139,9 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
 
 def test_batch_statistics_are_state_and_move():
     image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True}
-    config = small(model__image=image, data__image_size=32)
+    config = small(model__image=image, data__image_size=32, optimizer__name="sgd")
     step = build(config)
-    state = step.init()
+    state = stubs.start(step)
     before = jax.device_get(state["variables"])
     (batch,) = toys.batches(config, 1)
     state = step(state, place(step, batch))
