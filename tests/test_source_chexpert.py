@@ -78,6 +78,20 @@ def test_a_record_is_an_image_whatever_the_prefix_and_the_folder_given(root):
         assert (records[0].access, records[0].redistributable) == ("click", False)
 
 
+def test_the_large_images_may_stay_in_the_folders_they_come_in(tmp_path):
+    first = write_corpus(tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)", "CheXpert-v1.0/")
+    for number, patient in ((2, "patient00042"), (3, "patient00043")):
+        batch = tmp_path / f"CheXpert-v1.0 batch {number} (train {number - 1})"
+        shutil.move(first / "train" / patient, batch / patient)
+    corpus = Chexpert(split="all", path=str(tmp_path))
+    assert corpus.rejects == []
+    assert [record.images[0].key for record in every(corpus)][2:] == [
+        "CheXpert-v1.0 batch 2 (train 1)/patient00042/study2/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 3 (train 2)/patient00043/study1/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 1 (validate & csv)/valid/patient64541/study1/view1_frontal.jpg",
+    ]
+
+
 def test_labels_stay_raw_and_go_by_name(root):
     records = every(Chexpert(split="all", path=str(root)))
     assert stated(records[0]) == {"Lung Opacity": 1, "Edema": -1}

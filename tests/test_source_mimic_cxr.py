@@ -100,7 +100,7 @@ def root(tmp_path):
     for name, rows in (("chexpert", chexpert), ("negbio", negbio)):
         table = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
         write_csv(table, ("subject_id", "study_id", *FILE_ORDER), rows)
-    names = ["study_id", "Airspace Opacity", "Atelectasis", "No Finding"]
+    names = ["study_id", "Airspace Opacity", "Atelectasis", "No Findings"]
     write_csv(root / "mimic-cxr-2.1.0-test-set-labeled.csv", names, [(50000005, 1, -1, "0.0")])
     return root
 
@@ -128,6 +128,7 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
     assert [image.view for image in first.images] == ["PA", "LATERAL"]
     assert first.images[0].load().shape == (8, 6)
     assert (first.access, first.redistributable) == ("credentialed", False)
+    assert first.source_version == "2.1.0"
     assert [record.split for record in records[3:]] == ["val", "test"]
     assert first.attributes == {"procedure": "CHEST (PORTABLE AP)", "labels": "chexpert"}
 

@@ -217,6 +217,8 @@ def test_text_without_images(kaggle):
 def test_images_are_found_in_any_folder_and_as_dicom(kaggle, nlm):
     (kaggle / "images/images_normalized").rename(kaggle / "pictures")
     assert Openi(split="all", path=str(kaggle))[0].images[0].key.startswith("pictures/1_IM")
+    (nlm / "reports").mkdir()
+    (nlm / "ecgen-radiology").rename(nlm / "reports/ecgen-radiology")
     for uid, report in REPORTS.items():
         for number in report[4]:
             write_text(nlm / f"NLMCXR_dcm/{uid}/{stem(uid, number)}.dcm", "")

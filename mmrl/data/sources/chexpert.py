@@ -13,6 +13,8 @@ One record per image, for labels, view and the 5x200 protocol go by image; image
     reads them. They are found by name: lists in circulation swap Lung Lesion and Lung Opacity.
   * Paths begin with CheXpert-v1.0-small/, CheXpert-v1.0/ or neither; wherever, they are read below
     the folder of their table.
+  * The large images come as `CheXpert-v1.0 batch 1 (validate & csv)/` and, with the patients of the
+    training set, `CheXpert-v1.0 batch 2 (train 1)/` to 4; they may stay so, side by side.
   * A few frontal images have LL or RL where AP or PA should be: FRONTAL.
   * Age 0 (three images) and sex Unknown (one) are no statement and not among the attributes.
 """
@@ -28,11 +30,12 @@ from mmrl.data.drafts import Draft, Facts, ImageFile
 from mmrl.data.listing import Listing
 from mmrl.types import InputError, Reject
 
-_TOPS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+_BATCH = "CheXpert-v1.0 batch {}"  # as the large images are downloaded
+_TOPS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0", _BATCH.format("1 (validate & csv)"))
 _TABLES = {"train": ("train.csv",), "val": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
 _OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _PATH = re.compile(
-    r"(?:CheXpert[^/]*/)?((?:train|valid|test)/((patient\d+)/study\d+)/(view\d+_(\w+))\.\w+)"
+    r"(?:CheXpert[^/]*/)?((?:train|valid|test)/((patient\d+)/study\d+)/(view\d+_(\w+)\.\w+))"
 )
 _SEXES = {"Female": "F", "Male": "M"}
 
@@ -110,6 +113,7 @@ class Chexpert(Listing):
 
     def _read(self, split: str, table: str) -> Iterator[Draft | Reject]:
         folder = os.path.dirname(table)
+        batches = self._batches() if split == "train" else {}
         for row in self.rows(table, ("Path", *LABELS), _OPTIONAL):
             if isinstance(row, Reject):
                 yield row
@@ -120,7 +124,8 @@ class Chexpert(Listing):
                 place = f"chexpert:{os.path.basename(table)} row {number}"
                 yield Reject(place, "bad_row", f"path {cell['Path']!r} is none of the corpus")
                 continue
-            relative, study, patient, view, side = found.groups()
+            relative, study, patient, name, side = found.groups()
+            view = os.path.splitext(name)[0]
             try:
                 labels = read_labels(cell)
             except ValueError as error:
@@ -128,7 +133,10 @@ class Chexpert(Listing):
                 continue
             age = re.sub(r"\.0$", "", cell["Age"])
             attributes = {"sex": _SEXES.get(cell["Sex"], ""), "age": "" if age == "0" else age}
-            image = ImageFile(os.path.join(folder, relative), *_view(cell, side))
+            where = os.path.join(folder, relative)
+            if patient in batches:
+                where = os.path.join(batches[patient], study, name)
+            image = ImageFile(where, *_view(cell, side))
             yield Draft(
                 f"{study}/{view}",
                 patient=patient,
@@ -138,6 +146,15 @@ class Chexpert(Listing):
                 labels=labels,
                 attributes={name: text for name, text in attributes.items() if text},
             )
+
+    def _batches(self) -> dict[str, str]:
+        """Patient -> folder, of the training images where they lie in several."""
+        found: dict[str, str] = {}
+        for name in sorted(os.listdir(self.path)):
+            if re.fullmatch(re.escape(_BATCH.format("")) + r"\d \(train \d\)", name):
+                for patient in sorted(os.listdir(os.path.join(self.path, name))):
+                    found.setdefault(patient, name)
+        return found
 
     def _five_by_count(self, drafts: list[Draft]) -> Iterator[Draft]:
         """Moves the selection to test, and takes away what else is of its patients."""

@@ -19,8 +19,8 @@ handled:
     other's prior. A prior that was refused is named all the same.
   * Label tables are ordered otherwise than CheXpert's, and lack some studies: these have no
     labels. Blank is -2, also where all fourteen are.
-  * The radiologists' labels of the test set (2.1.0) name a study only, and Lung Opacity is
-    "Airspace Opacity" there.
+  * The radiologist's labels of the test set (2.1.0) name a study only, and Lung Opacity is
+    "Airspace Opacity" there ("No Findings", as the page of the corpus has it, is understood, too).
   * Pixels are inverted where they must be and histogram-equalised by the owner already.
 """
 
@@ -43,6 +43,7 @@ LABELLERS = ("chexpert", "negbio", "none")
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _TABLE = "mimic-cxr-2.0.0-{}.csv"
 _TEST_LABELS = "mimic-cxr-2.1.0-test-set-labeled.csv"
+_OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "No Findings": "No Finding"}  # there
 _METADATA = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
 _CODE, _PROCEDURE = "ViewCodeSequence_CodeMeaning", "PerformedProcedureStepDescription"
 _MAX_REPORT = 2**20  # bytes; the longest have a few thousand
@@ -69,8 +70,8 @@ class MimicCxr(Listing):
 
     Args:
       labels: chexpert or negbio, the labeller whose table is read, or none.
-      radiologist_test: where version 2.1.0 has radiologists' labels of a study, take these instead.
-        Each record says in attributes["labels"] whose it has.
+      radiologist_test: where version 2.1.0 has a radiologist's labels of a study, take these
+        instead. Each record says in attributes["labels"] whose it has.
       reports: folder or zip file of the reports, absolute or relative to `path`; "" looks for
         mimic-cxr-reports.zip, mimic-cxr-reports/ and text files beside the images.
       others: see `Listing`.
@@ -115,6 +116,8 @@ class MimicCxr(Listing):
 
     def scan(self) -> Iterator[Draft | Reject]:
         """Yields the studies by patient and number."""
+        later = os.path.exists(os.path.join(self.path, _TEST_LABELS))  # came with 2.1.0
+        self.facts = dataclasses.replace(self.facts, version="2.1.0" if later else "2.0.0")
         studies: dict[str, _Study] = {}
         refused: dict[str, Reject] = {}
         yield from self._read_images(studies, refused)
@@ -205,7 +208,7 @@ class MimicCxr(Listing):
         if self._labels != "none":
             tables.append((self._labels, self._table(_TABLE.format(self._labels)), LABELS, ()))
         if self._radiologist:
-            others = (*LABELS, "Airspace Opacity")
+            others = (*LABELS, *_OTHER_NAMES)
             tables.append(("radiologist", self._table(_TEST_LABELS), (), others))
         for whose, table, required, optional in tables:
             for row in self.rows(table, ("study_id", *required), optional):
@@ -213,7 +216,8 @@ class MimicCxr(Listing):
                     yield row
                     continue
                 number, cell = row
-                cell["Lung Opacity"] = cell["Lung Opacity"] or cell.get("Airspace Opacity", "")
+                for other, label in _OTHER_NAMES.items():
+                    cell[label] = cell[label] or cell.get(other, "")
                 try:
                     labels[cell["study_id"]] = whose, read_labels(cell)
                 except ValueError as error:

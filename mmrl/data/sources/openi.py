@@ -2,8 +2,9 @@
 
 Kaggle (`raddar/chest-xrays-indiana-university`): `indiana_reports.csv`, `indiana_projections.csv`,
 PNGs below `images/images_normalized/`; 3,851 reports, 7,466 images. NLM: one XML file per report
-in `ecgen-radiology/`, PNGs or DICOM files unpacked anywhere below the folder; 3,955 reports, 7,470
-images. Both give the same ids ("openi:1") and texts, so that they can be compared.
+in a folder `ecgen-radiology/`, PNGs or DICOM files; 3,955 reports, 7,470 images. Where below `path`
+the archives were unpacked does not matter. Both give the same ids ("openi:1") and texts, so that
+they can be compared.
 
 Licence CC BY-NC-ND 4.0, as the XML files say; open download. Unchanged copies may be given on,
 resized ones may not. Demner-Fushman et al., JAMIA 2016, doi:10.1093/jamia/ocv080.
@@ -36,7 +37,6 @@ from mmrl.data.rows import view_name
 from mmrl.types import InputError, Reject
 
 _TOP = "chest-xrays-indiana-university"
-_XML_FOLDERS = ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "NLMCXR_reports", "")
 _SECTIONS = ("indication", "comparison", "findings", "impression")
 # Where images are expected when none of that name is found.
 _EXPECTED = {"kaggle": "images/images_normalized", "nlm": "NLMCXR_{type}"}
@@ -217,13 +217,13 @@ class Openi(Listing):
         return [name for name in candidates if os.path.isfile(os.path.join(self.path, name))]
 
     def _xml_files(self) -> tuple[str, list[str]]:
-        """The folder of the XML files and their names, by number; "" and [] when there is none."""
-        for folder in _XML_FOLDERS:
-            full = os.path.join(self.path, folder)
-            if os.path.isdir(full):
-                names = [name for name in os.listdir(full) if re.fullmatch(r"\d+\.xml", name)]
-                if names:
-                    return folder, sorted(names, key=lambda name: int(name[:-4]))
+        """The first folder of XML files and their names, by number; "" and [] without any."""
+        for folder, inner, files in os.walk(self.path):
+            inner.sort()
+            names = [name for name in files if re.fullmatch(r"\d+\.xml", name)]
+            if names:
+                relative = os.path.relpath(folder, self.path)
+                return relative, sorted(names, key=lambda name: int(name[:-4]))
         return "", []
 
     def _image_files(self) -> dict[str, str]:
