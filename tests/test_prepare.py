@@ -126,9 +126,10 @@ def test_every_field_of_a_record_comes_back(folder: Path, tmp_path: Path) -> Non
         if field.name not in changed:
             assert getattr(made, field.name) == getattr(original, field.name), field.name
     wide, _, deep = original.images
-    assert [dataclasses.replace(i, load=None) for i in made.images] == [
+    assert [dataclasses.replace(i, load=None, sha256="", phash=None) for i in made.images] == [
         dataclasses.replace(i, load=None) for i in (wide, deep)
     ]
+    assert made.images[1].sha256 == shards.pixel_sha256(deep.load())
     assert made.images[0].spacing == (0.143, 0.2)
     # 80 x 40 is brought to 64 x 32; 30 x 60 stays. Boxes follow: 64 / 80 = 0.8.
     np.testing.assert_array_equal(
@@ -287,7 +288,7 @@ def test_too_many_refusals_stop_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prepare(folder, tmp_path / "out", max_reject_fraction=0.5)
     assert str(caught.value) == (
-        "3 of 4 records of rich rejected (75.0 %): 2 unreadable_image, 1 bad_row;"
+        "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image, 1 bad_row;"
         " --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
     )
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -356,6 +357,21 @@ def test_texts_stay_texts() -> None:
 def test_options_that_are_not_taken(given: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         options.parse("phantom", given)
+
+
+def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:
+    for name in ("wide.png", "deep.png"):
+        (folder / name).write_bytes((folder / "cut.png").read_bytes())
+    with pytest.raises(InputError, match="no image could be read, so no record is left"):
+        prepare(folder, tmp_path / "none")
+    cv2.imwrite(str(folder / "wide.png"), np.ones((40, 80), np.uint8))
+    manifest = prepare(folder, tmp_path / "out")
+    assert manifest["counts"]["train"] == {"records": 0, "images": 0}
+    assert manifest["counts"]["val"] == {"records": 1, "images": 1}
+    assert [name for name in manifest["files"] if name.endswith("array_record")] == [
+        "val-00000.array_record"
+    ]
+    assert len(Prepared(split="train", path=str(tmp_path / "out"))) == 0
 
 
 def test_splits_and_order_are_those_of_the_source(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import cv2
 import msgpack
 import numpy as np
 
+from mmrl.data.duplicates import perceptual_hash
 from mmrl.data.masks import Mask, encode_mask
 from mmrl.data.shards import StoredImage, index_row, pack_payload, pixel_sha256
-from mmrl.preparation._phash import perceptual_hash
 from mmrl.preparation.recipe import Recipe
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
@@ -130,8 +130,8 @@ def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
         view=reference.view,
         view_source=reference.view_source,
         spacing=reference.spacing,
-        sha256=pixel_sha256(original),
-        phash=perceptual_hash(original),
+        sha256=reference.sha256 or pixel_sha256(original),
+        phash=perceptual_hash(original) if reference.phash is None else reference.phash,
     )
 
 

@@ -15,7 +15,6 @@ from mmrl.data.splits import SPLITS
 from mmrl.preparation.assembly import MAX_RECORDS
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.recipe import Recipe
-from mmrl.preparation.workers import CHUNK_RECORDS
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import Reject
 
@@ -33,7 +32,9 @@ _PACKAGES = (
 )
 
 
-def make_plan(inventory: Inventory, recipe: Recipe, shard_bytes: int) -> dict[str, Any]:
+def make_plan(
+    inventory: Inventory, recipe: Recipe, *, shard_bytes: int, chunk_records: int
+) -> dict[str, Any]:
     """What two preparations must share to be one; all of it is in the manifest, too."""
     return {
         "schema_version": shards.SCHEMA_VERSION,
@@ -45,7 +46,7 @@ def make_plan(inventory: Inventory, recipe: Recipe, shard_bytes: int) -> dict[st
         "shards": {
             "bytes": shard_bytes,
             "records": MAX_RECORDS,
-            "chunk": CHUNK_RECORDS,
+            "chunk": chunk_records,
             "writer": shards.WRITER_OPTIONS,
         },
         "input": {"sha256": inventory.sha256, "records": inventory.records},

@@ -97,12 +97,12 @@ class Inventory:
             for reject in (*self.rejects, *later)
             if not (allow_missing and reject.reason == "missing_image")
         ]
-        touched = {reject.id.partition("#")[0] for reject in counted}
+        # One for each image, too: ids may hold any mark, so parts cannot be told from their records.
         rejects.check_fraction(
-            len(touched),
+            min(len(counted), self.total),
             self.total,
             max_fraction,
-            what=f"records of {self.name}",
+            what=f"records of {self.name}, or images of them,",
             reasons=counted,
             option="--max-reject-fraction",
         )
@@ -130,7 +130,7 @@ def take(
     reading = _Reading(progress)
     for split, source in sources.items():
         reading.add(source, "" if split == ALL else split)
-    facts = getattr(kind, "facts", None)
+    facts = getattr(next(iter(sources.values())), "facts", None)  # of the release that it found
     draft = Inventory(
         name=name,
         options={k: v for k, v in options.items() if k not in _NO_MATTER and not _is_place(k)},

@@ -17,7 +17,7 @@ from mmrl.preparation.encode import encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.progress import Meter
 from mmrl.preparation.recipe import Recipe
-from mmrl.preparation.workers import encoded
+from mmrl.preparation.workers import encoded, spans
 from mmrl.preparation.workplace import Workplace, check
 from mmrl.types import InputError
 
@@ -28,10 +28,19 @@ _GIB, _MIB = 2**30, 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to prepare; nothing here but `recipe` and `shard_bytes` shapes the result."""
+    """How to prepare.
+
+    Attributes:
+      recipe, shard_bytes, chunk_records: shape the result. A shard ends with the chunk that fills
+        it; a chunk is what one worker encodes at a time.
+      workers: processes that encode; 0: this one.
+      max_reject_fraction: share of the records that may be refused, or lose an image.
+      allow_missing_images: missing images do not count to that.
+    """
 
     recipe: Recipe
     shard_bytes: int = 256 * _MIB
+    chunk_records: int = 256
     workers: int = 0
     max_reject_fraction: float = 0.01
     allow_missing_images: bool = False
@@ -60,7 +69,12 @@ def prepare(
     with Meter(f"reading {source}", 0) as meter:
         found = inventory.take(source, options, progress=meter.advance)
     describe(found, say)
-    plan = finish.make_plan(found, settings.recipe, settings.shard_bytes)
+    plan = finish.make_plan(
+        found,
+        settings.recipe,
+        shard_bytes=settings.shard_bytes,
+        chunk_records=settings.chunk_records,
+    )
     check(output, plan)
     _check(found, output, settings)
     _check_space(found, output, settings, free, say)
@@ -170,7 +184,14 @@ def _run(
     if assembly.next:
         say(f"going on after {assembly.records:,} records in closed shards")
     limit = {"max_fraction": settings.max_reject_fraction}
-    made = encoded(found, settings.recipe, workplace, assembly.next, settings.workers)
+    made = encoded(
+        found,
+        settings.recipe,
+        workplace,
+        spans(found, settings.chunk_records),
+        first=assembly.next,
+        workers=settings.workers,
+    )
     try:
         with Meter("preparing", found.records, start=earlier) as meter:
             for split, chunk in made:

@@ -20,7 +20,6 @@ from mmrl.preparation.recipe import Recipe
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Record
 
-CHUNK_RECORDS = 256
 _AHEAD = 3  # chunks per worker that may wait for an earlier one
 
 
@@ -32,18 +31,24 @@ class Span(NamedTuple):
     stop: int
 
 
-def spans(inventory: Inventory) -> list[Span]:
-    """All records, cut in chunks, in the order of splits and records."""
+def spans(inventory: Inventory, size: int) -> list[Span]:
+    """All records, cut in chunks of `size`, in the order of splits and records."""
     return [
-        Span(split, start, min(start + CHUNK_RECORDS, len(inventory.parts[split])))
+        Span(split, start, min(start + size, len(inventory.parts[split])))
         for split in SPLITS
         if split in inventory.parts
-        for start in range(0, len(inventory.parts[split]), CHUNK_RECORDS)
+        for start in range(0, len(inventory.parts[split]), size)
     ]
 
 
 def encoded(
-    inventory: Inventory, recipe: Recipe, workplace: Workplace, first: int, workers: int
+    inventory: Inventory,
+    recipe: Recipe,
+    workplace: Workplace,
+    cut: Sequence[Span],
+    *,
+    first: int,
+    workers: int,
 ) -> Generator[tuple[str, Chunk], None, None]:
     """Yields split and content of chunk `first` and of all that follow it.
 
@@ -51,12 +56,12 @@ def encoded(
     and pixels stay in them, so that what one holds does not grow with the corpus.
 
     Args:
+      cut: what each chunk holds.
       workers: processes; with 0 this one does the work.
 
     Raises:
       InputError: a worker died, or the disk is full.
     """
-    cut = spans(inventory)
 
     def task(number: int) -> tuple[str, list[Record], Recipe]:
         span = cut[number]

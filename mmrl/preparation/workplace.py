@@ -55,12 +55,11 @@ class Workplace:
             return
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = durable.lock(self.work / "run.lock")
-        # Workers of a run that was killed hold this one until they have noticed.
-        durable.lock(self.workers_lock).close()
-        check(output, plan)  # again: another run may have ended meanwhile
-        if not (self.work / "plan.json").exists():
-            durable.write(self.work / "plan.json", _json(plan))
-        self._tidy()
+        try:
+            self._take()
+        except BaseException:
+            self.leave()
+            raise
 
     @property
     def workers_lock(self) -> Path:
@@ -107,6 +106,15 @@ class Workplace:
         """Lets another run go on here."""
         if self._lock is not None:
             self._lock.close()
+
+    def _take(self) -> None:
+        """Makes the folder ready, or that of an earlier run ready again."""
+        # Workers of a run that was killed hold this one until they have noticed.
+        durable.lock(self.workers_lock).close()
+        check(self.output, self._plan)  # again: another run may have ended meanwhile
+        if not (self.work / "plan.json").exists():
+            durable.write(self.work / "plan.json", _json(self._plan))
+        self._tidy()
 
     def _closed(self, number: int) -> Path:
         return self.work / f"closed-{number:06d}.json"
