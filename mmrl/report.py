@@ -65,20 +65,31 @@ def write_report(
       provenance: step, data digests, package versions; may be nested.
     """
     sections = [
-        _section("Summary", _table(("", "value", "note"), summary, numbers=(1,))),
-        _section("Results", *(_result(name, result) for name, result in results.items())),
-        _section("Excluded examples", _excluded(results)),
-        _section("Figures", *(_figure(*figure) for figure in figures)),
-        _section("Preprocessing", _preprocessing(results)),
-        _section("Provenance", _table(("", ""), _flat(provenance))),
-        _section("Configuration", f"<pre>{_escaped(_json(config))}</pre>"),
+        section("Summary", table(("", "value", "note"), summary, numbers=(1,))),
+        section("Results", *(_result(name, result) for name, result in results.items())),
+        section("Excluded examples", _excluded(results)),
+        section("Figures", *(figure(*one) for one in figures)),
+        section("Preprocessing", _preprocessing(results)),
+        section("Provenance", table(("", ""), _flat(provenance))),
+        section("Configuration", f"<pre>{escaped(_json(config))}</pre>"),
     ]
+    write_page(path, title=title, sections=sections)
+
+
+def write_page(
+    path: str | os.PathLike[str], *, title: str, sections: Sequence[str], style: str = ""
+) -> None:
+    """Writes a page of HTML `sections`, complete or not at all; `style` is more CSS.
+
+    Sections come from `section`, whose parts come from `table`, `figure` and the like; whatever
+    else goes into them must be `escaped`.
+    """
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{_escaped(title)}</h1>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
+        f"<h1>{escaped(title)}</h1>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
     )
     target = pathlib.Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -89,7 +100,8 @@ def write_report(
         partial.unlink(missing_ok=True)
 
 
-def _escaped(value: Any) -> str:
+def escaped(value: Any) -> str:
+    """Text as HTML shows it, whatever it holds."""
     return html.escape(str(value), quote=True)
 
 
@@ -97,19 +109,26 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A titled section of HTML parts; "None." when they are all empty."""
     body = "\n".join(part for part in parts if part) or '<p class="quiet">None.</p>'
-    return f"<section>\n<h2>{_escaped(title)}</h2>\n{body}\n</section>"
+    return f"<section>\n<h2>{escaped(title)}</h2>\n{body}\n</section>"
 
 
-def _table(
+def folded(title: str, *parts: str) -> str:
+    """HTML parts behind a title to click on."""
+    body = "\n".join(parts)
+    return f"<details><summary>{escaped(title)}</summary>\n{body}\n</details>"
+
+
+def table(
     header: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = ()
 ) -> str:
     """An HTML table that scrolls sideways on small screens; columns `numbers` align right."""
     attribute = [' class="number"' if i in numbers else "" for i in range(len(header))]
     body = [
         "".join(
-            f"<td{attribute[i]}>{_escaped(_shown(cell) if i in numbers else cell)}</td>"
+            f"<td{attribute[i]}>{escaped(_shown(cell) if i in numbers else cell)}</td>"
             for i, cell in enumerate(row)
         )
         for row in rows
@@ -119,7 +138,7 @@ def _table(
     head = ""
     if any(header):
         cells = zip(attribute, header, strict=True)
-        named = "".join(f'<th scope="col"{kind}>{_escaped(name)}</th>' for kind, name in cells)
+        named = "".join(f'<th scope="col"{kind}>{escaped(name)}</th>' for kind, name in cells)
         head = f"<thead><tr>{named}</tr></thead>\n"
     lines = "\n".join(f"<tr>{cells}</tr>" for cells in body)
     return f'<div class="scroll"><table>\n{head}<tbody>\n{lines}\n</tbody>\n</table></div>'
@@ -154,16 +173,16 @@ def _result(name: str, result: Mapping[str, Any]) -> str:
     breakdown = [row for row in rows if row[0].count("/") >= 2]
     numbers = (1, 2, 3, 4)
     parts = [
-        f"<h3>{_escaped(name)}</h3>",
-        f'<p class="quiet">{_escaped(_examples(result))}</p>',
-        _table(header, main, numbers=numbers) or "<p>No values: nothing could be evaluated.</p>",
+        f"<h3>{escaped(name)}</h3>",
+        f'<p class="quiet">{escaped(_examples(result))}</p>',
+        table(header, main, numbers=numbers) or "<p>No values: nothing could be evaluated.</p>",
     ]
     for title, body in (
-        (f"Breakdown, {len(breakdown)} rows", _table(header, breakdown, numbers=numbers)),
-        ("Details", f"<pre>{_escaped(_json(result['details']))}</pre>"),
+        (f"Breakdown, {len(breakdown)} rows", table(header, breakdown, numbers=numbers)),
+        ("Details", f"<pre>{escaped(_json(result['details']))}</pre>"),
     ):
         if body and (breakdown or title == "Details"):
-            parts.append(f"<details><summary>{_escaped(title)}</summary>\n{body}\n</details>")
+            parts.append(folded(title, body))
     return "\n".join(parts)
 
 
@@ -180,7 +199,7 @@ def _interval(value: Mapping[str, Any]) -> str:
 
 
 def _excluded(results: Mapping[str, Mapping[str, Any]]) -> str:
-    return _table(
+    return table(
         ("evaluator", "reason", "examples"),
         [
             (name, reason, count)
@@ -191,17 +210,18 @@ def _excluded(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _figure(title: str, path: str | os.PathLike[str] | None, caption: str) -> str:
-    heading = f"<h3>{_escaped(title)}</h3>\n"
+def figure(title: str, path: str | os.PathLike[str] | None, caption: str) -> str:
+    """A PNG file with its caption; says so when it is missing, see `write_report`."""
+    heading = f"<h3>{escaped(title)}</h3>\n"
     if path is None or not pathlib.Path(path).is_file():
         reason = caption or "no reason was given"
         if path is not None:
             reason = f"no file {pathlib.Path(path).name}. {caption}"
-        return f'{heading}<p class="missing">Missing figure: {_escaped(reason)}</p>'
+        return f'{heading}<p class="missing">Missing figure: {escaped(reason)}</p>'
     encoded = base64.b64encode(pathlib.Path(path).read_bytes()).decode("ascii")
     return (
-        f'{heading}<figure><img alt="{_escaped(title)}" src="data:image/png;base64,{encoded}">\n'
-        f"<figcaption>{_escaped(caption)}</figcaption></figure>"
+        f'{heading}<figure><img alt="{escaped(title)}" src="data:image/png;base64,{encoded}">\n'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
     )
 
 
@@ -211,8 +231,8 @@ def _preprocessing(results: Mapping[str, Mapping[str, Any]]) -> str:
     for name, result in results.items():
         recipes.setdefault(_json(result["preprocessing"]), []).append(name)
     return "\n".join(
-        f'<p class="quiet">{_escaped(", ".join(names))}</p>\n'
-        + _table(("", ""), _flat(results[names[0]]["preprocessing"]))
+        f'<p class="quiet">{escaped(", ".join(names))}</p>\n'
+        + table(("", ""), _flat(results[names[0]]["preprocessing"]))
         for names in recipes.values()
     )
 
