@@ -1,0 +1,167 @@
+"""Some records of a prepared corpus as they are: picture, boxes, text, labels."""
+
+import base64
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from mmrl import report
+from mmrl.data import shards
+from mmrl.data.splits import hash_unit
+from mmrl.preparation.holdings import Holdings
+from mmrl.types import Box
+
+CARDS = 24
+_SIDE = 256  # pixels of the long side of a picture
+_CUT = 700  # characters of a section that are shown
+_RIM, _LINE = (0, 0, 0), (0, 159, 230)  # black and orange (Okabe and Ito), as BGR
+
+STYLE = """
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+.card { border: 1px solid var(--line); border-radius: 6px; padding: .75rem; font-size: .85rem;
+  background: var(--panel); }
+.card img { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem;
+  background: #000000; border-radius: 3px; }
+.card p { margin: .35rem 0; }
+.card b { font-weight: 600; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One record: `picture` is a JPEG file, b"" without image; `rows` are (name, text) pairs.
+
+    `bits` of the stored image, 0 without.
+    """
+
+    row: int
+    id: str
+    split: str
+    picture: bytes
+    bits: int
+    rows: tuple[tuple[str, str], ...]
+
+
+def choose(held: Holdings, number: int = CARDS) -> list[int]:
+    """Rows to show, the same whatever the order of the corpus: half train, a quarter each other.
+
+    A split with fewer leaves its places to the others. Within a split, records with boxes or masks
+    come first for at most a third of the places, then any; in the order of a digest of the id.
+    """
+    ids, boxes = held.column("id"), held.column("num_boxes")
+    masks = held.column("mask_labels")
+    ranked: dict[str, list[int]] = {}
+    for split, rows in held.splits.items():
+        order = sorted(rows.tolist(), key=lambda row: hash_unit(ids[row], salt="audit"))
+        third = math.ceil(number / len(held.splits) / 3)
+        drawn = [row for row in order if boxes[row] or masks[row]][:third]
+        taken = set(drawn)
+        ranked[split] = drawn + [row for row in order if row not in taken]
+    shares = {"train": 2, "val": 1, "test": 1}
+    places = dict.fromkeys(ranked, 0)
+    for _ in range(min(number, len(held))):
+        # The split whose part is smallest by its share, among those that have records left.
+        free = [split for split in ranked if places[split] < len(ranked[split])]
+        places[min(free, key=lambda split: (places[split] + 1) / shares[split])] += 1
+    return [row for split, rows in ranked.items() for row in rows[: places[split]]]
+
+
+def make(held: Holdings, row: int) -> Card:
+    """The card of a record.
+
+    Raises:
+      InputError: its shard is damaged.
+    """
+    rows: list[tuple[str, str]] = []
+    picture, bits = b"", 0
+    count = int(held.image_counts[row])
+    if count:
+        boxes = shards.load_boxes(*held.place(row)) if held.column("num_boxes")[row] else ()
+        masks = shards.load_masks(*held.place(row)) if held.column("mask_labels")[row] else {}
+        number = boxes[0].image if boxes and boxes[0].image < count else 0
+        image = held.image(row, number)
+        bits = 8 * image.dtype.itemsize
+        shown = [box for box in boxes if box.image == number]
+        picture = draw(image, shown, list(masks.values()) if number == 0 else [])
+        height = held.column("orig_heights")[row][number]
+        width = held.column("orig_widths")[row][number]
+        spacing = "".join(f", {mm:.3g} mm" for mm in held.column("spacings")[row][number][:1])
+        view = held.column("views")[row][number]
+        which = f"{number + 1} of {count}, " if count > 1 else ""
+        rows.append(("image", f"{which}{view}, {width} x {height}{spacing}"))
+        if shown:
+            rows.append(("boxes", ", ".join(dict.fromkeys(box.label for box in shown))))
+        if masks:
+            rows.append(("masks", ", ".join(masks)))
+    else:
+        rows.append(("image", "none"))
+    for name in held.known:
+        text = " ".join((held.column(f"section.{name}")[row] or "").split())
+        if text:
+            rows.append((name, text if len(text) <= _CUT else f"{text[:_CUT]} [...]"))
+    rows += _labels(held, row)
+    split = held.column("split")[row]
+    return Card(row, held.column("id")[row], split, picture, bits, tuple(rows))
+
+
+def _labels(held: Holdings, row: int) -> list[tuple[str, str]]:
+    """Names of the labels present and uncertain; the absent ones are told by number."""
+    values = held.column("labels")[row] or []
+    if not values:
+        return []
+    names = held.manifest["label_names"]
+    listed = {
+        value: [name for name, given in zip(names, values, strict=True) if given == value]
+        for value in (1, -1, 0)
+    }
+    found = [("present", ", ".join(listed[1]) or "none")]
+    if listed[-1]:
+        found.append(("uncertain", ", ".join(listed[-1])))
+    return [*found, ("absent", f"{len(listed[0])} of {len(names)} labels")]
+
+
+def draw(image: np.ndarray, boxes: Sequence[Box], masks: Sequence[np.ndarray]) -> bytes:
+    """A JPEG of at most 256 pixels a side with outlines; 16 bits are stretched to be seen.
+
+    Args:
+      image: u8[H, W] or u16[H, W]. boxes: in its pixels. masks: bool[H, W] each.
+    """
+    if image.dtype == np.uint16:
+        image = (image / max(int(image.max()), 1) * 255).astype(np.uint8)
+    scale = _SIDE / max(image.shape)
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = cv2.cvtColor(cv2.resize(image, size, interpolation=how), cv2.COLOR_GRAY2BGR)
+    outlines = []
+    for box in boxes:
+        x0, y0, x1, y1 = (round(value * scale) for value in box.xyxy)
+        outlines.append(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.int32)[:, None])
+    for mask in masks:
+        small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        outlines += cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    for colour, width in ((_RIM, 3), (_LINE, 1)):
+        cv2.polylines(canvas, outlines, isClosed=True, color=colour, thickness=width)
+    done, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if not done:
+        raise RuntimeError(f"a picture of {size} pixels could not be encoded")
+    return data.tobytes()
+
+
+def as_html(cards: Sequence[Card]) -> str:
+    """The cards as a grid, every text escaped."""
+    made = []
+    for card in cards:
+        parts = [f"<p><b>{report.escaped(card.id)}</b> ({card.split})</p>"]
+        if card.picture:
+            encoded = base64.b64encode(card.picture).decode("ascii")
+            name = report.escaped(f"image of {card.id}")
+            parts.insert(0, f'<img alt="{name}" src="data:image/jpeg;base64,{encoded}">')
+        parts += [
+            f"<p><b>{report.escaped(name)}</b> {report.escaped(text)}</p>"
+            for name, text in card.rows
+        ]
+        made.append(f'<article class="card">{"".join(parts)}</article>')
+    return f'<div class="cards">\n{chr(10).join(made)}\n</div>' if made else ""

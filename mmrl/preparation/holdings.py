@@ -1,0 +1,121 @@
+"""What a prepared corpus holds, read from its index: columns, splits, texts."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mmrl.data import reports, shards
+from mmrl.data.sources.prepared import Prepared
+from mmrl.data.splits import SPLITS
+from mmrl.types import InputError
+
+REPORT = ("findings", "impression")
+"""What training reads of a report unless told otherwise."""
+
+
+class Holdings:
+    """The index of one prepared corpus; pixels are read only where asked for.
+
+    Args:
+      folder: that `mmrl.prepare` wrote.
+      sections: of which the composed text is made; empty: findings and impression where any record
+        has one of them, else every section of the corpus.
+
+    Attributes:
+      name: of the folder. manifest: as written.
+      sections: see above. known: all sections of the corpus.
+
+    Raises:
+      InputError: no complete corpus there, files that differ from its manifest, no record, or a
+        section that it does not have.
+    """
+
+    def __init__(self, folder: str, *, sections: Sequence[str] = ()) -> None:
+        Prepared(split="train", path=folder)  # compares the files with the manifest
+        self.folder = folder
+        self.name = Path(os.path.abspath(folder)).name
+        self.manifest: dict[str, Any] = shards.read_manifest(folder)
+        self._table = pq.read_table(os.path.join(folder, shards.INDEX))
+        if not len(self._table):
+            raise InputError(f"'{folder}' holds no record, so there is nothing to audit")
+        prefix = "section."
+        self.known = tuple(
+            name.removeprefix(prefix)
+            for name in self._table.column_names
+            if name.startswith(prefix)
+        )
+        unknown = [name for name in sections if name not in self.known]
+        if unknown:
+            raise InputError(
+                f"'{folder}' has no section {unknown[0]!r}; choices: {', '.join(self.known)}"
+            )
+        self.sections = tuple(sections)
+        if not sections:
+            report = [name for name in REPORT if name in self.known and any(self.texts(name))]
+            self.sections = REPORT if report else self.known
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @functools.cache  # noqa: B019 - lives as long as the audit
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, one per record."""
+        return self._table[name].to_pylist()
+
+    def flat(self, name: str) -> list[Any]:
+        """The values of a list column, one per image; `owner` tells whose."""
+        return self._table[name].combine_chunks().flatten().to_pylist()
+
+    @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """i64[images]: the record of each image."""
+        return np.repeat(np.arange(len(self)), self.image_counts)
+
+    @functools.cached_property
+    def image_counts(self) -> np.ndarray:
+        """i64[records]."""
+        return np.fromiter(map(len, self.column("image_keys")), np.int64, len(self))
+
+    @functools.cached_property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Split -> indices of its records, those that hold any; in the order of `SPLITS`."""
+        given = np.asarray(self.column("split"))
+        found = {split: np.flatnonzero(given == split) for split in SPLITS}
+        return {split: rows for split, rows in found.items() if len(rows)}
+
+    @functools.cache  # noqa: B019
+    def texts(self, section: str) -> list[str]:
+        """A section of each record, "" where it is missing or blank."""
+        if section not in self.known:
+            return [""] * len(self)
+        found = self.column(f"section.{section}")
+        return [text if text and not reports.is_blank(text) else "" for text in found]
+
+    @functools.cached_property
+    def composed(self) -> list[str]:
+        """The text that training reads of each record, "" where there is none."""
+        columns = [self.texts(name) for name in self.sections]
+        return [
+            reports.normalise(
+                reports.compose(dict(zip(self.sections, parts, strict=True)), self.sections)
+            )
+            for parts in zip(*columns, strict=True)
+        ]
+
+    def image(self, row: int, number: int) -> np.ndarray:
+        """Image `number` of a record as stored: u8 or u16[H, W]."""
+        return shards.load_image(*self.place(row), number)
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Shard and position of a record."""
+        shard, position = self.column("shard")[row], self.column("position")[row]
+        return os.path.join(self.folder, shard), int(position)
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the owner says, as the manifest has it."""
+        return self.manifest.get("facts") or {}

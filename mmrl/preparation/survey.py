@@ -1,0 +1,181 @@
+"""Counting what a prepared corpus holds: records, images, labels, sections; what crosses splits.
+
+Every function maps `Holdings` to plain numbers, ready for JSON. "all" stands for all splits.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrl.data import reports
+from mmrl.preparation.holdings import Holdings
+
+VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
+QUANTILES = (5, 25, 50, 75, 95, 99)
+
+Numbers = dict[str, Any]
+
+
+def parts(held: Holdings) -> Iterator[tuple[str, np.ndarray]]:
+    """Each split that holds records, then "all" of them."""
+    yield from held.splits.items()
+    yield "all", np.arange(len(held))
+
+
+def counts(held: Holdings) -> Numbers:
+    """Split -> records, patients, studies, groups, images, records without image or text."""
+    units = {
+        "patients": held.column("patient_id"),
+        "studies": held.column("study_id"),
+        "groups": held.column("group_key"),
+    }
+    texts, known = held.composed, held.column("group_known")
+    found: Numbers = {}
+    for split, rows in parts(held):
+        found[split] = {"records": len(rows)}
+        found[split] |= {name: len({ids[row] for row in rows}) for name, ids in units.items()}
+        found[split] |= {
+            "images": int(held.image_counts[rows].sum()),
+            "records_without_image": int((held.image_counts[rows] == 0).sum()),
+            "records_without_text": sum(not texts[row] for row in rows),
+            "group_known_share": float(np.mean([known[row] for row in rows])),
+        }
+    return found
+
+
+def tally(values: Any) -> dict[str, int]:
+    """Counts by value, most frequent first."""
+    found = collections.Counter(str(value) if value else "not stated" for value in values)
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def spread(values: np.ndarray) -> Numbers:
+    """Mean, quantiles and extremes; {"n": 0} of nothing."""
+    if not len(values):
+        return {"n": 0}
+    found = {"n": len(values), "mean": float(values.mean()), "min": float(values.min())}
+    for quantile, value in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True):
+        found[f"p{quantile}"] = float(value)
+    return found | {"max": float(values.max())}
+
+
+def images(held: Holdings) -> Numbers:
+    """Views, sizes as the owner distributes them, and how many a record has."""
+    heights, widths = (np.asarray(held.flat(f"orig_{side}s")) for side in ("height", "width"))
+    sizes = collections.Counter(zip(widths.tolist(), heights.tolist(), strict=True))
+    spaced = sum(1 for spacing in held.flat("spacings") if spacing)
+    return {
+        "per_record": {
+            str(count): int(number)
+            for count, number in enumerate(np.bincount(held.image_counts))
+            if number
+        },
+        "views": tally(held.flat("views")),
+        "view_sources": tally(held.flat("view_sources")),
+        "heights": spread(heights),
+        "widths": spread(widths),
+        "distinct_sizes": len(sizes),
+        "most_common_sizes": {
+            f"{width} x {height}": n for (width, height), n in sizes.most_common(5)
+        },
+        "with_pixel_spacing": spaced,
+        "records_with_boxes": sum(number > 0 for number in held.column("num_boxes")),
+        "boxes": sum(held.column("num_boxes")),
+        "records_with_masks": sum(bool(names) for names in held.column("mask_labels")),
+        "masks": tally(itertools.chain.from_iterable(held.column("mask_labels"))),
+        "stored": held.manifest.get("image") or {},
+    }
+
+
+def labels(held: Holdings) -> Numbers:
+    """Split -> records with labels, and label -> how many present, absent, uncertain, blank."""
+    names = held.manifest.get("label_names") or []
+    rows_of = held.column("labels")
+    found: Numbers = {}
+    for split, rows in parts(held):
+        labelled = [rows_of[row] for row in rows if rows_of[row]]
+        matrix = np.asarray(labelled, np.int8).reshape(len(labelled), -1)
+        found[split] = {
+            "labelled": len(labelled),
+            "records": len(rows),
+            "labels": {
+                name: {word: int((matrix[:, k] == value).sum()) for value, word in VALUES.items()}
+                for k, name in enumerate(names if labelled else ())
+            },
+        }
+    return found
+
+
+def sections(held: Holdings) -> Numbers:
+    """Split -> records that hold each section, and findings and impression taken together."""
+    findings, impression = (held.texts(name) for name in ("findings", "impression"))
+    texts = {name: held.texts(name) for name in held.known}
+    found: Numbers = {}
+    for split, rows in parts(held):
+        both = collections.Counter((bool(findings[k]), bool(impression[k])) for k in rows)
+        found[split] = {
+            "records": len(rows),
+            "both": both[True, True],
+            "findings_only": both[True, False],
+            "impression_only": both[False, True],
+            "neither": both[False, False],
+            "sections": {
+                name: sum(bool(column[k]) for k in rows) for name, column in texts.items()
+            },
+        }
+    return found
+
+
+def crossing(held: Holdings) -> Numbers:
+    """What two splits share: units, and records of the second that hold one of them.
+
+    A patient, study or group on both sides is a fault of the division; an image or a report may be
+    a duplicate under another name, which no division by patient can see.
+    """
+    canonical = list(map(reports.canonical, held.composed))
+    groups = zip(held.column("group_key"), held.column("aliases"), strict=True)
+    ones: dict[str, list[list[str]]] = {
+        "patients": [[key] for key in held.column("patient_id")],
+        "studies": [[key] for key in held.column("study_id")],
+        "groups": [[key, *(aliases or ())] for key, aliases in groups],
+        "images": held.column("image_sha256"),
+        "texts": [[text] if text else [] for text in canonical],
+    }
+    found: Numbers = {}
+    for (first, before), (second, after) in itertools.combinations(held.splits.items(), 2):
+        shared: Numbers = {}
+        for name, of in ones.items():
+            known = set(itertools.chain.from_iterable(of[row] for row in before))
+            hits = [known.intersection(of[row]) for row in after]
+            shared[name] = {
+                "shared": len(set().union(*hits)),
+                "records": sum(map(bool, hits)),
+                "of": len(after),
+            }
+        found[f"{first}/{second}"] = shared
+    return found
+
+
+def origin(held: Holdings) -> Numbers:
+    """Who gave the corpus and under which terms; what was refused when it was prepared."""
+    manifest: Mapping[str, Any] = held.manifest
+    facts = held.facts()
+    refused = manifest.get("rejects") or {}
+    return {
+        "title": facts.get("title", ""),
+        "url": facts.get("url", ""),
+        "source": tally(held.column("source")),
+        "version": tally(held.column("source_version")),
+        "licences": tally(held.column("license")),
+        "access": tally(held.column("access")),
+        "redistributable_records": sum(map(bool, held.column("redistributable"))),
+        "languages": tally(held.column("language")),
+        "split_official": tally(held.column("split_official")),
+        "rejects": dict(refused),
+        "rejected": sum(refused.values()),
+        "missing_images": manifest.get("missing_images", 0),
+        "warnings": list(manifest.get("warnings") or ()),
+    }
