@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from mmrl import build
-from mmrl.data import leaks
+from mmrl.data import settings
 from mmrl.types import InputError
 
 # What may differ when a run is continued; it is recorded in config_history.jsonl. Everything
@@ -53,7 +53,7 @@ def base() -> ml_collections.ConfigDict:
     config.tensorboard = True
     # A trace of so many steps goes to WORKDIR/profile, after the first `skip`. 0: none.
     config.profile = ml_collections.ConfigDict({"steps": 0, "skip": 10})
-    config.data = _data()
+    config.data = ml_collections.ConfigDict(settings.defaults())
     config.model = _model()
     config.objectives = ml_collections.ConfigDict(
         {
@@ -88,68 +88,6 @@ def _mesh() -> ml_collections.ConfigDict:
             "dcn": {"data": 1, "fsdp": 1, "tensor": 1},
         }
     )
-
-
-def _data() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            "source": "phantom",  # a file in mmrl/data/sources; its options stand beside this
-            "sections": ("findings", "impression"),
-            "image_size": 64,
-            # Training images are brought to this size, and cropped from there to image_size in one
-            # warp, or to a random window of it where crop_scale is (1, 1). 0: image_size.
-            "load_size": 0,
-            "resize": "pad",  # pad: keep the aspect, zero margins; stretch: squash to a square
-            "text_length": 96,  # tokens, with begin and end marks
-            "vocab_size": 2000,
-            "tokenizer_model": "bpe",
-            "tokenizer": "",  # a sentencepiece .model; empty: trained on the training split
-            # Kinds in mmrl/data/perturb: names, or {name: weight}. These are the paper's nine.
-            "perturbations": (
-                "shuffle_all_words",
-                "swap_adjacent_words",
-                "reverse_words",
-                "shuffle_within_trigrams",
-                "shuffle_trigrams",
-                "shuffle_nouns_and_adjectives",
-                "shuffle_all_but_nouns_and_adjectives",
-                "shuffle_nouns_verbs_adjectives",
-                "replace_adjectives_with_antonyms",
-            ),
-            # What takes over later: ({"from_step": 500, "perturbations": (...)}, ...).
-            "perturbation_curriculum": (),
-            "num_perturbed": 9,  # K, copies of each report per step
-            "crop_scale": (1.0, 1.0),  # area range of the random resized crop; (1, 1): no crop
-            "aspect": (0.9, 1.1),  # width / height of that crop
-            "translate": 0.0,  # greatest shift, as a share of the side
-            "rotate": 0.0,  # greatest turn either way, in degrees
-            "brightness": 0.0,  # greatest relative change of levels, of their distances from the
-            "contrast": 0.0,  # mean, and of the power that they are raised to
-            "gamma": 0.0,
-            "cache_images": False,  # keep decoded, resized images in memory
-            "num_threads": 2,
-            "num_workers": 0,  # processes; 0: threads only
-            "prefetch": 2,  # batches sent to the device ahead of the step that takes them
-            "max_reject_fraction": 0.01,
-            # Overlap of held-out with training records that is accepted, and written into results:
-            # (kind in mmrl/data/leaks.py, greatest share of the held-out records, reason).
-            "waive_leaks": (),
-        }
-    )
-
-
-# Options of `config.data` that belong to the pipeline; all others go to the source.
-PIPELINE_KEYS = frozenset(_data())
-
-# Those that configs of earlier runs do not have, and what those runs did.
-_LATER_KEYS: dict[str, Any] = {
-    "waive_leaks": (),
-    "load_size": 0,
-    "aspect": (0.9, 1.1),
-    "translate": 0.0,
-    "rotate": 0.0,
-    "gamma": 0.0,
-}
 
 
 def _model() -> ml_collections.ConfigDict:
@@ -224,13 +162,17 @@ def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def _with_later_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {**stored, "data": {**_LATER_KEYS, **stored["data"]}} if "data" in stored else {**stored}
+    return (
+        {**stored, "data": {**settings.LATER_KEYS, **stored["data"]}}
+        if "data" in stored
+        else {**stored}
+    )
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.data -> (pipeline options, source options)."""
-    pipeline = {key: data[key] for key in data if key in PIPELINE_KEYS}
-    return pipeline, {key: data[key] for key in data if key not in PIPELINE_KEYS}
+    pipeline = {key: data[key] for key in data if key in settings.KEYS}
+    return pipeline, {key: data[key] for key in data if key not in settings.KEYS}
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -277,11 +219,11 @@ def _check_named(where: str, data: ml_collections.ConfigDict) -> None:
         raise InputError(f"{where} needs a source; choices: {', '.join(build.choices('source'))}")
     target = build.find("source", data.source)
     pipeline, source = split_data(data)
-    offered = set(PIPELINE_KEYS) | set(build.options(target)) - {"split"}
+    offered = set(settings.KEYS) | set(build.options(target)) - {"split"}
     for name in source:
         if name not in offered:
             raise InputError(build.unknown(f"option in {where}", name, sorted(offered)))
-    for name in PIPELINE_KEYS - set(pipeline):
+    for name in settings.KEYS - set(pipeline):
         raise InputError(f"{where} lacks {name!r}; start from mmrl.config.base()")
     build.check_options(where, target, source, supplied=("split",))
 
@@ -313,23 +255,14 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "log_every": config.log_every,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
-        "data.image_size": config.data.image_size,
-        "data.num_perturbed": config.data.num_perturbed,
     }
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
-    size, load_size = config.data.image_size, config.data.load_size
-    if load_size and load_size < size:
-        raise InputError(
-            f"config.data.load_size={load_size} must be 0 or at least config.data.image_size={size}"
-        )
-    if config.data.prefetch < 2:
-        raise InputError(f"config.data.prefetch={config.data.prefetch} must be at least 2")
+    settings.check(config.data)
     for key in ("steps", "skip"):
         if config.profile[key] < 0:
             raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")
-    leaks.parse_waivers(config.data.waive_leaks)
     for key in ("accumulation", "gradient_cache"):
         if config.batch_size % config[key]:
             raise InputError(

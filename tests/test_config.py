@@ -8,6 +8,7 @@ import pytest
 
 from mmrl import build
 from mmrl import config as configs
+from mmrl.data import settings
 from mmrl.types import InputError
 from tests.conftest import ROOT
 
@@ -147,7 +148,7 @@ def test_configs_of_earlier_versions_mean_what_they_meant():
     """Those stored before these options existed; a run of theirs is read and goes on."""
     now = pretrain()
     stored = configs.plain(now)
-    for key in configs._LATER_KEYS:
+    for key in settings.LATER_KEYS:
         del stored["data"][key]
     read = configs.from_plain(stored)
     configs.validate(read)
