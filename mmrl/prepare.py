@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from mmrl import build, cli
+from mmrl.data import dicom
 from mmrl.data.rows import VERIFY
 from mmrl.preparation import options, recipe
 from mmrl.preparation.job import Settings, prepare
@@ -55,7 +56,7 @@ _MAX_REJECTS = flags.DEFINE_float(
     "max_reject_fraction", 0.01, "Share of records that may be refused.", flag_values=_FLAGS
 )
 _KEY_FILE = flags.DEFINE_string(
-    "key_file", None, "Secret key of the pseudonyms, where a source makes some.", flag_values=_FLAGS
+    "key_file", None, "Replace all ids by keyed hashes; made if absent.", flag_values=_FLAGS
 )
 
 
@@ -72,7 +73,6 @@ def source_options(name: str) -> dict[str, Any]:
     workers = _workers()
     flagged: dict[str, tuple[str, Any]] = {
         "path": ("--input", _INPUT.value),
-        "key_file": ("--key-file", _KEY_FILE.value),
         "allow_missing_images": ("--allow-missing-images", _MISSING.value or None),
         "verify": ("--verify", _VERIFY.value),
         "num_threads": ("--workers", max(workers, 1)),
@@ -84,7 +84,7 @@ def source_options(name: str) -> dict[str, Any]:
             if option in given and option not in ("num_threads", "verify"):
                 raise InputError(f"--option={option}=... and {flag}; expected one of them")
             given.setdefault(option, value)
-        elif flag in ("--input", "--key-file"):
+        elif flag == "--input":
             raise InputError(f"{flag}={value}: source {name} takes no such thing")
     if "path" in offered and not given.get("path"):
         raise InputError("missing --input=...; see --help")
@@ -114,7 +114,17 @@ def main(*arguments: str) -> None:
     output = cli.folder("output", _OUTPUT.value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    prepare(name, given, output, settings)
+    prepare(name, given, output, settings, key=_key())
+
+
+def _key() -> bytes | None:
+    """The secret of --key-file; a new one, readable by its owner alone, where there is none."""
+    if _KEY_FILE.value is None:
+        return None
+    if not os.path.exists(_KEY_FILE.value):
+        dicom.new_key(_KEY_FILE.value)
+        print(f"new key: {_KEY_FILE.value}; keep it, and keep it apart from the corpus")
+    return dicom.load_key(_KEY_FILE.value)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -15,6 +15,7 @@ from mmrl import build
 from mmrl.data import rejects
 from mmrl.data.listing import ALL, Listing
 from mmrl.data.splits import SPLITS
+from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
 
 # Options that say where files lie; where a corpus lay when it was prepared is no part of it.
@@ -47,6 +48,8 @@ class Inventory:
       parts: split -> its records. images: split -> how many images they name.
       facts: of the owner, {} for a source that has none.
       licenses, access: how many records state which.
+      texts: how many hold findings, an impression, both, neither; sections of white space count
+        as absent.
       label_names: of all records with labels.
       rejects, total, missing_images, warnings: as of the source, all splits together; details
         name files relative to the given folders.
@@ -60,6 +63,7 @@ class Inventory:
     facts: Mapping[str, Any]
     licenses: Mapping[str, int]
     access: Mapping[str, int]
+    texts: Mapping[str, int]
     label_names: tuple[str, ...]
     rejects: tuple[Reject, ...]
     total: int
@@ -97,7 +101,7 @@ class Inventory:
             for reject in (*self.rejects, *later)
             if not (allow_missing and reject.reason == "missing_image")
         ]
-        # One for each image, too: ids may hold any mark, so parts cannot be told from their records.
+        # One for each image, too: ids may hold any mark, so an image's cannot be told from a record's.
         rejects.check_fraction(
             min(len(counted), self.total),
             self.total,
@@ -109,12 +113,17 @@ class Inventory:
 
 
 def take(
-    name: str, options: Mapping[str, Any], *, progress: Callable[[int], None] = lambda done: None
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    key: bytes | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Inventory:
     """Constructs a source and reads all its text.
 
     Args:
       options: of the source, but for `split`.
+      key: secret of the pseudonyms that replace ids; None: ids stay.
       progress: called with the number of records read so far.
 
     Raises:
@@ -125,6 +134,8 @@ def take(
     build.check_options(f"source {name}", kind, options, supplied=("split",))
     splits = (ALL,) if issubclass(kind, Listing) else SPLITS
     sources: dict[str, Any] = {split: kind(split=split, **options) for split in splits}
+    if key is not None:
+        sources = {split: Pseudonymised(source, key) for split, source in sources.items()}
     refused = [reject for source in sources.values() for reject in source.rejects]
     places = _places(options)
     reading = _Reading(progress)
@@ -133,12 +144,16 @@ def take(
     facts = getattr(next(iter(sources.values())), "facts", None)  # of the release that it found
     draft = Inventory(
         name=name,
-        options={k: v for k, v in options.items() if k not in _NO_MATTER and not _is_place(k)},
+        options={
+            **{k: v for k, v in options.items() if k not in _NO_MATTER and not _is_place(k)},
+            **({"pseudonymised": True} if key is not None else {}),
+        },
         parts=reading.parts(),
         images=reading.images,
         facts=dataclasses.asdict(facts) if facts is not None else {},
         licenses=_by_count(reading.licenses),
         access=_by_count(reading.access),
+        texts=dict(reading.texts),
         label_names=reading.label_names,
         rejects=(),
         total=sum(source.total for source in sources.values()),
@@ -161,6 +176,7 @@ class _Reading:
         self.images = dict.fromkeys(SPLITS, 0)
         self.licenses: collections.Counter[str] = collections.Counter()
         self.access: collections.Counter[str] = collections.Counter()
+        self.texts = dict.fromkeys(("findings", "impression", "both", "neither"), 0)
         self.label_names: tuple[str, ...] = ()
         self._progress = progress
         self._sources: dict[str, Source] = {}
@@ -197,6 +213,11 @@ class _Reading:
         self.images[split] += len(record.images)
         self.licenses[record.license] += 1
         self.access[record.access] += 1
+        held = [bool(record.sections.get(name, "").strip()) for name in ("findings", "impression")]
+        self.texts["findings"] += held[0]
+        self.texts["impression"] += held[1]
+        self.texts["both"] += all(held)
+        self.texts["neither"] += not any(held)
         if record.labels and record.label_names != self.label_names:
             if self.label_names:
                 raise InputError(f"{record.id} has other label names than the records before it")

@@ -52,6 +52,7 @@ def prepare(
     output: Path,
     settings: Settings,
     *,
+    key: bytes | None = None,
     say: Callable[[str], None] = print,
     free: Callable[[Path], int] = finish.free_bytes,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def prepare(
     Args:
       source, options: of `mmrl.data.sources`.
       output: the folder to fill.
+      key: secret of the pseudonyms that replace ids; None: ids stay.
       say: takes one line at a time. free: bytes that a folder's disk has left.
 
     Raises:
@@ -67,7 +69,7 @@ def prepare(
         space, or what the source says.
     """
     with Meter(f"reading {source}", 0) as meter:
-        found = inventory.take(source, options, progress=meter.advance)
+        found = inventory.take(source, options, key=key, progress=meter.advance)
     describe(found, say)
     plan = finish.make_plan(
         found,
@@ -110,6 +112,7 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
     for split in SPLITS:
         count = len(found.parts[split]) if split in found.parts else 0
         say(f"{split}: {count:,} records, {found.images[split]:,} images")
+    say("text: " + ", ".join(f"{name} {count:,}" for name, count in found.texts.items()))
     if found.missing_images:
         say(f"missing images: {found.missing_images:,}")
     for reason, count in rejects.summarise(found.rejects).items():
