@@ -288,8 +288,8 @@ def test_too_many_refusals_stop_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prepare(folder, tmp_path / "out", max_reject_fraction=0.5)
     assert str(caught.value) == (
-        "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image, 1"
-        " bad_row; --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
+        "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image,"
+        " 1 bad_row; --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
     )
     assert not (tmp_path / "out" / "manifest.json").exists()
     prepare(folder, tmp_path / "out", max_reject_fraction=0.75)  # the same work, now allowed

@@ -101,7 +101,7 @@ class Inventory:
             for reject in (*self.rejects, *later)
             if not (allow_missing and reject.reason == "missing_image")
         ]
-        # One for each image, too: ids may hold any mark, so an image's cannot be told from a record's.
+        # Each image counts: ids may hold any mark, so a part cannot be told from its record.
         rejects.check_fraction(
             min(len(counted), self.total),
             self.total,
