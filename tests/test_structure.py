@@ -32,7 +32,7 @@ ROOMS = {
     "distributed": COMMON | {"gather", "rollcall"},
     "config": COMMON | {"data"},
     "data": COMMON,
-    "preparation": COMMON | {"__init__", "data"},
+    "preparation": COMMON | {"__init__", "config", "data", "figures", "report"},
     "models": COMMON,
     "objectives": COMMON,
     "evaluators": COMMON | {"data"},

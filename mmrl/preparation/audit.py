@@ -1,0 +1,300 @@
+"""The report to read before training on a prepared corpus: terminal, page, numbers.
+
+    audit(["corpora/openi"], out=None, lengths=(128,), batch_sizes=(64, 256))
+
+reads the index (and pixels of 24 samples and of images that look alike), prints tables, and writes
+audit.html, audit.json and figures into corpora/openi-audit; a prepared corpus itself is never
+written to.
+"""
+
+import collections
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mmrl import report
+from mmrl.data import fingerprints, leaks
+from mmrl.data.reports import normalise
+from mmrl.data.sources.prepared import Prepared
+from mmrl.data.splits import SPLITS
+from mmrl.preparation import audit_figures, cards, findings, repeats, survey, wording
+from mmrl.preparation.audit_tables import Table, percent, tables
+from mmrl.preparation.holdings import Holdings
+from mmrl.types import InputError
+
+PAGE, NUMBERS = "audit.html", "audit.json"
+LENGTHS = (64, 96, 128, 256)
+BATCH_SIZES = (32, 64, 256, 1024)
+_WIDTH = 100  # columns of a log file, and at most of a terminal
+
+
+def audit(
+    folders: Sequence[str],
+    *,
+    out: str | None = None,
+    lengths: Sequence[int] = LENGTHS,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    tokenizer: str = "",
+    against: Sequence[str] = (),
+    sections: Sequence[str] = (),
+) -> int:
+    """Audits prepared corpora: prints tables, writes a page, its figures and all numbers.
+
+    Args:
+      folders: that `mmrl.prepare` wrote.
+      out: folder for audit.html and audit.json; None: beside the first corpus, with "-audit"
+        behind its name.
+      lengths: values of config.data.text_length to judge, in tokens.
+      batch_sizes: global, to judge.
+      tokenizer: a file that `Tokenizer.save` wrote; "": trained on the train split as training
+        does by default.
+      against: prepared corpora to evaluate on; each is compared with each of `folders` by the leak
+        gate.
+      sections: of which the composed text is made; see `Holdings`.
+
+    Returns:
+      0, the exit status; what is found wrong with a corpus is for the reader to judge.
+
+    Raises:
+      InputError: a folder is no complete prepared corpus, or an option is out of its range.
+    """
+    _check(folders, lengths, batch_sizes)
+    target = Path(out) if out else Path(os.path.abspath(folders[0]) + "-audit")
+    for folder in (*folders, *against):
+        if Path(folder).resolve() in (target.resolve(), *target.resolve().parents):
+            raise InputError(
+                f"out '{target}' lies in the prepared corpus '{folder}', which is never written"
+                " to; expected another folder"
+            )
+    held = [Holdings(folder, sections=sections) for folder in folders]
+    others = [Holdings(folder) for folder in against]
+    target.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    corpora: dict[str, Any] = {}
+    shown: list[str] = []
+    for one in held:
+        name = one.name if one.name not in corpora else os.path.abspath(one.folder)
+        chosen = [cards.make(one, row) for row in cards.choose(one)]
+        measured = _measure(one, lengths, batch_sizes, tokenizer, chosen)
+        measured["against"] = {other.folder: overlaps(one, other) for other in others}
+        corpora[name] = wording.public(measured)
+        figures = _draw(one, measured, lengths, target, len(corpora))
+        listed = [*tables(corpora[name]), *_against(corpora[name]["against"])]
+        prefix = f"{name}: " if len(held) > 1 else ""
+        _print(console, name, corpora[name]["findings"], listed)
+        shown += _sections(prefix, corpora[name], listed, figures, chosen)
+    _write(target / NUMBERS, {"corpora": corpora})
+    title = f"Audit of {', '.join(corpora)}"
+    report.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
+    console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))
+    return 0
+
+
+def overlaps(held: Holdings, other: Holdings) -> dict[str, Any]:
+    """What the leak gate finds of the records of `other`, all splits, in the train split of `held`.
+
+    All records of `held` where it has no train split.
+    """
+    trained = ("train",) if "train" in held.splits else SPLITS
+    training, evaluated = _fingerprint(held, trained), _fingerprint(other, SPLITS)
+    return {
+        "overlaps": [
+            {
+                "kind": found.kind,
+                "records": found.count,
+                "of": found.total,
+                "share": found.share,
+                "examples": list(found.examples),
+                "note": found.note,
+                "allowed": found.allowed,
+            }
+            for found in leaks.compare(training, evaluated)
+        ],
+        "not_compared": leaks.not_compared(training, evaluated),
+    }
+
+
+def _fingerprint(held: Holdings, splits: Sequence[str]) -> fingerprints.Fingerprint:
+    collector = fingerprints.Collector(held.name)
+    texts: list[str] = []
+    for split in splits:
+        source = Prepared(split=split, path=held.folder)
+        for index in range(len(source)):
+            collector.add(source[index])
+        texts += [held.composed[row] for row in held.splits.get(split, ())]
+    return collector.finish(texts)
+
+
+def _check(folders: Sequence[str], lengths: Sequence[int], batch_sizes: Sequence[int]) -> None:
+    if not folders:
+        raise InputError("no folder to audit; expected one or more that mmrl.prepare wrote")
+    for name, values, least in (("lengths", lengths, 3), ("batch sizes", batch_sizes, 2)):
+        if not values or min(values) < least:
+            raise InputError(f"{name} {list(values)}; expected one or more of at least {least}")
+
+
+def _measure(
+    held: Holdings,
+    limits: Sequence[int],
+    batch_sizes: Sequence[int],
+    tokenizer: str,
+    chosen: Sequence[cards.Card],
+) -> dict[str, Any]:
+    """All numbers of one corpus; those under names with "_" first are for figures only."""
+    made, told = wording.tokenizer_for(held, tokenizer)
+    texts, near = repeats.texts(held)
+    bits = collections.Counter(f"{card.bits} bit" for card in chosen if card.bits)
+    found: dict[str, Any] = {
+        "folder": held.folder,
+        "composed_of": list(held.sections),
+        "origin": survey.origin(held),
+        "counts": survey.counts(held),
+        "sections": survey.sections(held),
+        "images": survey.images(held) | {"stored_bits": dict(bits)},
+        "labels": survey.labels(held),
+        "tokenizer": told,
+        "lengths": wording.lengths(held, made, limits),
+        "repeats": {
+            "images": repeats.images(held),
+            "texts": texts,
+            "sentences": repeats.sentences(held),
+        },
+        "false_negatives": repeats.false_negatives(held, near, batch_sizes),
+        "deidentification": wording.deidentification(held),
+        "crossing": survey.crossing(held),
+        "samples": [card.id for card in chosen],
+    }
+    found["findings"] = findings.notable(found)
+    return found
+
+
+def _draw(
+    held: Holdings, found: Mapping[str, Any], limits: Sequence[int], target: Path, number: int
+) -> dict[str, tuple[str, Path, str]]:
+    """Draws what there is to draw: topic -> title, file, caption."""
+    drawn: dict[str, tuple[str, Path, str]] = {}
+    text = found["lengths"]["text"]
+    if len(text["_words"]):
+        path = target / f"lengths-{number}.png"
+        audit_figures.lengths(text["_words"], text["_tokens"], limits, path)
+        drawn["Lengths"] = ("Lengths", path, "Records without text are left out.")
+    if found["labels"]["all"]["labelled"]:
+        path = target / f"labels-{number}.png"
+        audit_figures.labels(found["labels"]["all"], path)
+        drawn["Labels"] = ("Labels", path, "All splits together.")
+    if found["images"]["views"]:
+        path = target / f"images-{number}.png"
+        widths, heights = (np.asarray(held.flat(f"orig_{side}s")) for side in ("width", "height"))
+        audit_figures.images(widths, heights, found["images"]["views"], path)
+        drawn["Images"] = ("Sizes and views", path, "Before anything was made smaller.")
+    return drawn
+
+
+def _against(compared: Mapping[str, Any]) -> list[Table]:
+    """What the leak gate found, one table for each corpus."""
+    made = []
+    for folder, result in compared.items():
+        rows = [
+            (
+                found["kind"],
+                f"{found['records']:,}",
+                percent(found["share"]),
+                "; ".join(part for part in (", ".join(found["examples"]), found["note"]) if part),
+            )
+            for found in result["overlaps"]
+        ] or [("none found", "", "", "")]
+        missing = "; ".join(result["not_compared"])
+        made.append(
+            Table(
+                "Leakage",
+                f"Records of {folder} that the train split has seen",
+                ("kind", "records", "share", "such as; note"),
+                rows,
+                (1, 2),
+                f"Not compared: {missing}." if missing else "",
+            )
+        )
+    return made
+
+
+def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence[Table]) -> None:
+    """Tables as plain text; what a report holds is never taken for markup or control codes."""
+    console.print(Text(f"\n=== {normalise(name)} ==="))
+    for line in notable:
+        console.print(Text(f"* {normalise(line)}"))
+    for one in listed:
+        drawn = RichTable(
+            title=Text(f"\n{one.title}"),
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            show_header=any(one.header),
+            header_style="",
+        )
+        for number, head in enumerate(one.header):
+            right = number in one.numbers
+            drawn.add_column(
+                Text(normalise(head)),
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+            )
+        for row in one.rows:
+            # Two blanks before a name make it part of the row above.
+            drawn.add_row(
+                *(Text(" " * (2 * cell.startswith("  ")) + normalise(cell)) for cell in row)
+            )
+        console.print(drawn)
+        if one.note:
+            console.print(Text(normalise(one.note)))
+
+
+def _sections(
+    prefix: str,
+    found: Mapping[str, Any],
+    listed: Sequence[Table],
+    figures: Mapping[str, tuple[str, Path, str]],
+    chosen: Sequence[cards.Card],
+) -> list[str]:
+    """The HTML sections of one corpus."""
+    points = "".join(f"<li>{report.escaped(line)}</li>" for line in found["findings"])
+    made = [report.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
+    for topic in dict.fromkeys(one.topic for one in listed):
+        parts: list[str] = []
+        if topic in figures:
+            parts.append(report.figure(*figures[topic]))
+        for one in listed:
+            if one.topic == topic:
+                parts.append(f"<h3>{report.escaped(one.title)}</h3>")
+                parts.append(report.table(one.header, one.rows, numbers=list(one.numbers)))
+                parts.append(f'<p class="quiet">{report.escaped(one.note)}</p>' if one.note else "")
+        made.append(report.section(f"{prefix}{topic}", *parts))
+    note = (
+        f"{len(chosen)} of {found['counts']['all']['records']:,} records, chosen by a digest of"
+        " their ids: half from train, a quarter from each other split, those with boxes or masks"
+        " first for a third of the places."
+    )
+    quiet = f'<p class="quiet">{report.escaped(note)}</p>'
+    return [*made, report.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]
+
+
+def _write(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        draft.write_text(
+            json.dumps(numbers, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+            errors="replace",
+        )
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
