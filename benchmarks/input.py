@@ -2,17 +2,24 @@
 
     python -m benchmarks.input --json=input.json
     python -m benchmarks.input --config=configs/pretrain.py:table --table=pairs.csv
+    python -m benchmarks.input --prepared=DIR --copies=4 --image-size=224 --load-size=256
 
 Stages run one after the other on one core over the same records, each on what the one before it
-left: read (open or draw the image, decode), preprocess (resize), augment (crop and jitter),
-tokenise (the report), perturb (K copies and their tokens), batch (stack). "sum of stages" is what
-one core could do at most. "pipeline" is Grain's iterator as training uses it, with the threads and
-workers of the config on all cores: first the pass in which caches fill, then the same again. A GPU
-or TPU that takes more examples per second than the last line waits for data.
+left: read (of a prepared corpus: its shard; else open or draw the image and decode it), decode,
+preprocess (resize), augment (crop and jitter), tokenise (the report), perturb (K copies and their
+tokens), batch (stack). They are judged by their CPU time, so that others on the machine disturb
+little. "sum of stages" is what one core could do at most. "pipeline" is the iterator of training
+for each number of threads and workers asked for, in the pass after caches have filled: examples
+per second of the wall clock, and per second of CPU time that all its processes took, which is what
+one idle core would make.
+
+The last table says what accelerators take at 40 % of their peak (mmrl.flops), by the FLOPs that a
+step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import runpy
 import time
@@ -25,40 +32,56 @@ import numpy as np
 from absl import flags
 
 from mmrl import config as configs
-from mmrl import run
-from mmrl.data import perturb
+from mmrl import flops, run
+from mmrl.data import perturb, shards
 from mmrl.data.corpus import Corpus
 from mmrl.data.example import perturbed_arrays
-from mmrl.data.jitter import Jitter
 from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
+
+UTILIZATION = 0.4
+# FLOPs that a step needs and its global batch, of `python -m mmrl.plan` in docs/plan.md.
+STEPS = {
+    "ViT-B/16 without the local loss": (1.07e15, 4096),
+    "ViT-B/16": (1.738e15, 4096),
+    "ViT-L/16": (6.918e15, 8192),
+}
+HOSTS = {"one H200": ("NVIDIA H200", 1), "a host of 8 TPU v5e": ("TPU v5 lite", 8)}
 
 
 def timed(work: Callable[[Any], Any], items: Sequence[Any]) -> tuple[float, list[Any]]:
-    """Seconds for all items, and what became of them."""
-    began = time.perf_counter()
+    """CPU seconds of this thread for all items, and what became of them."""
+    began = time.thread_time()
     made = [work(item) for item in items]
-    return time.perf_counter() - began, made
+    return time.thread_time() - began, made
 
 
 def stages(
     corpus: Corpus, tokenizer: Tokenizer, options: Options, count: int, batch_size: int
 ) -> dict[str, float]:
-    """Seconds per example of every stage, on one core."""
+    """CPU seconds per example of every stage, on one core."""
     rng = np.random.default_rng(0)
     indices = [int(index) for index in rng.choice(len(corpus), count, replace=count > len(corpus))]
     texts = [corpus.texts[index] for index in indices]
-    preprocess, kinds = options.preprocess(), options.mix.at(0)
-    jitter = {name: getattr(options, name) for name in ("crop_scale", "brightness", "contrast")}
+    recipe, kinds = options.recipe(), options.mix.at(0)
 
     def perturbed(pair: tuple[str, Any]) -> dict[str, np.ndarray]:
         drawn = perturb.draw_kinds(kinds, options.num_perturbed, rng)
         return perturbed_arrays(pair[0], pair[1].tokens, tokenizer, drawn, rng)
 
     seconds = {}
-    seconds["read"], images = timed(lambda i: corpus.record(i).images[0].load(), indices)
-    seconds["preprocess"], images = timed(preprocess, images)
-    seconds["augment"], images = timed(lambda image: Jitter(**jitter)(image, rng), images)
+    source = corpus.source
+    if isinstance(source, Prepared):
+        places = [source.image.place(int(corpus.positions[index])) for index in indices]
+        seconds["read"], stored = timed(lambda place: shards.read_payload(*place), places)
+        seconds["decode"], images = timed(
+            lambda read: shards.decode_image(read["images"][0]), stored
+        )
+    else:
+        seconds["read"], images = timed(corpus.image, indices)
+    seconds["preprocess"], images = timed(recipe.preprocess, images)
+    seconds["augment"], images = timed(lambda image: recipe.jitter(image, rng), images)
     seconds["tokenise"], encoded = timed(
         lambda text: tokenizer.encode(text, options.text_length), texts
     )
@@ -76,27 +99,52 @@ def stages(
     return {name: value / count for name, value in seconds.items()}
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of the workers it has started, so far."""
+    own = time.process_time()
+    ticks = os.sysconf("SC_CLK_TCK")
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        own += (int(fields[11]) + int(fields[12])) / ticks
+    return own
+
+
 def pipeline(
     corpus: Corpus, tokenizer: Tokenizer, options: Options, count: int, batch_size: int
-) -> tuple[float, float]:
-    """Examples per second of the training iterator, in its first pass and in the second."""
+) -> dict[str, float]:
+    """Examples per second of the training iterator, of the clock and of CPU time."""
     batches = training_batches(
         corpus, tokenizer, options, seed=0, batch_size=batch_size, with_perturbed=True
     )
-    rounds = max(1, min(count, len(corpus)) // batch_size)
-    rates = []
+    rounds = max(1, count // batch_size)
     try:
-        begin = batches.get_state()
-        next(batches)  # starting threads and workers is no part of the rate
-        for _ in range(2):
-            batches.set_state(begin)
-            began = time.perf_counter()
-            for _ in range(rounds):
-                next(batches)
-            rates.append(rounds * batch_size / (time.perf_counter() - began))
+        # Starting threads and workers is no part of the rate, nor is filling each one's caches.
+        for _ in range(1 + rounds):
+            next(batches)
+        began, used = time.perf_counter(), _cpu_seconds()
+        for _ in range(rounds):
+            next(batches)
+        clock, cpu = time.perf_counter() - began, _cpu_seconds() - used
     finally:
         batches.close()
-    return rates[0], rates[1]
+    return {
+        "threads": options.num_threads,
+        "workers": options.num_workers,
+        "clock": rounds * batch_size / clock,
+        "cpu": rounds * batch_size / cpu,
+    }
+
+
+def needs() -> list[dict[str, Any]]:
+    """What accelerators take: images per second at `UTILIZATION` of their peak."""
+    found = []
+    for host, (kind, devices) in HOSTS.items():
+        for recipe, (step, batch) in STEPS.items():
+            peak = flops.peak(kind)
+            assert peak is not None
+            rate = UTILIZATION * devices * peak / (step / batch)
+            found.append({"host": host, "recipe": recipe, "examples_per_second": rate})
+    return found
 
 
 def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -104,8 +152,17 @@ def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
     config = runpy.run_path(file)["get_config"](variant)
     if given.table:
         config.data.path = given.table
-    if given.workers is not None:
-        config.data.num_workers = given.workers
+    if given.prepared:
+        pipeline, _ = configs.split_data(config.data)
+        of_source = {"source": "prepared", "path": given.prepared}
+        text = {"sections": tuple(given.sections.split(",")), "text_length": 96}
+        config.data = ml_collections.ConfigDict({**pipeline, **text, **of_source})
+        config.data.cache_images = False  # what is measured is reading
+        config.data.crop_scale = (0.6, 1.0)
+        config.batch_size = 64
+    for name in ("image_size", "load_size", "num_perturbed"):
+        if (value := getattr(given, name)) is not None:
+            config.data[name] = value
     configs.validate(config)
     return config
 
@@ -121,45 +178,65 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, cores[:1])
     parts = stages(corpus, tokenizer, options, given.examples, config.batch_size)
     os.sched_setaffinity(0, cores)
-    first, again = pipeline(corpus, tokenizer, options, given.examples, config.batch_size)
+    ways = [tuple(map(int, way.split("x"))) for way in given.ways.split(",")]
+    rates = []
+    for threads, workers in ways:
+        config.data.num_threads, config.data.num_workers = threads, workers
+        chosen = Options.from_config(config.data)
+        rates.append(pipeline(corpus, tokenizer, chosen, given.examples, config.batch_size))
     usual = sum(value for name, value in parts.items() if name != "perturb, first")
     return {
         "corpus": corpus.name,
         "records": len(corpus),
         "image_size": options.image_size,
+        "load_size": options.load_size,
         "text_length": options.text_length,
         "copies": options.num_perturbed,
         "cores": len(cores),
-        "threads": options.num_threads,
-        "workers": options.num_workers,
         "stages": {name: 1 / value for name, value in parts.items()},
         "sum_of_stages": 1 / usual,
-        "pipeline_first": first,
-        "pipeline_again": again,
+        "pipeline": rates,
+        "needs": needs(),
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints one table, and writes it where --json says."""
+    """Measures, prints tables, and writes the figures where --json says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/pretrain.py", help="FILE or FILE:VARIANT")
     parser.add_argument("--table", help="config.data.path")
+    parser.add_argument("--prepared", help="the folder of a prepared corpus")
+    parser.add_argument("--sections", default="findings,impression", help="of a prepared corpus")
+    parser.add_argument("--image-size", type=int, help="default: that of the config")
+    parser.add_argument("--load-size", type=int, help="default: that of the config")
+    parser.add_argument("--copies", type=int, dest="num_perturbed", help="likewise")
     parser.add_argument("--examples", type=int, default=2000)
-    parser.add_argument("--workers", type=int, help="default: that of the config")
+    parser.add_argument("--ways", default="1x0,2x0,1x1,1x2", help="THREADSxWORKERS of the pipeline")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags when it starts workers
     found = measure(given)
     print(
-        f"{found['corpus']}: {found['records']:,} records, {found['image_size']} px, "
-        f"L = {found['text_length']}, K = {found['copies']}; {found['cores']} cores, "
-        f"{found['threads']} threads, {found['workers']} workers"
+        f"{found['corpus']}: {found['records']:,} records, {found['load_size'] or ''} -> "
+        f"{found['image_size']} px, L = {found['text_length']}, K = {found['copies']}; "
+        f"{found['cores']} cores"
     )
     for name, rate in found["stages"].items():
-        print(f"{name:18s} {rate:12,.0f} examples/s on one core")
-    print(f"{'sum of stages':18s} {found['sum_of_stages']:12,.0f} examples/s on one core")
-    for name in ("first", "again"):
-        print(f"{'pipeline, ' + name:18s} {found['pipeline_' + name]:12,.0f} examples/s")
+        print(f"{name:18s} {rate:12,.0f} examples per CPU second")
+    print(f"{'sum of stages':18s} {found['sum_of_stages']:12,.0f} examples per CPU second")
+    for way in found["pipeline"]:
+        title = f"pipeline, {way['threads']} threads, {way['workers']} workers"
+        print(f"{title:32s} {way['clock']:8,.0f} examples/s {way['cpu']:8,.0f} per CPU second")
+    clock = max(way["clock"] for way in found["pipeline"])
+    core = max(way["cpu"] for way in found["pipeline"])
+    print(f"\nat {UTILIZATION:.0%} of the peak, FLOPs of a step as in docs/plan.md:")
+    for need in found["needs"]:
+        rate = need["examples_per_second"]
+        met = "met here" if clock >= rate else "not met here"
+        print(
+            f"{need['host']:20s} {need['recipe']:32s} {rate:8,.0f} images/s: {rate / core:4.1f} "
+            f"cores, {met}"
+        )
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

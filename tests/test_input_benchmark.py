@@ -2,20 +2,59 @@
 
 import json
 
+import pytest
+
 from benchmarks import input as benchmark
+from tests import toys
 from tests.conftest import ROOT
+
+STAGES = ["preprocess", "augment", "tokenise", "perturb, first", "perturb", "batch"]
+
+
+def found(file, *arguments):
+    benchmark.main([*arguments, "--examples=32", "--ways=1x0", f"--json={file}"])
+    return json.loads(file.read_text())
 
 
 def test_all_stages_are_told(tmp_path, capsys):
-    file = tmp_path / "input.json"
-    arguments = [f"--config={ROOT}/configs/pretrain.py:smoke", "--examples=32", f"--json={file}"]
-    benchmark.main(arguments)
-    found = json.loads(file.read_text())
-    stages = ["read", "preprocess", "augment", "tokenise", "perturb, first", "perturb", "batch"]
-    assert list(found["stages"]) == stages
+    told = found(tmp_path / "input.json", f"--config={ROOT}/configs/pretrain.py:smoke")
+    assert list(told["stages"]) == ["read", *STAGES]
     # One core cannot be faster than its slowest stage.
-    usual = [rate for name, rate in found["stages"].items() if name != "perturb, first"]
-    assert 0 < found["sum_of_stages"] < min(usual)
-    assert found["pipeline_first"] > 0 and found["pipeline_again"] > 0
+    usual = [rate for name, rate in told["stages"].items() if name != "perturb, first"]
+    assert 0 < told["sum_of_stages"] < min(usual)
+    (way,) = told["pipeline"]
+    assert way["clock"] > 0 and way["cpu"] > 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in [*stages, "sum of stages", "pipeline, again"])
+    assert all(name in printed for name in ["read", *STAGES, "sum of stages", "one H200"])
+
+
+def test_the_prepared_path_is_told_apart(tmp_path):
+    records = [toys.ToySource(80)[index] for index in range(80)]
+    folder = toys.prepare(tmp_path / "toy", records)
+    told = found(
+        tmp_path / "input.json",
+        f"--config={ROOT}/configs/pretrain.py",
+        f"--prepared={folder}",
+        "--sections=findings",
+        "--image-size=28",
+        "--load-size=32",
+        "--copies=4",
+    )
+    assert list(told["stages"]) == ["read", "decode", *STAGES]
+    assert (told["records"], told["image_size"], told["load_size"], told["copies"]) == (
+        80,
+        28,
+        32,
+        4,
+    )
+
+
+def test_what_accelerators_take_follows_from_their_peak():
+    needs = {
+        (need["host"], need["recipe"]): need["examples_per_second"] for need in benchmark.needs()
+    }
+    # 0.4 x 989.5e12 / (1.738e15 / 4096); 8 x 0.4 x 197e12 / (1.07e15 / 4096).
+    assert needs["one H200", "ViT-B/16"] == pytest.approx(933, rel=0.01)
+    assert needs["a host of 8 TPU v5e", "ViT-B/16 without the local loss"] == pytest.approx(
+        2413, rel=0.01
+    )

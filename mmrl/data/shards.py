@@ -233,7 +233,9 @@ def pixel_sha256(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=64)
+# Training reads at random, so that with fewer open than there are shards nearly every read would
+# open one; half of what a process may usually hold open (1024).
+@functools.lru_cache(maxsize=512)
 def _reader(path: str) -> Any:
     """An open shard; the reader may be shared by threads, and each process opens its own."""
     try:
@@ -257,21 +259,31 @@ def read_payload(path: str, position: int) -> dict[str, Any]:
     return unpack_payload(data)
 
 
-def load_image(path: str, position: int, number: int) -> np.ndarray:
-    """Image `number` of a record: u8[H, W] or u16[H, W]; InputError when damaged.
+def decode_image(image: StoredImage) -> np.ndarray:
+    """The pixels of a stored image: u8[H, W] or u16[H, W]; InputError when damaged.
 
     Its container is not walked again: it was whole when the shard was written, and the manifest
     holds the shard's digest.
     """
-    image: StoredImage = read_payload(path, position)["images"][number]
     try:
         flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None or pixels.shape != (image.height, image.width):
-        raise InputError(f"{path} record {position}: image {number} cannot be decoded")
+        raise InputError(f"image {image.key!r} cannot be decoded")
     return pixels
+
+
+def load_image(path: str, position: int, number: int) -> np.ndarray:
+    """Image `number` of a record, see `decode_image`; an InputError names the place."""
+    stored = read_payload(path, position)["images"]
+    if not 0 <= number < len(stored):
+        raise InputError(f"{path} record {position} has {len(stored)} images, no number {number}")
+    try:
+        return decode_image(stored[number])
+    except InputError as error:
+        raise InputError(f"{path} record {position}: {error}") from None
 
 
 def load_boxes(path: str, position: int) -> tuple[Box, ...]:
