@@ -28,7 +28,6 @@ _PACKAGES = (
     "pydicom",
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
-    "pylibjpeg-rle",
 )
 
 
