@@ -118,25 +118,27 @@ def test_the_shipped_encoders_under_fsdp_do_so_too():
 # Two processes of four devices.
 
 
-def work(port: str, process: str, folder: str) -> None:
+def work(port: str, process: str, folder: str, *forms: str) -> None:
     """What each of two processes does: a mesh over both, whose data axis crosses between them."""
     jax.config.update("jax_num_cpu_devices", 4)
     distributed.start(distributed.Settings(f"localhost:{port}", 2, int(process)))
     axes = {"data": 2, "fsdp": -1, "tensor": 1, "dcn": {"data": -1}}
     with stubs.registered(), jax.numpy_dtype_promotion("standard"):
-        for form in CHUNK:
+        for form in forms:
             loss, gradients = compute(form, axes)
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(gradients))}
             np.savez(Path(folder) / f"{form}-{process}.npz", loss=loss, **leaves)
     distributed.exit_soon(1)
 
 
+# test_distributed.py trains in the dense form on two processes.
 @pytest.mark.slow
-def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
+@pytest.mark.parametrize("forms", [("ring",), pytest.param(("dense", "chunked"), marks=MORE)])
+def test_two_processes_give_the_loss_and_the_gradient_of_one(forms, tmp_path):
     port, code = str(free_port()), "import sys; from tests.test_sharding_agreement import work; "
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{code}work(*sys.argv[1:])", port, process, str(tmp_path)],
+            [sys.executable, "-c", f"{code}work(*sys.argv[1:])", port, process, tmp_path, *forms],
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_XLA_FLAGS},
             stdout=subprocess.PIPE,
@@ -146,7 +148,7 @@ def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
         for process in "01"
     ]
     finish(processes, 0)
-    for form in CHUNK:
+    for form in forms:
         one, two = (dict(np.load(tmp_path / f"{form}-{process}.npz")) for process in "01")
         for name in one:
             both = ~np.isnan(one[name] + two[name])
