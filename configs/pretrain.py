@@ -114,8 +114,8 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     short(config)
     config.batch_size = 16
     config.data.num_perturbed = 2
-    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 2, "num_heads": 2}
-    config.model.text = {"name": "text", "width": 32, "depth": 2, "num_heads": 2}
+    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2}
+    config.model.text = {"name": "text", "width": 32, "depth": 1, "num_heads": 2}
 
 
 def short(config: ml_collections.ConfigDict) -> None:

@@ -254,8 +254,6 @@ def get_config():
     config.total_steps, config.log_every, config.batch_size = 16, 1, 8
     config.eval_every, config.checkpoint.every = 0, 1000
     config.data.length, config.data.text_length, config.data.num_perturbed = 150, 24, 1
-    for side in ("image", "text"):
-        config.model[side].depth = 1
     config.model.text.dropout = 0.1
     config.objectives.siglip = {"weight": 0.5}
     config.mesh.data, config.mesh.fsdp = 1, -1

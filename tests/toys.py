@@ -92,8 +92,6 @@ def config(**changes) -> ml_collections.ConfigDict:
     chosen = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("smoke")
     chosen.batch_size = 8
     chosen.data.text_length = 24
-    for side in ("image", "text"):
-        chosen.model[side].depth = 1
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = chosen
