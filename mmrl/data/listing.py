@@ -167,9 +167,13 @@ class Listing:
                 yield number, {name: cells.get(at, "").strip() for name, at in wanted.items()}
 
     def find(self, *candidates: str) -> str:
-        """Returns the first of some relative paths that exists; InputError names them all."""
+        """Returns the first of some relative paths that is there; InputError names them all.
+
+        A pipe or device is not: whoever opened it could wait or read for ever.
+        """
         for relative in candidates:
-            if os.path.exists(os.path.join(self.path, relative)):
+            where = os.path.join(self.path, relative)
+            if os.path.isfile(where) or os.path.isdir(where):
                 return relative
         raise InputError(f"{self.name()}: none of {', '.join(candidates)} in '{self.path}'")
 
@@ -312,7 +316,7 @@ class Listing:
         Sources whose images are no files of their own override it together with `loader`.
         """
         relative = image.path
-        if not relative or "\0" in relative or not _inside(self.image_root, relative):
+        if not relative or "\0" in relative or not inside(self.image_root, relative):
             return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
         burned_in = self._burned_in
         return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
@@ -338,7 +342,7 @@ class Listing:
                 )
 
 
-def _inside(root: str, relative: str) -> bool:
+def inside(root: str, relative: str) -> bool:
     """Whether a path stays below `root`, by its letters and through its links."""
     if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
         return False

@@ -64,7 +64,7 @@ def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
-    return _guarded(_json_values(path), path)
+    return _guarded(_mostly_good(_json_values(path), path), path)
 
 
 def lines(path: str) -> Iterator[tuple[int, str, str]]:
@@ -90,15 +90,15 @@ def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
         raise InputError(f"{path}: cannot be read: {_line(error)}") from error
 
 
-def _mostly_good(rows: Iterator[Row], path: str) -> Iterator[Row]:
+def _mostly_good(rows: Iterator[tuple[int, T, str]], path: str) -> Iterator[tuple[int, T, str]]:
     """Passes rows on; raises where they show that the table is none of this kind."""
     bad, first = 0, ""
-    for number, cells, problem in rows:
+    for number, content, problem in rows:
         if problem:
             bad, first = bad + 1, first or f"row {number}: {problem}"
             if bad > max(_MANY_BAD, number // 2):
                 raise InputError(f"{path}: {bad} of {number} rows do not fit, the first is {first}")
-        yield number, cells, problem
+        yield number, content, problem
 
 
 def _line(error: Exception) -> str:
@@ -236,9 +236,11 @@ def _json_values(path: str) -> Iterator[tuple[int, Any, str]]:
 def _json_columns(path: str) -> list[str]:
     """Returns the keys of all lines; a key twice in one line is returned twice."""
     names: dict[str, None] = {}
-    for pairs in _json_objects(path):
-        if isinstance(pairs, str):
-            continue
+    values = (
+        (number, [], pairs) if isinstance(pairs, str) else (number, pairs, "")
+        for number, pairs in enumerate(_json_objects(path), 1)
+    )
+    for _, pairs, _ in _mostly_good(values, path):
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
             return keys
