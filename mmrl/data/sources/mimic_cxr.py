@@ -35,7 +35,7 @@ from typing import Any
 
 from mmrl.data.chexpert_labels import LABELS, read_labels
 from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.listing import Listing, inside
 from mmrl.data.mimic_reports import parse_report
 from mmrl.types import InputError, Reject
 
@@ -308,7 +308,10 @@ class _Reports:
                 size, data = info.file_size, b""
                 if size <= _MAX_REPORT:
                     data = self._zip.read(info)
-            elif where := self._file(subject, study):
+            elif place := self._file(subject, study):
+                if not inside(*place):
+                    raise _ReportError("unsafe_path", f"'{name}' leads outside its folder")
+                where = os.path.join(*place)
                 size = os.path.getsize(where)
                 with open(where, "rb") as file:
                     data = file.read(_MAX_REPORT)
@@ -324,10 +327,11 @@ class _Reports:
     def _member(subject: str, study: str) -> str:
         return f"files/p{subject[:2]}/p{subject}/s{study}.txt"
 
-    def _file(self, subject: str, study: str) -> str:
+    def _file(self, subject: str, study: str) -> tuple[str, str] | None:
+        """Folder and path below it of a study's report, if there is such a file."""
         inner = self._member(subject, study)
         for folder in self._folders:
             for relative in (inner, inner.removeprefix("files/")):
-                if os.path.isfile(where := os.path.join(folder, relative)):
-                    return where
-        return ""
+                if os.path.isfile(os.path.join(folder, relative)):
+                    return folder, relative
+        return None

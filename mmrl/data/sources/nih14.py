@@ -31,6 +31,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mmrl.data import tabular
 from mmrl.data.drafts import Draft, Facts, ImageFile
 from mmrl.data.listing import Listing
 from mmrl.types import Box, InputError, Reject
@@ -196,12 +197,13 @@ class Nih14(Listing):
             )
         splits: dict[str, str] = {}
         for name, split in _LISTS.items():
-            with open(os.path.join(self.path, name), encoding="utf-8") as file:
-                for image in filter(None, map(str.strip, file)):
-                    if splits.setdefault(image, split) != split:
-                        raise InputError(
-                            f"{self.name()}: {image} is in both of {', '.join(_LISTS)}"
-                        )
+            where = os.path.join(self.path, name)
+            for number, line, problem in tabular.lines(where):
+                if problem:
+                    raise InputError(f"{where} line {number}: {problem}")
+                image = line.strip()
+                if image and splits.setdefault(image, split) != split:
+                    raise InputError(f"{self.name()}: {image!r} is in both of {', '.join(_LISTS)}")
         return splits
 
     def _boxes(self) -> Iterator[tuple[str, Box] | Reject]:

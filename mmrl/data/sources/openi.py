@@ -270,6 +270,8 @@ class _NoDoctype(ET.TreeBuilder):
 
 
 def _parse(path: str) -> ET.Element:
+    if not os.path.isfile(path):  # a pipe would be waited on for ever
+        raise ValueError("not a file")
     if (size := os.path.getsize(path)) > _MAX_XML:
         raise ValueError(f"{size} bytes; expected at most {_MAX_XML}")
     return ET.parse(path, ET.XMLParser(target=_NoDoctype())).getroot()
