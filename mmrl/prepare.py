@@ -2,14 +2,17 @@
 
     python -m mmrl.prepare openi --input=downloads/openi --output=corpora/openi
     python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs --option=view_column=view
-    python -m mmrl.prepare audit corpora/openi corpora/pairs
+    python -m mmrl.prepare audit corpora/openi corpora/pairs --out=audit
 
 The same command again goes on where it was stopped, and checks what is complete. Training reads
-the result with config.data.source = "prepared", config.data.path = "corpora/openi".
+the result with config.data.source = "prepared", config.data.path = "corpora/openi". An audit looks
+at prepared corpora: what they hold, repeats, leaks, lengths of texts.
 """
 
+import importlib
 import os
 import signal
+import sys
 from typing import Any
 
 from absl import flags
@@ -59,6 +62,18 @@ _KEY_FILE = flags.DEFINE_string(
     "key_file", None, "Replace all ids by keyed hashes; made if absent.", flag_values=_FLAGS
 )
 
+_AUDIT = {
+    name: flags.DEFINE_list(name, None, f"Audit: {text}", flag_values=_FLAGS)
+    for name, text in (
+        ("out", "folder for page and numbers; default: beside the first corpus."),
+        ("lengths", "text lengths to judge, in tokens."),
+        ("batch_sizes", "batches in which repeats would be false negatives."),
+        ("tokenizer", "file of the tokenizer that counts tokens."),
+        ("against", "folders of corpora that nothing may leak into."),
+        ("sections", "sections that make up the text."),
+    )
+}
+
 
 def source_options(name: str) -> dict[str, Any]:
     """Options of source `name` from all flags.
@@ -101,6 +116,9 @@ def main(*arguments: str) -> None:
         choices = ", ".join([*build.choices("source"), "audit"])
         raise InputError(f"missing SOURCE, the first argument; choices: {choices}")
     name, *others = arguments
+    _refuse_flags(name)
+    if name == "audit":
+        sys.exit(_audit(others))
     if others:
         raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
     given = source_options(name)
@@ -125,6 +143,41 @@ def _key() -> bytes | None:
         dicom.new_key(_KEY_FILE.value)
         print(f"new key: {_KEY_FILE.value}; keep it, and keep it apart from the corpus")
     return dicom.load_key(_KEY_FILE.value)
+
+
+def _refuse_flags(name: str) -> None:
+    """Refuses flags that are for the other use of this command."""
+    of_audit = {*_AUDIT, "help"}
+    for flag in _FLAGS:
+        if _FLAGS[flag].present and (flag in of_audit) != (name == "audit") and flag != "help":
+            use = "audit" if flag in of_audit else "preparing a source"
+            raise InputError(f"--{flag.replace('_', '-')} is for {use}, not for {name!r}")
+
+
+def _audit(folders: list[str]) -> int:
+    """Audits prepared corpora; returns the exit status."""
+    if not folders:
+        raise InputError("missing the folders to audit, after 'audit'")
+    given: dict[str, Any] = {}
+    for name in _AUDIT:
+        texts: list[str] = list(_FLAGS[name].value or [])
+        if not texts:
+            continue
+        if name in ("out", "tokenizer"):
+            given[name] = str(cli.folder(name, ",".join(texts)))
+        elif name in ("lengths", "batch_sizes"):
+            given[name] = _numbers(name, texts)
+        else:
+            given[name] = texts
+    # Reads and draws much that preparing does not need.
+    return importlib.import_module("mmrl.preparation.audit").audit(folders, **given)
+
+
+def _numbers(name: str, texts: list[str]) -> tuple[int, ...]:
+    if not all(text.isdecimal() and int(text) > 0 for text in texts):
+        flag = name.replace("_", "-")
+        raise InputError(f"--{flag}={','.join(texts)}; expected whole numbers above 0")
+    return tuple(map(int, texts))
 
 
 def _stop(number: int, frame: object) -> None:

@@ -311,9 +311,9 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(
 
 
 def test_the_estimate_is_near_what_is_written(tmp_path: Path) -> None:
-    found = inventory.take("phantom", {"length": 300, "render_size": 32})
+    found = inventory.take("phantom", {"length": 100, "render_size": 32})
     settings = job.Settings(Recipe(size=32))
-    manifest = job.prepare("phantom", {"length": 300, "render_size": 32}, tmp_path, settings)
+    manifest = job.prepare("phantom", {"length": 100, "render_size": 32}, tmp_path, settings)
     index, *parts = [
         stated["bytes"] for name, stated in manifest["files"].items() if name != "rejects.jsonl"
     ]

@@ -87,7 +87,7 @@ def test_any_step_may_be_the_last(
         run(tmp_path / "count")
         steps = count()
     assert steps > 30
-    for moment in range(1, steps + 1, 5):
+    for moment in range(1, steps + 1, 7):
         output = tmp_path / str(moment)
         with monkeypatch.context() as patch:
             killer(patch, moment, after=bool(moment % 2))

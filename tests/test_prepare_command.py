@@ -1,0 +1,209 @@
+"""`python -m mmrl.prepare`: what it takes, what it says, how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mmrl import cli, prepare
+from mmrl.data.sources.prepared import Prepared
+from mmrl.preparation import job
+from mmrl.preparation.progress import Meter, clock_time
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A table of 20 rows, one of whose images is missing."""
+    (tmp_path / "in").mkdir()
+    lines = ["image,report,patient,view"]
+    for number in range(20):
+        if number != 7:
+            pixels = np.full((40, 30), 10 * number, np.uint8)
+            cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), pixels)
+        lines.append(f"{number}.png,Report {number}.,{number // 2},PA")
+    (tmp_path / "in" / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "in" / "pairs.csv"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of the command, in this process; flags return to their defaults after it."""
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        cli.run(prepare.main, prepare._FLAGS, prepare.__doc__, positional=True)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        prepare._FLAGS.unparse_flags()
+        for name in prepare._FLAGS:
+            prepare._FLAGS[name].unparse()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def test_what_is_said(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
+    given += ["--option=patient_column=patient", "--size=32", "--max-reject-fraction=0.05"]
+    assert run(monkeypatch, *given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["table", "licence: not stated (19)", "access: open"]
+    counts = [re.fullmatch(r"(\w+): (\d+) records, (\d+) images", line) for line in lines[3:6]]
+    assert [found[1] for found in counts if found] == ["train", "val", "test"]
+    assert sum(int(found[2]) for found in counts if found) == 19
+    assert lines[6:8] == [
+        "text: findings 0, impression 0, both 0, neither 19",
+        "refused: 1 missing_image",
+    ]
+    assert re.fullmatch(r"about 0 MiB to write, [\d.,]+ GiB free", lines[8])
+    assert re.fullmatch(
+        r"19 records, 19 images, [\d,]+ bytes; [\d.]+ s, [\d,]+ records/s", lines[9]
+    )
+    assert lines[10:] == ["refused: 1 missing_image"]
+    manifest = (tmp_path / "out" / "manifest.json").read_text()
+    assert str(tmp_path) not in manifest
+    assert json.loads(manifest)["options"] == {"patient_column": "patient", "verify": "header"}
+    (reject,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["detail"] == "row 8: no file '7.png'"
+    assert run(monkeypatch, *given) == 0
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("is complete: 19 records, every file of its stated size")
+    )
+    total = sum(
+        len(Prepared(split=s, path=str(tmp_path / "out"))) for s in ("train", "val", "test")
+    )
+    assert total == 19
+
+
+def test_too_many_missing_images(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
+    assert run(monkeypatch, *given) == 2
+    assert capsys.readouterr().err == (
+        "error: 1 of 20 records of table, or images of them, rejected (5.0 %): 1 missing_image;"
+        " --max-reject-fraction=0.01 allows 0; see rejects.jsonl\n"
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.jsonl"]
+    assert run(monkeypatch, *given, "--allow-missing-images") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"missing SOURCE, the first argument; choices: .*openi, .*, audit"),
+        (["tabel"], r"unknown source 'tabel' \(did you mean 'table'\?\); choices: "),
+        (["phantom", "extra"], "unexpected argument 'extra'; options are written --name=value"),
+        (["phantom"], "missing --output=...; see --help"),
+        (["table", "--output=x"], "missing --input=...; see --help"),
+        (["phantom", "--input=x"], "--input=x: source phantom takes no such thing"),
+        (["table", "--input=x", "--option=path=y"], "--option=path=... and --input; expected one"),
+        (["phantom", "--output=x", "--size=3"], "--size=3; expected 16 to 8192 pixels"),
+        (["phantom", "--format=gif"], "--format=gif; choices: jpeg, png"),
+        (["phantom", "--quality=0"], "--quality=0; expected 1 to 100"),
+        (["phantom", "--verify=all"], "unknown value of --verify 'all'; choices: decode, header"),
+        (["phantom", "--option=size=3"], "unknown option of source phantom 'size'"),
+        (["phantom", "--lengths=3"], "--lengths is for audit, not for 'phantom'"),
+        (["audit"], "missing the folders to audit, after 'audit'"),
+        (["audit", "x", "--size=64"], "--size is for preparing a source, not for 'audit'"),
+    ],
+)
+def test_wrong_commands_end_in_one_line(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", line)
+
+
+def test_audit_is_handed_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[object] = []
+
+    def audit(folders: list[str], **named: object) -> int:
+        taken.extend([folders, named])
+        return 4
+
+    fake = types.SimpleNamespace(audit=audit)
+    monkeypatch.setitem(sys.modules, "mmrl.preparation.audit", fake)
+    given = ["audit", "a", "b", f"--out={tmp_path}", "--lengths=8,16", "--batch-sizes=4"]
+    assert run(monkeypatch, *given, "--against=c,d") == 4
+    assert taken == [
+        ["a", "b"],
+        {
+            "out": str(tmp_path),
+            "lengths": (8, 16),
+            "batch_sizes": (4,),
+            "against": ["c", "d"],
+        },
+    ]
+    assert run(monkeypatch, "audit", "a", f"--out={tmp_path}", "--lengths=few") == 2
+    assert "--lengths=few; expected whole numbers above 0" in capsys.readouterr().err
+
+
+def test_a_log_has_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with Meter("preparing", 1000, start=100, clock=lambda: now[0]) as meter:
+        for second in range(1, 22):
+            now[0] = float(second)
+            meter.advance(100 + 20 * second, second * 2**20)
+    assert capsys.readouterr().out.splitlines() == [
+        "300/1,000  preparing: 20 records/s, 10 MiB, left 0:35",
+        "500/1,000  preparing: 20 records/s, 20 MiB, left 0:25",
+    ]
+    assert [clock_time(s) for s in (59.6, 3600.0, 7325.0)] == ["1:00", "1:00:00", "2:02:05"]
+
+
+def test_a_full_disk_ends_in_one_line(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job, "_run", no_space)
+    given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
+    assert run(monkeypatch, *given, "--max-reject-fraction=1") == 2
+    assert capsys.readouterr().err == (
+        f"error: --output={tmp_path / 'out'}: No space left on device; free some space, then the"
+        " same command goes on\n"
+    )
+
+
+@pytest.mark.slow
+def test_told_to_stop_it_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmrl.prepare", "phantom", f"--output={tmp_path / 'out'}"]
+    command += ["--option=length=20000", "--option=render_size=32", "--workers=0"]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=os.environ, text=True
+    )
+    until = time.monotonic() + 120
+    while not (tmp_path / "out" / ".work" / "plan.json").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 75
+    assert error == "stopped by SIGTERM; the same command goes on where it was\n"
