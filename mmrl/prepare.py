@@ -21,6 +21,7 @@ from mmrl import build, cli
 from mmrl.data import dicom
 from mmrl.data.rows import VERIFY
 from mmrl.preparation import options, recipe
+from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, prepare
 from mmrl.types import InputError
 
@@ -111,9 +112,9 @@ def _workers() -> int:
 
 
 def main(*arguments: str) -> None:
-    """Prepares one corpus, or audits several."""
+    """Prepares one corpus, audits several, or lists those that can be read."""
     if not arguments:
-        choices = ", ".join([*build.choices("source"), "audit"])
+        choices = ", ".join([*build.choices("source"), "audit", "sources"])
         raise InputError(f"missing SOURCE, the first argument; choices: {choices}")
     name, *others = arguments
     _refuse_flags(name)
@@ -121,6 +122,9 @@ def main(*arguments: str) -> None:
         sys.exit(_audit(others))
     if others:
         raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
+    if name == "sources":
+        print(*catalogue(), sep="\n")
+        return
     given = source_options(name)
     settings = Settings(
         recipe=recipe.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
