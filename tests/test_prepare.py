@@ -317,7 +317,8 @@ def test_the_estimate_is_near_what_is_written(tmp_path: Path) -> None:
     index, *parts = [
         stated["bytes"] for name, stated in manifest["files"].items() if name != "rejects.jsonl"
     ]
-    assert index + sum(parts) < 2 * job.estimate(found, Recipe(size=32))
+    padding = 2**16 * len(parts)  # a shard is a whole number of such blocks
+    assert index + sum(parts) < 2 * job.estimate(found, Recipe(size=32)) + padding
     assert job.estimate(found, Recipe(size=32)) < 2 * (index + sum(parts))
 
 

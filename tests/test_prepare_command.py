@@ -67,7 +67,7 @@ def test_what_is_said(
     assert [found[1] for found in counts if found] == ["train", "val", "test"]
     assert sum(int(found[2]) for found in counts if found) == 19
     assert lines[6:8] == [
-        "text: findings 0, impression 0, both 0, neither 19",
+        "text: report 19",
         "refused: 1 missing_image",
     ]
     assert re.fullmatch(r"about 0 MiB to write, [\d.,]+ GiB free", lines[8])

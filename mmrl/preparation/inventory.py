@@ -48,8 +48,7 @@ class Inventory:
       parts: split -> its records. images: split -> how many images they name.
       facts: of the owner, {} for a source that has none.
       licenses, access: how many records state which.
-      texts: how many hold findings, an impression, both, neither; sections of white space count
-        as absent.
+      texts: how many hold text in which section; and, of findings and impression, both or neither.
       label_names: of all records with labels.
       rejects, total, missing_images, warnings: as of the source, all splits together; details
         name files relative to the given folders.
@@ -153,7 +152,7 @@ def take(
         facts=dataclasses.asdict(facts) if facts is not None else {},
         licenses=_by_count(reading.licenses),
         access=_by_count(reading.access),
-        texts=dict(reading.texts),
+        texts=reading.texts_by_section(),
         label_names=reading.label_names,
         rejects=(),
         total=sum(source.total for source in sources.values()),
@@ -176,7 +175,7 @@ class _Reading:
         self.images = dict.fromkeys(SPLITS, 0)
         self.licenses: collections.Counter[str] = collections.Counter()
         self.access: collections.Counter[str] = collections.Counter()
-        self.texts = dict.fromkeys(("findings", "impression", "both", "neither"), 0)
+        self._texts: collections.Counter[str] = collections.Counter()
         self.label_names: tuple[str, ...] = ()
         self._progress = progress
         self._sources: dict[str, Source] = {}
@@ -206,6 +205,13 @@ class _Reading:
             if (source := self._sources.get(split)) is not None
         }
 
+    def texts_by_section(self) -> dict[str, int]:
+        """See `Inventory.texts`; without both and neither where no record has either."""
+        pair = ("findings", "impression")
+        named = {name: self._texts[name] for name in (*pair, "both", "neither")}
+        others = {n: self._texts[n] for n in sorted(self._texts) if n not in named}
+        return {**(named if any(self._texts[name] for name in pair) else {}), **others}
+
     def _note(self, record: Record, split: str) -> None:
         self._ids.append(
             int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=8).digest())
@@ -213,11 +219,10 @@ class _Reading:
         self.images[split] += len(record.images)
         self.licenses[record.license] += 1
         self.access[record.access] += 1
-        held = [bool(record.sections.get(name, "").strip()) for name in ("findings", "impression")]
-        self.texts["findings"] += held[0]
-        self.texts["impression"] += held[1]
-        self.texts["both"] += all(held)
-        self.texts["neither"] += not any(held)
+        held = {name for name, text in record.sections.items() if text.strip()}
+        self._texts.update(held)
+        self._texts["both"] += {"findings", "impression"} <= held
+        self._texts["neither"] += not {"findings", "impression"} & held
         if record.labels and record.label_names != self.label_names:
             if self.label_names:
                 raise InputError(f"{record.id} has other label names than the records before it")

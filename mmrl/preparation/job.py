@@ -112,7 +112,8 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
     for split in SPLITS:
         count = len(found.parts[split]) if split in found.parts else 0
         say(f"{split}: {count:,} records, {found.images[split]:,} images")
-    say("text: " + ", ".join(f"{name} {count:,}" for name, count in found.texts.items()))
+    texts = ", ".join(f"{name} {count:,}" for name, count in found.texts.items())
+    say(f"text: {texts or 'none'}")
     if found.missing_images:
         say(f"missing images: {found.missing_images:,}")
     for reason, count in rejects.summarise(found.rejects).items():
