@@ -19,7 +19,11 @@ from tests import references
 
 B, W, R, D = 24, 10, 5, 6
 SCALE, BIAS = np.float32(2.3), np.float32(-3.0)
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+MESHES = (
+    pytest.param((8, 1, 1), marks=pytest.mark.exhaustive),
+    pytest.param((1, 8, 1), marks=pytest.mark.exhaustive),
+    (2, 2, 2),  # a ring of eight over three axes
+)
 
 
 def unit(*shape, seed):
