@@ -169,7 +169,7 @@ class Openi(Listing):
                 native = "" if identity is None else identity.get("id", "")
                 if not re.fullmatch(r"CXR\d+", native):
                     raise ValueError(f"uId is {native!r}, expected CXR and a number")
-            except (ET.ParseError, ValueError, OSError) as error:
+            except (ET.ParseError, ValueError, LookupError, OSError) as error:
                 yield Reject(f"openi:{name}", "bad_xml", str(error))
                 continue
             uid = native[3:]
