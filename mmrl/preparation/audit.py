@@ -67,14 +67,14 @@ def audit(
     """
     _check(folders, lengths, batch_sizes)
     target = Path(out) if out else Path(os.path.abspath(folders[0]) + "-audit")
+    held = [Holdings(folder, sections=sections) for folder in folders]
+    others = [Holdings(folder) for folder in against]
     for folder in (*folders, *against):
         if Path(folder).resolve() in (target.resolve(), *target.resolve().parents):
             raise InputError(
                 f"out '{target}' lies in the prepared corpus '{folder}', which is never written"
                 " to; expected another folder"
             )
-    held = [Holdings(folder, sections=sections) for folder in folders]
-    others = [Holdings(folder) for folder in against]
     target.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
@@ -159,6 +159,7 @@ def _measure(
         "counts": survey.counts(held),
         "sections": survey.sections(held),
         "images": survey.images(held) | {"stored_bits": dict(bits)},
+        "attributes": survey.attributes(held),
         "labels": survey.labels(held),
         "tokenizer": told,
         "lengths": wording.lengths(held, made, limits),
@@ -232,8 +233,6 @@ def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence
         console.print(Text(f"* {normalise(line)}"))
     for one in listed:
         drawn = RichTable(
-            title=Text(f"\n{one.title}"),
-            title_justify="left",
             box=None,
             pad_edge=False,
             show_header=any(one.header),
@@ -252,6 +251,7 @@ def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence
             drawn.add_row(
                 *(Text(" " * (2 * cell.startswith("  ")) + normalise(cell)) for cell in row)
             )
+        console.print(Text(f"\n{normalise(one.title)}"))  # as a title it would wrap to the table
         console.print(drawn)
         if one.note:
             console.print(Text(normalise(one.note)))

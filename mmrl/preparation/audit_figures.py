@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.figures import BLUE, GREY, ORANGE, VERMILION, Path, new_figure, readable, save, styled
+from mmrl.preparation.audit_tables import percent
 from mmrl.preparation.survey import VALUES
 
 _MOST_LABELS = 40
@@ -44,14 +45,14 @@ def lengths(
         beyond = int((values >= edges[-1]).sum())
         axis.set_title(
             f"{name.capitalize()}, median {np.median(values):.0f}, longest {values.max():,}"
-            + (f"\n{beyond:,} longer ones in the last bar" if beyond else "")
+            + (f"\n{beyond:,} longer in the last bar" if beyond else "")
         )
         for limit in limits if name == "tokens" else ():
             axis.axvline(limit, color=VERMILION, linewidth=1.2)
             axis.text(
                 limit,
                 0.98,
-                f" {limit}: {np.mean(values > limit):.1%} cut",
+                f" {limit}: {percent(float(np.mean(values > limit)))} cut",
                 color=VERMILION,
                 rotation=90,
                 fontsize=8,

@@ -92,6 +92,7 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
         "images": "images",
         "records_without_image": "records without image",
         "records_without_text": "records without text",
+        "records_with_prior": "records with a prior study",
     }
     splits = list(counts)
     columns = range(1, len(splits) + 1)
@@ -120,6 +121,25 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
         for name in covered["all"]["sections"]
     ]
     yield Table("Records", "Which sections hold text", ("", *splits), rows, numbers=columns)
+    rows = [
+        (name, of(entry["records"], counts["all"]["records"]), _values(entry))
+        for name, entry in found["attributes"].items()
+    ]
+    if rows:
+        yield Table("Records", "Attributes", ("", "records", "values"), rows, (1,))
+
+
+def _values(entry: Mapping[str, Any]) -> str:
+    """What an attribute holds, in short."""
+    if "values" in entry:
+        return _listed(entry["values"], len(entry["values"]))
+    if "numbers" in entry:
+        side = entry["numbers"]
+        return (
+            f"{side['min']:g} to {side['max']:g}, median {side['p50']:g},"
+            f" half from {side['p25']:g} to {side['p75']:g}"
+        )
+    return f"{entry['distinct']:,} distinct"
 
 
 def _images(images: Mapping[str, Any]) -> Iterator[Table]:
@@ -169,8 +189,8 @@ def _labels(labels: Mapping[str, Any]) -> Iterator[Table]:
         rows.append((name, *counts, *shares))
     header = ("label", "present", "absent", "uncertain", "blank", *(f"in {s}" for s in splits))
     note = (
-        f"{of(whole['labelled'], whole['records'])} of the records are labelled. The last columns:"
-        " share present among the labelled of a split."
+        f"{of(whole['labelled'], whole['records'])} of the records have a label that is stated; the"
+        " last columns say which share of these in a split."
     )
     if len(rows) > _MOST_LABELS:
         note += f" The {_MOST_LABELS} most frequent of {len(rows)}."
@@ -315,7 +335,8 @@ def _false_negatives(found: Mapping[str, Any]) -> Table:
     split = "the train split" if found["split"] == "train" else "all records (no train split)"
     note = (
         f"Expected share of a random batch, drawn from {split} without replacement, that meets"
-        " another item of the same kind. What is not in the third row counts as a negative."
+        " another item of the same kind. Of these, what the third row does not hold counts as a"
+        " negative. A batch larger than the items is all of them."
     )
     header = ("batch of", "items", *sizes)
     return Table("False negatives", "False negatives", header, rows, range(1, len(header)), note)

@@ -4,7 +4,9 @@ Every function maps `Holdings` to plain numbers, ready for JSON. "all" stands fo
 """
 
 import collections
+import contextlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmrl.data import reports
 from mmrl.preparation.holdings import Holdings
 
 VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
+_FEW = 8  # values of an attribute that are listed
 QUANTILES = (5, 25, 50, 75, 95, 99)
 
 Numbers = dict[str, Any]
@@ -33,6 +36,7 @@ def counts(held: Holdings) -> Numbers:
         "groups": held.column("group_key"),
     }
     texts, known = held.composed, held.column("group_known")
+    priors = held.column("prior_id")
     found: Numbers = {}
     for split, rows in parts(held):
         found[split] = {"records": len(rows)}
@@ -41,6 +45,7 @@ def counts(held: Holdings) -> Numbers:
             "images": int(held.image_counts[rows].sum()),
             "records_without_image": int((held.image_counts[rows] == 0).sum()),
             "records_without_text": sum(not texts[row] for row in rows),
+            "records_with_prior": sum(bool(priors[row]) for row in rows),
             "group_known_share": float(np.mean([known[row] for row in rows])),
         }
     return found
@@ -91,13 +96,16 @@ def images(held: Holdings) -> Numbers:
 
 
 def labels(held: Holdings) -> Numbers:
-    """Split -> records with labels, and label -> how many present, absent, uncertain, blank."""
+    """Split -> records with labels, and label -> how many present, absent, uncertain, blank.
+
+    A record is labelled when any of its labels is stated; others are left out.
+    """
     names = held.manifest.get("label_names") or []
     rows_of = held.column("labels")
     found: Numbers = {}
     for split, rows in parts(held):
-        labelled = [rows_of[row] for row in rows if rows_of[row]]
-        matrix = np.asarray(labelled, np.int8).reshape(len(labelled), -1)
+        labelled = [rows_of[row] for row in rows if any(v != -2 for v in rows_of[row] or ())]
+        matrix = np.asarray(labelled, np.int8).reshape(len(labelled), len(names))
         found[split] = {
             "labelled": len(labelled),
             "records": len(rows),
@@ -106,6 +114,30 @@ def labels(held: Holdings) -> Numbers:
                 for k, name in enumerate(names if labelled else ())
             },
         }
+    return found
+
+
+def attributes(held: Holdings) -> Numbers:
+    """What else is known of records: attribute -> how many have it, and its values.
+
+    Numbers come as quantiles, few values as counts, many as how many there are.
+    """
+    told: dict[str, list[str]] = collections.defaultdict(list)
+    for cell in held.column("attributes"):
+        for name, value in json.loads(cell).items():
+            if value:
+                told[name].append(value)
+    found: Numbers = {}
+    for name, values in sorted(told.items()):
+        entry: Numbers = {"records": len(values), "distinct": len(set(values))}
+        if entry["distinct"] <= _FEW:
+            entry["values"] = tally(values)
+        else:
+            with contextlib.suppress(ValueError):
+                numbers = np.asarray(values, float)
+                if np.isfinite(numbers).all():
+                    entry["numbers"] = spread(numbers)
+        found[name] = entry
     return found
 
 
