@@ -3,9 +3,10 @@
     python -m benchmarks.perturbations --out=docs/perturbations.md
     python -m benchmarks.perturbations --read=swap_zone --count=100 --seed=7
 
-The first form counts how often each kind applies to the Open-i findings under MMRL_REAL_DATA and
-to phantom reports, and shows a few sampled pairs. The second prints many pairs of one kind, to be
-read and judged; the page states what reading found, from `READ`.
+The first form counts how often each kind applies to the Open-i findings under MMRL_REAL_DATA, or
+to the reports of --prepared=DIR, and to phantom reports, and shows a few sampled pairs. The second
+prints many pairs of one kind, to be read and judged; the page states what reading found, from
+`READ`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.corpora import texts
+from benchmarks import corpora
 from mmrl.data import perturb
 from mmrl.data.reports import split_sentences
 
@@ -39,6 +40,12 @@ _GROUPS = (
 )
 
 
+_OPENI = (
+    " of the Indiana University collection (Demner-Fushman et al. 2016, CC BY-NC-ND 4.0, "
+    "de-identified by its owners: XXXX)"
+)
+
+
 def main() -> None:
     """Writes the page, or prints pairs to read."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -46,8 +53,9 @@ def main() -> None:
     parser.add_argument("--read", choices=perturb.KINDS)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=2026)
+    corpora.add_options(parser)
     given = parser.parse_args()
-    name, reports = texts()
+    name, reports = corpora.chosen(given)
     if given.read:
         for number, (before, after) in enumerate(
             sample(reports, given.read, given.count, given.seed), start=1
@@ -83,13 +91,12 @@ def sample(reports: Sequence[str], kind: str, count: int, seed: int) -> list[tup
 
 def page(name: str, reports: Sequence[str], seed: int) -> str:
     """The Markdown page."""
-    _, phantoms = texts(real=False)
+    _, phantoms = corpora.texts(real=False)
     lines = [
         "# Perturbed reports: every kind, how often it applies, and what it does",
         "",
         f"`python -m benchmarks.perturbations`, {datetime.date.today().isoformat()}. "
-        f"{name}: {len(reports):,} reports of the Indiana University collection "
-        "(Demner-Fushman et al. 2016, CC BY-NC-ND 4.0, de-identified by its owners: XXXX); "
+        f"{name}: {len(reports):,} reports{_OPENI if name == corpora.OPENI else ''}; "
         f"phantoms: {len(phantoms):,} reports. Each pair shows only the sentences that differ, "
         "before and after.",
         "",

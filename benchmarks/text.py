@@ -1,8 +1,10 @@
 """How many reports per second one core prepares: sections, K perturbed copies, tokens.
 
     python -m benchmarks.text --copies=9
+    python -m benchmarks.text --copies=9 --prepared=DIR
 
-Reads the Open-i reports where MMRL_REAL_DATA holds them, else phantom reports. Each pass does what
+Reads the reports of a prepared corpus, with or without images; without one the Open-i reports where
+MMRL_REAL_DATA holds them, else phantom reports. Each pass does what
 the training pipeline does with a report: split it at its headers and compose the wanted sections,
 perturb it once with each drawn kind, and tokenise report and copies. "first" starts with empty
 caches, as the first epoch does; "again" is the next pass over the same reports with fresh draws.
@@ -14,7 +16,7 @@ import time
 
 import numpy as np
 
-from benchmarks.corpora import texts
+from benchmarks import corpora
 from mmrl.data import perturb
 from mmrl.data.example import perturbed_arrays
 from mmrl.data.perturb import statements, tagger
@@ -47,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--length", type=int, default=96)
+    corpora.add_options(parser)
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    name, reports = texts()
+    name, reports = corpora.chosen(given)
     tokenizer = Tokenizer.train(reports, vocab_size=2000)
     tagger.tag(("warm", "zzz"))  # loading the tagger is no part of the path
     print(f"{name}: {len(reports):,} reports, one core, K = {given.copies}, L = {given.length}")

@@ -1,9 +1,12 @@
 """The input benchmark tells the rate of each stage and of the whole."""
 
+import argparse
+import dataclasses
 import json
 
 import pytest
 
+from benchmarks import corpora
 from benchmarks import input as benchmark
 from tests import toys
 from tests.conftest import ROOT
@@ -58,3 +61,13 @@ def test_what_accelerators_take_follows_from_their_peak():
     assert needs["a host of 8 TPU v5e", "ViT-B/16 without the local loss"] == pytest.approx(
         2413, rel=0.01
     )
+
+
+def test_benchmarks_of_texts_read_prepared_corpora_without_images(tmp_path):
+    records = [dataclasses.replace(toys.ToySource(9)[index], images=()) for index in range(9)]
+    folder = toys.prepare(tmp_path / "blind", records)
+    parser = argparse.ArgumentParser()
+    corpora.add_options(parser)
+    given = parser.parse_args([f"--prepared={folder}", "--sections=findings"])
+    expected = [record.sections["findings"] for record in records]
+    assert corpora.chosen(given) == ("blind/train", expected)
