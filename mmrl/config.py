@@ -283,7 +283,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
 def with_data(
     trained: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None
 ) -> ml_collections.ConfigDict:
-    """The config of a trained run, reading what `other` names: source, sections, evaluators.
+    """The config of a trained run, reading what `other` names: source, sections, views, evaluators.
 
     What the encoders depend on (image size, tokenizer, text length...) stays as trained.
     """
@@ -293,7 +293,7 @@ def with_data(
     validate(other)
     pipeline, _ = split_data(chosen.data)
     given, given_source = split_data(other.data)
-    kept = ("source", "sections", "max_reject_fraction", "waive_leaks")
+    kept = ("source", "sections", "views", "max_reject_fraction", "waive_leaks")
     taken = {key: given[key] for key in kept}
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators

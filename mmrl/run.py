@@ -37,8 +37,13 @@ def load_corpus(data: Mapping[str, Any], split: str, *, allow_empty: bool = Fals
     pipeline, options = config.split_data(data)
     options = {key: value for key, value in options.items() if value not in (None, "")}
     source = build.find("source", pipeline["source"])(split=split, **options)
-    name, sections = f"{pipeline['source']}/{split}", tuple(pipeline["sections"])
-    return read_corpus(name, source, sections=sections, allow_empty=allow_empty)
+    return read_corpus(
+        f"{pipeline['source']}/{split}",
+        source,
+        sections=tuple(pipeline["sections"]),
+        views=pipeline["views"],
+        allow_empty=allow_empty,
+    )
 
 
 def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: float) -> None:

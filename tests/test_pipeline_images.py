@@ -1,18 +1,20 @@
 """How pixels come to training: the fast path, sizes, views, memory."""
 
+import dataclasses
+import functools
 import pickle
 
 import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data.corpus import read_corpus
+from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import Jitter
 from mmrl.data.pipeline import Options, training_batches
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
-from mmrl.types import InputError
+from mmrl.types import Box, ImageRef, InputError, Record
 from tests import toys
 
 CORPUS = toys.corpus()
@@ -105,3 +107,110 @@ def test_jitters_out_of_range_are_refused_before_training():
     config = toys.config(data__load_size=31)
     with pytest.raises(InputError, match="load_size=31 must be 0 or at least"):
         configs.validate(config)
+
+
+class Studies:
+    """Studies of several views, whose images tell the view they are."""
+
+    VIEWS = (("PA", "LATERAL"), ("LATERAL", "AP", "PA"), ("LATERAL",), ("UNKNOWN", "LATERAL"))
+
+    def __init__(self, count: int) -> None:
+        self.rejects: list = []
+        self.total = count
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Record:
+        images = tuple(
+            ImageRef(f"{index}-{number}", functools.partial(level, index, number), view)
+            for number, view in enumerate(self.VIEWS[index % 4])
+        )
+        boxes = tuple(Box((0, 0, 1 + n, 1), "mass", image=n) for n in range(len(images)))
+        return dataclasses.replace(
+            toys.ToySource(99)[index], images=images, boxes=boxes, masks=dict, study_id=f"s{index}"
+        )
+
+
+def level(index: int, number: int) -> np.ndarray:
+    return np.full((32, 32), 10 * index + number, np.uint8)
+
+
+def studies(views: str, count: int = 8) -> Corpus:
+    return read_corpus("toy/train", Studies(count), sections=("findings",), views=views)
+
+
+def seen(corpus: Corpus) -> dict[str, int]:
+    return {i: int(corpus.image(n).max()) for n, i in enumerate(corpus.ids)}
+
+
+def test_the_first_image_is_the_one_unless_asked_otherwise():
+    assert list(seen(studies("first")).values()) == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert [image.key for image in studies("first").record(1).images] == ["1-0", "1-1", "1-2"]
+
+
+def test_frontal_views_are_found_and_studies_without_one_rejected():
+    corpus = studies("frontal")
+    assert seen(corpus) == {"toy:0": 0, "toy:1": 11, "toy:4": 40, "toy:5": 51}
+    assert [(r.id, r.reason) for r in corpus.rejects] == [
+        (f"toy:{n}", "no_frontal_view") for n in (2, 3, 6, 7)
+    ]
+    record = corpus.record(1)
+    assert [image.view for image in record.images] == ["AP"]
+    assert [box.xyxy for box in record.boxes] == [(0, 0, 2, 1)] and record.boxes[0].image == 0
+    assert record.masks is None and corpus.record(0).masks is dict
+    assert corpus.sha256() != studies("first", 6).sha256()
+
+
+def test_each_image_is_an_example_of_its_study():
+    corpus = studies("each", 3)
+    assert seen(corpus) == {
+        "toy:0": 0,
+        "toy:0#2": 1,
+        "toy:1": 10,
+        "toy:1#2": 11,
+        "toy:1#3": 12,
+        "toy:2": 20,
+    }
+    np.testing.assert_array_equal(corpus.groups, [0, 0, 2, 2, 2, 5])
+    assert [corpus.record(n).id for n in range(6)] == list(corpus.ids)
+    assert [len(corpus.record(n).images) for n in range(6)] == [1] * 6
+    assert corpus.total == 3 and not corpus.rejects
+
+
+def test_random_views_are_drawn_anew_in_every_epoch_and_not_in_evaluation():
+    corpus = studies("random")
+    held_out = {"toy:0": 0, "toy:1": 11, "toy:2": 20, "toy:3": 30}
+    assert {i: v for i, v in seen(corpus).items() if i in held_out} == held_out
+    drawn: dict[int, list[int]] = {index: [] for index in range(8)}
+    made = batches(corpus, 120)
+    for batch in made:
+        for image, index in zip(batch["image"], batch["index"], strict=True):
+            number = int(image.max()) - 10 * int(index)
+            drawn[int(index)].append(number)
+    for index, numbers in drawn.items():
+        shares = np.bincount(numbers) / 120
+        expected = len(Studies.VIEWS[index % 4])
+        assert len(shares) == expected and np.abs(shares - 1 / expected).max() < 0.15
+    for one, two in zip(made, batches(corpus, 120, num_threads=3), strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+
+
+def test_an_unknown_choice_of_views_is_refused():
+    with pytest.raises(InputError, match=r"unknown config.data.views 'fist'.*did you mean 'first'"):
+        configs.validate(toys.config(data__views="fist"))
+
+
+def test_texts_without_images_are_read_where_no_image_is_needed():
+    class Blind(toys.ToySource):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            return dataclasses.replace(record, images=record.images if index % 2 else ())
+
+    rejected = read_corpus("toy/train", Blind(4), sections=("findings",))
+    assert [r.reason for r in rejected.rejects] == ["missing_image"] * 2
+    corpus = read_corpus("toy/train", Blind(4), sections=("findings",), need_images=False)
+    assert corpus.ids == ("toy:0", "toy:1", "toy:2", "toy:3") and not corpus.rejects
+    np.testing.assert_array_equal(corpus.image(1), rejected.image(0))
+    with pytest.raises(InputError, match="record toy:0: the record has 0 images, no number 0"):
+        corpus.image(0)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.data import rejects, reports
+from mmrl.data import views as views_
 from mmrl.data.fingerprints import Collector, Fingerprint
 from mmrl.types import InputError, Record, Reject, Source
 
@@ -25,6 +27,10 @@ class Corpus:
       groups: i32[N]; records of the same study, or with the same text up to case, space and
         punctuation, share a group and so are not negatives of each other.
       rejects: what the source and this scan refused. total: records before that.
+      numbers: i32[N], which image of its record each example is.
+      choices: i32[N], how many images training may draw from; 1 where it takes that of `numbers`.
+      cuts: per example, where each section of its text but the last ends; a blank follows.
+      views: how they were chosen, see `mmrl.data.views`.
       fingerprint: digests that tell whether another corpus holds the same records.
     """
 
@@ -38,13 +44,21 @@ class Corpus:
     rejects: tuple[Reject, ...]
     total: int
     fingerprint: Fingerprint
+    numbers: np.ndarray
+    choices: np.ndarray
+    cuts: tuple[tuple[int, ...], ...]
+    views: str = "first"
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def record(self, index: int) -> Record:
-        """The full record of usable item `index`."""
-        return self.source[int(self.positions[index])]
+        """The full record of usable item `index`; with views, as seen by its image alone."""
+        record = self.source[int(self.positions[index])]
+        if self.views == "first" or len(record.images) < 2:
+            return record
+        seen = views_.seen_by(record, int(self.numbers[index]))
+        return dataclasses.replace(seen, id=self.ids[index])
 
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
@@ -53,13 +67,13 @@ class Corpus:
         return functools.partial(_load, self.source) if fast is None else fast
 
     def image(self, index: int) -> np.ndarray:
-        """The image of usable item `index`: u8 or u16[H, W].
+        """The image of usable item `index`, as evaluation sees it: u8 or u16[H, W].
 
         Raises:
           InputError: it cannot be read; names the record.
         """
         try:
-            return self.load(int(self.positions[index]), 0)
+            return self.load(int(self.positions[index]), int(self.numbers[index]))
         except InputError as error:
             raise InputError(f"record {self.ids[index]}: {error}") from None
 
@@ -69,54 +83,48 @@ class Corpus:
         return float(np.mean(counts[self.groups] > 1)) if len(self) else 0.0
 
     def sha256(self) -> str:
-        """Identity of ids, texts and groups, in order."""
-        content = json.dumps([self.ids, self.patients, self.texts, self.groups.tolist()])
-        return hashlib.sha256(content.encode()).hexdigest()
+        """Identity of ids, texts, groups and choice of images, in order."""
+        content = [self.ids, self.patients, self.texts, self.groups.tolist()]
+        if self.numbers.any():
+            content.append(self.numbers.tolist())
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _load(source: Source, position: int, number: int) -> np.ndarray:
-    return source[position].images[number].load()
+    images = source[position].images
+    if number >= len(images):
+        raise InputError(f"the record has {len(images)} images, no number {number}")
+    return images[number].load()
 
 
 def read_corpus(
-    name: str, source: Source, *, sections: Sequence[str], allow_empty: bool = False
+    name: str,
+    source: Source,
+    *,
+    sections: Sequence[str],
+    views: str = "first",
+    need_images: bool = True,
+    allow_empty: bool = False,
 ) -> Corpus:
     """Reads the text of every record of `source` once.
 
     Args:
       name: "source/split", for messages.
       sections: which report sections, in this order, make up the text.
+      views: which images become examples, see `mmrl.data.views`.
+      need_images: False also takes records without an image, for what reads texts alone.
       allow_empty: return an empty corpus instead of refusing it.
 
-    Records without an image or without any of the sections are rejected with their reason.
+    Records without any of the sections, without an image, or without one of the wanted view are
+    rejected with their reason.
 
     Raises:
-      InputError: no usable record, unless `allow_empty`.
+      InputError: no usable record, unless `allow_empty`; an unknown choice of views.
     """
-    kept: list[int] = []
-    ids: list[str] = []
-    patients: list[str] = []
-    studies: list[str] = []
-    texts: list[str] = []
+    views_.check(views)
     refused = list(source.rejects)
-    collector = Collector(name)
-    for position in range(len(source)):
-        record = source[position]
-        text = reports.normalise(reports.compose(record.sections, tuple(sections)))
-        if not text:
-            detail = f"none of {', '.join(sections)} in {', '.join(record.sections) or 'nothing'}"
-            refused.append(Reject(record.id, "empty_report", detail))
-            continue
-        if not record.images:
-            refused.append(Reject(record.id, "missing_image", "the record has no image"))
-            continue
-        kept.append(position)
-        ids.append(record.id)
-        patients.append(record.patient_id)
-        studies.append(record.study_id)
-        texts.append(text)
-        collector.add(record)
-    if not kept and not allow_empty:
+    read, fingerprint = _scan(name, source, sections, views, need_images, refused)
+    if not read.ids and not allow_empty:
         why = ", ".join(f"{n} {reason}" for reason, n in rejects.summarise(refused).items())
         raise InputError(
             f"{name} has no usable record ({source.total} rows; rejected: {why or 'none'}); "
@@ -125,15 +133,77 @@ def read_corpus(
     return Corpus(
         name=name,
         source=source,
-        positions=np.asarray(kept, np.int64),
-        ids=tuple(ids),
-        patients=tuple(patients),
-        texts=tuple(texts),
-        groups=group_ids(studies, texts),
+        positions=np.asarray(read.positions, np.int64),
+        ids=tuple(read.ids),
+        patients=tuple(read.patients),
+        texts=tuple(read.texts),
+        groups=group_ids(read.studies, read.texts),
         rejects=tuple(refused),
         total=source.total,
-        fingerprint=collector.finish(texts),
+        fingerprint=fingerprint,
+        numbers=np.asarray(read.numbers, np.int32),
+        choices=np.asarray(read.choices, np.int32),
+        cuts=tuple(read.cuts),
+        views=views,
     )
+
+
+def _scan(
+    name: str,
+    source: Source,
+    sections: Sequence[str],
+    views: str,
+    need_images: bool,
+    refused: list[Reject],
+) -> tuple["_Read", Fingerprint]:
+    """Reads every record; adds to `refused`."""
+    read, collector = _Read(), Collector(name)
+    for position in range(len(source)):
+        record = source[position]
+        text, cuts = _compose(record.sections, sections)
+        if not text:
+            detail = f"none of {', '.join(sections)} in {', '.join(record.sections) or 'nothing'}"
+            refused.append(Reject(record.id, "empty_report", detail))
+            continue
+        numbers = views_.numbers(record, views) if record.images or need_images else (0,)
+        if not numbers and not record.images:
+            refused.append(Reject(record.id, "missing_image", "the record has no image"))
+        elif not numbers:
+            detail = f"none of {', '.join(views_.FRONTAL)} among {len(record.images)} images"
+            refused.append(Reject(record.id, "no_frontal_view", detail))
+        read.positions += [position] * len(numbers)
+        read.ids += [views_.example_id(record, number, views) for number in numbers]
+        read.patients += [record.patient_id] * len(numbers)
+        read.studies += [record.study_id] * len(numbers)
+        read.texts += [text] * len(numbers)
+        read.cuts += [cuts] * len(numbers)
+        read.numbers += numbers
+        read.choices += [len(record.images) if views == "random" else 1] * len(numbers)
+        for number in numbers:
+            collector.add(record if len(numbers) == 1 else views_.seen_by(record, number))
+    return read, collector.finish(read.texts)
+
+
+def _compose(sections: Mapping[str, str], wanted: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """The wanted sections as one text, and where each but the last ends."""
+    each = (reports.normalise(reports.compose(sections, (name,))) for name in wanted)
+    parts = [part for part in each if part]
+    ends = itertools.accumulate((len(part) + 1 for part in parts[:-1]), initial=-1)
+    return " ".join(parts), tuple(ends)[1:]
+
+
+@dataclasses.dataclass
+class _Read:
+    """Columns of the examples found so far."""
+
+    positions: list[int] = dataclasses.field(default_factory=list)
+    ids: list[str] = dataclasses.field(default_factory=list)
+    patients: list[str] = dataclasses.field(default_factory=list)
+    studies: list[str] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)
+    cuts: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    numbers: list[int] = dataclasses.field(default_factory=list)
+    choices: list[int] = dataclasses.field(default_factory=list)
 
 
 def group_ids(studies: Sequence[str], texts: Sequence[str]) -> np.ndarray:

@@ -6,12 +6,13 @@ one thread: its rows are written where they will lie, and its texts are tokenise
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmrl.data import perturb
 from mmrl.data.corpus import Corpus
+from mmrl.data.excerpts import Excerpts
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import Jitter
 from mmrl.data.perturb.mix import Mix
@@ -26,54 +27,69 @@ class Recipe:
     preprocess: Preprocess
     jitter: Jitter
     text_length: int
+    text: str
     mix: Mix
     num_perturbed: int
     cache_images: bool
 
 
+class Draw(NamedTuple):
+    """What is random about an example: 63-bit seeds of its image and of its text, and a number.
+
+    Separate ones: switching an image jitter on leaves the perturbations as they were.
+    """
+
+    image: int
+    text: int
+    view: int
+
+
 class Seeds:
-    """Two seeds for every position, one for its image and one for its text.
+    """The draw of every position.
 
     Philox, whose key is the stream and whose counter is the position (Salmon et al. 2011, "Parallel
-    random numbers: as easy as 1, 2, 3"): the same numbers that `grain.MapDataset.random_map` hands
+    random numbers: as easy as 1, 2, 3"): the numbers that `grain.MapDataset.random_map` would hand
     to its function.
     """
 
     def __init__(self, seed: int) -> None:
         self._key = np.random.Philox(seed).state["state"]["key"]
 
-    def __call__(self, position: int) -> tuple[int, int]:
-        """(of the image, of the text), 63 bits each.
-
-        Separate ones: switching an image jitter on leaves the perturbations as they were.
-        """
+    def __call__(self, position: int) -> Draw:
+        """The draw of one position."""
         stream = np.random.Philox(key=self._key, counter=[0, 0, 0, position])
-        image, text = stream.random_raw(2).tolist()
-        return image >> 1, text >> 1
+        return Draw(*(number >> 1 for number in stream.random_raw(3).tolist()))
 
 
 class Load:
-    """index -> u8[S, S]: decoding and resizing, kept in memory when asked for."""
+    """(index, view) -> u8[S, S]: decoding and resizing, kept in memory when asked for."""
 
     def __init__(self, corpus: Corpus, preprocess: Preprocess, cache: bool) -> None:
         self._load, self._positions, self._ids = corpus.load, corpus.positions, corpus.ids
+        self._numbers, self._choices = corpus.numbers, corpus.choices
         self._preprocess = preprocess
-        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+        self.cache: dict[tuple[int, int], np.ndarray] | None = {} if cache else None
 
-    def __call__(self, index: int) -> np.ndarray:
-        """The image of one record; it is the cache's own, so nobody may write to it.
+    def __call__(self, index: int, view: int = 0) -> np.ndarray:
+        """The image of one example; it is the cache's own, so nobody may write to it.
+
+        Args:
+          view: a random number that chooses among the images, where there is a choice.
 
         Raises:
           InputError: unreadable; names the record.
         """
-        image = self.cache.get(index) if self.cache is not None else None
+        count = int(self._choices[index])
+        number = view % count if count > 1 else int(self._numbers[index])
+        place = int(self._positions[index]), number
+        image = self.cache.get(place) if self.cache is not None else None
         if image is None:
             try:
-                image = self._preprocess(self._load(int(self._positions[index]), 0))
+                image = self._preprocess(self._load(*place))
             except InputError as error:
                 raise InputError(f"record {self._ids[index]}: {error}") from None
             if self.cache is not None:
-                self.cache[index] = image
+                self.cache[place] = image
         return image
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +101,7 @@ class Make:
     """Rows of a batch from their positions: types.Batch with as many rows.
 
     Args:
-      seeds: of every position.
+      seeds: of every position. text_seed: of the parts of reports that are read.
       batch_size: of the global batch; it tells the step, which the curriculum asks for.
       with_perturbed: whether perturbed copies are made.
     """
@@ -97,29 +113,31 @@ class Make:
         recipe: Recipe,
         seeds: Seeds,
         *,
+        text_seed: int,
         batch_size: int,
         with_perturbed: bool,
     ) -> None:
         self.load = Load(corpus, recipe.preprocess, recipe.cache_images)
-        self._texts, self._groups = corpus.texts, corpus.groups
+        self._excerpts = Excerpts(corpus, recipe.text, text_seed)
         self._tokenizer, self._recipe, self._seeds = tokenizer, recipe, seeds
         self._batch_size, self._with_perturbed = batch_size, with_perturbed
 
     def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The rows whose place in the endless sequence is `positions`; see the class."""
-        seeds = [self._seeds(position) for position in positions]
-        texts = [self._texts[index] for index in indices]
+        draws = [self._seeds(position) for position in positions]
+        step = positions[0] // self._batch_size
+        read = [self._excerpts(index, step) for index in indices]
+        texts = [text for text, _ in read]
         originals = self._tokenizer.encode_batch(texts, self._recipe.text_length)
         rows = {
-            "image": self._images(indices, [image for image, _ in seeds])[..., None],
+            "image": self._images(indices, draws)[..., None],
             "tokens": originals.tokens,
             "token_mask": originals.mask,
-            "group": self._groups[list(indices)],
+            "group": np.asarray([group for _, group in read], np.int32),
             "index": np.asarray(indices, np.int32),
         }
         if self._with_perturbed:
-            step = positions[0] // self._batch_size
-            generators = (np.random.default_rng(text) for _, text in seeds)
+            generators = (np.random.default_rng(draw.text) for draw in draws)
             kinds, copies = [], []
             for text, rng in zip(texts, generators, strict=True):
                 drawn = perturb.draw_kinds(
@@ -130,18 +148,18 @@ class Make:
             rows |= copies_to_arrays(texts, originals.tokens, kinds, copies, self._tokenizer)
         return rows
 
-    def _images(self, indices: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+    def _images(self, indices: Sequence[int], draws: Sequence[Draw]) -> np.ndarray:
         """u8[n, S, S], jittered."""
         jitter, preprocess = self._recipe.jitter, self._recipe.preprocess
         side = preprocess.size if jitter.size is None else jitter.size
         out = np.empty((len(indices), side, side), np.uint8)
         still = jitter.still(preprocess.size)
-        for row, index, seed in zip(out, indices, seeds, strict=True):
-            image = self.load(index)
+        for row, index, draw in zip(out, indices, draws, strict=True):
+            image = self.load(index, draw.view)
             if still:
                 np.copyto(row, image)
             else:
-                jitter(image, np.random.default_rng(seed), row)
+                jitter(image, np.random.default_rng(draw.image), row)
         return out
 
 

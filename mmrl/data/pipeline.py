@@ -33,6 +33,7 @@ class Options:
     image_size: int
     load_size: int
     resize: str
+    text: str
     text_length: int
     mix: Mix
     num_perturbed: int
@@ -74,6 +75,7 @@ class Options:
                 **{field: getattr(self, field) for field in _JITTERS},
             ),
             text_length=self.text_length,
+            text=self.text,
             mix=self.mix,
             num_perturbed=self.num_perturbed,
             cache_images=self.cache_images,
@@ -187,6 +189,7 @@ def training_batches(
         tokenizer,
         options.recipe(),
         Seeds(_stream(seed, _EXAMPLES)),
+        text_seed=seed,
         batch_size=batch_size,
         with_perturbed=with_perturbed,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.data import leaks
+from mmrl.data import excerpts, leaks, views
 from mmrl.types import InputError
 
 
@@ -12,11 +12,16 @@ def defaults() -> dict[str, Any]:
     return {
         "source": "phantom",  # a file in mmrl/data/sources; its options stand beside this
         "sections": ("findings", "impression"),
+        # first, frontal, random or each; see mmrl/data/views.py.
+        "views": "first",
         "image_size": 64,
         # Training images are brought to this size, and cropped from there to image_size in one
         # warp, or to a random window of it where crop_scale is (1, 1). 0: image_size.
         "load_size": 0,
         "resize": "pad",  # pad: keep the aspect, zero margins; stretch: squash to a square
+        # What training reads of them: report, section, sentence or sentences; see
+        # mmrl/data/excerpts.py. Evaluation reads all.
+        "text": "report",
         "text_length": 96,  # tokens, with begin and end marks
         "vocab_size": 2000,
         "tokenizer_model": "bpe",
@@ -60,6 +65,8 @@ KEYS = frozenset(defaults())
 # Those that configs of earlier runs do not have, and what those runs did.
 LATER_KEYS: dict[str, Any] = {
     "waive_leaks": (),
+    "views": "first",
+    "text": "report",
     "load_size": 0,
     "aspect": (0.9, 1.1),
     "translate": 0.0,
@@ -83,4 +90,6 @@ def check(data: Mapping[str, Any]) -> None:
         raise InputError(
             f"config.data.load_size={load_size} must be 0 or at least config.data.image_size={size}"
         )
+    views.check(data["views"])
+    excerpts.check(data["text"])
     leaks.parse_waivers(data["waive_leaks"])
