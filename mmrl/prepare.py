@@ -9,16 +9,16 @@ the result with config.data.source = "prepared", config.data.path = "corpora/ope
 at prepared corpora: what they hold, repeats, leaks, lengths of texts.
 """
 
+import ast
 import importlib
 import os
 import signal
-import sys
 from typing import Any
 
 from absl import flags
 
 from mmrl import build, cli
-from mmrl.data import dicom
+from mmrl.data import dicom, leaks
 from mmrl.data.rows import VERIFY
 from mmrl.preparation import options, recipe
 from mmrl.preparation.catalogue import catalogue
@@ -75,6 +75,10 @@ _AUDIT = {
     )
 }
 
+_WAIVE = flags.DEFINE_string(
+    "waive", "()", "Audit: overlap accepted, as config.data.waive_leaks.", flag_values=_FLAGS
+)
+
 
 def source_options(name: str) -> dict[str, Any]:
     """Options of source `name` from all flags.
@@ -119,7 +123,8 @@ def main(*arguments: str) -> None:
     name, *others = arguments
     _refuse_flags(name)
     if name == "audit":
-        sys.exit(_audit(others))
+        _audit(others)
+        return
     if others:
         raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
     if name == "sources":
@@ -151,15 +156,19 @@ def _key() -> bytes | None:
 
 def _refuse_flags(name: str) -> None:
     """Refuses flags that are for the other use of this command."""
-    of_audit = {*_AUDIT, "help"}
+    of_audit = {*_AUDIT, "waive", "help"}
     for flag in _FLAGS:
         if _FLAGS[flag].present and (flag in of_audit) != (name == "audit") and flag != "help":
             use = "audit" if flag in of_audit else "preparing a source"
             raise InputError(f"--{flag.replace('_', '-')} is for {use}, not for {name!r}")
 
 
-def _audit(folders: list[str]) -> int:
-    """Audits prepared corpora; returns the exit status."""
+def _audit(folders: list[str]) -> None:
+    """Audits prepared corpora.
+
+    Raises:
+      LeakError: see `mmrl.preparation.audit.audit`.
+    """
     if not folders:
         raise InputError("missing the folders to audit, after 'audit'")
     given: dict[str, Any] = {}
@@ -173,8 +182,18 @@ def _audit(folders: list[str]) -> int:
             given[name] = _numbers(name, texts)
         else:
             given[name] = texts
+    given["waivers"] = leaks.parse_waivers(_waivers(), "--waive")
     # Reads and draws much that preparing does not need.
-    return importlib.import_module("mmrl.preparation.audit").audit(folders, **given)
+    importlib.import_module("mmrl.preparation.audit").audit(folders, **given)
+
+
+def _waivers() -> tuple[Any, ...]:
+    try:
+        return tuple(ast.literal_eval(_WAIVE.value))
+    except (ValueError, SyntaxError, TypeError):
+        raise InputError(
+            f"--waive={_WAIVE.value}; expected ((kind, greatest share, reason), ...)"
+        ) from None
 
 
 def _numbers(name: str, texts: list[str]) -> tuple[int, ...]:

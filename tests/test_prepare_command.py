@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mmrl import cli, prepare
+from mmrl.data.leaks import LeakError
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
 from mmrl.preparation.progress import Meter, clock_time
@@ -144,14 +145,15 @@ def test_audit_is_handed_its_flags(
 ) -> None:
     taken: list[object] = []
 
-    def audit(folders: list[str], **named: object) -> int:
+    def audit(folders: list[str], **named: object) -> None:
         taken.extend([folders, named])
-        return 4
+        raise LeakError("seen before")
 
     fake = types.SimpleNamespace(audit=audit)
     monkeypatch.setitem(sys.modules, "mmrl.preparation.audit", fake)
     given = ["audit", "a", "b", f"--out={tmp_path}", "--lengths=8,16", "--batch-sizes=4"]
-    assert run(monkeypatch, *given, "--against=c,d") == 4
+    given.append("--waive=(('report', 0.5, 'templates'),)")
+    assert run(monkeypatch, *given, "--against=c,d") == 2
     assert taken == [
         ["a", "b"],
         {
@@ -159,10 +161,15 @@ def test_audit_is_handed_its_flags(
             "lengths": (8, 16),
             "batch_sizes": (4,),
             "against": ["c", "d"],
+            "waivers": {"report": (0.5, "templates")},
         },
     ]
     assert run(monkeypatch, "audit", "a", f"--out={tmp_path}", "--lengths=few") == 2
     assert "--lengths=few; expected whole numbers above 0" in capsys.readouterr().err
+    assert run(monkeypatch, "audit", "a", "--waive=report") == 2
+    assert "--waive=report; expected ((kind, greatest share, reason), ...)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_log_has_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:

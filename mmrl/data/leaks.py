@@ -30,6 +30,7 @@ KINDS: Mapping[str, str] = {
     "relation": "of a corpus that shares records with a training corpus, which ones is not told",
 }
 Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest share of records allowed, and why
+SETTING = "config.data.waive_leaks = "
 RADIUS = 2  # bits that resizing and compressing a picture change of its hash, see `duplicates`
 
 
@@ -113,13 +114,14 @@ def not_compared(training: Fingerprint, held_out: Fingerprint) -> list[str]:
 
 
 def check(
-    overlaps: Sequence[Overlap], waivers: Mapping[str, tuple[float, str]], where: str
+    overlaps: Sequence[Overlap], waivers: Waivers, where: str, setting: str = SETTING
 ) -> None:
     """Stops at overlaps that no waiver covers.
 
     Args:
       waivers: see `parse_waivers`.
       where: the two sets compared, for the message.
+      setting: how the reader waives an overlap.
 
     Raises:
       LeakError: names every overlap that is not covered, and how to waive it.
@@ -135,13 +137,12 @@ def check(
         f"('{one.kind}', {min(1.0, np.ceil(one.share * 100) / 100):g}, 'WHY')" for one in open_ones
     )
     raise LeakError(
-        f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept this in"
-        f" the config, where it is written into every result:"
-        f" config.data.waive_leaks = ({entries},)"
+        f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept this,"
+        f" and have it written into every result: {setting}({entries},)"
     )
 
 
-def parse_waivers(given: Sequence[Any]) -> Waivers:
+def parse_waivers(given: Sequence[Any], where: str = "config.data.waive_leaks") -> Waivers:
     """config.data.waive_leaks, (kind, greatest share, reason) triples -> kind to (share, reason).
 
     Raises:
@@ -154,13 +155,13 @@ def parse_waivers(given: Sequence[Any]) -> Waivers:
             share = float(share)
         except (TypeError, ValueError):
             raise InputError(
-                f"config.data.waive_leaks holds {entry!r}; expected (kind, greatest share, reason)"
+                f"{where} holds {entry!r}; expected (kind, greatest share, reason)"
             ) from None
         if kind not in KINDS:
-            raise InputError(build.unknown("kind in config.data.waive_leaks", kind, KINDS))
+            raise InputError(build.unknown(f"kind in {where}", kind, KINDS))
         if kind in found or not 0 < share <= 1 or not str(why).strip() or str(why) == "WHY":
             raise InputError(
-                f"config.data.waive_leaks {entry!r}: expected each kind once, a share above 0 and"
+                f"{where} {entry!r}: expected each kind once, a share above 0 and"
                 " at most 1, and a reason"
             )
         found[kind] = (share, str(why))

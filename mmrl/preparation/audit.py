@@ -10,6 +10,7 @@ written to.
 import collections
 import json
 import os
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def audit(
     tokenizer: str = "",
     against: Sequence[str] = (),
     sections: Sequence[str] = (),
-) -> int:
+    waivers: leaks.Waivers = types.MappingProxyType({}),
+) -> None:
     """Audits prepared corpora: prints tables, writes a page, its figures and all numbers.
 
     Args:
@@ -58,33 +60,37 @@ def audit(
       against: prepared corpora to evaluate on; each is compared with each of `folders` by the leak
         gate.
       sections: of which the composed text is made; see `Holdings`.
-
-    Returns:
-      0, the exit status; what is found wrong with a corpus is for the reader to judge.
+      waivers: overlaps with `against` that are accepted, see `leaks.parse_waivers`.
 
     Raises:
+      LeakError: after everything is written, an overlap with `against` that is not waived. What
+        else is found wrong with a corpus is for the reader to judge.
       InputError: a folder is no complete prepared corpus, or an option is out of its range.
     """
     _check(folders, lengths, batch_sizes)
     target = Path(out) if out else Path(os.path.abspath(folders[0]) + "-audit")
     held = [Holdings(folder, sections=sections) for folder in folders]
     others = [Holdings(folder) for folder in against]
-    for folder in (*folders, *against):
-        if Path(folder).resolve() in (target.resolve(), *target.resolve().parents):
-            raise InputError(
-                f"out '{target}' lies in the prepared corpus '{folder}', which is never written"
-                " to; expected another folder"
-            )
+    _check_target(target, (*folders, *against))
     target.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
     corpora: dict[str, Any] = {}
     shown: list[str] = []
+    found: list[tuple[str, list[leaks.Overlap]]] = []
     for one in held:
         name = one.name if one.name not in corpora else os.path.abspath(one.folder)
         chosen = [cards.make(one, row) for row in cards.choose(one)]
         measured = _measure(one, lengths, batch_sizes, tokenizer, chosen)
-        measured["against"] = {other.folder: overlaps(one, other) for other in others}
+        compared = {other.folder: _compare(one, other) for other in others}
+        found += [
+            (f"{folder} against training on {one.folder}", result)
+            for folder, (result, _) in compared.items()
+        ]
+        measured["against"] = {
+            folder: _plain(result, missing, waivers)
+            for folder, (result, missing) in compared.items()
+        }
         corpora[name] = wording.public(measured)
         figures = _draw(one, measured, lengths, target, len(corpora))
         listed = [*tables(corpora[name]), *_against(corpora[name]["against"])]
@@ -95,16 +101,33 @@ def audit(
     title = f"Audit of {', '.join(corpora)}"
     report.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
     console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))
-    return 0
+    for where, overlaps in found:
+        leaks.check(overlaps, waivers, where, setting="--waive=")
 
 
-def overlaps(held: Holdings, other: Holdings) -> dict[str, Any]:
+def _check_target(target: Path, folders: Sequence[str]) -> None:
+    for folder in folders:
+        if Path(folder).resolve() in (target.resolve(), *target.resolve().parents):
+            raise InputError(
+                f"out '{target}' lies in the prepared corpus '{folder}', which is never written"
+                " to; expected another folder"
+            )
+
+
+def _compare(held: Holdings, other: Holdings) -> tuple[list[leaks.Overlap], list[str]]:
     """What the leak gate finds of the records of `other`, all splits, in the train split of `held`.
 
-    All records of `held` where it has no train split.
+    All records of `held` where it has no train split. Then what could not be compared.
     """
     trained = ("train",) if "train" in held.splits else SPLITS
     training, evaluated = _fingerprint(held, trained), _fingerprint(other, SPLITS)
+    return leaks.compare(training, evaluated), leaks.not_compared(training, evaluated)
+
+
+def _plain(
+    overlaps: Sequence[leaks.Overlap], missing: list[str], waivers: leaks.Waivers
+) -> dict[str, Any]:
+    """The same as JSON, with the reason of what is waived."""
     return {
         "overlaps": [
             {
@@ -115,10 +138,11 @@ def overlaps(held: Holdings, other: Holdings) -> dict[str, Any]:
                 "examples": list(found.examples),
                 "note": found.note,
                 "allowed": found.allowed,
+                "waived": waivers[found.kind][1] if found.kind in waivers else "",
             }
-            for found in leaks.compare(training, evaluated)
+            for found in overlaps
         ],
-        "not_compared": leaks.not_compared(training, evaluated),
+        "not_compared": missing,
     }
 
 
@@ -208,7 +232,9 @@ def _against(compared: Mapping[str, Any]) -> list[Table]:
                 found["kind"],
                 f"{found['records']:,}",
                 percent(found["share"]),
-                "; ".join(part for part in (", ".join(found["examples"]), found["note"]) if part),
+                "; ".join(
+                    filter(None, (", ".join(found["examples"]), found["note"], found["waived"]))
+                ),
             )
             for found in result["overlaps"]
         ] or [("none found", "", "", "")]
