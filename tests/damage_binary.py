@@ -1,0 +1,152 @@
+"""Damage to images, archives and XML that bytes changed at random would not reach.
+
+Each keeps the container whole, with right checksums, and lies in one place of it.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+
+import cv2
+import numpy as np
+
+from tests.damage import SIZES, Place, operation
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG of chunks with right checksums, whatever they hold."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    return _PNG + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@operation(".png", ".jpg", ".jpeg")
+def image_size(at: Place) -> None:
+    """Another size in the header: none, more than fits, more than there is."""
+    width, height = SIZES[at.value % len(SIZES)]
+    data = bytearray(at.path.read_bytes())
+    frame = data.find(b"\xff\xc0")
+    if data[:2] == b"\xff\xd8" and frame > 0 and at.first % 2:
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height % 65536, width % 65536)
+    else:
+        data[:] = png(width, height, bytes(at.second % 5000), depth=(8, 16, 1, 3)[at.second % 4])
+    at.path.write_bytes(data)
+
+
+@operation(".png", ".jpg", ".jpeg")
+def image_mode(at: Place) -> None:
+    """A whole image of another mode, format or size, under the same name."""
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    wide = np.zeros((2, 9000), np.uint8)
+    images = (
+        (".png", grey.astype(np.uint16) * 1000),
+        (".png", np.dstack([grey] * 4)),
+        (".png", grey[:1, :1]),
+        (".png", wide),
+        (".jpg", np.dstack([grey] * 3)),
+        (".jpg", wide.T),
+        (".bmp", grey),
+        (".tiff", grey),
+        (".webp", grey),
+        (".png", np.zeros((4096, 4096), np.uint8)),
+    )
+    suffix, pixels = images[at.value % len(images)]
+    at.path.write_bytes(cv2.imencode(suffix, pixels)[1].tobytes())
+
+
+@operation(".dcm", ".dicom")
+def dicom_element(at: Place) -> None:
+    """One element of a header with another value, gone, or of another kind."""
+    data = bytearray(at.path.read_bytes())
+    # Explicit little endian: group, element, two letters for the kind, two bytes of length.
+    places = [
+        place
+        for tag in (b"\x10\x00", b"\x11\x00", b"\x02\x00", b"\x00\x01", b"\x01\x01", b"\x02\x01")
+        if (place := data.find(b"\x28\x00" + tag)) > 0
+    ]
+    places += [place for place in (data.find(b"\xe0\x7f\x10\x00"),) if place > 0]
+    if not places:
+        return
+    place = places[at.first % len(places)]
+    values = (0, 1, 7, 16, 255, 4096, 65535)
+    match at.second % 4:
+        case 0:  # size, depth, or the first pixel
+            data[place + 8 : place + 10] = struct.pack("<H", values[at.value % len(values)])
+        case 1:
+            data[place + 6 : place + 8] = struct.pack("<H", values[at.value % len(values)])
+        case 2:
+            data[place + 4 : place + 6] = (b"UL", b"OB", b"SQ", b"ZZ", b"\0\0")[at.value % 5]
+        case 3:
+            data[place : place + 8] = struct.pack("<4H", 0x28, 8, 0x5349, at.value % 9)
+    at.path.write_bytes(data)
+
+
+@operation(".xml")
+def xml_entity(at: Place) -> None:
+    """Entities that grow or reach for other files, elements without end, no characters."""
+    text = at.path.read_bytes().decode("utf-8", "replace")
+    start = text.find("?>") + 2 if "?>" in text else 0
+    grow = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
+    heads = (
+        f'<!DOCTYPE x [<!ENTITY e0 "ha">{grow}]>',
+        f'<!DOCTYPE x [<!ENTITY e9 SYSTEM "file://{at.outside}/secret.txt">]>',
+        f'<!DOCTYPE x SYSTEM "{at.outside}/secret.txt">',
+    )
+    body = text[start:]
+    place = body.find("</", at.first % (len(body) + 1))
+    if place < 0:
+        place = len(body)
+    inserted = ("&e9;", "<a>" * 5000, "&#0;", "<a xmlns:b='c' b:d='e'/>", "&lt;", "<![CDATA[x]]>")
+    body = body[:place] + inserted[at.value % len(inserted)] + body[place:]
+    at.path.write_text(text[:start] + heads[at.second % len(heads)] + body, "utf-8")
+
+
+def _header(shape: tuple[int, ...], kind: str) -> bytes:
+    """The head of an .npy file, version 1.0."""
+    text = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@operation(".npz")
+def archive_member(at: Place) -> None:
+    """A member gone, doubled, of hostile name or head, of pickles, or of more than it holds."""
+    try:
+        with zipfile.ZipFile(at.path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, NotImplementedError, zlib.error, EOFError):
+        return
+    name = sorted(members)[at.first % len(members)]
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
+    heads = (
+        _header((10**6, 28, 28), "|u1"),
+        _header((2**40, 28, 28), "|u1"),
+        _header((-1, 28, 28), "|u1"),
+        _header((4, 28, 28), "<f8") + bytes(4 * 28 * 28 * 8),
+        _header((4, 1), "<i8") + struct.pack("<4q", 0, -1, 2**40, 10**18),
+        _header((4,), "|S5") + b"hello" * 4,
+        _header((), "|u1") + b"\0",
+        _header((0, 28, 28), "|u1"),
+        pickled.getvalue(),
+        b"\x93NUMPY\x09\x00" + b"\xff" * 20,
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"",
+    )
+    choice = at.value % (len(heads) + 3)
+    if choice < len(heads):
+        members[name] = heads[choice]
+    elif choice == len(heads):
+        del members[name]
+    elif choice == len(heads) + 1:
+        members["../../evil.npy"] = members.pop(name)
+    else:
+        members[name] = _header((2**20, 2**11), "|u1") + bytes(2**24)
+    with zipfile.ZipFile(at.path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
