@@ -13,6 +13,7 @@ import ast
 import importlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,9 +21,10 @@ from absl import flags
 from mmrl import build, cli
 from mmrl.data import dicom, leaks
 from mmrl.data.rows import VERIFY
-from mmrl.preparation import options, recipe
+from mmrl.preparation import inventory, options, recipe
 from mmrl.preparation.catalogue import catalogue
-from mmrl.preparation.job import Settings, prepare
+from mmrl.preparation.job import Settings, check_usable, describe, prepare
+from mmrl.preparation.progress import Meter
 from mmrl.types import InputError
 
 _FLAGS = cli.new_flags()
@@ -61,6 +63,16 @@ _MAX_REJECTS = flags.DEFINE_float(
 )
 _KEY_FILE = flags.DEFINE_string(
     "key_file", None, "Replace all ids by keyed hashes; made if absent.", flag_values=_FLAGS
+)
+
+_TFDS = flags.DEFINE_bool(
+    "tfds", False, "Write a TFDS data set below --output instead.", flag_values=_FLAGS
+)
+_RUNNER = flags.DEFINE_string(
+    "beam_runner", None, "With --tfds: the Apache Beam runner to prepare on.", flag_values=_FLAGS
+)
+_RUNNER_OPTIONS = flags.DEFINE_multi_string(
+    "beam_option", [], "KEY=VALUE of the Beam pipeline; repeat it.", flag_values=_FLAGS
 )
 
 _AUDIT = {
@@ -122,6 +134,9 @@ def main(*arguments: str) -> None:
         raise InputError(f"missing SOURCE, the first argument; choices: {choices}")
     name, *others = arguments
     _refuse_flags(name)
+    for flag in ("beam_runner", "beam_option"):
+        if _FLAGS[flag].present and not _TFDS.value:
+            raise InputError(f"--{flag.replace('_', '-')} needs --tfds")
     if name == "audit":
         _audit(others)
         return
@@ -141,7 +156,37 @@ def main(*arguments: str) -> None:
     output = cli.folder("output", _OUTPUT.value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    prepare(name, given, output, settings, key=_key())
+    if _TFDS.value:
+        _prepare_tfds(name, given, output, settings)
+    else:
+        prepare(name, given, output, settings, key=_key())
+
+
+def _prepare_tfds(name: str, given: dict[str, Any], output: Path, settings: Settings) -> None:
+    """Prepares a corpus as a TFDS data set."""
+    from mmrl.preparation import tfds_corpus
+
+    if _RUNNER.value is not None and _KEY_FILE.value is not None:
+        raise InputError(
+            "--key-file with --beam-runner would send the key to every worker; prepare with the key"
+            " first, then the result with source 'prepared'"
+        )
+    with Meter(f"reading {name}", 0) as meter:
+        found = inventory.take(name, given, key=_key(), progress=meter.advance)
+    describe(found, print)
+    check_usable(found, output, settings)
+    builder = tfds_corpus.prepare(
+        found,
+        given,
+        settings,
+        output,
+        runner=_RUNNER.value,
+        runner_options=_RUNNER_OPTIONS.value,
+    )
+    counts = ", ".join(
+        f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items()
+    )
+    print(f"{builder.info.full_name} in {output}: {counts}")
 
 
 def _key() -> bytes | None:

@@ -319,10 +319,10 @@ class _Scan:
             value = float(text)
         except ValueError:
             value = math.nan
-        if value not in _LABELS:
+        if value not in (*_LABELS, _NOT_STATED):
             raise InputError(
                 f"{self._where} row {number}: label {cell!r} in {name!r}; expected 1 (present),"
-                " 0 (absent), -1 (uncertain) or blank (not stated)"
+                " 0 (absent), -1 (uncertain), blank or -2 (not stated)"
             )
         return int(value)
 

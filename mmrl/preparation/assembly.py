@@ -8,7 +8,7 @@ from array_record.python import array_record_module
 from mmrl.data import shards
 from mmrl.preparation import durable
 from mmrl.preparation.encode import Chunk
-from mmrl.preparation.inventory import Inventory
+from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Reject
 
@@ -67,7 +67,7 @@ class Assembly:
             self._writer.write(payload)
             self._rows.append({**row, "shard": name, "position": len(self._rows)})
             self._payload_bytes += len(payload)
-        refused = [self._inventory.without_places(reject) for reject in chunk.rejects]
+        refused = [without_places(reject, self._inventory.places) for reject in chunk.rejects]
         self._refused += refused
         self.rejects += refused
         self.records += len(chunk.rows)

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -26,10 +26,14 @@ _NO_MATTER = ("num_threads",)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The records of one split: `positions` i64[N] of `source`, in its order."""
+    """The records of one split: `positions` i64[N] of `source`, in its order.
+
+    `read_as` is the split that the source was asked for: the same, or "all".
+    """
 
     source: Source
     positions: np.ndarray
+    read_as: str
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -49,9 +53,10 @@ class Inventory:
       facts: of the owner, {} for a source that has none.
       licenses, access: how many records state which.
       texts: how many hold text in which section; and, of findings and impression, both or neither.
-      label_names: of all records with labels.
+      label_names: of all records with labels. sections: all that a record has, in order.
       rejects, total, missing_images, warnings: as of the source, all splits together; details
         name files relative to the given folders.
+      places: prefixes of file names that tell where the corpus lies.
       sha256: identity of all text, labels, handles and refusals, in order.
     """
 
@@ -64,6 +69,7 @@ class Inventory:
     access: Mapping[str, int]
     texts: Mapping[str, int]
     label_names: tuple[str, ...]
+    sections: tuple[str, ...]
     rejects: tuple[Reject, ...]
     total: int
     missing_images: int
@@ -75,13 +81,6 @@ class Inventory:
     def records(self) -> int:
         """Of all splits."""
         return sum(map(len, self.parts.values()))
-
-    def without_places(self, reject: Reject) -> Reject:
-        """The refusal, with the files it names relative to the folders of the corpus."""
-        detail = reject.detail
-        for place in self.places:
-            detail = detail.replace(place, "")
-        return dataclasses.replace(reject, detail=detail)
 
     def check_rejects(
         self, later: Sequence[Reject], max_fraction: float, *, allow_missing: bool
@@ -154,6 +153,7 @@ def take(
         access=_by_count(reading.access),
         texts=reading.texts_by_section(),
         label_names=reading.label_names,
+        sections=tuple(reading.sections),
         rejects=(),
         total=sum(source.total for source in sources.values()),
         missing_images=sum(getattr(source, "missing_images", 0) for source in sources.values()),
@@ -161,10 +161,18 @@ def take(
         sha256="",
         places=places,
     )
-    listed = tuple(draft.without_places(reject) for reject in refused)
+    listed = tuple(without_places(reject, places) for reject in refused)
     for reject in listed:
         reading.digest.update(msgpack.packb(dataclasses.astuple(reject)))
     return dataclasses.replace(draft, rejects=listed, sha256=reading.digest.hexdigest())
+
+
+def without_places(reject: Reject, places: Iterable[str]) -> Reject:
+    """The refusal, with the files it names relative to the folders of the corpus."""
+    detail = reject.detail
+    for place in places:
+        detail = detail.replace(place, "")
+    return dataclasses.replace(reject, detail=detail)
 
 
 class _Reading:
@@ -177,8 +185,9 @@ class _Reading:
         self.access: collections.Counter[str] = collections.Counter()
         self._texts: collections.Counter[str] = collections.Counter()
         self.label_names: tuple[str, ...] = ()
+        self.sections: dict[str, None] = {}
         self._progress = progress
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, tuple[Source, str]] = {}
         self._positions = {split: array.array("q") for split in SPLITS}
         self._ids = array.array("Q")  # 64 bits of each id's digest: a set of strings would not fit
 
@@ -187,7 +196,7 @@ class _Reading:
         for position in range(len(source)):
             record = source[position]
             at = split or record.split
-            self._sources[at] = source
+            self._sources[at] = source, split or ALL
             self._positions[at].append(position)
             self._note(record, at)
             if len(self._ids) % 1000 == 0:
@@ -200,9 +209,10 @@ class _Reading:
         if twice:
             raise InputError(f"{twice:,} records share the id of another; expected every id once")
         return {
-            split: Part(source, np.frombuffer(self._positions[split], np.int64))
-            for split in SPLITS
-            if (source := self._sources.get(split)) is not None
+            split: Part(source, np.frombuffer(self._positions[split], np.int64), read_as)
+            for split, (source, read_as) in sorted(
+                self._sources.items(), key=lambda item: SPLITS.index(item[0])
+            )
         }
 
     def texts_by_section(self) -> dict[str, int]:
@@ -223,6 +233,7 @@ class _Reading:
         self._texts.update(held)
         self._texts["both"] += {"findings", "impression"} <= held
         self._texts["neither"] += not {"findings", "impression"} & held
+        self.sections.update(dict.fromkeys(record.sections))
         if record.labels and record.label_names != self.label_names:
             if self.label_names:
                 raise InputError(f"{record.id} has other label names than the records before it")

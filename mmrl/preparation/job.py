@@ -78,7 +78,7 @@ def prepare(
         chunk_records=settings.chunk_records,
     )
     check(output, plan)
-    _check(found, output, settings)
+    check_usable(found, output, settings)
     _check_space(found, output, settings, free, say)
     workplace = Workplace(output, plan)
     if workplace.complete:
@@ -122,8 +122,12 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
         say(f"warning: {warning}")
 
 
-def _check(found: Inventory, output: Path, settings: Settings) -> None:
-    """Refuses a corpus that cannot be used; its rejects are listed for the user to look at."""
+def check_usable(found: Inventory, output: Path, settings: Settings) -> None:
+    """Refuses a corpus that cannot be used; its rejects are listed for the user to look at.
+
+    Raises:
+      InputError: no usable record, or too many refused.
+    """
     try:
         if not found.records:
             reasons = rejects.summarise(found.rejects)

@@ -51,7 +51,7 @@ class Table:
       study_column, view_column, id_column, license_column: see Record.
       split_column: train, val (valid, validate, validation, dev) or test; without it patients
         are divided by hash.
-      label_columns: columns of 1, 0, -1 or blank.
+      label_columns: columns of 1, 0, -1, and blank or -2.
       fractions, split_salt: see `split_of`.
       verify: "decode" decodes every image of the split once, "header" reads every file and
         finds those cut short, "exists" asks only whether it is there.
