@@ -58,7 +58,9 @@ def normalise(text: str) -> str:
 
     Idempotent. Keeps case and punctuation.
     """
-    return " ".join(unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).split())
+    if not (text.isascii() and text.isprintable()):  # most reports are, and stay as they are
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
+    return " ".join(text.split())
 
 
 def canonical(text: str) -> str:
