@@ -270,7 +270,8 @@ class _Shingles(NamedTuple):
                 shingle * len(number) + stream[begin + step], return_inverse=True
             )
         owner = np.repeat(np.arange(len(texts)), counts)
-        keys = np.unique((owner << 32) | shingle)
+        keys = np.sort((owner << 32) | shingle)
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]]
         sizes = np.bincount(keys >> 32, minlength=len(texts))
         return cls(keys & 0xFFFFFFFF, np.cumsum(sizes) - sizes, sizes)
 

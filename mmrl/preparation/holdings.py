@@ -107,6 +107,11 @@ class Holdings:
             for parts in zip(*columns, strict=True)
         ]
 
+    @functools.cached_property
+    def canonical(self) -> list[str]:
+        """The composed texts as they are compared, see `reports.canonical`."""
+        return list(map(reports.canonical, self.composed))
+
     def image(self, row: int, number: int) -> np.ndarray:
         """Image `number` of a record as stored: u8 or u16[H, W]."""
         return shards.load_image(*self.place(row), number)

@@ -48,10 +48,9 @@ def false_negatives(held: Holdings, near: duplicates.Pairs, batch_sizes: Sequenc
     rows = held.splits.get("train", np.arange(len(held)))
     rows = np.asarray([row for row in rows if held.composed[row]], np.int64)
     texts = [held.composed[row] for row in rows]
-    canonical = list(map(reports.canonical, texts))
     studies = [held.column("study_id")[row] for row in rows]
     groups: dict[str, Sequence[Hashable]] = {
-        "text": canonical,
+        "text": [held.canonical[row] for row in rows],
         "study": studies,
         "text_or_study": corpus.group_ids(studies, texts).tolist(),
         "nearly_text": duplicates.clusters(len(held), near)[rows].tolist(),
@@ -127,7 +126,7 @@ def images(held: Holdings) -> Numbers:
 
 def texts(held: Holdings) -> tuple[Numbers, duplicates.Pairs]:
     """Equal and nearly equal composed texts, and repeated sections; with the near pairs."""
-    canonical = list(map(reports.canonical, held.composed))
+    canonical = held.canonical
     pairs = duplicates.near_texts(held.composed)
     partnered = np.union1d(pairs.first, pairs.second)
     component = duplicates.clusters(len(held), pairs)

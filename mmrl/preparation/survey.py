@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data import reports
 from mmrl.preparation.holdings import Holdings
 
 VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
@@ -167,14 +166,13 @@ def crossing(held: Holdings) -> Numbers:
     A patient, study or group on both sides is a fault of the division; an image or a report may be
     a duplicate under another name, which no division by patient can see.
     """
-    canonical = list(map(reports.canonical, held.composed))
     groups = zip(held.column("group_key"), held.column("aliases"), strict=True)
     ones: dict[str, list[list[str]]] = {
         "patients": [[key] for key in held.column("patient_id")],
         "studies": [[key] for key in held.column("study_id")],
         "groups": [[key, *(aliases or ())] for key, aliases in groups],
         "images": held.column("image_sha256"),
-        "texts": [[text] if text else [] for text in canonical],
+        "texts": [[text] if text else [] for text in held.canonical],
     }
     found: Numbers = {}
     for (first, before), (second, after) in itertools.combinations(held.splits.items(), 2):
