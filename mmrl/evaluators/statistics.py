@@ -61,6 +61,8 @@ class Subset:
         self.texts: Sequence[str] = [data.texts[i] for i in self._indices]
         self.patients: Sequence[str] = [data.patients[i] for i in self._indices]
         self.groups = np.asarray(data.groups)[self._indices]
+        if hasattr(data, "label_policy"):
+            self.label_policy = data.label_policy
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrl import build
+from mmrl.data.labels import Policy
 from mmrl.evaluators import ranking, statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
 from mmrl.types import InputError, Record
@@ -38,6 +39,7 @@ SIDED = (
     "{side}-sided {finding}.",
 )
 _SIDES = ("left", "right")
+OPEN = Policy()  # an uncertain label leaves its finding open, and so does one that is not stated
 
 # (finding name, side); side "" asks for the finding on either.
 Selector = tuple[str, str]
@@ -98,11 +100,11 @@ class Question:
     positive: np.ndarray
 
 
-def read_facts(records: Sequence[Record]) -> list[Facts]:
+def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
     """The truth of each record: its findings where the corpus has any, else its labels.
 
     Structured findings are taken as complete, and "bilateral" as both sides. Labels say nothing
-    of sides; a label other than 1 and 0 leaves its finding open.
+    of sides; a label that is masked by `policy`, or neither 1 nor 0 by it, leaves its finding open.
 
     Returns:
       One entry per record; empty when no record has a finding or a label of 1 or 0.
@@ -118,7 +120,7 @@ def read_facts(records: Sequence[Record]) -> list[Facts]:
         return facts
     facts = []
     for record in records:
-        stated = dict(zip(record.label_names, record.labels, strict=True))
+        stated = policy.of(record)
         present = {name: frozenset({""}) for name, label in stated.items() if label == 1}
         facts.append(Facts(present, frozenset(name for name, v in stated.items() if v == 0)))
     return facts if any(fact.sides or fact.absent for fact in facts) else []
@@ -235,7 +237,8 @@ class ZeroShot(Evaluator):
         super().__init__(predict, data)
         self.min_positives, self.permutations = min_positives, permutations
         self.bootstrap, self.seed = bootstrap, seed
-        facts = read_facts([data.record(index) for index in range(len(data))])
+        self.policy = getattr(data, "label_policy", OPEN)
+        facts = read_facts([data.record(index) for index in range(len(data))], self.policy)
         if not facts:
             raise InputError(
                 f"no record of {data.name} has findings or labels ({len(data)} examples); "
@@ -312,7 +315,8 @@ class ZeroShot(Evaluator):
                     "permutations": self.permutations,
                     "bootstrap": self.bootstrap,
                     "seed": self.seed,
-                },
+                }
+                | ({} if self.policy == OPEN else {"label_policy": self.policy.to_dict()}),
             },
         )
 
