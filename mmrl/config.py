@@ -22,6 +22,7 @@ RESUMABLE_KEYS = (
     "eval_every",
     "checkpoint",
     "evaluators",
+    "data.label_policy",
     "data.waive_leaks",
     "mesh",
     "gradient_cache",
@@ -226,6 +227,8 @@ def _check_named(where: str, data: ml_collections.ConfigDict) -> None:
     for name in settings.KEYS - set(pipeline):
         raise InputError(f"{where} lacks {name!r}; start from mmrl.config.base()")
     build.check_options(where, target, source, supplied=("split",))
+    if hasattr(target, "check_options"):
+        target.check_options(where, source)
 
 
 def _check_keys(
@@ -293,7 +296,7 @@ def with_data(
     validate(other)
     pipeline, _ = split_data(chosen.data)
     given, given_source = split_data(other.data)
-    kept = ("source", "sections", "views", "max_reject_fraction", "waive_leaks")
+    kept = ("source", "sections", "views", "label_policy", "max_reject_fraction", "waive_leaks")
     taken = {key: given[key] for key in kept}
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators

@@ -186,7 +186,14 @@ class Trained:
         """`corpus` prepared exactly as in this run's own evaluation; `training` as in Examples."""
         options = Options.from_config(self.config.data)
         preprocess, length = options.preprocess(), options.text_length
-        return Examples(corpus, self.tokenizer, preprocess, length, training=training)
+        return Examples(
+            corpus,
+            self.tokenizer,
+            preprocess,
+            length,
+            training=training,
+            label_policy=options.label_policy,
+        )
 
     def provenance(self, examples: Examples) -> dict[str, Any]:
         """Where a figure of this run comes from, for reports and manifests."""

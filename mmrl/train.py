@@ -284,6 +284,7 @@ class Trainer:
             preprocess,
             length,
             training=lambda: self.corpora["train"],
+            label_policy=self.options.label_policy,
         )
 
     def _restore(self) -> tuple[State, int]:

@@ -1,5 +1,6 @@
 """One split of one source, read once as text: what training and evaluation both stand on."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -63,8 +64,18 @@ class Corpus:
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
         """(position in the source, number of the image) -> u8 or u16[H, W]; pickles."""
-        fast = getattr(self.source, "image", None)
-        return functools.partial(_load, self.source) if fast is None else fast
+        return loader(self.source)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Of the parts of a mixture; None where records are drawn alike."""
+        return getattr(self.source, "weights", None)
+
+    @property
+    def parts(self) -> np.ndarray:
+        """i64[N], the part of a mixture that each example is of."""
+        starts = getattr(self.source, "starts", np.zeros(1, np.int64))
+        return np.searchsorted(starts, self.positions, side="right") - 1
 
     def image(self, index: int) -> np.ndarray:
         """The image of usable item `index`, as evaluation sees it: u8 or u16[H, W].
@@ -88,6 +99,12 @@ class Corpus:
         if self.numbers.any():
             content.append(self.numbers.tolist())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def loader(source: Source) -> Callable[[int, int], np.ndarray]:
+    """(position, number of the image) -> u8 or u16[H, W], in the quickest way the source has."""
+    fast = getattr(source, "image", None)
+    return functools.partial(_load, source) if fast is None else fast
 
 
 def _load(source: Source, position: int, number: int) -> np.ndarray:
@@ -181,6 +198,9 @@ def _scan(
         read.choices += [len(record.images) if views == "random" else 1] * len(numbers)
         for number in numbers:
             collector.add(record if len(numbers) == 1 else views_.seen_by(record, number))
+    if hasattr(source, "starts") and len(set(read.ids)) < len(read.ids):
+        (twice, _), *_ = collections.Counter(read.ids).most_common(1)
+        raise InputError(f"{name}: two records are {twice!r}; expected parts without overlap")
     return read, collector.finish(read.texts)
 
 

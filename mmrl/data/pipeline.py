@@ -15,13 +15,15 @@ import grain
 import jax
 import numpy as np
 
+from mmrl.data import sampling
 from mmrl.data.corpus import Corpus
 from mmrl.data.example import Make, Recipe, Seeds
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import Jitter
+from mmrl.data.labels import Policy
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.tokenizer import Tokenizer
-from mmrl.types import InputError, Record
+from mmrl.types import Record
 
 _JITTERS = ("crop_scale", "aspect", "translate", "rotate", "brightness", "contrast", "gamma")
 
@@ -45,6 +47,7 @@ class Options:
     contrast: float
     gamma: float
     cache_images: bool
+    label_policy: Policy
     num_threads: int
     num_workers: int
 
@@ -56,9 +59,11 @@ class Options:
           InputError: unknown kinds of perturbation, see `Mix.from_config`; a jitter out of its
             range.
         """
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "mix"]
+        made = ("mix", "label_policy")
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in made]
+        policy = Policy.from_config(data["label_policy"])
         mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
-        options = cls(mix=mix, **{name: data[name] for name in names})
+        options = cls(mix=mix, label_policy=policy, **{name: data[name] for name in names})
         options.recipe()  # checks what it is made of
         return options
 
@@ -177,25 +182,20 @@ def training_batches(
         `sharding.local_rows`. None: all.
 
     Raises:
-      InputError: fewer records than one global batch.
+      InputError: fewer records, in all or in a part of a mixture, than a global batch takes.
     """
-    if len(corpus) < batch_size:
-        raise InputError(
-            f"{corpus.name} has {len(corpus)} usable records, fewer than "
-            f"config.batch_size={batch_size}; a batch must not repeat a record"
-        )
     make = Make(
         corpus,
         tokenizer,
         options.recipe(),
-        Seeds(_stream(seed, _EXAMPLES)),
+        Seeds(sampling.example_seed(seed)),
         text_seed=seed,
         batch_size=batch_size,
         with_perturbed=with_perturbed,
     )
-    order = grain.MapDataset.source(range(len(corpus))).shuffle(_stream(seed, _SHUFFLE))
+    order = sampling.order(corpus, seed, batch_size)
     rows = np.arange(batch_size) if rows is None else rows
-    dataset = _Batches(order.repeat(None), make, rows, batch_size)
+    dataset = _Batches(order, make, rows, batch_size)
     # Each thread makes a batch while one more waits: memory is a few batches, whatever their size.
     threads = max(1, options.num_threads)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
@@ -205,15 +205,6 @@ def training_batches(
             num_workers=options.num_workers, per_worker_buffer_size=1
         )
     return BatchIterator(dataset, batch_size, read, workers)
-
-
-# Grain's own numbers of the two streams when they hung on its chain of steps: runs that were
-# started then continue on the same batches.
-_SHUFFLE, _EXAMPLES = 1, 5
-
-
-def _stream(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, dtype=np.uint32)[0])
 
 
 def batch_shapes(
@@ -248,6 +239,7 @@ class Examples:
       corpus: the split to evaluate.
       training: answers the training split of the same corpus, for evaluators that judge texts by
         it; asked at most once, None where there is none.
+      label_policy: how evaluators read labels; None: uncertain and blank ones count for nothing.
     """
 
     def __init__(
@@ -258,7 +250,9 @@ class Examples:
         text_length: int,
         *,
         training: Callable[[], Corpus] | None = None,
+        label_policy: Policy | None = None,
     ) -> None:
+        self.label_policy = label_policy or Policy()
         self.corpus, self.tokenizer, self._training = corpus, tokenizer, training
         self.preprocess, self.text_length = preprocess, text_length
         self.name, self.groups = corpus.name, corpus.groups

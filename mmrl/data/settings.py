@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.data import excerpts, leaks, views
+from mmrl.data import excerpts, labels, leaks, views
 from mmrl.types import InputError
 
 
@@ -49,6 +49,10 @@ def defaults() -> dict[str, Any]:
         "contrast": 0.0,  # mean, and of the power that they are raised to
         "gamma": 0.0,
         "cache_images": False,  # keep decoded, resized images in memory
+        # How evaluators read raw labels, see mmrl/data/labels.py: a preset, or what uncertain ones
+        # (ignore, zeros, ones, classes) and blank ones (ignore, zero) become; labels: for one by
+        # one, as {"Edema": "ones"}.
+        "label_policy": {"preset": "", "uncertain": "ignore", "blank": "ignore", "labels": {}},
         "num_threads": 2,
         "num_workers": 0,  # processes; 0: threads only
         "prefetch": 2,  # batches sent to the device ahead of the step that takes them
@@ -67,6 +71,7 @@ LATER_KEYS: dict[str, Any] = {
     "waive_leaks": (),
     "views": "first",
     "text": "report",
+    "label_policy": {"preset": "", "uncertain": "ignore", "blank": "ignore", "labels": {}},
     "load_size": 0,
     "aspect": (0.9, 1.1),
     "translate": 0.0,
@@ -92,4 +97,5 @@ def check(data: Mapping[str, Any]) -> None:
         )
     views.check(data["views"])
     excerpts.check(data["text"])
+    labels.Policy.from_config(data["label_policy"])
     leaks.parse_waivers(data["waive_leaks"])

@@ -1,0 +1,123 @@
+"""Several corpora as one, each with its weight in training.
+
+    config.data.source = "mixture"
+    config.data.parts = (
+        {"source": "prepared", "path": "corpora/mimic", "weight": 2.0},
+        {"source": "prepared", "path": "corpora/openi", "weight": 1.0},
+    )
+
+Of every batch, two thirds come from the first part and one third from the second, up to one
+example; each part is shuffled and read through before it begins anew. Without weights a part is
+drawn in proportion to its size. Evaluation reads each record once.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrl import build
+from mmrl.data.corpus import loader
+from mmrl.data.splits import check_split
+from mmrl.types import InputError, Record, Reject, Source
+
+
+class _Images:
+    """(index, number) -> u8 or u16[H, W] of the part that holds the record."""
+
+    def __init__(
+        self, starts: np.ndarray, loads: Sequence[Callable[[int, int], np.ndarray]]
+    ) -> None:
+        self._starts, self._loads = starts, loads
+
+    def __call__(self, index: int, number: int = 0) -> np.ndarray:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._loads[part](index - int(self._starts[part]), number)
+
+
+class Mixture:
+    """The records of one split of several corpora, one part after the other; a Source.
+
+    Ids keep the name of the source they come from, and must differ between parts.
+
+    Args:
+      split: train, val or test.
+      parts: each {"source": name, options of that source..., "weight": number above 0}; a weight
+        for all of them or for none.
+
+    Attributes:
+      starts: i64[P], the index of each part's first record.
+      weights: of the parts, None when in proportion to their sizes.
+      rejects, total, note: of all parts together.
+      image: (index, number = 0) -> u8 or u16[H, W].
+
+    Raises:
+      InputError: as `check_options`, before any corpus is read; whatever a part refuses.
+    """
+
+    def __init__(self, *, split: str, parts: Sequence[Mapping[str, Any]]) -> None:
+        check_split(split)
+        self.check_options("mixture", {"parts": parts})
+        self._parts: list[Source] = []
+        for part in parts:
+            options = {
+                key: value
+                for key, value in part.items()
+                if key not in ("source", "weight") and value not in (None, "")
+            }
+            self._parts.append(build.find("source", part["source"])(split=split, **options))
+        sizes = [len(part) for part in self._parts]
+        self.starts = np.cumsum([0, *sizes])[:-1]
+        self._length = sum(sizes)
+        weights = tuple(float(part["weight"]) for part in parts if part.get("weight") is not None)
+        self.weights: tuple[float, ...] | None = weights or None
+        self.rejects: list[Reject] = [reject for part in self._parts for reject in part.rejects]
+        self.total: int = sum(part.total for part in self._parts)
+        notes = (getattr(part, "note", "") for part in self._parts)
+        self.note = "; ".join(note for note in notes if note)
+        self.image = _Images(self.starts, [loader(part) for part in self._parts])
+
+    @staticmethod
+    def check_options(where: str, given: Mapping[str, Any]) -> None:
+        """Refuses parts that could not be built, before any of them is.
+
+        Args:
+          where: the config key to name, such as "config.data".
+
+        Raises:
+          InputError: no part, an unknown source or option, a missing one, a mixture within a
+            mixture, a weight that is no positive number, or weights for some parts only.
+        """
+        parts = given.get("parts")
+        if isinstance(parts, str | Mapping) or not parts:
+            raise InputError(f"{where}.parts is {parts!r}; expected mappings, one for each corpus")
+        weighted = []
+        for number, part in enumerate(parts):
+            at = f"{where}.parts[{number}]"
+            if not hasattr(part, "items") or "source" not in part:
+                raise InputError(f"{at} is {part!r}; expected source and its options")
+            target = build.find("source", part["source"])
+            if target is Mixture:
+                raise InputError(f"{at} is a mixture itself; list its parts here")
+            options = {key: part[key] for key in part if key not in ("source", "weight")}
+            build.check_options(at, target, options, supplied=("split",))
+            weight = part.get("weight")
+            weighted.append(weight is not None)
+            number_given = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if weight is not None and not (number_given and 0 < weight < float("inf")):
+                raise InputError(f"{at}.weight is {weight!r}; expected a number above 0")
+        if len(set(weighted)) > 1:
+            missing = weighted.index(False)
+            raise InputError(f"{where}.parts[{missing}] has no weight; expected all or none to")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        position %= len(self)
+        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return self._parts[part][position - int(self.starts[part])]
