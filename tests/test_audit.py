@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmrl.data import images
+from mmrl.data.leaks import LeakError
 from mmrl.preparation import audit_tables, cards, findings
 from mmrl.preparation.audit import audit
 from mmrl.preparation.holdings import Holdings
@@ -128,11 +129,18 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
             (record("x", "test", findings="Nothing known."), [stored("y", picture(9))]),
         ],
     )
-    audit([training], against=[other], out=str(tmp_path / "out"))
+    waivers = dict.fromkeys(("patient", "study", "group", "image"), (0.5, "a follow-up"))
+    told = r"patient: 1 of 2 records.*--waive=\(\('patient', 0\.5"
+    with pytest.raises(LeakError, match=told) as caught:
+        audit([training], against=[other], out=str(tmp_path / "none"))
+    assert str(caught.value).startswith(f"{other} against training on {training}: ")
+    assert (tmp_path / "none" / "audit.html").exists()
+    audit([training], against=[other], out=str(tmp_path / "out"), waivers=waivers)
     numbers = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
     found = {one["kind"]: one for one in numbers["corpora"]["toy"]["against"][other]["overlaps"]}
     assert (found["patient"]["records"], found["patient"]["of"]) == (1, 2)
     assert found["image"]["examples"] == ["toy:1"]
+    assert found["image"]["waived"] == "a follow-up"
     assert "study" in found
     assert "that the train split has seen" in " ".join(capsys.readouterr().out.split())
 

@@ -142,7 +142,7 @@ def audit_tiny(root: Path) -> tuple[str, dict[str, Any], Page]:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     before = digests()
-    assert audit([folder], lengths=(8, 300), batch_sizes=(2, 3)) == 0
+    audit([folder], lengths=(8, 300), batch_sizes=(2, 3))
     assert digests() == before
     out = root / "toy-audit"
     numbers = json.loads((out / "audit.json").read_text(encoding="utf-8"))
