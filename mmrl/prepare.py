@@ -42,7 +42,7 @@ _QUALITY = flags.DEFINE_integer("quality", 95, "Of JPEG, 1 to 100.", flag_values
 _WORKERS = flags.DEFINE_integer(
     "workers",
     None,
-    "Processes that encode, default one per core; 0: this one.",
+    "Processes that encode; default: one per core, for a few records none; 0: this one.",
     lower_bound=0,
     flag_values=_FLAGS,
 )
@@ -102,12 +102,13 @@ def source_options(name: str) -> dict[str, Any]:
         raise InputError(build.unknown("value of --verify", _VERIFY.value, VERIFY))
     offered = build.options(build.find("source", name))
     given = options.parse(name, _OPTIONS.value)
-    workers = _workers()
+    cores = len(os.sched_getaffinity(0))
     flagged: dict[str, tuple[str, Any]] = {
         "path": ("--input", _INPUT.value),
         "allow_missing_images": ("--allow-missing-images", _MISSING.value or None),
-        "verify": ("--verify", _VERIFY.value),
-        "num_threads": ("--workers", max(workers, 1)),
+        # A prepared corpus is verified in other ways, and was decoded once.
+        "verify": ("--verify", _VERIFY.value if name != "prepared" else None),
+        "num_threads": ("--workers", _WORKERS.value or cores),
     }
     for option, (flag, value) in flagged.items():
         if value is None:
@@ -121,10 +122,6 @@ def source_options(name: str) -> dict[str, Any]:
     if "path" in offered and not given.get("path"):
         raise InputError("missing --input=...; see --help")
     return given
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if _WORKERS.value is None else _WORKERS.value
 
 
 def main(*arguments: str) -> None:
@@ -149,7 +146,7 @@ def main(*arguments: str) -> None:
     settings = Settings(
         recipe=recipe.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
         shard_bytes=_SHARD_MIB.value * 2**20,
-        workers=_workers(),
+        workers=_WORKERS.value,
         max_reject_fraction=_MAX_REJECTS.value,
         allow_missing_images=_MISSING.value,
     )

@@ -372,6 +372,21 @@ def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:
     assert len(Prepared(split="train", path=str(tmp_path / "out"))) == 0
 
 
+def test_a_prepared_corpus_may_be_prepared_again(folder: Path, tmp_path: Path) -> None:
+    """At a smaller size; what tells of the original images stays."""
+    prepare(folder, tmp_path / "out", size=64, format="png")
+    settings = job.Settings(Recipe(size=32, format="png"))
+    manifest = job.prepare("prepared", {"path": str(tmp_path / "out")}, tmp_path / "on", settings)
+    assert manifest["facts"]["title"] == "Rich" and manifest["options"] == {}
+    first = Prepared(split="val", path=str(tmp_path / "out"))[0]
+    again = Prepared(split="val", path=str(tmp_path / "on"))[0]
+    assert again.id == first.id and again.sections == first.sections
+    assert [i.sha256 for i in again.images] == [i.sha256 for i in first.images]
+    assert [i.phash for i in again.images] == [i.phash for i in first.images]
+    assert again.images[0].load().shape == (16, 32)
+    assert again.boxes[0].xyxy == pytest.approx([0.5 * x for x in first.boxes[0].xyxy])
+
+
 def test_splits_and_order_are_those_of_the_source(tmp_path: Path) -> None:
     given = {"length": 40, "render_size": 32}
     job.prepare("phantom", given, tmp_path, job.Settings(Recipe(size=32, format="png")))

@@ -1,5 +1,7 @@
 """A preparation that is cut off at any moment ends in the bytes of one that was not."""
 
+import dataclasses
+import functools
 import hashlib
 import os
 import signal
@@ -13,9 +15,9 @@ from typing import Any
 import pytest
 
 from mmrl.data import shards
-from mmrl.preparation import durable, job, workers, workplace
+from mmrl.preparation import durable, inventory, job, workers, workplace
 from mmrl.preparation.recipe import Recipe
-from mmrl.types import InputError
+from mmrl.types import ImageRef, InputError
 from tests.conftest import ROOT
 
 OPTIONS = {"length": 40, "render_size": 32}
@@ -127,6 +129,23 @@ def test_what_was_done_is_not_done_again(
 def test_workers_change_no_byte(undisturbed: dict[str, str], tmp_path: Path, count: int) -> None:
     run(tmp_path, workers=count)
     assert files(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = inventory.Part.records
+
+    def deadly(part: inventory.Part, start: int, stop: int) -> list[Any]:
+        image = ImageRef("x", functools.partial(os._exit, 9))
+        records = real(part, start, stop)
+        return [dataclasses.replace(record, images=(image,)) for record in records]
+
+    monkeypatch.setattr(job, "estimate", lambda found, recipe: 1000)
+    monkeypatch.setattr(inventory.Part, "records", deadly)
+    with pytest.raises(InputError, match="a worker process died: out of memory, or a decoder"):
+        run(tmp_path / "out", workers=1)
 
 
 _CHILD = """

@@ -15,6 +15,10 @@ from mmrl.data.shards import StoredImage, index_row, pack_payload, pixel_sha256
 from mmrl.preparation.recipe import Recipe
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
+# What decoders raise at files that they cannot make sense of. Not OSError: a disk that fails must
+# end the run, not empty the corpus.
+STUMBLES = (cv2.error, ValueError, KeyError, IndexError, OverflowError, EOFError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
@@ -109,7 +113,7 @@ def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
     """Reads and encodes one image; InputError when it cannot be read."""
     try:
         original = reference.load()
-    except (cv2.error, ValueError, KeyError, IndexError, OverflowError, EOFError) as error:
+    except STUMBLES as error:
         if isinstance(error, InputError):
             raise
         # A decoder that stumbles over one file must not end the run; the reject names its error.

@@ -139,7 +139,9 @@ def take(
     reading = _Reading(progress)
     for split, source in sources.items():
         reading.add(source, "" if split == ALL else split)
-    facts = getattr(next(iter(sources.values())), "facts", None)  # of the release that it found
+    first = next(iter(sources.values()))
+    facts = getattr(first, "facts", None)  # of the release that it found
+    stated = getattr(first, "manifest", {}).get("facts", {})  # of a corpus prepared before
     draft = Inventory(
         name=name,
         options={
@@ -148,7 +150,7 @@ def take(
         },
         parts=reading.parts(),
         images=reading.images,
-        facts=dataclasses.asdict(facts) if facts is not None else {},
+        facts=dataclasses.asdict(facts) if facts is not None else stated,
         licenses=_by_count(reading.licenses),
         access=_by_count(reading.access),
         texts=reading.texts_by_section(),

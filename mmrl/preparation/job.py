@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from mmrl.types import InputError
 
 _SAMPLES = 32  # records encoded to tell how large the corpus will be
 _MARGIN = 1.25  # of the estimate, for what the samples do not show
+_FEW = 2000  # records that one process encodes in the time that others take to start
 _GIB, _MIB = 2**30, 2**20
 
 
@@ -33,7 +35,8 @@ class Settings:
     Attributes:
       recipe, shard_bytes, chunk_records: shape the result. A shard ends with the chunk that fills
         it; a chunk is what one worker encodes at a time.
-      workers: processes that encode; 0: this one.
+      workers: processes that encode; 0: this one; None: one per core, where there is so much to do
+        that starting them pays.
       max_reject_fraction: share of the records that may be refused, or lose an image.
       allow_missing_images: missing images do not count to that.
     """
@@ -41,7 +44,7 @@ class Settings:
     recipe: Recipe
     shard_bytes: int = 256 * _MIB
     chunk_records: int = 256
-    workers: int = 0
+    workers: int | None = None
     max_reject_fraction: float = 0.01
     allow_missing_images: bool = False
 
@@ -179,6 +182,12 @@ def _check_space(
         )
 
 
+def _workers(asked: int | None, records: int) -> int:
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if records >= _FEW else 0
+
+
 def _run(
     found: Inventory,
     workplace: Workplace,
@@ -198,7 +207,7 @@ def _run(
         workplace,
         spans(found, settings.chunk_records),
         first=assembly.next,
-        workers=settings.workers,
+        workers=_workers(settings.workers, found.records - earlier),
     )
     try:
         with Meter("preparing", found.records, start=earlier) as meter:

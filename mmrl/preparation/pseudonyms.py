@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.data.dicom import pseudonym
+from mmrl.preparation.encode import STUMBLES
 from mmrl.types import InputError, Record, Reject, Source
 
 _UNTOLD = "not told: the corpus is pseudonymised"
@@ -83,5 +84,5 @@ class Pseudonymised:
 def _load_silently(load: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return load()
-    except InputError as error:
+    except STUMBLES as error:  # InputError among them; any may quote the name of a file
         raise UnreadableError(getattr(error, "reason", "unreadable_image")) from None
