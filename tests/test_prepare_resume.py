@@ -285,3 +285,9 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         run(tmp_path / "out")
     held.close()
     run(tmp_path / "out")
+
+
+def test_processes_are_started_where_they_pay() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert [job._workers(None, n) for n in (1, 1999, 2000)] == [0, 0, cores]
+    assert [job._workers(n, 10**6) for n in (0, 5)] == [0, 5]
