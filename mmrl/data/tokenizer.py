@@ -30,6 +30,7 @@ _SURFACE_WORD = re.compile(rf"{MASK_SYMBOL}|{WORD.pattern}|\w+|[^\w\s]+")
 
 
 _CACHED_CHUNKS = 1 << 17
+_CACHED_LETTERS = 64  # longer chunks are no words, and do not recur
 
 
 class Encoding(NamedTuple):
@@ -190,7 +191,7 @@ class Tokenizer:
         found = self._known.get(chunk)
         if found is None:
             found = self._processor.encode(chunk, out_type=int)
-            if len(self._known) < _CACHED_CHUNKS:
+            if len(self._known) < _CACHED_CHUNKS and len(chunk) <= _CACHED_LETTERS:
                 self._known[chunk] = found
         return found
 
