@@ -33,6 +33,8 @@ RESUMABLE_KEYS = (
     "data.num_threads",
     "data.num_workers",
     "data.cache_images",
+    "data.cache_mib",
+    "data.stall_seconds",
 )
 
 

@@ -18,6 +18,10 @@ class Batches(Protocol):
         """Where the iterator is."""
         ...
 
+    def whereabouts(self) -> str:
+        """What it is at, when it does not deliver."""
+        ...
+
 
 class Placed(NamedTuple):
     """A batch on its way to the device.
@@ -42,6 +46,7 @@ class Prefetch:
       batches: left alone by everybody else until `close`.
       place: host batch -> device arrays.
       depth: batches ahead, from 2.
+      patience: seconds that a batch may take. late: told, once for such a batch, what it hangs on.
 
     Raises:
       Whatever `batches` or `place` raise, from the `next` that would have returned the batch.
@@ -52,7 +57,11 @@ class Prefetch:
         batches: Batches,
         place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
         depth: int,
+        *,
+        patience: float | None = None,
+        late: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._patience, self._late, self._placing = patience, late, False
         self._batches, self._place = batches, place
         self.position = batches.get_state()
         # The thread holds one more, which it cannot put into the full queue.
@@ -66,7 +75,10 @@ class Prefetch:
             while not self._stop.is_set():
                 batch = next(self._batches)
                 position = dict(self._batches.get_state())
-                self._put(Placed(self._place(batch), batch["index"], position))
+                self._placing = True
+                arrays = self._place(batch)
+                self._placing = False
+                self._put(Placed(arrays, batch["index"], position))
         except BaseException as error:  # not lost: `next` raises it where somebody sees it
             self._put(error)
 
@@ -79,7 +91,12 @@ class Prefetch:
                 continue
 
     def __next__(self) -> Placed:
-        item = self._ready.get()
+        try:
+            item = self._ready.get(timeout=self._patience)
+        except queue.Empty:
+            placing = "sending the batch to the device"
+            self._late(placing if self._placing else self._batches.whereabouts())
+            item = self._ready.get()
         if isinstance(item, BaseException):
             self.close()
             raise item

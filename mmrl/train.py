@@ -25,6 +25,7 @@ from mmrl import config as configs
 from mmrl.cli import NonFiniteError, PreemptedError
 from mmrl.clock import Clock
 from mmrl.console import Console
+from mmrl.data import stall
 from mmrl.data.corpus import describe
 from mmrl.data.pipeline import Examples, Options, training_batches
 from mmrl.data.tokenizer import Tokenizer
@@ -113,10 +114,12 @@ class Trainer:
                 results = self._evaluate(state, start)
             else:
                 traced = Profile(self.workdir, start=start, **self.config.profile)
-                ahead = self.config.data.prefetch
+                ahead, patience = self.config.data.prefetch, self.config.data.stall_seconds
                 with (
                     distributed.Preemption() as preemption,
-                    Prefetch(self.batches, self._place, ahead) as feed,
+                    Prefetch(
+                        self.batches, self._place, ahead, patience=patience, late=self._say_late
+                    ) as feed,
                     contextlib.closing(traced),
                 ):
                     state, results = self._loop(state, start, writer, preemption, feed, traced)
@@ -271,9 +274,17 @@ class Trainer:
     def _example(self) -> dict[str, Any]:
         """Shapes of a global batch, from a real one; the iterator is put back afterwards."""
         position = self.batches.get_state()
-        example = global_example(next(self.batches), self.config.batch_size)
+        patience = self.config.data.stall_seconds
+        with stall.watch(patience, lambda: self._say_late(self.batches.whereabouts())):
+            example = global_example(next(self.batches), self.config.batch_size)
         self.batches.set_state(position)
         return example
+
+    def _say_late(self, where: str) -> None:
+        """Of every process: the others wait for it, and only it knows why."""
+        seconds, number = self.config.data.stall_seconds, jax.process_index()
+        which = f" for process {number}" if jax.process_count() > 1 else ""
+        Console().say(f"no batch{which} in {seconds:g} s: {where}")
 
     def examples(self) -> Examples:
         """The held-out examples of training's own evaluations."""

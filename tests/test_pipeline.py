@@ -212,7 +212,7 @@ def test_digest_tells_inputs_apart():
 
 
 def test_caches_stay_at_home_when_work_is_sent_to_a_process():
-    load = Load(CORPUS, options().preprocess(), True)
+    load = Load(CORPUS, options().preprocess(), 1)
     load(3)
     copy = pickle.loads(pickle.dumps(load))
     assert load.cache and copy.cache == {}

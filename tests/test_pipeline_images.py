@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import pickle
+import time
 
 import numpy as np
 import pytest
 
 from mmrl import config as configs
 from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.example import Load
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import Jitter
 from mmrl.data.pipeline import Options, training_batches
@@ -214,3 +216,42 @@ def test_texts_without_images_are_read_where_no_image_is_needed():
     np.testing.assert_array_equal(corpus.image(1), rejected.image(0))
     with pytest.raises(InputError, match="record toy:0: the record has 0 images, no number 0"):
         corpus.image(0)
+
+
+def test_the_image_cache_keeps_to_its_budget():
+    """1 MiB holds four images of 512 x 512; a long pass keeps the first four, others read anew."""
+    reads = []
+
+    class Counted(toys.ToySource):
+        def image(self, index, number=0):
+            reads.append(index)
+            return toys.noise(index)
+
+    corpus = read_corpus("toy/train", Counted(12), sections=("findings",))
+    load = Load(corpus, Preprocess(512), 1)
+    for _ in range(20):
+        for index in range(12):
+            np.testing.assert_array_equal(load(index), Preprocess(512)(toys.noise(index)))
+            assert sum(image.nbytes for image in load.cache.values()) <= 2**20
+    assert len(load.cache) == 4
+    assert [reads.count(index) for index in range(12)] == [1] * 4 + [20] * 8
+    assert not Load(corpus, Preprocess(512), 0).cache
+
+
+def test_threads_hold_a_few_batches_whatever_their_size():
+    """They ran ahead by four times batch_size batches once, which was gigabytes."""
+    made = []
+
+    class Counted(toys.ToySource):
+        def image(self, index, number=0):
+            made.append(index)
+            return toys.noise(index)
+
+    corpus = read_corpus("toy/train", Counted(64), sections=("findings",))
+    iterator = training_batches(
+        corpus, TOKENIZER, options(num_threads=2), seed=0, batch_size=8, with_perturbed=False
+    )
+    next(iterator)
+    time.sleep(1)
+    iterator.close()
+    assert len(made) <= 8 * 5  # one taken, three waiting or in the making, and one more begun

@@ -5,12 +5,13 @@ one thread: its rows are written where they will lie, and its texts are tokenise
 """
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrl.data import perturb
+from mmrl.data import perturb, stall
 from mmrl.data.corpus import Corpus
 from mmrl.data.excerpts import Excerpts
 from mmrl.data.images import Preprocess
@@ -31,6 +32,7 @@ class Recipe:
     mix: Mix
     num_perturbed: int
     cache_images: bool
+    cache_mib: int
 
 
 class Draw(NamedTuple):
@@ -62,16 +64,33 @@ class Seeds:
 
 
 class Load:
-    """(index, view) -> u8[S, S]: decoding and resizing, kept in memory when asked for."""
+    """(index, view) -> u8[S, S]: decoding and resizing, kept in memory when asked for.
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocess, cache: bool) -> None:
+    Images are kept as they come until `cache_mib` MiB are full, in each process by itself. None is
+    ever given up for another: every epoch asks for each image once, so that of a cache that drops
+    the oldest nothing would be found again.
+
+    Args:
+      cache_mib: 0 keeps none.
+      mark: is told what begins, see `stall.Board.mark`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        preprocess: Preprocess,
+        cache_mib: int,
+        mark: Callable[[int, int], None] = stall.ignore,
+    ) -> None:
         self._load, self._positions, self._ids = corpus.load, corpus.positions, corpus.ids
         self._numbers, self._choices = corpus.numbers, corpus.choices
-        self._preprocess = preprocess
-        self.cache: dict[tuple[int, int], np.ndarray] | None = {} if cache else None
+        self._preprocess, self._mark = preprocess, mark
+        self._kept = cache_mib * 2**20 // preprocess.size**2
+        self.cache: dict[tuple[int, int], np.ndarray] = {}
+        self._adding = threading.Lock()
 
     def __call__(self, index: int, view: int = 0) -> np.ndarray:
-        """The image of one example; it is the cache's own, so nobody may write to it.
+        """The image of one example; it may be the cache's own, so nobody may write to it.
 
         Args:
           view: a random number that chooses among the images, where there is a choice.
@@ -82,19 +101,28 @@ class Load:
         count = int(self._choices[index])
         number = view % count if count > 1 else int(self._numbers[index])
         place = int(self._positions[index]), number
-        image = self.cache.get(place) if self.cache is not None else None
+        image = self.cache.get(place)
         if image is None:
             try:
-                image = self._preprocess(self._load(*place))
+                self._mark(stall.READ, index)
+                image = self._load(*place)
+                self._mark(stall.PREPROCESS, index)
+                image = self._preprocess(image)
             except InputError as error:
                 raise InputError(f"record {self._ids[index]}: {error}") from None
-            if self.cache is not None:
-                self.cache[place] = image
+            if len(self.cache) < self._kept:
+                with self._adding:
+                    if len(self.cache) < self._kept:
+                        self.cache[place] = image
         return image
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process gets the recipe, not the pixels.
-        return {**self.__dict__, "cache": None if self.cache is None else {}}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_adding"}
+        return {**kept, "cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _adding=threading.Lock())
 
 
 class Make:
@@ -104,6 +132,7 @@ class Make:
       seeds: of every position. text_seed: of the parts of reports that are read.
       batch_size: of the global batch; it tells the step, which the curriculum asks for.
       with_perturbed: whether perturbed copies are made.
+      mark: is told what begins, see `stall.Board.mark`.
     """
 
     def __init__(
@@ -116,8 +145,11 @@ class Make:
         text_seed: int,
         batch_size: int,
         with_perturbed: bool,
+        mark: Callable[[int, int], None] = stall.ignore,
     ) -> None:
-        self.load = Load(corpus, recipe.preprocess, recipe.cache_images)
+        kept = recipe.cache_mib if recipe.cache_images else 0
+        self.load = Load(corpus, recipe.preprocess, kept, mark)
+        self._mark = mark
         self._excerpts = Excerpts(corpus, recipe.text, text_seed)
         self._tokenizer, self._recipe, self._seeds = tokenizer, recipe, seeds
         self._batch_size, self._with_perturbed = batch_size, with_perturbed
@@ -128,9 +160,11 @@ class Make:
         step = positions[0] // self._batch_size
         read = [self._excerpts(index, step) for index in indices]
         texts = [text for text, _ in read]
+        images = self._images(indices, draws)[..., None]
+        self._mark(stall.TOKENISE, indices[0])
         originals = self._tokenizer.encode_batch(texts, self._recipe.text_length)
         rows = {
-            "image": self._images(indices, draws)[..., None],
+            "image": images,
             "tokens": originals.tokens,
             "token_mask": originals.mask,
             "group": np.asarray([group for _, group in read], np.int32),
@@ -139,13 +173,15 @@ class Make:
         if self._with_perturbed:
             generators = (np.random.default_rng(draw.text) for draw in draws)
             kinds, copies = [], []
-            for text, rng in zip(texts, generators, strict=True):
+            for index, text, rng in zip(indices, texts, generators, strict=True):
+                self._mark(stall.PERTURB, index)
                 drawn = perturb.draw_kinds(
                     self._recipe.mix.at(step), self._recipe.num_perturbed, rng
                 )
                 kinds.append(drawn)
                 copies.append([perturb.perturb(text, kind, rng) for kind in drawn])
             rows |= copies_to_arrays(texts, originals.tokens, kinds, copies, self._tokenizer)
+        self._mark(stall.IDLE, 0)
         return rows
 
     def _images(self, indices: Sequence[int], draws: Sequence[Draw]) -> np.ndarray:
@@ -156,6 +192,7 @@ class Make:
         still = jitter.still(preprocess.size)
         for row, index, draw in zip(out, indices, draws, strict=True):
             image = self.load(index, draw.view)
+            self._mark(stall.AUGMENT, index)
             if still:
                 np.copyto(row, image)
             else:

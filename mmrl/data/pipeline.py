@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from mmrl.data import sampling
+from mmrl.data import sampling, stall
 from mmrl.data.corpus import Corpus
 from mmrl.data.example import Make, Recipe, Seeds
 from mmrl.data.images import Preprocess
@@ -47,6 +47,7 @@ class Options:
     contrast: float
     gamma: float
     cache_images: bool
+    cache_mib: int
     label_policy: Policy
     num_threads: int
     num_workers: int
@@ -84,6 +85,7 @@ class Options:
             mix=self.mix,
             num_perturbed=self.num_perturbed,
             cache_images=self.cache_images,
+            cache_mib=self.cache_mib,
         )
 
 
@@ -118,6 +120,7 @@ class BatchIterator:
 
     Args:
       read: threads, and how many batches they run ahead. workers: processes, None for none.
+      board: where those say what they are at. ids: of the records, to name them.
     """
 
     def __init__(
@@ -126,7 +129,10 @@ class BatchIterator:
         batch_size: int,
         read: grain.ReadOptions,
         workers: grain.MultiprocessingOptions | None,
+        board: stall.Board,
+        ids: Sequence[str],
     ) -> None:
+        self._board, self._ids = board, ids
         self._dataset, self._batch_size = dataset, batch_size
         self._read, self._workers = read, workers
         self._next = 0
@@ -134,6 +140,7 @@ class BatchIterator:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._running is None:
+            self._board.clear()
             ahead = self._dataset[self._next :].to_iter_dataset(self._read)
             if self._workers is not None:
                 ahead = ahead.mp_prefetch(self._workers)
@@ -152,6 +159,14 @@ class BatchIterator:
         self._next, within = divmod(int(state["global_next_index"]), self._batch_size)
         if within:
             raise ValueError(f"{state} lies within a batch of {self._batch_size}")
+
+    def whereabouts(self) -> str:
+        """What the pipeline is at: the stage that has taken longest so far, its record and time."""
+        places = self._board.places()
+        if not places:
+            return "waiting for worker processes" if self._workers else "waiting for threads"
+        stage, record, seconds = places[0]
+        return f"{stall.STAGES[stage]} of record {self._ids[record]} for {seconds:.0f} s"
 
     def close(self) -> None:
         """Ends threads and processes; the next batch starts them again."""
@@ -184,6 +199,7 @@ def training_batches(
     Raises:
       InputError: fewer records, in all or in a part of a mixture, than a global batch takes.
     """
+    board = stall.Board()
     make = Make(
         corpus,
         tokenizer,
@@ -192,6 +208,7 @@ def training_batches(
         text_seed=seed,
         batch_size=batch_size,
         with_perturbed=with_perturbed,
+        mark=board.mark,
     )
     order = sampling.order(corpus, seed, batch_size)
     rows = np.arange(batch_size) if rows is None else rows
@@ -204,7 +221,7 @@ def training_batches(
         workers = grain.MultiprocessingOptions(
             num_workers=options.num_workers, per_worker_buffer_size=1
         )
-    return BatchIterator(dataset, batch_size, read, workers)
+    return BatchIterator(dataset, batch_size, read, workers, board, corpus.ids)
 
 
 def batch_shapes(

@@ -48,13 +48,15 @@ def defaults() -> dict[str, Any]:
         "brightness": 0.0,  # greatest relative change of levels, of their distances from the
         "contrast": 0.0,  # mean, and of the power that they are raised to
         "gamma": 0.0,
-        "cache_images": False,  # keep decoded, resized images in memory
+        "cache_images": False,  # keep decoded, resized images in memory,
+        "cache_mib": 2048,  # up to so much in each process
         # How evaluators read raw labels, see mmrl/data/labels.py: a preset, or what uncertain ones
         # (ignore, zeros, ones, classes) and blank ones (ignore, zero) become; labels: for one by
         # one, as {"Edema": "ones"}.
         "label_policy": {"preset": "", "uncertain": "ignore", "blank": "ignore", "labels": {}},
         "num_threads": 2,
         "num_workers": 0,  # processes; 0: threads only
+        "stall_seconds": 60.0,  # a batch that takes longer is reported, with what it hangs on
         "prefetch": 2,  # batches sent to the device ahead of the step that takes them
         "max_reject_fraction": 0.01,
         # Overlap of held-out with training records that is accepted, and written into results:
@@ -77,6 +79,8 @@ LATER_KEYS: dict[str, Any] = {
     "translate": 0.0,
     "rotate": 0.0,
     "gamma": 0.0,
+    "cache_mib": 2048,
+    "stall_seconds": 60.0,
 }
 
 
@@ -86,10 +90,12 @@ def check(data: Mapping[str, Any]) -> None:
     Raises:
       InputError: names the option in one line.
     """
-    least = {"image_size": 1, "num_perturbed": 1, "prefetch": 2}
+    least = {"image_size": 1, "num_perturbed": 1, "prefetch": 2, "cache_mib": 0}
     for key, low in least.items():
         if data[key] < low:
             raise InputError(f"config.data.{key}={data[key]} must be at least {low}")
+    if not data["stall_seconds"] > 0:
+        raise InputError(f"config.data.stall_seconds={data['stall_seconds']} must be above 0")
     size, load_size = data["image_size"], data["load_size"]
     if load_size and load_size < size:
         raise InputError(
