@@ -10,8 +10,10 @@ Kinds, each one function with one line in the registry:
 * *control*: `shuffle_sentences` keeps the meaning and must not serve as a negative.
 """
 
+import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -160,12 +162,15 @@ def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np
     if not count % len(weights) and (weights == weights[0]).all():
         return np.repeat(np.arange(len(weights)), count // len(weights))
     order_of = rng.permutation(len(weights))  # neighbours would else exclude each other
-    shares = count * weights[order_of] / weights.sum()
-    whole = np.floor(shares + 1e-9).astype(np.int64)
-    extra = count - int(whole.sum())
+    total = float(weights.sum())
+    shares = [count * weight / total for weight in weights[order_of].tolist()]
+    whole = [int(share + 1e-9) for share in shares]  # few numbers: Python is quicker than numpy
+    extra = count - sum(whole)
     if extra:
-        ends = np.cumsum(np.maximum(shares - whole, 0.0))
-        points = (rng.random() + np.arange(extra)) * (ends[-1] / extra)
-        chosen = np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)
-        np.add.at(whole, chosen, 1)
+        parts = (max(share - sure, 0.0) for share, sure in zip(shares, whole, strict=True))
+        ends = list(itertools.accumulate(parts))
+        start, step = rng.random(), ends[-1] / extra
+        for number in range(extra):
+            chosen = bisect.bisect_right(ends, (start + number) * step)
+            whole[min(chosen, len(ends) - 1)] += 1
     return np.repeat(order_of, whole)
