@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.corpus_files_f import write_csv, write_image, write_jsonl, write_lines
+from tests.corpus_files import write_csv, write_image, write_jsonl, write_lines
 
 Options = dict[str, Any]
 CORPORA: dict[str, Callable[[Path], Options]] = {}
@@ -55,7 +55,7 @@ def pmc_oa(folder: Path) -> Options:
     for name in names:
         write_image(folder / "images" / name)
     rows = ({"image": name, "caption": f"{name}.", "alignment_score": 0.5} for name in names)
-    write_jsonl(folder / "pmc_oa.jsonl", *rows)
+    write_jsonl(folder / "pmc_oa.jsonl", rows)
     write_csv(folder / "licenses.csv", ("PMCID", "License"), [("PMC1", "CC BY"), ("PMC2", "CC0")])
     return {"path": ".", "licenses": "licenses.csv"}
 

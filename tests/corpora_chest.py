@@ -7,8 +7,7 @@ import numpy as np
 
 from mmrl.data.chexpert_labels import LABELS
 from tests.corpora import Options, corpus
-from tests.corpus_files_b import write_dicom
-from tests.corpus_files_f import write_csv, write_image, write_jsonl, write_lines
+from tests.corpus_files import write_csv, write_dicom, write_image, write_jsonl, write_lines
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8)
 XML = (
@@ -168,14 +167,14 @@ def _pairs(key: str) -> list[dict[str, str]]:
 @corpus
 def radnli(folder: Path) -> Options:
     for part in ("dev", "test"):
-        write_jsonl(folder / f"radnli_{part}_v1.jsonl", *_pairs("pair_id"))
+        write_jsonl(folder / f"radnli_{part}_v1.jsonl", _pairs("pair_id"))
     return {"path": "."}
 
 
 @corpus
 def mednli(folder: Path) -> Options:
     for part in ("train", "dev", "test"):
-        write_jsonl(folder / f"mli_{part}_v1.jsonl", *_pairs("pairID"))
+        write_jsonl(folder / f"mli_{part}_v1.jsonl", _pairs("pairID"))
     return {"path": "."}
 
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -107,6 +108,13 @@ def launched(
     """A launcher that is still running, its processes behaving as told."""
     environment = stubs.environment({"BEHAVIOUR": json.dumps(behaviours), **(extra or {})})
     pipe = subprocess.PIPE
+    # A shell that is started with SIGINT ignored, as in the background, cannot trap it.
     return subprocess.Popen(
-        shlex.split(command), cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+        shlex.split(command),
+        cwd=ROOT,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

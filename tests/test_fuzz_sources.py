@@ -26,7 +26,7 @@ import tests.damage_binary  # noqa: F401
 from mmrl import build
 from tests.conftest import ROOT
 from tests.corpora import CORPORA
-from tests.corpus_files_f import write_image
+from tests.corpus_files import write_image
 from tests.damage import OPERATIONS, SECRET, Damage, apply
 
 CASES = 1000
@@ -184,6 +184,9 @@ class Bench:
         self.outcomes[answer["outcome"]] += 1
 
 
+OUTCOMES: Counter[str] = Counter()  # of all corpora
+
+
 def cases(number: int) -> settings:
     """So many cases, the same ones every time."""
     return settings(max_examples=number, derandomize=True, deadline=None, database=None)
@@ -199,8 +202,14 @@ def test_damaged_corpora_are_read_or_refused(source, reader, outside, tmp_path):
         bench.read(damages, choices, prepare=False)
 
     check()
-    # Damage that all of it refuses, or none, would show little.
-    assert min(bench.outcomes["records"], bench.outcomes["refused"]) > 2, bench.outcomes
+    OUTCOMES.update(bench.outcomes)
+
+
+def test_damage_is_neither_always_refused_nor_never():
+    """It would show little otherwise; which cases are drawn depends on what else is imported."""
+    if not OUTCOMES:
+        pytest.skip("the tests above did not run")
+    assert min(OUTCOMES["records"], OUTCOMES["refused"]) > sum(OUTCOMES.values()) / 10, OUTCOMES
 
 
 @pytest.mark.parametrize("source", sorted(CORPORA))

@@ -44,6 +44,13 @@ WORDS = st.one_of(
 JOINS = st.sampled_from([" ", " ", " ", "  ", ", ", ". ", ".. ", "\n", ": ", " (", ") ", ". 2. "])
 
 
+def test_sentences_equal_but_for_case_are_no_other_order():
+    text = "No.. No heart. 1 No No. no.."
+    for seed in range(20):
+        result = perturb(text, "shuffle_sentences", np.random.default_rng(seed))
+        assert result is None or normal(result.text) != normal(text)
+
+
 @st.composite
 def reports(draw_from: st.DrawFn) -> str:
     words = draw_from(st.lists(WORDS, max_size=14))

@@ -13,7 +13,7 @@ from mmrl.preparation import job
 from mmrl.preparation.recipe import Recipe
 from mmrl.types import InputError
 from tests import test_dicom_header as header
-from tests.corpus_files_b import write_csv
+from tests.corpus_files import write_csv
 from tests.dicoms import image, ramp
 
 MRN = "MRN-7731905"

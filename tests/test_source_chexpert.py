@@ -14,7 +14,7 @@ from mmrl.data.chexpert_labels import (
 )
 from mmrl.data.sources.chexpert import Chexpert
 from mmrl.types import InputError
-from tests.corpus_files_a import every, write_csv, write_image
+from tests.corpus_files import every, write_csv, write_image
 
 HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 

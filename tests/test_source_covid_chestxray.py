@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.data.sources.covid_chestxray import CovidChestxray
 from mmrl.types import InputError
-from tests.corpus_files_b import check_promises, records_of, write_csv, write_image
+from tests.corpus_files import check_promises, records_of, write_csv, write_image
 
 HEADER = [
     *("patientid", "offset", "sex", "age", "finding", "RT_PCR_positive", "survival", "intubated"),

@@ -10,7 +10,7 @@ import pytest
 from mmrl.data.sources import medmnist
 from mmrl.data.sources.medmnist import Medmnist
 from mmrl.types import InputError
-from tests.corpus_files_b import check_promises, records_of
+from tests.corpus_files import check_promises, records_of
 
 SPLITS = ("train", "val", "test")
 

@@ -10,7 +10,7 @@ import pytest
 from mmrl.data.chexpert_labels import LABELS
 from mmrl.data.sources.mimic_cxr import MimicCxr
 from mmrl.types import InputError
-from tests.corpus_files_a import every, write_csv, write_image, write_text
+from tests.corpus_files import every, write_csv, write_image, write_text
 
 # study -> subject, split, date, time, images (id, ViewPosition, view code), report
 STUDIES = {
@@ -126,7 +126,7 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
     assert (first.patient_id, first.group_key, first.split) == ("10000042",) * 2 + ("train",)
     assert first.images[0].key == "files/p10/p10000042/s50000001/aa-1.jpg"
     assert [image.view for image in first.images] == ["PA", "LATERAL"]
-    assert first.images[0].load().shape == (8, 6)
+    assert first.images[0].load().shape == (6, 8)
     assert (first.access, first.redistributable) == ("credentialed", False)
     assert first.source_version == "2.1.0"
     assert [record.split for record in records[3:]] == ["val", "test"]

@@ -8,7 +8,7 @@ import pytest
 
 from mmrl.data.sources.ms_cxr import MsCxr
 from mmrl.types import Box, InputError
-from tests.corpus_files_a import every, write_csv, write_image, write_text
+from tests.corpus_files import every, write_csv, write_image, write_text
 
 HEADER = ("dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h")
 HEADER += ("image_width", "image_height", "split")

@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.data.sources.nih14 import Nih14
 from mmrl.types import InputError
-from tests.corpus_files_b import check_promises, records_of, write_csv, write_image
+from tests.corpus_files import check_promises, records_of, write_csv, write_image
 
 OLD_HEADER = [
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"),
@@ -126,7 +126,7 @@ def test_official_lists_divide(corpus):
 
 def test_lists_that_contradict_are_refused_and_their_lack_is_told(corpus):
     (corpus / "test_list.txt").write_text("00000042_000.png\n")
-    with pytest.raises(InputError, match=r"00000042_000.png is in both"):
+    with pytest.raises(InputError, match=r"'00000042_000.png' is in both"):
         Nih14(split="all", path=str(corpus))
     (corpus / "test_list.txt").write_text("00000007_000.png\n")
     source = Nih14(split="all", path=str(corpus))

@@ -8,7 +8,7 @@ import pytest
 from mmrl.data.sources.mednli import Mednli
 from mmrl.data.sources.radnli import Radnli
 from mmrl.types import Entailment, InputError
-from tests.corpus_files_a import every, write_jsonl
+from tests.corpus_files import every, write_jsonl
 
 
 def pair(native, label, premise, hypothesis, key="pair_id"):

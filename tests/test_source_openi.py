@@ -10,7 +10,7 @@ import pytest
 from mmrl.data.corpus import read_corpus
 from mmrl.data.sources.openi import Openi
 from mmrl.types import InputError
-from tests.corpus_files_a import every, write_csv, write_image, write_text
+from tests.corpus_files import every, write_csv, write_image, write_text
 
 HEADER = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
 # uid -> MeSH, indication, findings, impression, {image number: projection}

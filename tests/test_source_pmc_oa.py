@@ -6,7 +6,7 @@ import pytest
 
 from mmrl.data.sources.pmc_oa import PmcOa
 from mmrl.types import InputError
-from tests.corpus_files_f import every, write_csv, write_image, write_jsonl
+from tests.corpus_files import every, write_csv, write_image, write_jsonl
 
 IMAGES = "caption_T060_filtered_top4_sep_v0_subfigures"
 FIGURES = [
@@ -22,7 +22,7 @@ FIGURES = [
 @pytest.fixture
 def folder(tmp_path):
     names = ("image", "caption", "alignment_type", "alignment_score")
-    write_jsonl(tmp_path / "pmc_oa.jsonl", *(dict(zip(names, f, strict=True)) for f in FIGURES))
+    write_jsonl(tmp_path / "pmc_oa.jsonl", [dict(zip(names, f, strict=True)) for f in FIGURES])
     for figure in FIGURES:
         if figure[1] != "Gone.":
             write_image(tmp_path / IMAGES / figure[0], 9)
@@ -72,7 +72,7 @@ def test_text_is_kept_without_images_and_articles_undivided(folder):
 def test_beta_and_other_image_folders(folder, below):
     (folder / "pmc_oa.jsonl").unlink()
     beta = [{"image": f"PMC7_Fig{n}.jpg", "caption": f"Figure {n}."} for n in (2, 1)]
-    write_jsonl(folder / "pmc_oa_beta.jsonl", *beta)
+    write_jsonl(folder / "pmc_oa_beta.jsonl", beta)
     for file in (folder / IMAGES).iterdir():
         file.unlink()
     (folder / IMAGES).rmdir()

@@ -8,7 +8,7 @@ import pytest
 from mmrl.data.rows import CellError
 from mmrl.data.sources.quilt1m import Quilt1m, literal_text
 from mmrl.types import InputError
-from tests.corpus_files_f import every, write_csv, write_image
+from tests.corpus_files import every, write_csv, write_image
 
 UUID = "0b5f1a52-0000-4000-8000-00000000000"
 A, B, C = f"a_B-c_image_{UUID}1.jpg", f"a_B-c_image_{UUID}2.jpg", f"zz_image_{UUID}3.jpg"

@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.data.sources.roco import Roco
 from mmrl.types import InputError
-from tests.corpus_files_f import every, write_image, write_lines
+from tests.corpus_files import every, write_image, write_lines
 
 PARTS = {
     # Two figures of article 11 in different parts, as the owner divided them.

@@ -8,7 +8,7 @@ import pytest
 
 from mmrl.data.sources.rsna_pneumonia import MAPPING, RsnaPneumonia
 from mmrl.types import InputError
-from tests.corpus_files_b import check_promises, records_of, write_csv, write_dicom
+from tests.corpus_files import check_promises, records_of, write_csv, write_dicom
 
 LABELS = [
     ["normal", "", "", "", "", 0],

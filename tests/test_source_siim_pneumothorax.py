@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.data.sources.siim_pneumothorax import SiimPneumothorax, mask_of
 from mmrl.types import InputError
-from tests.corpus_files_b import check_promises, records_of, write_csv, write_dicom, write_image
+from tests.corpus_files import check_promises, records_of, write_csv, write_dicom, write_image
 
 # Invented instance UIDs, of which only the end matters.
 NONE, SPACED, ONE, TWO, GONE = (f"1.2.276.0.7230010.3.1.4.{number}" for number in range(5))

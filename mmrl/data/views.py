@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Sequence
 
 from mmrl import build
+from mmrl.data.lazy import LazyBoxes
 from mmrl.types import Box, InputError, Record
 
 CHOICES = ("first", "frontal", "random", "each")
@@ -47,31 +47,12 @@ def seen_by(record: Record, number: int) -> Record:
     return dataclasses.replace(
         record,
         images=(record.images[number],),
-        boxes=_BoxesOn(record.boxes, number),
+        boxes=LazyBoxes(functools.partial(_boxes_on, record.boxes, number)),
         masks=record.masks if number == 0 else None,
     )
 
 
-class _BoxesOn(Sequence[Box]):
-    """The boxes on one image, looked at when first asked for: reading them may take a file."""
-
-    def __init__(self, boxes: Sequence[Box], number: int) -> None:
-        self._boxes, self._number = boxes, number
-
-    @functools.cached_property
-    def _own(self) -> tuple[Box, ...]:
-        on = (box for box in self._boxes if box.image == self._number)
-        return tuple(dataclasses.replace(box, image=0) for box in on)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-    @overload
-    def __getitem__(self, index: int) -> Box: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Box, ...]: ...
-    def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
-        return self._own[index]
-
-    def __iter__(self) -> Iterator[Box]:
-        return iter(self._own)
+def _boxes_on(boxes: Sequence[Box], number: int) -> tuple[Box, ...]:
+    """The boxes on one image, which is then the first."""
+    on = (box for box in boxes if box.image == number)
+    return tuple(dataclasses.replace(box, image=0) for box in on)

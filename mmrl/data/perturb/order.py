@@ -168,7 +168,7 @@ def _sentences(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
     text, spans = report.text, report.sentences
     movable = [span for span in spans if text[span[0] : span[1]].rstrip("\"'”’)]")[-1] in ".?!"]  # noqa: RUF001
     pieces = [text[low:high] for low, high in movable]
-    if len({" ".join(piece.split()).casefold() for piece in pieces}) < 2:
+    if len({_folded(piece) for piece in pieces}) < 2:
         return None
     before = Counter(split_sentences(text))
     for _ in range(_CONTROL_DRAWS):
@@ -185,9 +185,14 @@ def _sentences(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
             taken = high
         parts.append(text[taken:])
         new = "".join(parts)
-        if changed and Counter(split_sentences(new)) == before:
+        # Sentences that differ in case alone may have changed places.
+        if _folded(new) != _folded(text) and Counter(split_sentences(new)) == before:
             return Draft(new, True, functools.partial(tuple, changed))
     return None
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 REPORT_KINDS: dict[str, Kind] = {name: _on_report(order) for name, order in _ORDERS.items()}

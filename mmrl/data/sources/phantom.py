@@ -1,40 +1,18 @@
 """The phantom corpus as a source: any length, split by patient, drawn on demand."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import overload
 
 from mmrl.data import phantom
 from mmrl.data.drafts import Facts
+from mmrl.data.lazy import LazyBoxes
 from mmrl.data.splits import Fractions, split_of
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
 _SPLITS = ("train", "val", "test")
 
 
-class _Boxes(Sequence[Box]):
-    """Boxes drawn when first asked for: a scan over all texts must not draw every study."""
-
-    def __init__(self, seed: int, index: int, size: int) -> None:
-        self._key = (seed, index, size)
-
-    @functools.cached_property
-    def _drawn(self) -> tuple[Box, ...]:
-        seed, index, size = self._key
-        return phantom.boxes(phantom.study(seed, index), size)
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    @overload
-    def __getitem__(self, index: int) -> Box: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Box, ...]: ...
-    def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
-        return self._drawn[index]
-
-    def __iter__(self) -> Iterator[Box]:
-        return iter(self._drawn)
+def _boxes(seed: int, index: int, size: int) -> tuple[Box, ...]:
+    return phantom.boxes(phantom.study(seed, index), size)
 
 
 class Phantom:
@@ -110,7 +88,7 @@ class Phantom:
             },
             label_names=phantom.LABELS,
             labels=study.labels,
-            boxes=_Boxes(*key),
+            boxes=LazyBoxes(functools.partial(_boxes, *key)),
             findings=study.findings,
             sentences=tuple((sentence.section, sentence.text) for sentence in study.sentences),
             masks=functools.partial(phantom.load_masks, *key),

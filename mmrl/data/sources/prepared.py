@@ -9,8 +9,7 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,34 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmrl.data import shards
+from mmrl.data.lazy import LazyBoxes
 from mmrl.data.splits import check_split
-from mmrl.types import Box, Entailment, ImageRef, InputError, Record, Reject
+from mmrl.types import Entailment, ImageRef, InputError, Record, Reject
 
 VERIFY = ("size", "sha256")
-
-
-class _Boxes(Sequence[Box]):
-    """Boxes read when first asked for: a scan over all texts must not read every shard."""
-
-    def __init__(self, path: str, position: int, count: int) -> None:
-        self._place, self._count = (path, position), count
-
-    @functools.cached_property
-    def _read(self) -> tuple[Box, ...]:
-        return shards.load_boxes(*self._place)
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Box: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Box, ...]: ...
-    def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
-        return self._read[index]
-
-    def __iter__(self) -> Iterator[Box]:
-        return iter(self._read if self._count else ())
 
 
 class _Images:
@@ -146,7 +122,9 @@ class Prepared:
             ),
             label_names=self._label_names if row["labels"] else (),
             labels=tuple(row["labels"]),
-            boxes=_Boxes(*place, row["num_boxes"]) if row["num_boxes"] else (),
+            boxes=LazyBoxes(functools.partial(shards.load_boxes, *place), row["num_boxes"])
+            if row["num_boxes"]
+            else (),
             findings=shards.findings_of(row["findings"]),
             sentences=tuple((section, text) for section, text in json.loads(row["sentences"])),
             masks=functools.partial(shards.load_masks, *place) if row["mask_labels"] else None,

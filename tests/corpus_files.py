@@ -1,7 +1,10 @@
 """Writes the synthetic files that corpora are made of, and checks what all sources promise."""
 
 import csv
+import gzip
+import json
 import pickle
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,51 @@ from mmrl.types import Record, Source
 from tests import dicoms
 
 
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+def write_image(path: Path, pixels: np.ndarray | int = 7, size: tuple[int, int] = (6, 8)) -> None:
+    """Grey, BGR or BGRA pixels, or one grey level of size height and width.
+
+    A PNG or JPEG by its suffix; four channels are a PNG anyway, for JPEG has no opacity.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+    if isinstance(pixels, int):
+        pixels = np.full(size, pixels, np.uint8)
+    suffix = ".png" if pixels.ndim == 3 and pixels.shape[2] == 4 else path.suffix
+    path.write_bytes(cv2.imencode(suffix, pixels)[1].tobytes())
 
 
-def write_image(path: Path, pixels: np.ndarray) -> None:
+def write_lines(path: Path, *lines: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table, gzipped if its name ends in .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_lines(path, *(json.dumps(row) for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **fields: Any) -> None:
     """u8[H, W], uncompressed, MONOCHROME2 unless a field says otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(dicoms.image(np.ascontiguousarray(pixels, np.uint8), 8, **fields))
+
+
+def every(corpus: Any) -> list[Any]:
+    """All records of a source."""
+    return [corpus[index] for index in range(len(corpus))]
 
 
 def records_of(source: Source) -> dict[str, Record]:
