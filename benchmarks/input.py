@@ -158,7 +158,7 @@ def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
         text = {"sections": tuple(given.sections.split(",")), "text_length": 96}
         config.data = ml_collections.ConfigDict({**pipeline, **text, **of_source})
         config.data.cache_images = False  # what is measured is reading
-        config.data.crop_scale = (0.6, 1.0)
+        config.data.crop_scale = tuple(map(float, given.crop_scale.split(",")))
         config.batch_size = 64
     for name in ("image_size", "load_size", "num_perturbed"):
         if (value := getattr(given, name)) is not None:
@@ -209,6 +209,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sections", default="findings,impression", help="of a prepared corpus")
     parser.add_argument("--image-size", type=int, help="default: that of the config")
     parser.add_argument("--load-size", type=int, help="default: that of the config")
+    parser.add_argument(
+        "--crop-scale", default="1,1", help="of a prepared corpus; 1,1 cuts a window of that size"
+    )
     parser.add_argument("--copies", type=int, dest="num_perturbed", help="likewise")
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--ways", default="1x0,2x0,1x1,1x2", help="THREADSxWORKERS of the pipeline")

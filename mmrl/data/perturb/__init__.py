@@ -104,7 +104,8 @@ def perturb(report: str, kind: str, rng: np.random.Generator) -> Perturbation | 
     Raises:
       InputError: `kind` is not in `KINDS`.
     """
-    check_kinds((kind,))
+    if kind not in _REGISTRY:
+        check_kinds((kind,))
     parsed, function = parse(report), _REGISTRY[kind]
     for _ in range(DRAWS):
         draft = function(parsed, rng)
@@ -144,17 +145,25 @@ def draw_kinds(
         count is negative.
     """
     names = tuple(kinds)
+    weights = tuple(kinds.values()) if isinstance(kinds, Mapping) else (1.0,) * len(names)
+    if count < 0:
+        raise InputError(f"number of perturbed copies is {count}; expected 0 or more")
+    picks = _systematic(_checked(names, weights), count, rng)
+    return tuple(names[pick] for pick in rng.permutation(picks).tolist())
+
+
+@functools.lru_cache(256)
+def _checked(names: tuple[str, ...], weights: tuple[float, ...]) -> np.ndarray:
+    """The weights as an array not to be written to, once names and weights are found right."""
     check_kinds(names)
     if not names or len(set(names)) < len(names):
         given = ", ".join(names) or "none"
         raise InputError(f"perturbations given: {given}; expected distinct ones of {KINDS}")
-    if count < 0:
-        raise InputError(f"number of perturbed copies is {count}; expected 0 or more")
-    weights = list(kinds.values()) if isinstance(kinds, Mapping) else [1.0] * len(names)
     if not all(0 < weight < float("inf") for weight in weights):
-        raise InputError(f"weights of perturbations: {weights}; expected positive numbers")
-    picks = _systematic(np.asarray(weights, float), count, rng)
-    return tuple(names[pick] for pick in rng.permutation(picks).tolist())
+        raise InputError(f"weights of perturbations: {list(weights)}; expected positive numbers")
+    array = np.asarray(weights, float)
+    array.flags.writeable = False
+    return array
 
 
 def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -104,16 +104,17 @@ class ParsedReport:
 
     def reordered(self, order: Sequence[int]) -> Draft:
         """Slot i receives word `order[i]`; words keep their case when they move."""
-        words, keys = self.words, self.keys
+        keys = self.keys
         pieces = list(self.pieces)
-        pieces[1::2] = [words[source] for source in order]
-        changed = [slot for slot, source in enumerate(order) if keys[source] != keys[slot]]
+        pieces[1::2] = map(self.words.__getitem__, order)  # no loop in Python: K times an example
+        moved = list(map(keys.__getitem__, order))
 
         def spans() -> tuple[Span, ...]:
             ends = list(itertools.accumulate(map(len, pieces)))
-            return tuple((ends[2 * slot], ends[2 * slot + 1]) for slot in changed)
+            pairs = enumerate(zip(moved, keys, strict=True))
+            return tuple((ends[2 * n], ends[2 * n + 1]) for n, (new, old) in pairs if new != old)
 
-        return Draft("".join(pieces), bool(changed), spans)
+        return Draft("".join(pieces), moved != keys, spans)
 
 
 def edited(text: str, edits: Iterable[Edit]) -> Draft:
