@@ -108,13 +108,11 @@ def launched(
     """A launcher that is still running, its processes behaving as told."""
     environment = stubs.environment({"BEHAVIOUR": json.dumps(behaviours), **(extra or {})})
     pipe = subprocess.PIPE
-    # A shell that is started with SIGINT ignored, as in the background, cannot trap it.
-    return subprocess.Popen(
-        shlex.split(command),
-        cwd=ROOT,
-        env=environment,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # What is ignored here, as in a shell's background, the launcher could not trap.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            shlex.split(command), cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -140,6 +140,7 @@ def test_a_run_leaves_everything_the_design_promises(finished):
     assert lines[0]["perturbed/reverse_words/share"] > 0
 
 
+@pytest.mark.exhaustive
 def test_the_same_command_again_says_it_is_complete(finished):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()

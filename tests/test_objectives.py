@@ -195,6 +195,7 @@ def test_captions_without_words_and_zero_vectors_stay_finite():
     np.testing.assert_array_equal(local_similarity(words, mask, regions)[:, 1], 0)
 
 
+@pytest.mark.exhaustive  # test_scale_losses.py compares all forms of the loss
 def test_chunks_of_captions_change_nothing(monkeypatch):
     """Chunks of 1, 2 (uneven: 5 captions) and all: same similarity, same gradient."""
     words, mask, regions = local_inputs()

@@ -133,7 +133,8 @@ def work(port: str, process: str, folder: str, *forms: str) -> None:
 
 # test_distributed.py trains in the dense form on two processes.
 @pytest.mark.slow
-@pytest.mark.parametrize("forms", [("ring",), pytest.param(("dense", "chunked"), marks=MORE)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("forms", [("ring",), ("dense", "chunked")])
 def test_two_processes_give_the_loss_and_the_gradient_of_one(forms, tmp_path):
     port, code = str(free_port()), "import sys; from tests.test_sharding_agreement import work; "
     processes = [
