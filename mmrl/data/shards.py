@@ -134,13 +134,15 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
 )
 
 
+# Those that hold the field of the record of that name, as it is.
+PLAIN_FIELDS = tuple(name for name, _ in INDEX_FIELDS[:16] if name != "aliases")
+
+
 def index_row(
     record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
 ) -> dict[str, Any]:
     """One row of the index, without shard and position; sections under "sections"."""
-    plain = {
-        name: getattr(record, name) for name, _ in INDEX_FIELDS[:16] if name not in ("aliases",)
-    }
+    plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
     stated = record.entailment
     return plain | {
         "aliases": list(record.aliases),

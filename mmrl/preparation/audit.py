@@ -25,7 +25,7 @@ from mmrl.data import fingerprints, leaks
 from mmrl.data.reports import normalise
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.splits import SPLITS
-from mmrl.preparation import audit_figures, cards, findings, repeats, survey, wording
+from mmrl.preparation import audit_figures, cards, durable, findings, repeats, survey, wording
 from mmrl.preparation.audit_tables import Table, percent, tables
 from mmrl.preparation.holdings import Holdings
 from mmrl.types import InputError
@@ -97,7 +97,8 @@ def audit(
         prefix = f"{name}: " if len(held) > 1 else ""
         _print(console, name, corpora[name]["findings"], listed)
         shown += _sections(prefix, corpora[name], listed, figures, chosen)
-    _write(target / NUMBERS, {"corpora": corpora})
+    numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
+    durable.write(target / NUMBERS, numbers.encode(errors="replace"))
     title = f"Audit of {', '.join(corpora)}"
     report.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
     console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))
@@ -310,17 +311,3 @@ def _sections(
     )
     quiet = f'<p class="quiet">{report.escaped(note)}</p>'
     return [*made, report.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]
-
-
-def _write(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        draft.write_text(
-            json.dumps(numbers, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-            errors="replace",
-        )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

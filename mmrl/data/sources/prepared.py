@@ -101,11 +101,8 @@ class Prepared:
         (row,) = self._rows.slice(position, 1).to_pylist()
         place = self.image.place(position)
         sections = {name.removeprefix("section."): row[name] for name in self._sections}
-        plain = {
-            name: row[name] for name, _ in shards.INDEX_FIELDS[:16] if name not in ("aliases",)
-        }
         return Record(
-            **plain,
+            **{name: row[name] for name in shards.PLAIN_FIELDS},
             aliases=tuple(row["aliases"]),
             sections={name: text for name, text in sections.items() if text is not None},
             images=tuple(
