@@ -32,7 +32,7 @@ class Corpus:
       choices: i32[N], how many images training may draw from; 1 where it takes that of `numbers`.
       cuts: per example, where each section of its text but the last ends; a blank follows.
       views: how they were chosen, see `mmrl.data.views`.
-      fingerprint: digests that tell whether another corpus holds the same records.
+      collector: has seen every usable record; `fingerprint` asks it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Corpus:
     groups: np.ndarray
     rejects: tuple[Reject, ...]
     total: int
-    fingerprint: Fingerprint
+    collector: Collector
     numbers: np.ndarray
     choices: np.ndarray
     cuts: tuple[tuple[int, ...], ...]
@@ -60,6 +60,14 @@ class Corpus:
             return record
         seen = views_.seen_by(record, int(self.numbers[index]))
         return dataclasses.replace(seen, id=self.ids[index])
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Digests that tell whether another corpus holds the same records.
+
+        Made when first asked for: signing every report takes a while, and only the leak gate asks.
+        """
+        return self.collector.finish(self.texts)
 
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
@@ -140,7 +148,7 @@ def read_corpus(
     """
     views_.check(views)
     refused = list(source.rejects)
-    read, fingerprint = _scan(name, source, sections, views, need_images, refused)
+    read, collector = _scan(name, source, sections, views, need_images, refused)
     if not read.ids and not allow_empty:
         why = ", ".join(f"{n} {reason}" for reason, n in rejects.summarise(refused).items())
         raise InputError(
@@ -157,7 +165,7 @@ def read_corpus(
         groups=group_ids(read.studies, read.texts),
         rejects=tuple(refused),
         total=source.total,
-        fingerprint=fingerprint,
+        collector=collector,
         numbers=np.asarray(read.numbers, np.int32),
         choices=np.asarray(read.choices, np.int32),
         cuts=tuple(read.cuts),
@@ -172,7 +180,7 @@ def _scan(
     views: str,
     need_images: bool,
     refused: list[Reject],
-) -> tuple["_Read", Fingerprint]:
+) -> tuple["_Read", Collector]:
     """Reads every record; adds to `refused`."""
     read, collector = _Read(), Collector(name)
     for position in range(len(source)):
@@ -201,7 +209,7 @@ def _scan(
     if hasattr(source, "starts") and len(set(read.ids)) < len(read.ids):
         (twice, _), *_ = collections.Counter(read.ids).most_common(1)
         raise InputError(f"{name}: two records are {twice!r}; expected parts without overlap")
-    return read, collector.finish(read.texts)
+    return read, collector
 
 
 def _compose(sections: Mapping[str, str], wanted: Sequence[str]) -> tuple[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ Training stores that of its training split in the run directory, so that a check
 evaluated where its data are not, and be checked for leaks still (`mmrl.data.leaks`).
 """
 
+import array
 import collections
 import dataclasses
 import functools
@@ -103,10 +104,10 @@ class Collector:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._keys: dict[str, list[int]] = {kind: [] for kind in KEYED}
-        self._rows: dict[str, list[int]] = {kind: [] for kind in KEYED}
-        self._hashes: list[int] = []
-        self._hash_rows: list[int] = []
+        # Arrays, for a list of Python's integers takes four times as much.
+        self._keys = {kind: array.array("Q") for kind in KEYED}
+        self._rows = {kind: array.array("i") for kind in KEYED}
+        self._hashes, self._hash_rows = array.array("Q"), array.array("i")
         self._sources: collections.Counter[str] = collections.Counter()
         self._covered: collections.Counter[str] = collections.Counter()
         self._ids: list[str] = []

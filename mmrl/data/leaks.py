@@ -83,16 +83,15 @@ class Overlap:
 def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
     """Every kind of overlap that occurs, in the order of `KINDS`."""
     found: dict[str, Overlap] = {}
-    for kind in KEYED:
-        seen = np.isin(held_out.keys[kind], training.keys[kind])
-        _note(found, kind, held_out, held_out.rows[kind][seen])
+    seen = {
+        kind: held_out.rows[kind][np.isin(held_out.keys[kind], training.keys[kind])]
+        for kind in KEYED
+    }
+    for kind, rows in seen.items():
+        _note(found, kind, held_out, rows)
     alike = duplicates.near_hashes(held_out.hashes, training.hashes, radius=RADIUS).first
-    same = found.get("image")
-    rows = np.unique(held_out.hash_rows[alike])
-    if same is not None:  # told already
-        exact = held_out.rows["image"][np.isin(held_out.keys["image"], training.keys["image"])]
-        rows = np.setdiff1d(rows, exact)
-    _note(found, "similar_image", held_out, rows)
+    # Without those whose image is equal: they are told already.
+    _note(found, "similar_image", held_out, np.setdiff1d(held_out.hash_rows[alike], seen["image"]))
     match, _ = signatures.near(training.texts[training.told], held_out.texts[held_out.told])
     rows = np.flatnonzero(held_out.told)[match >= 0]
     templated = training.templated and held_out.templated

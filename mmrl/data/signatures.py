@@ -37,7 +37,11 @@ def signatures(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     scale, shift = _permutations()
     found = np.zeros((len(texts), LENGTH), np.uint8)
     told = np.zeros(len(texts), bool)
+    first: dict[str, int] = {}
     for row, text in enumerate(texts):
+        if (earlier := first.setdefault(text, row)) != row:  # reports repeat
+            found[row], told[row] = found[earlier], told[earlier]
+            continue
         words = reports.canonical(text).split()
         if len(words) < MIN_WORDS:
             continue
