@@ -3,12 +3,18 @@
 import argparse
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from mmrl.data.copies import Copies
 from mmrl.data.corpus import read_corpus
+from mmrl.data.perturb.mix import Mix
 from mmrl.data.reports import compose
 from mmrl.data.sources.phantom import Phantom
 from mmrl.data.sources.prepared import Prepared
+from mmrl.data.tokenizer import Tokenizer
 
 OPENI = "Open-i findings"
 
@@ -28,6 +34,30 @@ def chosen(given: argparse.Namespace) -> tuple[str, list[str]]:
     name = f"{Path(given.prepared).name}/{given.split}"
     sections = tuple(given.sections.split(","))
     return name, list(read_corpus(name, source, sections=sections, need_images=False).texts)
+
+
+class TextRows:
+    """The text part of a types.Batch, made as training makes it.
+
+    Args:
+      kinds: of perturbation, with equal weights.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, length: int, kinds: Sequence[str], copies: int
+    ) -> None:
+        self._tokenizer, self._length, self._count = tokenizer, length, copies
+        self._mix, self._copies = Mix.from_config(kinds), Copies(tokenizer, length)
+
+    def __call__(self, reports: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+        """Reports with their copies; no perturbed_* where there are to be no copies."""
+        tokens, mask, _ = self._tokenizer.encode_batch(reports, self._length)
+        rows = {"tokens": tokens, "token_mask": mask}
+        if self._count:
+            seeds = np.random.default_rng(seed).integers(2**63, size=len(reports)).astype(np.uint64)
+            kinds = self._mix.draw(0, self._count, seeds)
+            rows |= self._copies(reports, tokens, kinds, seeds)
+        return rows
 
 
 def texts(*, real: bool = True, count: int = 3000) -> tuple[str, list[str]]:

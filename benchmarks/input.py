@@ -33,9 +33,9 @@ from absl import flags
 
 from mmrl import config as configs
 from mmrl import flops, run
-from mmrl.data import perturb, shards
+from mmrl.data import shards
+from mmrl.data.copies import Copies
 from mmrl.data.corpus import Corpus
-from mmrl.data.example import perturbed_arrays
 from mmrl.data.pipeline import Options, training_batches
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
@@ -64,11 +64,13 @@ def stages(
     rng = np.random.default_rng(0)
     indices = [int(index) for index in rng.choice(len(corpus), count, replace=count > len(corpus))]
     texts = [corpus.texts[index] for index in indices]
-    recipe, kinds = options.recipe(), options.mix.at(0)
+    groups = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    recipe, copies = options.recipe(), Copies(tokenizer, options.text_length)
 
-    def perturbed(pair: tuple[str, Any]) -> dict[str, np.ndarray]:
-        drawn = perturb.draw_kinds(kinds, options.num_perturbed, rng)
-        return perturbed_arrays(pair[0], pair[1].tokens, tokenizer, drawn, rng)
+    def perturbed(group: slice) -> dict[str, np.ndarray]:
+        seeds = rng.integers(2**63, size=len(texts[group])).astype(np.uint64)
+        kinds = options.mix.draw(0, options.num_perturbed, seeds)
+        return copies(texts[group], tokens[group], kinds, seeds)
 
     seconds = {}
     source = corpus.source
@@ -83,19 +85,12 @@ def stages(
     seconds["preprocess"], images = timed(recipe.preprocess, images)
     seconds["augment"], images = timed(lambda image: recipe.jitter(image, rng), images)
     seconds["tokenise"], encoded = timed(
-        lambda text: tokenizer.encode(text, options.text_length), texts
+        lambda group: tokenizer.encode_batch(texts[group], options.text_length).tokens, groups
     )
-    pairs = list(zip(texts, encoded, strict=True))
-    seconds["perturb, first"], _ = timed(perturbed, pairs)  # tags each clause and remembers it
-    seconds["perturb"], copies = timed(perturbed, pairs)
-    rows = [
-        {"image": image, "tokens": report.tokens, **extra}
-        for image, report, extra in zip(images, encoded, copies, strict=True)
-    ]
-    groups = [rows[start : start + batch_size] for start in range(0, count, batch_size)]
-    seconds["batch"], _ = timed(
-        lambda group: {name: np.stack([row[name] for row in group]) for name in group[0]}, groups
-    )
+    tokens = np.concatenate(encoded)
+    seconds["perturb, first"], _ = timed(perturbed, groups)  # tags each clause, and remembers
+    seconds["perturb"], _ = timed(perturbed, groups)
+    seconds["batch"], _ = timed(lambda group: np.stack(images[group]), groups)
     return {name: value / count for name, value in seconds.items()}
 
 

@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.corpora import texts
+from benchmarks.corpora import TextRows, texts
 from mmrl.data import perturb
-from mmrl.data.example import perturbed_arrays
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.models.packing import first_fit_decreasing
 from mmrl.models.text import Text
@@ -36,18 +35,13 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens i32[count, 1 + copies, length] and mask of random reports with their copies."""
     rng = np.random.default_rng(seed)
-    drawn = []
-    for index in rng.choice(len(reports), count, replace=count > len(reports)):
-        text = reports[index]
-        original = tokenizer.encode(text, length)
-        tokens, mask = original.tokens[None], original.mask[None]
-        if copies:
-            kinds = perturb.draw_kinds(perturb.PAPER_KINDS, copies, rng)
-            made = perturbed_arrays(text, original.tokens, tokenizer, kinds, rng)
-            tokens = np.concatenate([tokens, made["perturbed_tokens"]])
-            mask = np.concatenate([mask, made["perturbed_mask"]])
-        drawn.append((tokens, mask))
-    tokens, mask = (np.stack(parts) for parts in zip(*drawn, strict=True))
+    chosen = rng.choice(len(reports), count, replace=count > len(reports))
+    rows = TextRows(tokenizer, length, perturb.PAPER_KINDS, copies)
+    made = rows([reports[index] for index in chosen], seed)
+    tokens, mask = made["tokens"][:, None], made["token_mask"][:, None]
+    if copies:
+        tokens = np.concatenate([tokens, made["perturbed_tokens"]], axis=1)
+        mask = np.concatenate([mask, made["perturbed_mask"]], axis=1)
     return tokens, mask
 
 

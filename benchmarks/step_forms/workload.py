@@ -9,11 +9,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from benchmarks.corpora import texts
+from benchmarks.corpora import TextRows, texts
 from benchmarks.packing import rows_taken
 from mmrl import config as defaults
 from mmrl.data import perturb
-from mmrl.data.example import perturbed_arrays
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError
 
@@ -99,15 +98,9 @@ def draw(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """One types.Batch: random reports, perturbed as in training, beside images of noise."""
-    rows = []
     chosen = rng.choice(len(reports), given.batch, replace=given.batch > len(reports))
-    for index in chosen:
-        text = reports[index]
-        original = tokenizer.encode(text, given.length)
-        kinds = perturb.draw_kinds(perturb.PAPER_KINDS, given.copies, rng)
-        copies = perturbed_arrays(text, original.tokens, tokenizer, kinds, rng)
-        rows.append({"tokens": original.tokens, "token_mask": original.mask, **copies})
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    rows = TextRows(tokenizer, given.length, perturb.PAPER_KINDS, given.copies)
+    batch = rows([reports[index] for index in chosen], int(rng.integers(2**31)))
     _, group = np.unique([reports[index] for index in chosen], return_inverse=True)
     shape = (given.batch, image_size, image_size, 1)
     return {

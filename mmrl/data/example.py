@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrl.data import perturb, stall
+from mmrl.data import stall
+from mmrl.data.copies import Copies
 from mmrl.data.corpus import Corpus
 from mmrl.data.excerpts import Excerpts
 from mmrl.data.images import Preprocess
@@ -152,6 +153,7 @@ class Make:
         self._mark = mark
         self._excerpts = Excerpts(corpus, recipe.text, text_seed)
         self._tokenizer, self._recipe, self._seeds = tokenizer, recipe, seeds
+        self._copies = Copies(tokenizer, recipe.text_length)
         self._batch_size, self._with_perturbed = batch_size, with_perturbed
 
     def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
@@ -171,16 +173,13 @@ class Make:
             "index": np.asarray(indices, np.int32),
         }
         if self._with_perturbed:
-            generators = (np.random.default_rng(draw.text) for draw in draws)
-            kinds, copies = [], []
-            for index, text, rng in zip(indices, texts, generators, strict=True):
-                self._mark(stall.PERTURB, index)
-                drawn = perturb.draw_kinds(
-                    self._recipe.mix.at(step), self._recipe.num_perturbed, rng
-                )
-                kinds.append(drawn)
-                copies.append([perturb.perturb(text, kind, rng) for kind in drawn])
-            rows |= copies_to_arrays(texts, originals.tokens, kinds, copies, self._tokenizer)
+            seeds = np.array([draw.text for draw in draws], np.uint64)
+            kinds = self._recipe.mix.draw(step, self._recipe.num_perturbed, seeds)
+
+            def mark(row: int) -> None:
+                self._mark(stall.PERTURB, indices[row])
+
+            rows |= self._copies(texts, originals.tokens, kinds, seeds, mark)
         self._mark(stall.IDLE, 0)
         return rows
 
@@ -198,57 +197,3 @@ class Make:
             else:
                 jitter(image, np.random.default_rng(draw.image), row)
         return out
-
-
-def copies_to_arrays(
-    texts: Sequence[str],
-    tokens: np.ndarray,
-    kinds: Sequence[Sequence[str]],
-    copies: Sequence[Sequence[perturb.Perturbation | None]],
-    tokenizer: Tokenizer,
-) -> dict[str, np.ndarray]:
-    """K perturbed copies of each of n reports.
-
-    Args:
-      texts, tokens: the reports; tokens i32[n, L] also give the length of the rows.
-      kinds, copies: n times K; the copy is None where the kind cannot change the report.
-
-    Returns:
-      perturbed_tokens i32[n, K, L], perturbed_mask bool[n, K, L], perturbed_valid bool[n, K]
-      (False where the kind cannot change this report, or changes only what truncation cut off) and
-      perturbation i8[n, K], the index of the kind in perturb.KINDS.
-    """
-    flat = [
-        text if copy is None else copy.text
-        for text, of_text in zip(texts, copies, strict=True)
-        for copy in of_text
-    ]
-    shape = (len(texts), len(copies[0]), tokens.shape[1])
-    encoded = tokenizer.encode_batch(flat, tokens.shape[1])
-    new_tokens = encoded.tokens.reshape(shape)
-    made = np.array([[copy is not None for copy in of_text] for of_text in copies], bool)
-    return {
-        "perturbed_tokens": new_tokens,
-        "perturbed_mask": encoded.mask.reshape(shape),
-        "perturbed_valid": made & (new_tokens != tokens[:, None]).any(axis=2),
-        "perturbation": np.array(
-            [[perturb.KINDS.index(kind) for kind in of_text] for of_text in kinds], np.int8
-        ),
-    }
-
-
-def perturbed_arrays(
-    text: str,
-    tokens: np.ndarray,
-    tokenizer: Tokenizer,
-    kinds: Sequence[str],
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    """K fresh perturbed copies of one report, one for each of `kinds`; see `copies_to_arrays`.
-
-    Returns:
-      The same without the axis of reports, from tokens i32[L].
-    """
-    copies = [perturb.perturb(text, kind, rng) for kind in kinds]
-    arrays = copies_to_arrays((text,), tokens[None], (kinds,), (copies,), tokenizer)
-    return {name: array[0] for name, array in arrays.items()}

@@ -160,7 +160,7 @@ class Tokenizer:
         """
         if length < 3:
             raise InputError(f"token length is {length}; expected 3 or more: begin, text, end")
-        pieces = [self._pieces(text) for text in texts]
+        pieces = [self.pieces_of(text) for text in texts]
         sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         kept = np.minimum(sizes, length - 2)
         columns = np.arange(length)[None]
@@ -172,13 +172,14 @@ class Tokenizer:
         tokens[np.arange(len(pieces)), kept + 1] = EOS
         return BatchEncoding(tokens, columns < kept[:, None] + 2, sizes > kept)
 
-    def _pieces(self, text: str) -> list[int]:
-        """The ids of a text, chunk by chunk: no piece reaches across white space.
+    def pieces_of(self, text: str) -> list[int]:
+        """All ids of a text, without BOS and EOS; not to be written to.
 
-        Reports share their words, and perturbed copies all of them, so a chunk seen before is
-        looked up, which is ten times as fast as encoding it again.
+        Made chunk by chunk, for no piece reaches across white space. Reports share their words, and
+        perturbed copies all of them, so a chunk seen before is looked up, which is ten times as
+        fast as encoding it again.
         """
-        if not self._within_words:
+        if not self.within_words:
             return self._processor.encode(text, out_type=int)
         # What every normalisation rule takes for white space; others may be part of a chunk.
         chunks = text.replace("\n", " ").replace("\t", " ").split(" ")
@@ -240,7 +241,17 @@ class Tokenizer:
         return ids
 
     @functools.cached_property
-    def _within_words(self) -> bool:
+    def spelled(self) -> frozenset[str]:
+        """Every piece that stands for itself: neither a byte nor a control symbol."""
+        processor = self._processor
+        return frozenset(
+            processor.id_to_piece(i)
+            for i in range(self.vocab_size)
+            if not (processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i))
+        )
+
+    @functools.cached_property
+    def within_words(self) -> bool:
         """Whether no piece holds white space but at its beginning, as models trained here."""
         pieces = map(self._processor.id_to_piece, range(self.vocab_size))
         return not any("\u2581" in piece[1:] for piece in pieces)

@@ -10,16 +10,14 @@ Kinds, each one function with one line in the registry:
 * *control*: `shuffle_sentences` keeps the meaning and must not serve as a negative.
 """
 
-import bisect
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from mmrl import build
-from mmrl.data.perturb import antonyms, clinical, order
+from mmrl.data.perturb import antonyms, clinical, order, sampling
 from mmrl.data.perturb.report import Kind, ParsedReport, Span, edited
 from mmrl.types import InputError
 
@@ -116,6 +114,16 @@ def perturb(report: str, kind: str, rng: np.random.Generator) -> Perturbation | 
     return None
 
 
+def possible(report: str, kind: str) -> bool:
+    """Whether some draw of `kind` could change `report`.
+
+    Raises:
+      InputError: `kind` is not in `KINDS`.
+    """
+    check_kinds((kind,))
+    return _REGISTRY[kind](parse(report), np.random.default_rng(0)) is not None
+
+
 def candidates(report: str, kind: str) -> list[Perturbation]:
     """Every copy that a fluent kind could make, in the order of the text; often none.
 
@@ -148,8 +156,9 @@ def draw_kinds(
     weights = tuple(kinds.values()) if isinstance(kinds, Mapping) else (1.0,) * len(names)
     if count < 0:
         raise InputError(f"number of perturbed copies is {count}; expected 0 or more")
-    picks = _systematic(_checked(names, weights), count, rng)
-    return tuple(names[pick] for pick in rng.permutation(picks).tolist())
+    checked = _checked(names, weights)
+    uniforms = rng.random((1, sampling.numbers_needed(len(names), count)))
+    return tuple(names[pick] for pick in sampling.systematic(checked, count, uniforms)[0].tolist())
 
 
 @functools.lru_cache(256)
@@ -164,22 +173,3 @@ def _checked(names: tuple[str, ...], weights: tuple[float, ...]) -> np.ndarray:
     array = np.asarray(weights, float)
     array.flags.writeable = False
     return array
-
-
-def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """i64[count] of indices; index i comes floor or ceil of count * its share."""
-    if not count % len(weights) and (weights == weights[0]).all():
-        return np.repeat(np.arange(len(weights)), count // len(weights))
-    order_of = rng.permutation(len(weights))  # neighbours would else exclude each other
-    total = float(weights.sum())
-    shares = [count * weight / total for weight in weights[order_of].tolist()]
-    whole = [int(share + 1e-9) for share in shares]  # few numbers: Python is quicker than numpy
-    extra = count - sum(whole)
-    if extra:
-        parts = (max(share - sure, 0.0) for share, sure in zip(shares, whole, strict=True))
-        ends = list(itertools.accumulate(parts))
-        start, step = rng.random(), ends[-1] / extra
-        for number in range(extra):
-            chosen = bisect.bisect_right(ends, (start + number) * step)
-            whole[min(chosen, len(ends) - 1)] += 1
-    return np.repeat(order_of, whole)

@@ -6,6 +6,8 @@ course and density, the groups into which RadLex (Langlotz 2006) sorts its modif
 in which the Fleischner Society's glossary (Hansell et al. 2008) uses them.
 """
 
+import itertools
+
 import numpy as np
 
 from mmrl.data.perturb.report import Draft, Edit, ParsedReport, edited
@@ -70,19 +72,18 @@ def like(word: str, replacement: str) -> str:
 
 def replace(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
     """Every adjective that has an antonym is replaced, its "a" or "an" fitted; no randomness."""
+    slots = [slot for slot, key in enumerate(report.keys) if key in ANTONYMS]
+    slots = [slot for slot in slots if report.tags[slot] == "adjective"]
+    if not slots:
+        return None
+    ends = list(itertools.accumulate(map(len, report.pieces)))
     edits: list[Edit] = []
-    position = len(report.pieces[0])
-    before = 0  # where the previous word begins
-    for slot, (word, key) in enumerate(zip(report.words, report.keys, strict=True)):
-        antonym = ANTONYMS.get(key)
-        if antonym and report.tags[slot] == "adjective":
-            new = like(word, antonym)
-            fitting = "an" if antonym[0] in "aeiou" else "a"
-            if slot and report.keys[slot - 1] in ("a", "an") and report.pieces[2 * slot] == " ":
-                article = report.words[slot - 1]
-                if article.lower() != fitting:
-                    edits.append((before, before + len(article), like(article, fitting)))
-            edits.append((position, position + len(word), new))
-        before = position
-        position += len(word) + len(report.pieces[2 * slot + 2])
-    return edited(report.text, edits) if edits else None
+    for slot in slots:
+        antonym = ANTONYMS[report.keys[slot]]
+        fitting = "an" if antonym[0] in "aeiou" else "a"
+        if slot and report.keys[slot - 1] in ("a", "an") and report.pieces[2 * slot] == " ":
+            article = report.words[slot - 1]
+            if article.lower() != fitting:
+                edits.append((ends[2 * slot - 2], ends[2 * slot - 1], like(article, fitting)))
+        edits.append((ends[2 * slot], ends[2 * slot + 1], like(report.words[slot], antonym)))
+    return edited(report.text, edits)

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmrl.data import perturb
+import numpy as np
+
+from mmrl.data import counter, perturb
+from mmrl.data.perturb import sampling
 from mmrl.types import InputError
 
 Weights = Mapping[str, float]
@@ -59,6 +62,23 @@ class Mix:
                 break
             current = weights
         return current
+
+    def draw(self, step: int, count: int, seeds: np.ndarray) -> np.ndarray:
+        """Kinds of `count` copies of each of n reports in the batch of `step`.
+
+        See `sampling.systematic`; the first numbers of each report's stream decide.
+
+        Args:
+          seeds: u64[n].
+
+        Returns:
+          i64[n, count], indices into perturb.KINDS.
+        """
+        weights = self.at(step)
+        names = np.array([perturb.KINDS.index(kind) for kind in weights])
+        needed = np.arange(sampling.numbers_needed(len(weights), count))
+        uniforms = counter.uniforms(seeds[:, None], needed)
+        return names[sampling.systematic(np.array(list(weights.values())), count, uniforms)]
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -1,0 +1,25 @@
+"""Random numbers by place: any number of many streams at once, without a generator for each.
+
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", section 4)
+read as a function of its counter: the n-th output for a seed is a mix of seed + (n + 1) gamma, so
+that any number of any stream costs the same, and arrays of them no loop in Python.
+"""
+
+import numpy as np
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def bits(seeds: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
+    """u64[...]: output `numbers` of the streams `seeds` (u64), broadcast against each other."""
+    with np.errstate(over="ignore"):  # of scalars; arithmetic is modulo 2**64
+        mixed = seeds + (np.asarray(numbers, np.uint64) + np.uint64(1)) * _GAMMA
+        for shift, factor in _MIX:
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def uniforms(seeds: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
+    """f64[...] in [0, 1), multiples of 2**-53, of the same `bits`."""
+    return (bits(seeds, numbers) >> np.uint64(11)) * 2.0**-53
