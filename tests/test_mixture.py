@@ -3,6 +3,7 @@
 import collections
 import json
 
+import grain
 import ml_collections
 import numpy as np
 import pytest
@@ -160,3 +161,14 @@ def test_a_part_too_small_for_its_share_is_refused():
 def test_parts_that_overlap_are_refused():
     with pytest.raises(InputError, match=r"two records are 'phantom:1-.*'; expected parts"):
         corpus(phantom(1), phantom(1))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_shuffles_are_those_of_grain(size):
+    """So that runs started when Grain's own data set was used go on in the same order."""
+    own = sampling.Shuffled(size, 12345)
+    theirs = grain.MapDataset.source(range(size)).shuffle(12345).repeat(None)
+    positions = [*range(3 * size), 10**12 + 5]
+    assert [own(position) for position in positions] == [theirs[p] for p in positions]
+    members = np.arange(size) * 3
+    assert sampling.Shuffled(size, 12345, members)(2) == 3 * own(2)

@@ -97,10 +97,11 @@ class _Batches(grain.MapDataset):
     """
 
     def __init__(
-        self, order: grain.MapDataset, make: Make, rows: np.ndarray, batch_size: int
+        self, order: Callable[[int], int], make: Make, rows: np.ndarray, batch_size: int
     ) -> None:
-        super().__init__(order)
-        self._make, self._rows, self._batch_size = make, rows.tolist(), batch_size
+        super().__init__()
+        self._order, self._make = order, make
+        self._rows, self._batch_size = rows.tolist(), batch_size
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
@@ -112,7 +113,7 @@ class _Batches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         positions = [index * self._batch_size + row for row in self._rows]
-        return self._make(positions, [self._parent[position] for position in positions])
+        return self._make(positions, list(map(self._order, positions)))
 
 
 class BatchIterator:

@@ -2,7 +2,7 @@
 
 import fractions
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -20,7 +20,7 @@ def example_seed(seed: int) -> int:
     return _stream(seed, _EXAMPLES)
 
 
-def order(corpus: Corpus, seed: int, batch_size: int) -> grain.MapDataset:
+def order(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], int]:
     """Position -> index in the corpus, endless and at random access.
 
     Every epoch is a fresh shuffle, complete before the next begins; of a mixture with weights,
@@ -35,8 +35,7 @@ def order(corpus: Corpus, seed: int, batch_size: int) -> grain.MapDataset:
             f"config.batch_size={batch_size}; a batch must not repeat a record"
         )
     if corpus.weights is None:
-        every = grain.MapDataset.source(range(len(corpus)))
-        return every.shuffle(_stream(seed, _SHUFFLE)).repeat(None)
+        return Shuffled(len(corpus), _stream(seed, _SHUFFLE))
     weights = proportions(corpus.weights)
     shuffled = []
     for number, weight in enumerate(weights):
@@ -47,9 +46,30 @@ def order(corpus: Corpus, seed: int, batch_size: int) -> grain.MapDataset:
                 f"part {number} of {corpus.name} has {len(members)} usable records, but its weight "
                 f"takes {taken} of config.batch_size={batch_size}; a batch must not repeat a record"
             )
-        part = grain.MapDataset.source(members.tolist())
-        shuffled.append(part.shuffle(_stream(seed, _SHUFFLE, number)).repeat(None))
+        shuffled.append(Shuffled(len(members), _stream(seed, _SHUFFLE, number), members))
     return _Mixed(shuffled, weights)
+
+
+class Shuffled:
+    """Position -> index: every epoch a permutation of all, of its own.
+
+    What `grain.MapDataset.source(...).shuffle(seed).repeat()` gives, by the same function, without
+    the three layers of bookkeeping in which an index would spend most of its time.
+
+    Args:
+      size: how many there are. members: i64[size], what is shuffled; None: 0 to size - 1.
+    """
+
+    def __init__(self, size: int, seed: int, members: np.ndarray | None = None) -> None:
+        self._size, self._seed, self._members = size, seed, members
+
+    def __call__(self, position: int) -> int:
+        """The index at a position, counted from 0 through all epochs."""
+        epoch, place = divmod(position, self._size)
+        index = grain.experimental.index_shuffle(
+            place, max_index=self._size - 1, seed=(self._seed + epoch) % 2**32, rounds=4
+        )
+        return index if self._members is None else int(self._members[index])
 
 
 def proportions(weights: tuple[float, ...]) -> tuple[int, ...]:
@@ -80,24 +100,15 @@ def part_at(position: int, weights: tuple[int, ...]) -> tuple[int, int]:
     raise AssertionError(f"position {position} has no part among {weights}")
 
 
-class _Mixed(grain.MapDataset):
+class _Mixed:
     """Endless parts, interleaved by their weights."""
 
-    def __init__(self, parts: list[grain.MapDataset], weights: tuple[int, ...]) -> None:
-        super().__init__(parts)
-        self._weights = weights
+    def __init__(self, parts: Sequence[Callable[[int], int]], weights: tuple[int, ...]) -> None:
+        self._parts, self._weights = parts, weights
 
-    def __len__(self) -> int:
-        return min(len(part) for part in self.parents)
-
-    def __str__(self) -> str:
-        return f"Mixed({self._weights})"
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        part, place = part_at(index, self._weights)
-        return self.parents[part][place]
+    def __call__(self, position: int) -> int:
+        part, place = part_at(position, self._weights)
+        return self._parts[part](place)
 
 
 def _stream(*numbers: int) -> int:
