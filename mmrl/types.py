@@ -160,6 +160,7 @@ class Source(Protocol):
     `rejects` lists what it quarantined, `total` counts items of the split before rejection.
     A source that can read an image without building its record offers, besides, a callable
     `image(index, number)` -> u8[H, W] or u16[H, W], which pickles small: it goes to every worker.
+    One that reads all records faster than one by one offers `__iter__`.
     """
 
     rejects: list[Reject]

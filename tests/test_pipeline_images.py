@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.corpus import Corpus, read_corpus, records
 from mmrl.data.example import Load
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import Jitter
 from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.sources import prepared
+from mmrl.data.sources.mixture import Mixture
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import Box, ImageRef, InputError, Record
@@ -37,8 +39,8 @@ def batches(corpus, count, **changes):
 
 
 def test_a_prepared_corpus_is_trained_on_without_building_records(tmp_path, monkeypatch):
-    records = [toys.ToySource(20)[index] for index in range(20)]
-    source = Prepared(split="train", path=str(toys.prepare(tmp_path / "toy", records)))
+    made = [toys.ToySource(20)[index] for index in range(20)]
+    source = Prepared(split="train", path=str(toys.prepare(tmp_path / "toy", made)))
     corpus = read_corpus("prepared/train", source, sections=("findings",))
     expected = batches(corpus, 5)
     for batch in expected:
@@ -57,16 +59,29 @@ def test_a_prepared_corpus_is_trained_on_without_building_records(tmp_path, monk
 
 def test_what_a_worker_needs_of_a_prepared_corpus_is_small(tmp_path):
     """Not the index with its texts, which the corpus holds already."""
-    records = [toys.ToySource(200)[index] for index in range(200)]
-    source = Prepared(split="train", path=str(toys.prepare(tmp_path / "toy", records)))
+    made = [toys.ToySource(200)[index] for index in range(200)]
+    source = Prepared(split="train", path=str(toys.prepare(tmp_path / "toy", made)))
     image = pickle.loads(pickle.dumps(source.image))
     np.testing.assert_array_equal(image(17, 0), source[17].images[0].load())
     assert len(pickle.dumps(source.image)) < len(pickle.dumps(source)) / 10
 
 
+def test_records_read_in_blocks_are_those_read_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "_ROWS", 3)
+    made = [toys.ToySource(8)[index] for index in range(8)]
+    source = Prepared(split="train", path=str(toys.prepare(tmp_path / "toy", made)))
+    assert [repr(record) for record in source] == [repr(source[index]) for index in range(8)]
+    assert [repr(record) for record in records(source)] == list(map(repr, source))
+    path = str(tmp_path / "toy")
+    parts = ({"source": "prepared", "path": path}, {"source": "phantom", "length": 9})
+    mixture = Mixture(split="train", parts=parts)
+    ids = [mixture[index].id for index in range(len(mixture))]
+    assert [record.id for record in mixture] == ids
+
+
 def test_a_split_without_records_has_no_images(tmp_path):
-    records = [toys.ToySource(3)[index] for index in range(3)]
-    source = Prepared(split="val", path=str(toys.prepare(tmp_path / "toy", records)))
+    made = [toys.ToySource(3)[index] for index in range(3)]
+    source = Prepared(split="val", path=str(toys.prepare(tmp_path / "toy", made)))
     assert len(source) == 0
 
 

@@ -6,9 +6,11 @@ source yielded, with their images as stored.
 """
 
 import functools
+import itertools
 import json
 import operator
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from mmrl.data.splits import check_split
 from mmrl.types import Entailment, ImageRef, InputError, Record, Reject
 
 VERIFY = ("size", "sha256")
+
+_ROWS = 1024  # of the index, turned into Python's objects at a time
 
 
 class _Images:
@@ -99,6 +103,15 @@ class Prepared:
             raise IndexError(f"record {position} of {len(self)}")
         position %= len(self)
         (row,) = self._rows.slice(position, 1).to_pylist()
+        return self._record(position, row)
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records in order; several times as fast as asking for one after the other."""
+        for start in range(0, len(self), _ROWS):
+            rows = self._rows.slice(start, _ROWS).to_pylist()
+            yield from map(self._record, itertools.count(start), rows)
+
+    def _record(self, position: int, row: Mapping[str, Any]) -> Record:
         place = self.image.place(position)
         sections = {name.removeprefix("section."): row[name] for name in self._sections}
         return Record(
