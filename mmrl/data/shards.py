@@ -252,13 +252,20 @@ def read_payload(path: str, position: int) -> dict[str, Any]:
     Raises:
       InputError: the shard is missing or damaged.
     """
+    return unpack_payload(_read(path, position))
+
+
+def _read(path: str, position: int) -> bytes:
+    reader = _reader(path)
+    if position < 0:  # which a range would count from the end
+        raise InputError(f"{path} record {position} cannot be read: expected at least 0")
     try:
-        (data,) = _reader(path).read([position])
-    except InputError:
-        raise
+        # As a range: for a list of positions, the reader first goes through all chunks of the
+        # shard, which takes longer than reading one; for more positions it starts threads.
+        (data,) = reader.read(position, position + 1)
     except Exception as error:
         raise InputError(f"{path} record {position} cannot be read: {_line(error)}") from error
-    return unpack_payload(data)
+    return data
 
 
 def decode_image(image: StoredImage) -> np.ndarray:
