@@ -80,19 +80,30 @@ def unpack_payload(data: bytes) -> dict[str, Any]:
     Raises:
       InputError: not the payload of a record, or of another schema.
     """
+    content = _content(data)
     try:
-        content = msgpack.unpackb(data, use_list=False, strict_map_key=True)
-        mark = content["mark"]
-        if mark != _MARK:
-            raise InputError(f"a record of schema {mark!r}; expected {_MARK!r}")
         content["images"] = tuple(StoredImage(*fields) for fields in content["images"])
         content["boxes"] = tuple(Box(*fields) for fields in content["boxes"])
         content["masks"] = tuple(Mask(*fields) for fields in content["masks"])
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"damaged record: {type(error).__name__}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(error) from error
     return content
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """The map of a payload, its images, boxes and masks still tuples of their fields."""
+    try:
+        content = msgpack.unpackb(data, use_list=False, strict_map_key=True)
+        mark = content["mark"]
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise _damaged(error) from error
+    if mark != _MARK:
+        raise InputError(f"a record of schema {mark!r}; expected {_MARK!r}")
+    return content
+
+
+def _damaged(error: Exception) -> InputError:
+    return InputError(f"damaged record: {type(error).__name__}")
 
 
 # Of the index; one column per section follows, "section.findings" and so on.
@@ -274,25 +285,36 @@ def decode_image(image: StoredImage) -> np.ndarray:
     Its container is not walked again: it was whole when the shard was written, and the manifest
     holds the shard's digest.
     """
+    return _decode(image.key, image.data, image.height, image.width)
+
+
+def _decode(key: str, data: bytes, height: int, width: int) -> np.ndarray:
     try:
         flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
-    if pixels is None or pixels.shape != (image.height, image.width):
-        raise InputError(f"image {image.key!r} cannot be decoded")
+    if pixels is None or pixels.shape != (height, width):
+        raise InputError(f"image {key!r} cannot be decoded")
     return pixels
 
 
 def load_image(path: str, position: int, number: int) -> np.ndarray:
-    """Image `number` of a record, see `decode_image`; an InputError names the place."""
-    stored = read_payload(path, position)["images"]
-    if not 0 <= number < len(stored):
-        raise InputError(f"{path} record {position} has {len(stored)} images, no number {number}")
+    """Image `number` of a record, see `decode_image`; an InputError names the place.
+
+    The other images, the boxes and the masks are not looked at.
+    """
+    content = _read(path, position)
     try:
-        return decode_image(stored[number])
+        images = _content(content)["images"]
+        if not 0 <= number < len(images):
+            raise InputError(f"it has {len(images)} images, no number {number}")
+        key, data, height, width = images[number][:4]  # the first fields of StoredImage
+        return _decode(key, data, height, width)
     except InputError as error:
         raise InputError(f"{path} record {position}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} record {position}: {_damaged(error)}") from error
 
 
 def load_boxes(path: str, position: int) -> tuple[Box, ...]:

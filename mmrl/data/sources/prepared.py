@@ -32,12 +32,12 @@ class _Images:
     """(index, number) -> u8 or u16[H, W]; small when pickled, for it goes to every worker."""
 
     def __init__(self, path: str, shard: np.ndarray, names: tuple[str, ...], position: np.ndarray):
-        self._path, self._shard, self._names, self._position = path, shard, names, position
+        self._paths = tuple(os.path.join(path, name) for name in names)
+        self._shard, self._position = shard, position
 
     def place(self, index: int) -> tuple[str, int]:
         """Path of the shard of record `index`, and its position there."""
-        name = self._names[self._shard[index]]
-        return os.path.join(self._path, name), int(self._position[index])
+        return self._paths[self._shard[index]], int(self._position[index])
 
     def __call__(self, index: int, number: int = 0) -> np.ndarray:
         return shards.load_image(*self.place(index), number)
