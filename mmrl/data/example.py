@@ -56,12 +56,22 @@ class Seeds:
     """
 
     def __init__(self, seed: int) -> None:
-        self._key = np.random.Philox(seed).state["state"]["key"]
+        self._seed = seed
+        self._philox = np.random.Philox(seed)  # setting its state is far quicker than making one
+        self._state = self._philox.state
+        self._counter = self._state["state"]["counter"]
+        self._drawing = threading.Lock()
 
     def __call__(self, position: int) -> Draw:
         """The draw of one position."""
-        stream = np.random.Philox(key=self._key, counter=[0, 0, 0, position])
-        return Draw(*(number >> 1 for number in stream.random_raw(3).tolist()))
+        with self._drawing:
+            self._counter[3] = position
+            self._philox.state = self._state
+            numbers = self._philox.random_raw(3)
+        return Draw(*(number >> 1 for number in numbers.tolist()))
+
+    def __reduce__(self) -> tuple[type["Seeds"], tuple[int]]:
+        return Seeds, (self._seed,)
 
 
 class Load:

@@ -1,0 +1,38 @@
+"""The quick way to random numbers gives the numbers of NumPy's generators, bit by bit."""
+
+import pickle
+import threading
+
+import numpy as np
+
+from mmrl.data.example import Draw, Seeds
+
+
+def expected(seed: int, position: int) -> Draw:
+    key = np.random.Philox(seed).state["state"]["key"]
+    stream = np.random.Philox(key=key, counter=[0, 0, 0, position])
+    return Draw(*(number >> 1 for number in stream.random_raw(3).tolist()))
+
+
+def test_draws_of_positions_are_those_of_a_stream_for_each():
+    positions = [0, 1, 2, 7, 5, 2**32, 2**63 - 1, *range(100, 200)]
+    for seed in (0, 3, 2**40):
+        seeds = Seeds(seed)
+        assert [seeds(n) for n in positions] == [expected(seed, n) for n in positions]
+        sent = pickle.loads(pickle.dumps(seeds))
+        assert [sent(n) for n in positions] == [expected(seed, n) for n in positions]
+
+
+def test_threads_do_not_disturb_each_others_draws():
+    seeds, wrong = Seeds(1), []
+    known = [expected(1, n) for n in range(500)]
+
+    def draw() -> None:
+        wrong.extend(n for _ in range(10) for n in range(500) if seeds(n) != known[n])
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
