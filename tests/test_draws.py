@@ -4,8 +4,23 @@ import pickle
 import threading
 
 import numpy as np
+import pytest
 
+from mmrl.data.draws import uniforms
 from mmrl.data.example import Draw, Seeds
+
+EDGES = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_numbers_are_those_of_a_generator_for_each_seed(count):
+    drawn = np.random.default_rng(0).integers(2**63, size=300).tolist()
+    for seeds in (EDGES, drawn, drawn[:1]):
+        made = uniforms(seeds, count)
+        assert made.shape == (len(seeds), count)
+        for row, seed in zip(made, seeds, strict=True):
+            np.testing.assert_array_equal(row, np.random.default_rng(seed).random(count))
+    assert uniforms([], count).shape == (0, count)
 
 
 def expected(seed: int, position: int) -> Draw:

@@ -14,9 +14,10 @@ import numpy as np
 from mmrl.data import stall
 from mmrl.data.copies import Copies
 from mmrl.data.corpus import Corpus
+from mmrl.data.draws import uniforms
 from mmrl.data.excerpts import Excerpts
 from mmrl.data.images import Preprocess
-from mmrl.data.jitter import Jitter
+from mmrl.data.jitter import DRAWS, Jitter
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.tokenizer import Tokenizer
 from mmrl.types import InputError
@@ -100,11 +101,22 @@ class Load:
         self.cache: dict[tuple[int, int], np.ndarray] = {}
         self._adding = threading.Lock()
 
-    def __call__(self, index: int, view: int = 0) -> np.ndarray:
+    def __call__(
+        self,
+        index: int,
+        view: int = 0,
+        out: np.ndarray | None = None,
+        corner: tuple[int, int] = (0, 0),
+    ) -> np.ndarray:
         """The image of one example; it may be the cache's own, so nobody may write to it.
 
         Args:
           view: a random number that chooses among the images, where there is a choice.
+          out: u8[h, w], where to write the part of the image that begins at row and column
+            `corner` instead.
+
+        Returns:
+          u8[S, S], or `out`.
 
         Raises:
           InputError: unreadable; names the record.
@@ -114,18 +126,25 @@ class Load:
         place = int(self._positions[index]), number
         image = self.cache.get(place)
         if image is None:
+            keep = len(self.cache) < self._kept
             try:
                 self._mark(stall.READ, index)
                 image = self._load(*place)
                 self._mark(stall.PREPROCESS, index)
+                if out is not None and not keep:
+                    return self._preprocess(image, out, corner)
                 image = self._preprocess(image)
             except InputError as error:
                 raise InputError(f"record {self._ids[index]}: {error}") from None
-            if len(self.cache) < self._kept:
+            if keep:
                 with self._adding:
                     if len(self.cache) < self._kept:
                         self.cache[place] = image
-        return image
+        if out is None:
+            return image
+        (top, left), (height, width) = corner, out.shape
+        np.copyto(out, image[top : top + height, left : left + width])
+        return out
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process gets the recipe, not the pixels.
@@ -198,12 +217,18 @@ class Make:
         jitter, preprocess = self._recipe.jitter, self._recipe.preprocess
         side = preprocess.size if jitter.size is None else jitter.size
         out = np.empty((len(indices), side, side), np.uint8)
-        still = jitter.still(preprocess.size)
-        for row, index, draw in zip(out, indices, draws, strict=True):
-            image = self.load(index, draw.view)
-            self._mark(stall.AUGMENT, index)
-            if still:
-                np.copyto(row, image)
+        if jitter.still(preprocess.size):
+            numbers: list[list[float]] = [[]] * len(draws)
+        else:
+            numbers = uniforms([draw.image for draw in draws], DRAWS).tolist()
+        for row, index, draw, drawn in zip(out, indices, draws, numbers, strict=True):
+            corner = jitter.window(preprocess.size, drawn)
+            if corner is not None:
+                self.load(index, draw.view, row, corner)
+                self._mark(stall.AUGMENT, index)
+                jitter.relight(row, drawn, row)
             else:
-                jitter(image, np.random.default_rng(draw.image), row)
+                image = self.load(index, draw.view)
+                self._mark(stall.AUGMENT, index)
+                jitter.apply(image, drawn, row)
         return out

@@ -189,17 +189,29 @@ class Preprocess:
         if not 1 <= self.max_value <= FULL_RANGE:
             raise InputError(f"preprocess max_value {self.max_value}; expected 1 to {FULL_RANGE}")
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Maps u8[H, W] or u16[H, W] to u8[size, size]."""
+    def __call__(
+        self,
+        image: np.ndarray,
+        out: np.ndarray | None = None,
+        corner: tuple[int, int] = (0, 0),
+    ) -> np.ndarray:
+        """Maps u8[H, W] or u16[H, W] to u8[size, size].
+
+        Args:
+          out: u8[h, w], where to write a part of the square instead of all of it.
+          corner: row and column of the square where that part begins.
+
+        Returns:
+          `out`, or a new array.
+        """
         if image.ndim != 2 or image.size == 0:
             raise InputError(f"image of shape {image.shape}; expected [H, W], not empty")
-        if image.dtype == np.uint8 and image.shape == (self.size, self.size):
-            return image.copy()
+        if out is None:
+            out = np.empty((self.size, self.size), np.uint8)
         height, width, top, left = self._placement(*image.shape)
         content = _resize(to_uint8(image, self.max_value), height, width)
-        square = np.zeros((self.size, self.size), np.uint8)
-        square[top : top + height, left : left + width] = content
-        return square
+        _lay(content, top - corner[0], left - corner[1], out)
+        return out
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Returns where an image of `height` x `width` pixels lands in the square."""
@@ -299,6 +311,19 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if (height, width) != image.shape:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return image
+
+
+def _lay(content: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
+    """Writes `content` to `out` from row `top` and column `left`, what fits, and black around."""
+    height, width = content.shape
+    first, last = max(top, 0), min(top + height, out.shape[0])
+    begin, end = max(left, 0), min(left + width, out.shape[1])
+    if first >= last or begin >= end:
+        out[:] = 0
+        return
+    out[:first], out[last:] = 0, 0
+    out[first:last, :begin], out[first:last, end:] = 0, 0
+    out[first:last, begin:end] = content[first - top : last - top, begin - left : end - left]
 
 
 def _with_name(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:

@@ -6,13 +6,14 @@ There is no flip and there must never be one: reports speak of left and right.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from mmrl.types import InputError
 
-_DRAWS = 10
+DRAWS = 10  # numbers that each image takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +92,42 @@ class Jitter:
         """
         if image.dtype != np.uint8 or image.ndim != 2 or image.shape[0] != image.shape[1]:
             raise InputError(f"image {image.dtype}{list(image.shape)}; expected uint8[S, S]")
-        size = image.shape[0] if self.size is None else self.size
-        if size > image.shape[0]:
-            raise InputError(f"image of side {image.shape[0]}; expected at least size {size}")
+        size = self._side(image.shape[0])
         out = np.empty((size, size), np.uint8) if out is None else out
-        draw = rng.random(_DRAWS).tolist()
-        moved = self._place(image, size, draw, out)
+        return self.apply(image, rng.random(DRAWS).tolist(), out)
+
+    def apply(self, image: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
+        """The same from the `DRAWS` numbers in [0, 1) that a generator would give."""
+        size = self._side(image.shape[0])
+        return self.relight(self._place(image, size, draw, out), draw, out)
+
+    def relight(self, moved: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
+        """The last step alone: levels changed, from u8[size, size] to `out`, which may be it."""
         if self._relights:
             return cv2.LUT(moved, self._levels(moved, draw), dst=out)
         if moved is not out:
             np.copyto(out, moved)
         return out
 
+    def window(self, side: int, draw: Sequence[float]) -> tuple[int, int] | None:
+        """Top and left of the part of an image of this side that is the result, but for `relight`.
+
+        None where pixels are moved or scaled otherwise, so that it takes the whole image.
+        """
+        size = self._side(side)
+        if self._moves:
+            return None
+        return (0, 0) if size == side else _corner(side, size, size, draw)
+
+    def _side(self, side: int) -> int:
+        """Of the result, from that of the image."""
+        size = side if self.size is None else self.size
+        if size > side:
+            raise InputError(f"image of side {side}; expected at least size {size}")
+        return size
+
     def _place(
-        self, image: np.ndarray, size: int, draw: list[float], out: np.ndarray
+        self, image: np.ndarray, size: int, draw: Sequence[float], out: np.ndarray
     ) -> np.ndarray:
         """The image moved: `out`, or part of `image` where no pixel changes its value."""
         side = image.shape[0]
@@ -132,7 +155,7 @@ class Jitter:
         )
 
     def _matrix(
-        self, width: float, height: float, side: int, size: int, draw: list[float]
+        self, width: float, height: float, side: int, size: int, draw: Sequence[float]
     ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Pixel of the result to pixel of the image."""
         scale = side / size
@@ -156,14 +179,14 @@ class Jitter:
     def _shift(self, drawn: float) -> float:
         return (2 * drawn - 1) * self.translate
 
-    def _extent(self, draw: list[float]) -> tuple[float, float]:
+    def _extent(self, draw: Sequence[float]) -> tuple[float, float]:
         """Width and height of the crop, as shares of the side."""
         area = self.crop_scale[0] + draw[0] * (self.crop_scale[1] - self.crop_scale[0])
         low, high = np.log(max(self.aspect[0], area)), np.log(min(self.aspect[1], 1 / area))
         ratio = float(np.exp(low + draw[1] * (high - low)))
         return min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
 
-    def _levels(self, moved: np.ndarray, draw: list[float]) -> np.ndarray:
+    def _levels(self, moved: np.ndarray, draw: Sequence[float]) -> np.ndarray:
         """u8[256], what becomes of each level."""
         levels = _LEVELS
         if self.gamma:
@@ -180,12 +203,12 @@ class Jitter:
 
 
 def _cut(
-    image: np.ndarray, width: float, height: float, draw: list[float], out: np.ndarray
+    image: np.ndarray, width: float, height: float, draw: Sequence[float], out: np.ndarray
 ) -> np.ndarray:
     """A window of whole pixels, scaled to `out`: half the time of a warp."""
     side, size = image.shape[0], out.shape[0]
     wide, high = max(1, round(side * width)), max(1, round(side * height))
-    left, top = int(draw[2] * (side - wide + 1)), int(draw[3] * (side - high + 1))
+    top, left = _corner(side, wide, high, draw)
     window = image[top : top + high, left : left + wide]
     if window.shape == out.shape:
         return window
@@ -193,6 +216,11 @@ def _cut(
     coarse = min(wide, high) >= 2 * size
     method = cv2.INTER_AREA if coarse else cv2.INTER_LINEAR
     return cv2.resize(window, (size, size), dst=out, interpolation=method)
+
+
+def _corner(side: int, wide: int, high: int, draw: Sequence[float]) -> tuple[int, int]:
+    """Top and left of a window of whole pixels in an image of this side."""
+    return int(draw[3] * (side - high + 1)), int(draw[2] * (side - wide + 1))
 
 
 _LEVELS = np.arange(256, dtype=np.float64)

@@ -1,0 +1,152 @@
+"""Rows of a batch are what the steps give one after the other, however they are put together."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from mmrl.data import sampling
+from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.example import Load, Seeds
+from mmrl.data.images import Preprocess
+from mmrl.data.jitter import DRAWS, Jitter
+from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.types import ImageRef, InputError, Record
+from tests import toys
+
+SHAPES = ((40, 40), (40, 31), (23, 40), (9, 40), (64, 50), (17, 90), (20, 20), (1, 5))
+
+
+def image(index: int) -> np.ndarray:
+    """Of every shape, each second one of 16 bits."""
+    kind = (np.uint8, np.uint16)[index // len(SHAPES) % 2]
+    rng = np.random.default_rng(index)
+    return rng.integers(1, np.iinfo(kind).max, SHAPES[index % len(SHAPES)], kind)
+
+
+class Shapes(toys.ToySource):
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        shown = ImageRef(str(index), functools.partial(image, index))
+        return Record(**{**vars(record), "images": (shown,)})
+
+
+@functools.cache
+def corpus() -> Corpus:
+    return read_corpus("shapes/train", Shapes(32), sections=("findings",))
+
+
+JITTERS = [
+    {},
+    {"load_size": 40},
+    {"load_size": 40, "gamma": 0.3, "brightness": 0.2, "contrast": 0.2},
+    {"load_size": 40, "brightness": 0.2},
+    {"load_size": 33, "crop_scale": (0.3, 0.9)},
+    {"load_size": 80, "crop_scale": (0.9, 1.0), "contrast": 0.3},
+    {"load_size": 40, "rotate": 9.0},
+    {"translate": 0.1},
+    {"contrast": 0.3},
+]
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("jitter", JITTERS)
+def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
+    changes = {"resize": resize, "cache_images": False, "aspect": (0.9, 1.1), **jitter}
+    read = toys.config().data.to_dict() | changes
+    options = Options.from_config(read)
+    recipe, seeds = options.recipe(), Seeds(sampling.example_seed(3))
+    whole = {}
+    for kept in (False, True):
+        iterator = training_batches(
+            corpus(),
+            TOKENIZER,
+            Options.from_config(read | {"cache_images": kept, "cache_mib": 1}),
+            seed=3,
+            batch_size=8,
+            with_perturbed=False,
+        )
+        for step in range(6):  # more than an epoch, so that caches are read, too
+            batch = next(iterator)
+            for row, index in enumerate(batch["index"].tolist()):
+                draw = seeds(8 * step + row)
+                square = whole.setdefault(index, recipe.preprocess(image(index)))
+                expected = recipe.jitter(square, np.random.default_rng(draw.image))
+                np.testing.assert_array_equal(batch["image"][row, :, :, 0], expected)
+        iterator.close()
+
+
+TOKENIZER = Tokenizer.train(corpus().texts, vocab_size=300)
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
+def test_a_part_of_the_square_is_written_as_it_lies_in_the_whole(resize):
+    rng = np.random.default_rng(0)
+    for size in (1, 8, 40):
+        preprocess = Preprocess(size, resize)
+        for index in range(2 * len(SHAPES)):
+            whole = preprocess(image(index))
+            assert whole.shape == (size, size) and whole.flags.c_contiguous
+            for _ in range(20):
+                height, width = rng.integers(1, size + 1, 2).tolist()
+                top = int(rng.integers(size - height + 1))
+                left = int(rng.integers(size - width + 1))
+                out = rng.integers(1, 255, (height, width), np.uint8)
+                assert preprocess(image(index), out, (top, left)) is out
+                np.testing.assert_array_equal(out, whole[top : top + height, left : left + width])
+
+
+def test_padding_is_black_and_the_content_is_where_geometry_says():
+    for index in range(2 * len(SHAPES)):
+        given = image(index)
+        whole, place = Preprocess(40)(given), Preprocess(40).geometry(*given.shape)
+        content = np.zeros((40, 40), bool)
+        top, left = round(place.offset_y), round(place.offset_x)
+        height = round(given.shape[0] * place.scale_y)
+        width = round(given.shape[1] * place.scale_x)
+        content[top : top + height, left : left + width] = True
+        assert not whole[~content].any() and whole[content].any()
+
+
+def test_what_is_preprocessed_is_never_the_image_that_was_given():
+    square = image(0)
+    for made in (Preprocess(40)(square), Preprocess(40, "stretch")(square)):
+        np.testing.assert_array_equal(made, square)
+        assert not np.shares_memory(made, square)
+
+
+def test_a_part_of_a_cached_image_leaves_the_cache_as_it_was():
+    load = Load(corpus(), Preprocess(40), 1)
+    whole = load(2).copy()
+    out = np.empty((32, 32), np.uint8)
+    assert load(2, 0, out, (3, 8)) is out and len(load.cache) == 1
+    np.testing.assert_array_equal(out, whole[3:35, 8:40])
+    out[:] = 7
+    np.testing.assert_array_equal(load(2), whole)
+
+
+def test_a_jitter_from_numbers_is_that_from_their_generator():
+    given = np.random.default_rng(0).integers(0, 255, (48, 48), np.uint8)
+    for options in (
+        {},
+        {"size": 32},
+        {"size": 32, "gamma": 0.4, "contrast": 0.2},
+        {"size": 40, "crop_scale": (0.3, 1.0)},
+        {"translate": 0.1, "rotate": 5.0, "brightness": 0.1},
+    ):
+        jitter = Jitter(**options)
+        for seed in range(20):
+            numbers = np.random.default_rng(seed).random(DRAWS).tolist()
+            expected = jitter(given, np.random.default_rng(seed))
+            out = np.empty_like(expected)
+            assert jitter.apply(given, numbers, out) is out
+            np.testing.assert_array_equal(out, expected)
+            corner = jitter.window(48, numbers)
+            assert (corner is None) == bool({"crop_scale", "rotate"} & set(options))
+            if corner is not None:
+                (top, left), (height, width) = corner, out.shape
+                part = given[top : top + height, left : left + width].copy()
+                np.testing.assert_array_equal(jitter.relight(part, numbers, part), expected)
+    with pytest.raises(InputError, match="image of side 48; expected at least size 49"):
+        Jitter(size=49).window(48, [0.0] * DRAWS)
