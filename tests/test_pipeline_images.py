@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,6 +252,25 @@ def test_the_image_cache_keeps_to_its_budget():
     assert len(load.cache) == 4
     assert [reads.count(index) for index in range(12)] == [1] * 4 + [20] * 8
     assert not Load(corpus, Preprocess(512), 0).cache
+
+
+def test_what_workers_hand_over_is_what_threads_make_and_leaves_nothing_behind():
+    """Images of 96 px make arrays that go through files of shared memory."""
+    sizes = {"image_size": 96, "load_size": 100}
+    expected = batches(CORPUS, 6, num_workers=0, **sizes)
+    assert expected[0]["image"].nbytes >= 2**16
+    made = batches(CORPUS, 6, num_workers=2, **sizes)
+    for one, two in zip(expected, made, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    files = [Path("/dev/shm") / batch["image"].shm.name for batch in made]
+    assert not any(hasattr(batch[name], "shm") for batch in made for name in ("tokens", "index"))
+    del made, two
+    deadline = time.monotonic() + 10
+    while any(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(file.exists() for file in files)
 
 
 def test_threads_hold_a_few_batches_whatever_their_size():
