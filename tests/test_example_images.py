@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from mmrl.data import sampling
+from mmrl.data import counter, sampling
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.example import Load, Seeds
 from mmrl.data.images import Preprocess
@@ -69,10 +69,12 @@ def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
         )
         for step in range(6):  # more than an epoch, so that caches are read, too
             batch = next(iterator)
+            drawn = seeds(range(8 * step, 8 * step + 8)).image
+            numbers = counter.uniforms(drawn[:, None], np.arange(DRAWS)).tolist()
             for row, index in enumerate(batch["index"].tolist()):
-                draw = seeds(8 * step + row)
                 square = whole.setdefault(index, recipe.preprocess(image(index)))
-                expected = recipe.jitter(square, np.random.default_rng(draw.image))
+                expected = np.empty(batch["image"].shape[1:3], np.uint8)
+                recipe.jitter.apply(square, numbers[row], expected)
                 np.testing.assert_array_equal(batch["image"][row, :, :, 0], expected)
         iterator.close()
 
@@ -124,6 +126,14 @@ def test_a_part_of_a_cached_image_leaves_the_cache_as_it_was():
     np.testing.assert_array_equal(out, whole[3:35, 8:40])
     out[:] = 7
     np.testing.assert_array_equal(load(2), whole)
+
+
+def test_draws_depend_on_seed_and_position_alone_and_never_agree():
+    whole, part = Seeds(5)(range(1000)), Seeds(5)([3, 999, 10**15])
+    for one, two in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(one[[3, 999]], two[:2])
+    seen = np.concatenate([*whole, *Seeds(6)(range(1000)), [draw[2] for draw in part]])
+    assert len(np.unique(seen)) == len(seen) == 6003
 
 
 def test_a_jitter_from_numbers_is_that_from_their_generator():

@@ -11,7 +11,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-def bits(seeds: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
+def bits(seeds: np.ndarray | np.uint64, numbers: np.ndarray | int) -> np.ndarray:
     """u64[...]: output `numbers` of the streams `seeds` (u64), broadcast against each other."""
     with np.errstate(over="ignore"):  # of scalars; arithmetic is modulo 2**64
         mixed = seeds + (np.asarray(numbers, np.uint64) + np.uint64(1)) * _GAMMA

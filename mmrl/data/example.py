@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrl.data import stall
+from mmrl.data import counter, stall
 from mmrl.data.copies import Copies
 from mmrl.data.corpus import Corpus
-from mmrl.data.draws import uniforms
 from mmrl.data.excerpts import Excerpts
 from mmrl.data.images import Preprocess
 from mmrl.data.jitter import DRAWS, Jitter
@@ -37,42 +36,31 @@ class Recipe:
     cache_mib: int
 
 
-class Draw(NamedTuple):
-    """What is random about an example: 63-bit seeds of its image and of its text, and a number.
+class Draws(NamedTuple):
+    """What is random about n examples, u64[n] each: seeds of image and text, and a number.
 
     Separate ones: switching an image jitter on leaves the perturbations as they were.
     """
 
-    image: int
-    text: int
-    view: int
+    image: np.ndarray
+    text: np.ndarray
+    view: np.ndarray
 
 
 class Seeds:
-    """The draw of every position.
+    """The draws of positions in the endless sequence: numbers of the stream that a position seeds.
 
-    Philox, whose key is the stream and whose counter is the position (Salmon et al. 2011, "Parallel
-    random numbers: as easy as 1, 2, 3"): the numbers that `grain.MapDataset.random_map` would hand
-    to its function.
+    Args:
+      seed: of the positions' seeds.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._philox = np.random.Philox(seed)  # setting its state is far quicker than making one
-        self._state = self._philox.state
-        self._counter = self._state["state"]["counter"]
-        self._drawing = threading.Lock()
+        self._seed = np.uint64(seed)
 
-    def __call__(self, position: int) -> Draw:
-        """The draw of one position."""
-        with self._drawing:
-            self._counter[3] = position
-            self._philox.state = self._state
-            numbers = self._philox.random_raw(3)
-        return Draw(*(number >> 1 for number in numbers.tolist()))
-
-    def __reduce__(self) -> tuple[type["Seeds"], tuple[int]]:
-        return Seeds, (self._seed,)
+    def __call__(self, positions: Sequence[int]) -> Draws:
+        """The draws of positions, counted from 0."""
+        own = counter.bits(self._seed, np.asarray(positions))
+        return Draws(*counter.bits(own, np.arange(len(Draws._fields))[:, None]))
 
 
 class Load:
@@ -187,7 +175,7 @@ class Make:
 
     def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The rows whose place in the endless sequence is `positions`; see the class."""
-        draws = [self._seeds(position) for position in positions]
+        draws = self._seeds(positions)
         step = positions[0] // self._batch_size
         read = [self._excerpts(index, step) for index in indices]
         texts = [text for text, _ in read]
@@ -202,33 +190,30 @@ class Make:
             "index": np.asarray(indices, np.int32),
         }
         if self._with_perturbed:
-            seeds = np.array([draw.text for draw in draws], np.uint64)
-            kinds = self._recipe.mix.draw(step, self._recipe.num_perturbed, seeds)
+            kinds = self._recipe.mix.draw(step, self._recipe.num_perturbed, draws.text)
 
             def mark(row: int) -> None:
                 self._mark(stall.PERTURB, indices[row])
 
-            rows |= self._copies(texts, originals.tokens, kinds, seeds, mark)
+            rows |= self._copies(texts, originals.tokens, kinds, draws.text, mark)
         self._mark(stall.IDLE, 0)
         return rows
 
-    def _images(self, indices: Sequence[int], draws: Sequence[Draw]) -> np.ndarray:
+    def _images(self, indices: Sequence[int], draws: Draws) -> np.ndarray:
         """u8[n, S, S], jittered."""
         jitter, preprocess = self._recipe.jitter, self._recipe.preprocess
         side = preprocess.size if jitter.size is None else jitter.size
         out = np.empty((len(indices), side, side), np.uint8)
-        if jitter.still(preprocess.size):
-            numbers: list[list[float]] = [[]] * len(draws)
-        else:
-            numbers = uniforms([draw.image for draw in draws], DRAWS).tolist()
-        for row, index, draw, drawn in zip(out, indices, draws, numbers, strict=True):
+        numbers = counter.uniforms(draws.image[:, None], np.arange(DRAWS)).tolist()
+        views = draws.view.tolist()
+        for row, index, view, drawn in zip(out, indices, views, numbers, strict=True):
             corner = jitter.window(preprocess.size, drawn)
             if corner is not None:
-                self.load(index, draw.view, row, corner)
+                self.load(index, view, row, corner)
                 self._mark(stall.AUGMENT, index)
                 jitter.relight(row, drawn, row)
             else:
-                image = self.load(index, draw.view)
+                image = self.load(index, view)
                 self._mark(stall.AUGMENT, index)
                 jitter.apply(image, drawn, row)
         return out
