@@ -4,14 +4,14 @@
     python -m benchmarks.input --config=configs/pretrain.py:table --table=pairs.csv
     python -m benchmarks.input --prepared=DIR --copies=4 --image-size=224 --load-size=256
 
-Stages run one after the other on one core over the same records, each on what the one before it
+Stages run one after the other on one core over the same batches, each on what the one before it
 left: read (of a prepared corpus: its shard; else open or draw the image and decode it), decode,
-preprocess (resize), augment (crop and jitter), tokenise (the report), perturb (K copies and their
-tokens), batch (stack). They are judged by their CPU time, so that others on the machine disturb
-little. "sum of stages" is what one core could do at most. "pipeline" is the iterator of training
-for each number of threads and workers asked for, in the pass after caches have filled: examples
-per second of the wall clock, and per second of CPU time that all its processes took, which is what
-one idle core would make.
+crop and jitter (resized and padded, into the batch), tokenise (the reports), perturb (K copies and
+their tokens); "first" is the pass in which words, clauses and reports are met for the first time.
+They are judged by their CPU time, so that others on the machine disturb little. "sum of stages" is
+what one core could do at most. "pipeline" is the iterator of training for each number of threads
+and workers asked for, in the pass after caches have filled: examples per second of the wall clock,
+and per second of CPU time that all its processes took, which is what one idle core would make.
 
 The last table says what accelerators take at 40 % of their peak (mmrl.flops), by the FLOPs that a
 step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
@@ -23,7 +23,7 @@ import multiprocessing
 import os
 import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from absl import flags
 
 from mmrl import config as configs
 from mmrl import flops, run
-from mmrl.data import shards
+from mmrl.data import counter, jitter, shards
 from mmrl.data.copies import Copies
 from mmrl.data.corpus import Corpus
 from mmrl.data.pipeline import Options, training_batches
@@ -41,6 +41,7 @@ from mmrl.data.sources.prepared import Prepared
 from mmrl.data.tokenizer import Tokenizer
 
 UTILIZATION = 0.4
+FIRST = ", first"
 # FLOPs that a step needs and its global batch, of `python -m mmrl.plan` in docs/plan.md.
 STEPS = {
     "ViT-B/16 without the local loss": (1.07e15, 4096),
@@ -50,48 +51,88 @@ STEPS = {
 HOSTS = {"one H200": ("NVIDIA H200", 1), "a host of 8 TPU v5e": ("TPU v5 lite", 8)}
 
 
-def timed(work: Callable[[Any], Any], items: Sequence[Any]) -> tuple[float, list[Any]]:
-    """CPU seconds of this thread for all items, and what became of them."""
-    began = time.thread_time()
-    made = [work(item) for item in items]
-    return time.thread_time() - began, made
+class Stages:
+    """CPU seconds of this thread by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, stage: str, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """What becomes of the items."""
+        began = time.thread_time()
+        made = [work(item) for item in items]
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - began
+        return made
 
 
 def stages(
     corpus: Corpus, tokenizer: Tokenizer, options: Options, count: int, batch_size: int
 ) -> dict[str, float]:
-    """CPU seconds per example of every stage, on one core."""
+    """CPU seconds per example of every stage, on one core, batch by batch."""
     rng = np.random.default_rng(0)
-    indices = [int(index) for index in rng.choice(len(corpus), count, replace=count > len(corpus))]
-    texts = [corpus.texts[index] for index in indices]
-    groups = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
-    recipe, copies = options.recipe(), Copies(tokenizer, options.text_length)
+    indices = rng.choice(len(corpus), count, replace=count > len(corpus)).tolist()
+    batches = [indices[start : start + batch_size] for start in range(0, count, batch_size)]
+    copies, measured = Copies(tokenizer, options.text_length), Stages()
+    rows = np.empty((batch_size, options.image_size, options.image_size), np.uint8)
+    for batch in batches:
+        numbers = rng.random((len(batch), jitter.DRAWS)).tolist()
+        _image_stages(corpus, options, measured, batch, zip(numbers, rows, strict=False))
+    for first in (True, False):  # at first, each clause is tagged, and each report taken apart
+        for batch in batches:
+            _text_stages(corpus, tokenizer, options, measured, batch, copies, first)
+    return {name: value / count for name, value in measured.seconds.items()}
 
-    def perturbed(group: slice) -> dict[str, np.ndarray]:
-        seeds = rng.integers(2**63, size=len(texts[group])).astype(np.uint64)
-        kinds = options.mix.draw(0, options.num_perturbed, seeds)
-        return copies(texts[group], tokens[group], kinds, seeds)
 
-    seconds = {}
-    source = corpus.source
+def _image_stages(
+    corpus: Corpus,
+    options: Options,
+    measured: Stages,
+    batch: Sequence[int],
+    targets: Iterable[tuple[list[float], np.ndarray]],
+) -> None:
+    recipe, source = options.recipe(), corpus.source
     if isinstance(source, Prepared):
-        places = [source.image.place(int(corpus.positions[index])) for index in indices]
-        seconds["read"], stored = timed(lambda place: shards.read_payload(*place), places)
-        seconds["decode"], images = timed(
-            lambda read: shards.decode_image(read["images"][0]), stored
+        places = [source.image.place(int(corpus.positions[index])) for index in batch]
+        stored = measured.timed("read", lambda place: shards.read_payload(*place), places)
+        images = measured.timed(
+            "decode", lambda read: shards.decode_image(read["images"][0]), stored
         )
     else:
-        seconds["read"], images = timed(corpus.image, indices)
-    seconds["preprocess"], images = timed(recipe.preprocess, images)
-    seconds["augment"], images = timed(lambda image: recipe.jitter(image, rng), images)
-    seconds["tokenise"], encoded = timed(
-        lambda group: tokenizer.encode_batch(texts[group], options.text_length).tokens, groups
+        images = measured.timed("read", corpus.image, batch)
+
+    def place(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
+        image, (numbers, row) = item
+        corner = recipe.jitter.window(recipe.preprocess.size, numbers)
+        if corner is None:
+            recipe.jitter.apply(recipe.preprocess(image), numbers, row)
+        else:
+            recipe.jitter.relight(recipe.preprocess(image, row, corner), numbers, row)
+
+    measured.timed("crop and jitter", place, zip(images, targets, strict=True))
+
+
+def _text_stages(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    options: Options,
+    measured: Stages,
+    batch: Sequence[int],
+    copies: Copies,
+    first: bool,
+) -> None:
+    texts = [corpus.texts[index] for index in batch]
+    seeds = counter.bits(np.uint64(first), np.array(batch))
+    (tokens,) = measured.timed(
+        "tokenise" + FIRST * first,
+        lambda texts: tokenizer.encode_batch(texts, options.text_length).tokens,
+        [texts],
     )
-    tokens = np.concatenate(encoded)
-    seconds["perturb, first"], _ = timed(perturbed, groups)  # tags each clause, and remembers
-    seconds["perturb"], _ = timed(perturbed, groups)
-    seconds["batch"], _ = timed(lambda group: np.stack(images[group]), groups)
-    return {name: value / count for name, value in seconds.items()}
+
+    def perturbed(texts: list[str]) -> None:
+        kinds = options.mix.draw(0, options.num_perturbed, seeds)
+        copies(texts, tokens, kinds, seeds)
+
+    measured.timed("perturb" + FIRST * first, perturbed, [texts])
 
 
 def _cpu_seconds() -> float:
@@ -179,7 +220,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         config.data.num_threads, config.data.num_workers = threads, workers
         chosen = Options.from_config(config.data)
         rates.append(pipeline(corpus, tokenizer, chosen, given.examples, config.batch_size))
-    usual = sum(value for name, value in parts.items() if name != "perturb, first")
+    usual = sum(value for name, value in parts.items() if not name.endswith(FIRST))
     return {
         "corpus": corpus.name,
         "records": len(corpus),
