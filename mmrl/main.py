@@ -9,7 +9,7 @@ Kubernetes MMRL_DISTRIBUTED=auto), and a --workdir that all of them share.
 
 from absl import flags
 
-from mmrl import cli, distributed, reporting, train
+from mmrl import cli, distributed, train
 
 _FLAGS = cli.new_flags()
 distributed.define_flags(_FLAGS)
@@ -30,6 +30,8 @@ def main() -> None:
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
     if _REPORT.value:
+        from mmrl import reporting  # draws with matplotlib, which no refused command waits for
+
         page = reporting.write(
             workdir,
             trained,
