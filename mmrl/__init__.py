@@ -2,13 +2,7 @@
 
 from typing import Any
 
-from flax import nnx
-
 __version__ = "0.1.0"
-
-# Parameters carry logical axis names that `mmrl.sharding` resolves; without this, creating one
-# outside a mesh context is an error.
-nnx.use_eager_sharding(False)
 
 
 def load(workdir: str, *, step: int | None = None) -> Any:

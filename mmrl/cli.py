@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from mmrl import distributed, rollcall
+from mmrl import rollcall, variables
 from mmrl.types import InputError
 
 _UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
@@ -83,11 +83,11 @@ def run(
     except rollcall.StartError as error:
         _fail(str(error), _UNAVAILABLE)
     except PreemptedError as error:
-        distributed.exit_soon(_TRY_AGAIN)
+        _exit_soon(_TRY_AGAIN)
         print(error, file=sys.stderr)
         sys.exit(_TRY_AGAIN)
     except BaseException:
-        distributed.exit_soon(1)
+        _exit_soon(1)
         raise
 
 
@@ -124,6 +124,8 @@ def folder(name: str, value: Any) -> Path:
 def _start(values: flags.FlagValues) -> None:
     """Joins the other processes of the run, if there are any."""
     if "coordinator" in values:
+        from mmrl import distributed  # here, for commands that need no jax start without it
+
         given = {
             name: values[name].value for name in ("coordinator", "num_processes", "process_id")
         }
@@ -132,7 +134,7 @@ def _start(values: flags.FlagValues) -> None:
         if hosts and settings is not None and settings.process == 0:
             listed = (f"{process} on {host}" for process, host in enumerate(hosts))
             print(f"processes: {', '.join(listed)}", flush=True)
-    elif asked := distributed.wanted(os.environ):
+    elif asked := variables.wanted(os.environ):
         raise InputError(
             f"this command is always one process, but {', '.join(asked)} asks for several; unset it"
         )
@@ -150,9 +152,17 @@ def _give_fake_devices_threads() -> None:
         os.environ.setdefault("NPROC", str(32 * int(flag.group(1))))
 
 
+def _exit_soon(code: int) -> None:
+    """See `distributed.exit_soon`; a process without jax has joined no others."""
+    if "jax" in sys.modules:
+        from mmrl import distributed
+
+        distributed.exit_soon(code)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    distributed.exit_soon(code)
+    _exit_soon(code)
     sys.exit(code)
 
 

@@ -30,14 +30,7 @@ from jax.experimental import multihost_utils
 
 from mmrl import gather, rollcall
 from mmrl.types import InputError
-
-_VARIABLES = {
-    "coordinator": "MMRL_COORDINATOR",
-    "num_processes": "MMRL_NUM_PROCESSES",
-    "process_id": "MMRL_PROCESS_ID",
-}
-_MODE = "MMRL_DISTRIBUTED"
-_TIMEOUT = "MMRL_START_TIMEOUT"
+from mmrl.variables import MODE, TIMEOUT, VARIABLES
 
 # Process 0 writes the report while the others wait for it at the end.
 _FAREWELL_SECONDS = 3600
@@ -78,17 +71,17 @@ def read(given: Mapping[str, str | None], environment: Mapping[str, str]) -> Set
     Raises:
       InputError: incomplete, contradictory or impossible settings, or no cluster to detect.
     """
-    values = {name: _one(name, given.get(name), environment) for name in _VARIABLES}
+    values = {name: _one(name, given.get(name), environment) for name in VARIABLES}
     present = [_spelled(name) for name, value in values.items() if value is not None]
     absent = [_spelled(name) for name, value in values.items() if value is None]
-    timeout = _seconds(environment.get(_TIMEOUT, ""))
-    mode = environment.get(_MODE, "")
+    timeout = _seconds(environment.get(TIMEOUT, ""))
+    mode = environment.get(MODE, "")
     if mode not in ("", "auto"):
-        raise InputError(f"{_MODE}={mode}; expected auto, or nothing")
+        raise InputError(f"{MODE}={mode}; expected auto, or nothing")
     if mode and present:
         raise InputError(
-            f"{_MODE}=auto contradicts {', '.join(present)}; give either all of "
-            f"{', '.join(_VARIABLES)} or let them be detected"
+            f"{MODE}=auto contradicts {', '.join(present)}; give either all of "
+            f"{', '.join(VARIABLES)} or let them be detected"
         )
     if mode:
         return _detect(timeout)
@@ -99,13 +92,7 @@ def read(given: Mapping[str, str | None], environment: Mapping[str, str]) -> Set
             f"a run of several processes needs coordinator, num_processes and process_id; given: "
             f"{', '.join(present)}; missing: {', '.join(absent)}"
         )
-    return _checked(*(str(values[name]) for name in _VARIABLES), timeout=timeout)
-
-
-def wanted(environment: Mapping[str, str]) -> list[str]:
-    """The variables that ask for several processes, for commands that are always one."""
-    names = (*_VARIABLES.values(), _MODE)
-    return [f"{name}={environment[name]}" for name in names if environment.get(name)]
+    return _checked(*(str(values[name]) for name in VARIABLES), timeout=timeout)
 
 
 def start(settings: Settings | None) -> tuple[str, ...]:
@@ -250,21 +237,21 @@ class Preemption:
 
 def _one(name: str, flag: str | None, environment: Mapping[str, str]) -> str | None:
     """The value of a setting, from flag or variable."""
-    variable = environment.get(_VARIABLES[name]) or None
+    variable = environment.get(VARIABLES[name]) or None
     if flag is not None and variable is not None and flag != variable:
-        raise InputError(f"--{name}={flag} contradicts {_VARIABLES[name]}={variable}")
+        raise InputError(f"--{name}={flag} contradicts {VARIABLES[name]}={variable}")
     return flag if flag is not None else variable
 
 
 def _spelled(name: str) -> str:
-    return f"--{name} ({_VARIABLES[name]})"
+    return f"--{name} ({VARIABLES[name]})"
 
 
 def _seconds(text: str) -> float:
     if not text:
         return Settings.timeout
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) <= 0:
-        raise InputError(f"{_TIMEOUT}={text}; expected seconds, more than 0")
+        raise InputError(f"{TIMEOUT}={text}; expected seconds, more than 0")
     return float(text)
 
 
@@ -280,7 +267,7 @@ def _checked(coordinator: str, processes: str, process: str, *, timeout: float) 
 
 
 def _refuse(name: str, value: str, expected: str) -> NoReturn:
-    raise InputError(f"--{name}={value} ({_VARIABLES[name]}); expected {expected}")
+    raise InputError(f"--{name}={value} ({VARIABLES[name]}); expected {expected}")
 
 
 def _detect(timeout: float) -> Settings:
@@ -293,12 +280,12 @@ def _detect(timeout: float) -> Settings:
             None, None, None, None, None, int(timeout)
         )
     except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{_MODE}=auto cannot read this cluster: {error}") from None
+        raise InputError(f"{MODE}=auto cannot read this cluster: {error}") from None
     coordinator, processes, process, devices = found
     if coordinator is None or processes is None or process is None:
         raise InputError(
-            f"{_MODE}=auto finds no Cloud TPU, Slurm, Kubernetes or Open MPI here; unset it, or "
-            f"give {', '.join(_spelled(name) for name in _VARIABLES)}"
+            f"{MODE}=auto finds no Cloud TPU, Slurm, Kubernetes or Open MPI here; unset it, or "
+            f"give {', '.join(_spelled(name) for name in VARIABLES)}"
         )
     kept = None if devices is None else tuple(int(device) for device in devices)
     return Settings(coordinator, processes, process, timeout, kept)

@@ -10,10 +10,12 @@ Axes, everywhere in shapes and comments:
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:  # takes a second, and what reads or prepares data needs none of it
+    import jax
 
 
 class InputError(ValueError):
@@ -183,14 +185,14 @@ Batch = Mapping[str, Any]
 #   image.embedding      f32[B, D]  L2-normalised      image.regions   [B, R, D']
 #   text.embedding       f32[B, D]  L2-normalised      text.words      [B, W, D']
 #   perturbed.embedding  f32[B, K, D]  L2-normalised   text.word_mask  bool[B, W]
-Encoded = Mapping[str, jax.Array]
+Encoded = Mapping[str, "jax.Array"]
 
 # Metrics are (sum, weight) pairs: they add up over steps and batches; never a mean of means.
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Metrics = dict[str, tuple["jax.Array", "jax.Array"]]
 
 
 class Loss(NamedTuple):
     """What an objective returns: the scalar to minimise and its metrics."""
 
-    value: jax.Array
+    value: "jax.Array"
     metrics: Metrics

@@ -200,6 +200,15 @@ def test_a_full_disk_ends_in_one_line(
     )
 
 
+def test_preparing_starts_without_jax() -> None:
+    """Every worker process imports the command; jax and flax would double what that takes."""
+    code = "import sys, mmrl.prepare; print({'jax', 'flax', 'grain'} & set(sys.modules))"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "set()\n"
+
+
 @pytest.mark.slow
 def test_told_to_stop_it_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mmrl.prepare", "phantom", f"--output={tmp_path / 'out'}"]

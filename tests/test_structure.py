@@ -29,7 +29,8 @@ ROOMS = {
     "gather": COMMON,
     "checkpoint": COMMON | {"__init__", "gather"},
     "rollcall": COMMON,
-    "distributed": COMMON | {"gather", "rollcall"},
+    "variables": set(),
+    "distributed": COMMON | {"gather", "rollcall", "variables"},
     "config": COMMON | {"data"},
     "data": COMMON,
     "preparation": COMMON | {"__init__", "config", "data", "figures", "report"},
@@ -49,7 +50,7 @@ ROOMS = {
     "bars": COMMON | {"figures"},
     "report": COMMON,
     "console": COMMON | {"evaluators"},
-    "cli": COMMON | {"distributed", "rollcall"},
+    "cli": COMMON | {"distributed", "rollcall", "variables"},
     "planning": COMMON | {"config", "data", "flops", "hardware", "learner", "sharding", "step"},
 }
 
