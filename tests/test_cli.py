@@ -1,9 +1,11 @@
 """The commands as a user runs them, on the shipped smoke config.
 
-Whatever trains or computes runs in a process of its own; most refusals run in this one, which
-has imported everything already.
+What is compared bit for bit runs in a process of its own. Refusals, and what needs no encoder in
+particular, run in this one, which has imported everything already.
 """
 
+import contextlib
+import io
 import json
 import os
 import runpy
@@ -21,6 +23,7 @@ import pytest
 
 import mmrl
 from mmrl import checkpoint, run
+from tests import stubs
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 
 pytestmark = [
@@ -75,23 +78,62 @@ def command(*arguments, devices=1, code=0):
     return done.stdout, done.stderr
 
 
+def run_here(module, *arguments):
+    """Runs python -m MODULE ARGUMENTS in this process; returns its exit status."""
+    cache = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        patch.delitem(sys.modules, module, raising=False)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            return stop.code
+        finally:
+            jax.config.update("jax_compilation_cache_dir", cache)
+    return 0
+
+
 @pytest.fixture
-def refusal(monkeypatch, capsys):
+def refusal(capsys):
     """Runs python -m MODULE ARGUMENTS in this process; returns the one line that it ends with."""
 
     def run_module(module, *arguments):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = run_here(module, *arguments)
         err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
         return err
 
-    cache = jax.config.jax_compilation_cache_dir
-    yield run_module
-    jax.config.update("jax_compilation_cache_dir", cache)
+    return run_module
+
+
+# Of the smoke config, with encoders and an objective that compile in no time.
+TINY = """
+from configs import pretrain
+
+def get_config(variant):
+    config = pretrain.get_config(variant)
+    config.total_steps, config.log_every, config.eval_every, config.checkpoint.every = 4, 1, 2, 2
+    config.optimizer.warmup_steps, config.batch_size = 1, 8
+    config.model.image = config.model.text = {"name": "stub"}
+    config.objectives = {"global_contrastive": {"weight": 1.0}}
+    config.evaluators = {"retrieval": {"max_pairs": 16}}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Trains stubs in this process: (variant, workdir, arguments) to the exit status."""
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    file.write_text(TINY)
+
+    def train(variant, workdir, *extra):
+        config = f"--config={file}:{variant}"
+        return run_here("mmrl.main", config, f"--workdir={workdir}", "--noreport", *extra)
+
+    with stubs.registered():
+        yield train
 
 
 @pytest.fixture(scope="module")
@@ -181,24 +223,25 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
     assert weights(broken) == weights(whole)
 
 
-def test_a_run_can_be_extended_and_that_is_recorded(finished, tmp_path):
-    workdir = tmp_path / "extended"
-    subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
-    out, _ = command(
-        *train_command(workdir, "--config.total_steps=25", "--config.eval_every=0", "--noreport")
-    )
-    assert "total_steps 20 -> 25" in out and "resumed from step 20" in out
-    history = json.loads((workdir / "config_history.jsonl").read_text())
-    assert history["changed"] == {"total_steps": [20, 25], "eval_every": [10, 0]}
-    assert json.loads((workdir / "config.json").read_text())["total_steps"] == 25
+@pytest.mark.optax
+def test_a_run_can_be_extended_and_that_is_recorded(tiny, capsys, tmp_path):
+    assert tiny("smoke", tmp_path) == 0
+    capsys.readouterr()
+    assert tiny("smoke", tmp_path, "--config.total_steps=5", "--config.eval_every=0") == 0
+    out = capsys.readouterr().out
+    assert "total_steps 4 -> 5" in out and "resumed from step 4" in out
+    history = json.loads((tmp_path / "config_history.jsonl").read_text())
+    assert history["changed"] == {"total_steps": [4, 5], "eval_every": [2, 0]}
+    assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 5
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5]
 
 
-def test_another_experiment_in_the_same_folder_is_refused(finished):
+def test_another_experiment_in_the_same_folder_is_refused(finished, refusal):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    _, err = command(*train_command(workdir, "--config.model.embed_dim=16"), code=2)
+    err = refusal(*train_command(workdir, "--config.model.embed_dim=16"))
     assert "holds another experiment; differing keys: model.embed_dim: 32 -> 16" in err
-    assert err.count("\n") == 1
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
 
 
@@ -266,19 +309,22 @@ def on_table(path, workdir, *extra):
 
 
 @pytest.fixture(scope="module")
-def on_spoiled_table(tmp_path_factory):
+def on_spoiled_table(tiny, tmp_path_factory):
     """A run on a table with one unreadable image, which is tolerated, and what it printed."""
     folder = tmp_path_factory.mktemp("table")
     path = write_pairs(folder)
     corrupt(path)
-    extra = ("--config.data.max_reject_fraction=0.1", "--config.total_steps=6", *SMALL)
-    arguments = on_table(path, folder / "run", *extra, "--noreport")
-    return folder / "run", command(*arguments)[0]
+    extra = (f"--config.data.path={path}", "--config.data.max_reject_fraction=0.1")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), jax.numpy_dtype_promotion("standard"):
+        assert tiny("table,smoke", folder / "run", *extra) == 0
+    return folder / "run", out.getvalue()
 
 
 def test_a_table_of_the_user_trains_and_exports_one_row_per_image(on_spoiled_table, tmp_path):
     workdir, _ = on_spoiled_table
-    command("mmrl.export", f"--workdir={workdir}", f"--out={tmp_path}", "--format=npz")
+    export = ("mmrl.export", f"--workdir={workdir}", f"--out={tmp_path}", "--format=npz")
+    assert run_here(*export) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert sum(manifest["counts"].values()) == 39
     shards = [np.load(tmp_path / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
@@ -372,13 +418,14 @@ def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_diverging_run_stops_with_step_and_records(tmp_path):
-    workdir = tmp_path / "run"
+@pytest.mark.optax
+def test_a_diverging_run_stops_with_step_and_records(tiny, capsys, tmp_path):
     extra = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0.0")
-    extra += ("--config.optimizer.warmup_steps=0", *SMALL)
-    _, err = command(*train_command(workdir, *extra), code=3)
+    extra += ("--config.optimizer.warmup_steps=0", "--config.eval_every=0")
+    assert tiny("smoke", tmp_path, *extra) == 3
+    err = capsys.readouterr().err
     assert "not finite at step" in err and "phantom" in err
-    report = json.loads((workdir / "nonfinite.json").read_text())
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
     assert len(report["records"]) == 8
-    latest = checkpoint.Checkpoints(workdir, read_only=True).latest()
+    latest = checkpoint.Checkpoints(tmp_path, read_only=True).latest()
     assert latest is None or latest < report["step"]
