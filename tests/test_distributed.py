@@ -251,7 +251,7 @@ from configs import pretrain
 
 def get_config():
     config = pretrain.get_config("smoke")
-    config.total_steps, config.log_every, config.batch_size = 16, 1, 8
+    config.total_steps, config.log_every, config.batch_size = 8, 1, 8
     config.eval_every, config.checkpoint.every = 0, 1000
     config.data.length, config.data.text_length, config.data.num_perturbed = 150, 24, 1
     config.model.text.dropout = 0.1
@@ -261,7 +261,7 @@ def get_config():
     config.compile_cache, config.tensorboard = "", False
     return config
 """
-STEPS = 16
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +374,6 @@ def test_two_processes_end_with_one_report(folder, uninterrupted, preempted):
     one, two = read_lines(uninterrupted), read_lines(workdir)
     assert two[STEPS]["loss"] == pytest.approx(one[STEPS]["loss"], rel=1e-5)
     assert read_lines(workdir, "eval")[STEPS] == read_lines(uninterrupted, "eval")[STEPS]
-    assert [p.name for p in (workdir / "results").iterdir() if p.name > "00000015"] == [
-        "00000016.json"
+    assert [p.name for p in (workdir / "results").iterdir() if p.name >= f"{STEPS:08d}"] == [
+        f"{STEPS:08d}.json"
     ]
