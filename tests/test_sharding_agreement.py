@@ -99,7 +99,7 @@ MORE = pytest.mark.exhaustive
         pytest.param("chunked", FSDP, 1, marks=MORE),
         pytest.param("chunked", ALL_AXES, 1, marks=MORE),
         pytest.param("ring", DATA, 1, marks=MORE),
-        ("ring", FSDP, 1),
+        pytest.param("ring", FSDP, 1, marks=MORE),
         ("ring", ALL_AXES, 1),
         ("dense", FSDP, 4),
         pytest.param("ring", ALL_AXES, 4, marks=MORE),
