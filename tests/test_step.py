@@ -85,7 +85,7 @@ def everything(devices):
     """Loss and gradients of the shipped encoders: all four objectives, dropout on."""
     config = toys.config(objectives=ALL, model__text__dropout=0.1)
     step = build(config, devices=devices)
-    state = jax.device_put(build(config, devices=1).init(), step.shardings)
+    state = stubs.start(step)
     return step.loss_and_gradients(state, place(step, toys.batches(config)[0]))
 
 
