@@ -1,29 +1,21 @@
-"""The commands as a user runs them, on the shipped smoke config.
+"""The commands as a user runs them, each in a process of its own, on the shipped smoke config."""
 
-What is compared bit for bit runs in a process of its own. Refusals, and what needs no encoder in
-particular, run in this one, which has imported everything already.
-"""
-
-import contextlib
-import io
+import functools
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
-import cv2
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import mmrl
-from mmrl import checkpoint, run
-from tests import stubs
+from mmrl import run
+from tests import commands
+from tests.commands import COMPILATIONS, train_command
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 
 pytestmark = [
@@ -32,22 +24,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
 ]
 
-
-# Commands run one after the other here, so they can share what they compiled.
-_COMPILATIONS = tempfile.TemporaryDirectory()
 # Small batches, where the machinery is tested.
 SMALL = ("--config.batch_size=8",)
-
-
-def train_command(workdir, *extra, variant="smoke"):
-    """Arguments that train the smoke config into a workdir."""
-    return (
-        "mmrl.main",
-        f"--config=configs/pretrain.py:{variant}",
-        f"--workdir={workdir}",
-        f"--config.compile_cache={_COMPILATIONS.name}",
-        *extra,
-    )
 
 
 def environment(devices=1):
@@ -58,7 +36,7 @@ def environment(devices=1):
         "XLA_FLAGS": flags,
         "NPROC": "64",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": _COMPILATIONS.name,
+        "JAX_COMPILATION_CACHE_DIR": COMPILATIONS.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
@@ -78,62 +56,9 @@ def command(*arguments, devices=1, code=0):
     return done.stdout, done.stderr
 
 
-def run_here(module, *arguments):
-    """Runs python -m MODULE ARGUMENTS in this process; returns its exit status."""
-    cache = jax.config.jax_compilation_cache_dir
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, "argv", [module, *map(str, arguments)])
-        patch.delitem(sys.modules, module, raising=False)
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except SystemExit as stop:
-            return stop.code
-        finally:
-            jax.config.update("jax_compilation_cache_dir", cache)
-    return 0
-
-
 @pytest.fixture
 def refusal(capsys):
-    """Runs python -m MODULE ARGUMENTS in this process; returns the one line that it ends with."""
-
-    def run_module(module, *arguments):
-        code = run_here(module, *arguments)
-        err = capsys.readouterr().err
-        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
-        return err
-
-    return run_module
-
-
-# Of the smoke config, with encoders and an objective that compile in no time.
-TINY = """
-from configs import pretrain
-
-def get_config(variant):
-    config = pretrain.get_config(variant)
-    config.total_steps, config.log_every, config.eval_every, config.checkpoint.every = 4, 1, 2, 2
-    config.optimizer.warmup_steps, config.batch_size = 1, 8
-    config.model.image = config.model.text = {"name": "stub"}
-    config.objectives = {"global_contrastive": {"weight": 1.0}}
-    config.evaluators = {"retrieval": {"max_pairs": 16}}
-    return config
-"""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Trains stubs in this process: (variant, workdir, arguments) to the exit status."""
-    file = tmp_path_factory.mktemp("config") / "tiny.py"
-    file.write_text(TINY)
-
-    def train(variant, workdir, *extra):
-        config = f"--config={file}:{variant}"
-        return run_here("mmrl.main", config, f"--workdir={workdir}", "--noreport", *extra)
-
-    with stubs.registered():
-        yield train
+    return functools.partial(commands.refusal, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -223,20 +148,6 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
     assert weights(broken) == weights(whole)
 
 
-@pytest.mark.optax
-def test_a_run_can_be_extended_and_that_is_recorded(tiny, capsys, tmp_path):
-    assert tiny("smoke", tmp_path) == 0
-    capsys.readouterr()
-    assert tiny("smoke", tmp_path, "--config.total_steps=5", "--config.eval_every=0") == 0
-    out = capsys.readouterr().out
-    assert "total_steps 4 -> 5" in out and "resumed from step 4" in out
-    history = json.loads((tmp_path / "config_history.jsonl").read_text())
-    assert history["changed"] == {"total_steps": [4, 5], "eval_every": [2, 0]}
-    assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 5
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5]
-
-
 def test_another_experiment_in_the_same_folder_is_refused(finished, refusal):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
@@ -290,142 +201,3 @@ def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, ref
     assert second.read_bytes() == content and first.stat().st_mtime_ns == kept
     err = refusal(*arguments, "--shard_size=8", "--regions")
     assert "holds another export; it differs in: options" in err
-
-
-def write_pairs(folder):
-    """A CSV of 40 image-report pairs with patients."""
-    rng = np.random.default_rng(0)
-    rows = ["image,report,patient_id"]
-    for index in range(40):
-        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (40, 32), np.uint8))
-        rows.append(f"{index}.png,Opacity number {index} in the left lung.,p{index // 2}")
-    path = folder / "pairs.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
-
-
-def on_table(path, workdir, *extra):
-    return train_command(workdir, f"--config.data.path={path}", *extra, variant="table,smoke")
-
-
-@pytest.fixture(scope="module")
-def on_spoiled_table(tiny, tmp_path_factory):
-    """A run on a table with one unreadable image, which is tolerated, and what it printed."""
-    folder = tmp_path_factory.mktemp("table")
-    path = write_pairs(folder)
-    corrupt(path)
-    extra = (f"--config.data.path={path}", "--config.data.max_reject_fraction=0.1")
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), jax.numpy_dtype_promotion("standard"):
-        assert tiny("table,smoke", folder / "run", *extra) == 0
-    return folder / "run", out.getvalue()
-
-
-def test_a_table_of_the_user_trains_and_exports_one_row_per_image(on_spoiled_table, tmp_path):
-    workdir, _ = on_spoiled_table
-    export = ("mmrl.export", f"--workdir={workdir}", f"--out={tmp_path}", "--format=npz")
-    assert run_here(*export) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert sum(manifest["counts"].values()) == 39
-    shards = [np.load(tmp_path / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
-    assert sum(len(shard["image_embedding"]) for shard in shards) == 39
-    patients = [set(shard["patient_id"]) for shard in shards]
-    assert not patients[0] & patients[1] and not patients[0] & patients[2]
-
-
-def test_a_tolerated_reject_is_counted_and_the_rest_trains(on_spoiled_table):
-    workdir, out = on_spoiled_table
-    assert "unreadable_image" in out
-    (line,) = (workdir / "rejects.jsonl").read_text().splitlines()
-    assert json.loads(line)["reason"] == "unreadable_image"
-
-
-def corrupt(path):
-    broken = path.parent / "3.png"
-    broken.write_bytes(broken.read_bytes()[:-30])
-
-
-def empty(path):
-    path.write_text("image,report,patient_id\n")
-
-
-def rename(path):
-    path.write_text(path.read_text().replace("report", "text", 1))
-
-
-def escape(path):
-    path.write_text(path.read_text().replace("5.png", "../../5.png"))
-
-
-def blank(path):
-    path.write_text(path.read_text().replace("Opacity number 7 in the left lung.", " "))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "texts"),
-    [
-        (corrupt, ("1 unreadable_image", "max_reject_fraction", "rejects.jsonl")),
-        (blank, ("1 empty_report", "max_reject_fraction")),
-        (empty, ("pairs.csv",)),
-        (rename, ("report", "image, text, patient_id")),
-        (escape, ("../../5.png",)),
-    ],
-)
-def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
-    path = write_pairs(tmp_path)
-    spoil(path)
-    workdir = tmp_path / "run"
-    err = refusal(*on_table(path, workdir))
-    for text in texts:
-        assert text in err
-    assert not (workdir / "config.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--config.data.image_sise=3",), 'Did you mean "image_size"'),
-        (("--config.objectives.siglp.weight=1",), "no key 'siglp'; keys of config.objectives:"),
-        (("--config.model.image.name=vgg",), "unknown image encoder 'vgg'; choices: resnet, vit"),
-        (("--config.total_steps=many",), "invalid literal for int()"),
-        (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
-        (("extra",), "unexpected argument 'extra'"),
-        (("--workdir=gs://bucket/run",), "gs://bucket/run is an address; expected a folder"),
-    ],
-)
-def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_path):
-    assert text in refusal(*train_command(tmp_path / "run"), *arguments)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("mmrl.main", "--config=configs/none.py", "--workdir=x"), "cannot read the file of"),
-        (("mmrl.main", "--config=configs/pretrain.py:smok", "--workdir=x"), "did you mean 'smoke'"),
-        (("mmrl.main", "--workdir=x"), "missing --config"),
-        (("mmrl.evaluate", "--workdir=/nonexistent"), "holds no trained run"),
-        (("mmrl.export", "--workdir=/nonexistent", "--out=x"), "holds no trained run"),
-    ],
-)
-def test_commands_without_their_inputs_say_so(arguments, text, refusal):
-    assert text in refusal(*arguments)
-
-
-def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert "is not empty and holds no config.json" in refusal(*train_command(tmp_path))
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.optax
-def test_a_diverging_run_stops_with_step_and_records(tiny, capsys, tmp_path):
-    extra = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0.0")
-    extra += ("--config.optimizer.warmup_steps=0", "--config.eval_every=0")
-    assert tiny("smoke", tmp_path, *extra) == 3
-    err = capsys.readouterr().err
-    assert "not finite at step" in err and "phantom" in err
-    report = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert len(report["records"]) == 8
-    latest = checkpoint.Checkpoints(tmp_path, read_only=True).latest()
-    assert latest is None or latest < report["step"]
