@@ -26,7 +26,7 @@ _UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or its gradient stopped being finite; the message names step and records."""
+    """Loss, gradient or embeddings stopped being finite; the message names step and records."""
 
 
 class PreemptedError(RuntimeError):

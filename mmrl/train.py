@@ -48,7 +48,8 @@ class Trainer:
 
     Raises:
       InputError: anything wrong with config, data or workdir, before training starts.
-      NonFiniteError: from `run`, the loss stopped being finite; names the step and the records.
+      NonFiniteError: from `run`, the loss, a gradient or an embedding stopped being finite; names
+        the step and the records.
       PreemptedError: from `run`, told to stop; the step it names is saved.
     """
 
@@ -210,7 +211,12 @@ class Trainer:
     def _evaluate(
         self, state: State, step: int, writer: metrics.Writer | None = None
     ) -> dict[str, Results]:
-        results = run.evaluate_all(self.evaluators, state)
+        try:
+            results = run.evaluate_all(self.evaluators, state)
+        except FloatingPointError as error:  # the step before was finite, what it led to is not
+            raise NonFiniteError(
+                f"evaluation at step {step}: {error}; the last checkpoint before it is kept"
+            ) from error
         if writer is not None:
             writer.scalars(step, "eval", run.scalars(results))
         if self.first:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import checkpoint
+from mmrl import checkpoint, run
 from tests import commands, stubs
 from tests.commands import train_command
 
@@ -192,6 +192,19 @@ def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "is not empty and holds no config.json" in refusal(*train_command(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.optax
+def test_embeddings_that_are_not_finite_stop_a_run_like_its_loss(
+    tiny, capsys, tmp_path, monkeypatch
+):
+    def evaluate(evaluators, state):
+        raise FloatingPointError("image embedding is not finite for 1 of 8 examples, first a:3")
+
+    monkeypatch.setattr(run, "evaluate_all", evaluate)
+    assert tiny("smoke", tmp_path, "--config.eval_every=1") == 3
+    assert "error: evaluation at step 1: image embedding is not finite" in capsys.readouterr().err
+    assert checkpoint.Checkpoints(tmp_path, read_only=True).latest() is None
 
 
 @pytest.mark.optax
