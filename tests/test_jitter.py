@@ -171,9 +171,3 @@ def test_gamma_bends_the_levels_and_keeps_their_ends() -> None:
         both = Jitter(gamma=0.5, contrast=0.2)(image, np.random.default_rng(seed)).astype(float)
         if both.min() > 0 and both.max() < 255:
             assert both.mean() == pytest.approx(bent.mean(), abs=1)
-
-
-def test_an_image_stays_still_where_nothing_is_asked() -> None:
-    assert Jitter().still(40) and Jitter(size=40).still(40)
-    assert not Jitter(size=32).still(40)
-    assert not any(Jitter(**{name: value}).still(40) for name, value in JITTERS.items())

@@ -72,10 +72,6 @@ class Jitter:
     def _relights(self) -> bool:
         return bool(self.brightness or self.contrast or self.gamma)
 
-    def still(self, side: int) -> bool:
-        """Whether images of this side come out as they are, whatever is drawn."""
-        return not (self._moves or self._relights) and self.size in (None, side)
-
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
