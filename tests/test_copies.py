@@ -239,19 +239,6 @@ def test_counters_are_splitmix64_and_uniform():
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.02
 
 
-def test_kinds_of_many_reports_come_at_their_rates():
-    mix = Mix.from_config({"reverse_words": 3.0, "shuffle_all_words": 1.0, "shuffle_trigrams": 0.5})
-    kinds = mix.draw(0, 2, np.arange(20_000, dtype=np.uint64))
-    for kind, weight in mix.at(0).items():
-        share = (kinds == perturb.KINDS.index(kind)).mean()
-        assert abs(share - weight / 4.5) < 0.01
-    first = (kinds[:, 0] == perturb.KINDS.index("reverse_words")).mean()
-    assert abs(first - 3 / 4.5) < 0.01  # in random order
-    exact = mix.draw(0, 9, np.arange(50, dtype=np.uint64))
-    for kind, weight in mix.at(0).items():
-        assert ((exact == perturb.KINDS.index(kind)).sum(axis=1) == 2 * weight).all()
-
-
 def test_systematic_sampling_takes_each_kind_once_where_there_are_enough():
     drawn = sampling.systematic(np.ones(9), 4, np.random.default_rng(0).random((500, 14)))
     assert drawn.shape == (500, 4)

@@ -24,7 +24,6 @@ from mmrl.data.perturb import (
     ORDER_KINDS,
     SENTENCE_ORDER_KINDS,
     Perturbation,
-    draw_kinds,
     parse,
     perturb,
 )
@@ -267,12 +266,16 @@ def test_antonyms_as_values() -> None:
     assert perturb("No mass.", kind, rng) is None
 
 
+def named(kinds: np.ndarray) -> list[list[str]]:
+    """What `Mix.draw` gives, by name."""
+    return [[KINDS[kind] for kind in row] for row in kinds.tolist()]
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 7, 10, 12, 60])
 def test_kinds_are_drawn_evenly_and_in_random_order(count: int) -> None:
-    rng = np.random.default_rng(count)
+    mix = Mix.from_config(NEGATIVE_KINDS)
     first: set[str] = set()
-    for _ in range(600):
-        kinds = draw_kinds(NEGATIVE_KINDS, count, rng)
+    for kinds in named(mix.draw(0, count, np.arange(600, dtype=np.uint64))):
         assert len(kinds) == count
         times = [kinds.count(kind) for kind in NEGATIVE_KINDS]
         assert max(times) - min(times) <= 1
@@ -282,12 +285,15 @@ def test_kinds_are_drawn_evenly_and_in_random_order(count: int) -> None:
 
 def test_weighted_kinds_come_at_their_rate() -> None:
     weights = {"reverse_words": 3.0, "shuffle_all_words": 1.0, "shuffle_trigrams": 0.5}
-    rng = np.random.default_rng(0)
-    seen = collections.Counter(k for _ in range(2000) for k in draw_kinds(weights, 2, rng))
+    mix = Mix.from_config(weights)
+    drawn = mix.draw(0, 2, np.arange(20_000, dtype=np.uint64))
+    seen = collections.Counter(kind for kinds in named(drawn) for kind in kinds)
+    first = collections.Counter(kinds[0] for kinds in named(drawn))  # in random order
     for kind, weight in weights.items():
-        assert abs(seen[kind] / 4000 - weight / 4.5) < 0.02
-    for _ in range(50):  # 9 copies at 6 : 2 : 1 are exactly that
-        kinds = draw_kinds(weights, 9, rng)
+        assert abs(seen[kind] / 40_000 - weight / 4.5) < 0.01
+        assert abs(first[kind] / 20_000 - weight / 4.5) < 0.01
+    # 9 copies at 6 : 2 : 1 are exactly that.
+    for kinds in named(mix.draw(0, 9, np.arange(50, dtype=np.uint64))):
         assert collections.Counter(kinds) == {k: 2 * w for k, w in weights.items()}
 
 
@@ -331,14 +337,6 @@ def test_input_errors() -> None:
     listing = ", ".join(KINDS)
     with pytest.raises(InputError, match=f"unknown perturbation 'shufle'; choices: {listing}"):
         perturb("No mass.", "shufle", rng)
-    with pytest.raises(InputError, match="unknown perturbation 'x'; choices"):
-        draw_kinds(("reverse_words", "x"), 2, rng)
-    with pytest.raises(InputError, match="given: none; expected distinct ones of"):
-        draw_kinds((), 2, rng)
-    with pytest.raises(InputError, match="given: reverse_words, reverse_words; expected dist"):
-        draw_kinds(("reverse_words",) * 2, 2, rng)
-    with pytest.raises(InputError, match="copies is -1; expected 0 or more"):
-        draw_kinds(KINDS, -1, rng)
 
 
 @pytest.mark.real_data

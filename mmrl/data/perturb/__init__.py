@@ -12,12 +12,12 @@ Kinds, each one function with one line in the registry:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mmrl import build
-from mmrl.data.perturb import antonyms, clinical, order, sampling
+from mmrl.data.perturb import antonyms, clinical, order
 from mmrl.data.perturb.report import Kind, ParsedReport, Span, edited
 from mmrl.types import InputError
 
@@ -102,8 +102,7 @@ def perturb(report: str, kind: str, rng: np.random.Generator) -> Perturbation | 
     Raises:
       InputError: `kind` is not in `KINDS`.
     """
-    if kind not in _REGISTRY:
-        check_kinds((kind,))
+    check_kinds((kind,))
     parsed, function = parse(report), _REGISTRY[kind]
     for _ in range(DRAWS):
         draft = function(parsed, rng)
@@ -135,41 +134,3 @@ def candidates(report: str, kind: str) -> list[Perturbation]:
     check_kinds((kind,), among=CLINICAL_KINDS)
     found = (edited(report, edits) for edits in clinical.candidates(parse(report), kind))
     return [Perturbation(draft.text, kind, draft.spans) for draft in found]
-
-
-def draw_kinds(
-    kinds: Sequence[str] | Mapping[str, float], count: int, rng: np.random.Generator
-) -> tuple[str, ...]:
-    """`count` kinds in random order, each as often as its share, rounded up or down.
-
-    Systematic sampling: a kind of weight w among weights that sum to W comes floor(count w / W)
-    times or once more, so with as many copies as equal weights every kind comes once.
-
-    Args:
-      kinds: names with equal weights, or name -> weight.
-
-    Raises:
-      InputError: a kind is unknown or given twice, there is none, a weight is not positive, or
-        count is negative.
-    """
-    names = tuple(kinds)
-    weights = tuple(kinds.values()) if isinstance(kinds, Mapping) else (1.0,) * len(names)
-    if count < 0:
-        raise InputError(f"number of perturbed copies is {count}; expected 0 or more")
-    checked = _checked(names, weights)
-    uniforms = rng.random((1, sampling.numbers_needed(len(names), count)))
-    return tuple(names[pick] for pick in sampling.systematic(checked, count, uniforms)[0].tolist())
-
-
-@functools.lru_cache(256)
-def _checked(names: tuple[str, ...], weights: tuple[float, ...]) -> np.ndarray:
-    """The weights as an array not to be written to, once names and weights are found right."""
-    check_kinds(names)
-    if not names or len(set(names)) < len(names):
-        given = ", ".join(names) or "none"
-        raise InputError(f"perturbations given: {given}; expected distinct ones of {KINDS}")
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise InputError(f"weights of perturbations: {list(weights)}; expected positive numbers")
-    array = np.asarray(weights, float)
-    array.flags.writeable = False
-    return array

@@ -66,7 +66,8 @@ class Mix:
     def draw(self, step: int, count: int, seeds: np.ndarray) -> np.ndarray:
         """Kinds of `count` copies of each of n reports in the batch of `step`.
 
-        See `sampling.systematic`; the first numbers of each report's stream decide.
+        With as many copies as equal weights every kind comes once, see `sampling.systematic`; the
+        first numbers of each report's stream decide.
 
         Args:
           seeds: u64[n].

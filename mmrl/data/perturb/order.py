@@ -43,7 +43,7 @@ class _Run:
 
     def differ(self, places: Sequence[int]) -> bool:
         """Whether the words at these places are not all the same."""
-        return len(set(map(self.keys.__getitem__, places))) > 1
+        return len({self.keys[place] for place in places}) > 1
 
 
 _Order = Callable[[_Run, np.random.Generator], list[int] | None]
@@ -54,9 +54,8 @@ def _permute(size: int, groups: Sequence[Sequence[int]], rng: np.random.Generato
     """Each group's words are permuted among the group's places; the others stay."""
     order = list(range(size))
     for group in groups:
-        drawn = rng.permutation(len(group)).tolist()
-        for place, source in zip(group, map(group.__getitem__, drawn), strict=True):
-            order[place] = source
+        for place, source in zip(group, rng.permutation(len(group)).tolist(), strict=True):
+            order[place] = group[source]
     return order
 
 
@@ -67,8 +66,7 @@ def _groups(run: _Run, groups: list[list[int]], rng: np.random.Generator) -> lis
 
 def _all_words(run: _Run, rng: np.random.Generator) -> list[int] | None:
     """A uniform permutation of all words."""
-    # As `_groups` of one group that holds them all would.
-    return rng.permutation(len(run)).tolist() if len(set(run.keys)) > 1 else None
+    return _groups(run, [list(range(len(run)))], rng)
 
 
 def _adjacent_words(run: _Run, rng: np.random.Generator) -> list[int] | None:

@@ -104,17 +104,16 @@ class ParsedReport:
 
     def reordered(self, order: Sequence[int]) -> Draft:
         """Slot i receives word `order[i]`; words keep their case when they move."""
-        keys = self.keys
+        words, keys = self.words, self.keys
         pieces = list(self.pieces)
-        pieces[1::2] = map(self.words.__getitem__, order)  # no loop in Python: K times an example
-        moved = list(map(keys.__getitem__, order))
+        pieces[1::2] = [words[source] for source in order]
+        changed = [slot for slot, source in enumerate(order) if keys[source] != keys[slot]]
 
         def spans() -> tuple[Span, ...]:
             ends = list(itertools.accumulate(map(len, pieces)))
-            pairs = enumerate(zip(moved, keys, strict=True))
-            return tuple((ends[2 * n], ends[2 * n + 1]) for n, (new, old) in pairs if new != old)
+            return tuple((ends[2 * slot], ends[2 * slot + 1]) for slot in changed)
 
-        return Draft("".join(pieces), moved != keys, spans)
+        return Draft("".join(pieces), bool(changed), spans)
 
 
 def edited(text: str, edits: Iterable[Edit]) -> Draft:
