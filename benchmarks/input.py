@@ -18,6 +18,7 @@ step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -102,11 +103,8 @@ def _image_stages(
 
     def place(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
         image, (numbers, row) = item
-        corner = recipe.jitter.window(recipe.preprocess.size, numbers)
-        if corner is None:
-            recipe.jitter.apply(recipe.preprocess(image), numbers, row)
-        else:
-            recipe.jitter.relight(recipe.preprocess(image, row, corner), numbers, row)
+        made = functools.partial(recipe.preprocess, image)
+        recipe.jitter.fill(row, recipe.preprocess.size, numbers, made)
 
     measured.timed("crop and jitter", place, zip(images, targets, strict=True))
 

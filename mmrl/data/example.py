@@ -5,6 +5,7 @@ one thread: its rows are written where they will lie, and its texts are tokenise
 """
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -207,13 +208,12 @@ class Make:
         numbers = counter.uniforms(draws.image[:, None], np.arange(DRAWS)).tolist()
         views = draws.view.tolist()
         for row, index, view, drawn in zip(out, indices, views, numbers, strict=True):
-            corner = jitter.window(preprocess.size, drawn)
-            if corner is not None:
-                self.load(index, view, row, corner)
-                self._mark(stall.AUGMENT, index)
-                jitter.relight(row, drawn, row)
-            else:
-                image = self.load(index, view)
-                self._mark(stall.AUGMENT, index)
-                jitter.apply(image, drawn, row)
+            image = functools.partial(self._loaded, index, view)
+            jitter.fill(row, preprocess.size, drawn, image)
         return out
+
+    def _loaded(self, index: int, view: int, *part: Any) -> np.ndarray:
+        """What `Load` gives; what follows is augmentation."""
+        image = self.load(index, view, *part)
+        self._mark(stall.AUGMENT, index)
+        return image

@@ -6,7 +6,7 @@ There is no flip and there must never be one: reports speak of left and right.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -96,6 +96,22 @@ class Jitter:
         """The same from the `DRAWS` numbers in [0, 1) that a generator would give."""
         size = self._side(image.shape[0])
         return self.relight(self._place(image, size, draw, out), draw, out)
+
+    def fill(
+        self, out: np.ndarray, side: int, draw: Sequence[float], image: Callable[..., np.ndarray]
+    ) -> None:
+        """The same from an image that may be cut as it is made, as most jitters only need a window.
+
+        Args:
+          side: of the image. image: () -> u8[side, side], or (out, corner) that writes the part of
+            it that begins at row and column `corner` to `out`.
+        """
+        corner = self.window(side, draw)
+        if corner is None:
+            self.apply(image(), draw, out)
+        else:
+            image(out, corner)
+            self.relight(out, draw, out)
 
     def relight(self, moved: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
         """The last step alone: levels changed, from u8[size, size] to `out`, which may be it."""
