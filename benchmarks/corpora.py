@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrl.data.copies import Copies
-from mmrl.data.corpus import read_corpus
+from mmrl.data.corpus import read_corpus, records
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.reports import compose
 from mmrl.data.sources.phantom import Phantom
@@ -69,7 +69,5 @@ def texts(*, real: bool = True, count: int = 3000) -> tuple[str, list[str]]:
             found = [row["findings"] for row in csv.DictReader(file) if row["findings"].strip()]
         return OPENI, found
     source = Phantom(split="train", length=count, fractions=(1.0, 0.0, 0.0))
-    reports = [
-        compose(source[index].sections, ("findings", "impression")) for index in range(len(source))
-    ]
+    reports = [compose(record.sections, ("findings", "impression")) for record in records(source)]
     return "phantom reports", reports

@@ -151,9 +151,8 @@ def _fingerprint(held: Holdings, splits: Sequence[str]) -> fingerprints.Fingerpr
     collector = fingerprints.Collector(held.name)
     texts: list[str] = []
     for split in splits:
-        source = Prepared(split=split, path=held.folder)
-        for index in range(len(source)):
-            collector.add(source[index])
+        for record in Prepared(split=split, path=held.folder):
+            collector.add(record)
         texts += [held.composed[row] for row in held.splits.get(split, ())]
     return collector.finish(texts)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data import rejects
+from mmrl.data.corpus import records
 from mmrl.data.listing import ALL, Listing
 from mmrl.data.splits import SPLITS
 from mmrl.preparation.pseudonyms import Pseudonymised
@@ -195,8 +196,7 @@ class _Reading:
 
     def add(self, source: Source, split: str) -> None:
         """Reads the records of a source; those of split "" tell their own."""
-        for position in range(len(source)):
-            record = source[position]
+        for position, record in enumerate(records(source)):
             at = split or record.split
             self._sources[at] = source, split or ALL
             self._positions[at].append(position)
