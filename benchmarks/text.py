@@ -21,8 +21,6 @@ from mmrl.data.reports import compose, parse_sections
 from mmrl.data.tokenizer import Tokenizer
 
 _SECTIONS = ("findings", "impression", "full")
-
-
 _BATCH = 64
 
 

@@ -68,10 +68,7 @@ def digest(made, *, copies):
     ],
 )
 def test_batches_are_those_of_the_versions_before(changes, expected):
-    """A run of a version before continues on the same batches.
-
-    But for perturbed copies, which are drawn for a whole batch.
-    """
+    """Recorded, so that a change that makes runs started before it go on differently is seen."""
     made = batches(10, **changes)
     assert digest(made, copies=False) == expected
     assert (
