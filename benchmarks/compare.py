@@ -26,8 +26,8 @@ from typing import Any
 
 from configs import compare as experiment
 from mmrl import config as configs
-from mmrl.checkpoint import versions
-from mmrl.figures import BLUE, GREY, VERMILION, new_figure, save, styled
+from mmrl.reporting.figures import BLUE, GREY, VERMILION, new_figure, save, styled
+from mmrl.training.checkpoint import versions
 
 COMMAND = "python -m benchmarks.compare"
 _ON_CORE = (

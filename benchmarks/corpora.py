@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrl.data.copies import Copies
+from mmrl.data.batches.copies import Copies
 from mmrl.data.corpus import read_corpus, records
 from mmrl.data.perturb.mix import Mix
-from mmrl.data.reports import compose
 from mmrl.data.sources.phantom import Phantom
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.reports import compose
+from mmrl.data.text.tokenizer import Tokenizer
 
 OPENI = "Open-i findings"
 

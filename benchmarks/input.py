@@ -13,8 +13,8 @@ what one core could do at most. "pipeline" is the iterator of training for each 
 and workers asked for, in the pass after caches have filled: examples per second of the wall clock,
 and per second of CPU time that all its processes took, which is what one idle core would make.
 
-The last table says what accelerators take at 40 % of their peak (mmrl.flops), by the FLOPs that a
-step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
+The last table says what accelerators take at 40 % of their peak (mmrl.devices.flops), by the FLOPs
+that a step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
 """
 
 import argparse
@@ -33,13 +33,16 @@ import numpy as np
 from absl import flags
 
 from mmrl import config as configs
-from mmrl import flops, run
-from mmrl.data import counter, jitter, shards
-from mmrl.data.copies import Copies
+from mmrl.data import counter
+from mmrl.data.batches.copies import Copies
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.corpus import Corpus
-from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.image import jitter
+from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.devices import flops
+from mmrl.training import run
 
 UTILIZATION = 0.4
 FIRST = ", first"

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import commands
-from mmrl import sharding
+from mmrl.devices import sharding
 from mmrl.objectives.local_contrastive import local_contrastive_loss
 from mmrl.planning import topology
 

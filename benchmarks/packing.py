@@ -25,9 +25,9 @@ from flax import nnx
 
 from benchmarks.corpora import TextRows, texts
 from mmrl.data import perturb
-from mmrl.data.tokenizer import Tokenizer
-from mmrl.models.packing import first_fit_decreasing
-from mmrl.models.text import Text
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.models.text.packing import first_fit_decreasing
+from mmrl.models.text.transformer import Transformer
 
 
 def draw(
@@ -75,7 +75,7 @@ def passes(
     """The compiled gradient of each form: (parameters, tokens, mask) -> gradients."""
     made = {}
     for name, fraction in (("padded", 0.0), ("packed", packing)):
-        text = Text(**options, packing=fraction, rngs=nnx.Rngs(0))
+        text = Transformer(**options, packing=fraction, rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(text)
         pure = nnx.to_pure_dict(params)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import corpora
 from mmrl.data import perturb
-from mmrl.data.reports import split_sentences
+from mmrl.data.text.reports import split_sentences
 
 # Kind -> of 100 sampled pairs (--read=KIND --count=100 --seed=2026), how many read as good
 # English and contradict the original. By reading them.

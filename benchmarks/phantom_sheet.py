@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmrl.data import phantom
+from mmrl.data.phantom import study as phantom
 
 COLUMNS, ROWS, SIZE = 6, 4, 224
 

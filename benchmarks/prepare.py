@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import commands
-from mmrl.data import shards
+from mmrl.data.reading import shards
 from mmrl.preparation.workplace import WORK
 
 _CHUNK = re.compile(r"chunk-(\d+)\.msgpack")

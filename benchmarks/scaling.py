@@ -9,7 +9,7 @@ of width 192, two layers each) is sharded fully: mesh (1, -1, 1). Per device:
   parameters, optimizer, average   bytes of the state, from the layout
   arguments, temporaries           bytes, from XLA's memory analysis
   FLOPs                            of XLA's cost analysis, which counts the body of a loop once;
-                                   "needed" is the total of mmrl.flops, which multiplies
+                                   "needed" is the total of mmrl.devices.flops, which multiplies
   collectives                      by kind: how many, and bytes of the larger of what goes in and
                                    what comes out; bodies of loops as often as they run
 
@@ -32,10 +32,11 @@ from flax import nnx
 
 from benchmarks import commands
 from mmrl import config as configs
-from mmrl import flops, learner, sharding
-from mmrl.data.pipeline import Options, batch_shapes
+from mmrl.data.batches.pipeline import Options, batch_shapes
+from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
-from mmrl.step import TrainStep
+from mmrl.training import learner
+from mmrl.training.step import TrainStep
 
 
 @dataclasses.dataclass
@@ -73,7 +74,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = configs.base()
     size = {"width": 192, "depth": 2, "num_heads": 8}
     config.model.image = {"name": "vit", "patch_size": 16, **size}
-    config.model.text = {"name": "text", **size}
+    config.model.text = {"name": "transformer", **size}
     config.data.image_size, config.data.text_length, config.data.num_perturbed = 112, 32, 2
     config.model.embed_dim = config.model.local_dim = 64
     config.ema = 0.99

@@ -8,7 +8,7 @@
 A step is forward, backward and update of the paper's three losses over B pairs with K perturbed
 copies of each report, without dropout. Forms:
 
-  jax-fused         mmrl.step.TrainStep: one image pass, one text pass over all 1 + K texts
+  jax-fused         mmrl.training.step.TrainStep: one image pass, one text pass over all 1 + K texts
   jax-published     3 image passes, 3 + K text passes, a loop over captions (step_forms.published)
   jax-fused-packed  jax-fused with texts packed into rows (--packing)
   torch-fused, torch-published  the same two in PyTorch (--peer), compiled with --compile
@@ -20,12 +20,12 @@ Where they do not, there is no table. Then the forms take turns, round after rou
 another batch of reports; seconds are medians, without the first step and without compilation.
 Images are noise, already on the device.
 
-FLOPs are matrix products and convolutions (mmrl.flops; torch.utils.flop_counter), those of the
-packed form without texts that exceed its rows. Temporaries are what XLA plans for a step, or what
-PyTorch's CUDA allocator had at most beyond what was there before. --peak-rss runs every form once
-more in a process of its own and gives that process's peak memory, compilation included, and what
-it was when compilation was done. --threads=N pins the process, and so both frameworks, to N cores;
-without it each uses as many threads as it sees cores.
+FLOPs are matrix products and convolutions (mmrl.devices.flops; torch.utils.flop_counter), those of
+the packed form without texts that exceed its rows. Temporaries are what XLA plans for a step, or
+what PyTorch's CUDA allocator had at most beyond what was there before. --peak-rss runs every form
+once more in a process of its own and gives that process's peak memory, compilation included, and
+what it was when compilation was done. --threads=N pins the process, and so both frameworks, to N
+cores; without it each uses as many threads as it sees cores.
 """
 
 import argparse
@@ -50,8 +50,8 @@ from benchmarks.step_forms.base import Form
 from benchmarks.step_forms.jax_forms import JaxForm
 from benchmarks.step_forms.published import PublishedStep, apart
 from benchmarks.step_forms.workload import Workload
-from mmrl import flops, sharding
-from mmrl.step import TrainStep
+from mmrl.devices import flops, sharding
+from mmrl.training.step import TrainStep
 from mmrl.types import InputError
 
 JAX_FORMS = ("jax-fused", "jax-published", "jax-fused-packed")

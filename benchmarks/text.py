@@ -17,8 +17,8 @@ import time
 from benchmarks import corpora
 from mmrl.data import perturb
 from mmrl.data.perturb import statements, tagger
-from mmrl.data.reports import compose, parse_sections
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.reports import compose, parse_sections
+from mmrl.data.text.tokenizer import Tokenizer
 
 _SECTIONS = ("findings", "impression", "full")
 _BATCH = 64

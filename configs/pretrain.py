@@ -49,7 +49,7 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
     config.data.text_length = 72
     config.data.num_perturbed = 3
     config.model.image = {"name": "vit", "patch_size": 8, "width": 96, "depth": 4, "num_heads": 3}
-    config.model.text = {"name": "text", "width": 96, "depth": 2, "num_heads": 3}
+    config.model.text = {"name": "transformer", "width": 96, "depth": 2, "num_heads": 3}
     config.model.local_dim = 64
 
 
@@ -115,7 +115,7 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 16
     config.data.num_perturbed = 2
     config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2}
-    config.model.text = {"name": "text", "width": 32, "depth": 1, "num_heads": 2}
+    config.model.text = {"name": "transformer", "width": 32, "depth": 1, "num_heads": 2}
 
 
 def short(config: ml_collections.ConfigDict) -> None:

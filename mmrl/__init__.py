@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__version__ = "0.1.0"
+from mmrl.version import __version__ as __version__
 
 
 def load(workdir: str, *, step: int | None = None) -> Any:

@@ -1,38 +1,42 @@
-"""Names to modules: "vit" is `mmrl.models.vit.Vit`; unknown names and options list the choices.
+"""Names to modules: "vit" is `mmrl.models.image.vit.Vit`; an unknown name lists the choices.
 
-The convention makes grep work: a name in a config is a file name, and the class in that file is
-the name in CamelCase. Adding an objective, an encoder, an evaluator or a corpus is adding a file.
+A name in a config is the name of a file, and the class in that file is the name in CamelCase, so
+grep finds both. To add an objective, an encoder, an evaluator or a corpus, add a file.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
-import pkgutil
+import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmrl.types import InputError
 
-# What a name of each kind stands for, and modules of that folder which are no such thing.
-_MODEL_PARTS = frozenset({"layers", "stack", "packing", "splash", "heads", "dual_encoder"})
-_ROOMS: dict[str, tuple[str, frozenset[str]]] = {
-    "objective": ("mmrl.objectives", frozenset({"base", "chunks", "local_kernel", "pairs"})),
-    "evaluator": (
-        "mmrl.evaluators",
-        frozenset({"base", "statistics", "questions", "language_model", "ranking"}),
-    ),
-    "source": ("mmrl.data.sources", frozenset()),
-    "image encoder": ("mmrl.models", _MODEL_PARTS | {"text"}),
-    "text encoder": ("mmrl.models", _MODEL_PARTS | {"vit", "resnet"}),
+# Where the modules of each kind are.
+_ROOMS = {
+    "objective": "mmrl.objectives",
+    "evaluator": "mmrl.evaluators",
+    "source": "mmrl.data.sources",
+    "image encoder": "mmrl.models.image",
+    "text encoder": "mmrl.models.text",
 }
 
 
-def choices(kind: str) -> list[str]:
-    """Names available for `kind`, sorted."""
-    package_name, not_offered = _ROOMS[kind]
-    package = importlib.import_module(package_name)
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in names if name not in not_offered)
+@functools.cache
+def choices(kind: str) -> tuple[str, ...]:
+    """Names available for `kind`, sorted: the files of its folder that define the class they name.
+
+    Files are searched, not imported: importing all of them would take seconds.
+    """
+    (folder,) = importlib.import_module(_ROOMS[kind]).__path__
+    return tuple(
+        file.stem
+        for file in sorted(pathlib.Path(folder).glob("*.py"))
+        if re.search(rf"^class {_class_name(file.stem)}\b", file.read_text("utf-8"), re.MULTILINE)
+    )
 
 
 def find(kind: str, name: str) -> type:
@@ -44,8 +48,11 @@ def find(kind: str, name: str) -> type:
     offered = choices(kind)
     if name not in offered:
         raise InputError(unknown(kind, name, offered))
-    module = importlib.import_module(f"{_ROOMS[kind][0]}.{name}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    return getattr(importlib.import_module(f"{_ROOMS[kind]}.{name}"), _class_name(name))
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def options(target: type) -> dict[str, inspect.Parameter]:

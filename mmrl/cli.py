@@ -19,18 +19,10 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from mmrl import rollcall, variables
-from mmrl.types import InputError
+from mmrl.devices import environment, rollcall
+from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 _UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradient or embeddings stopped being finite; the message names step and records."""
-
-
-class PreemptedError(RuntimeError):
-    """Training was told to stop; the message names the step that it saved."""
 
 
 def new_flags() -> flags.FlagValues:
@@ -124,7 +116,7 @@ def folder(name: str, value: Any) -> Path:
 def _start(values: flags.FlagValues) -> None:
     """Joins the other processes of the run, if there are any."""
     if "coordinator" in values:
-        from mmrl import distributed  # here, for commands that need no jax start without it
+        from mmrl.devices import distributed  # here, for commands that need no jax start without it
 
         given = {
             name: values[name].value for name in ("coordinator", "num_processes", "process_id")
@@ -134,7 +126,7 @@ def _start(values: flags.FlagValues) -> None:
         if hosts and settings is not None and settings.process == 0:
             listed = (f"{process} on {host}" for process, host in enumerate(hosts))
             print(f"processes: {', '.join(listed)}", flush=True)
-    elif asked := variables.wanted(os.environ):
+    elif asked := environment.wanted(os.environ):
         raise InputError(
             f"this command is always one process, but {', '.join(asked)} asks for several; unset it"
         )
@@ -155,7 +147,7 @@ def _give_fake_devices_threads() -> None:
 def _exit_soon(code: int) -> None:
     """See `distributed.exit_soon`; a process without jax has joined no others."""
     if "jax" in sys.modules:
-        from mmrl import distributed
+        from mmrl.devices import distributed
 
         distributed.exit_soon(code)
 

@@ -97,7 +97,7 @@ def _model() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "image": {"name": "vit", "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4},
-            "text": {"name": "text", "width": 128, "depth": 2, "num_heads": 4},
+            "text": {"name": "transformer", "width": 128, "depth": 2, "num_heads": 4},
             "embed_dim": 128,
             "local_dim": 128,  # width of regions and words; 0: no local features
             "head": "linear",

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl import run
-from mmrl.data import images, reports
-from mmrl.data.pipeline import Options
+from mmrl.data.batches.pipeline import Options
+from mmrl.data.image import images
+from mmrl.data.text import reports
+from mmrl.training import run
 from mmrl.types import InputError
 
 Image = str | os.PathLike[str] | np.ndarray

@@ -11,8 +11,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from mmrl import cli, config, distributed, reporting, run
-from mmrl.console import Console
+from mmrl import cli, config
+from mmrl.devices import distributed
+from mmrl.reporting import write as reporting
+from mmrl.training import run
+from mmrl.training.console import Console
 from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")

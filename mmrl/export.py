@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from mmrl import build, checkpoint, cli, config, run
-from mmrl.console import Console
-from mmrl.data import rejects
+from mmrl import build, cli, config
 from mmrl.data.corpus import Corpus
+from mmrl.data.reading import rejects
 from mmrl.evaluators.statistics import Subset
+from mmrl.training import checkpoint, run
+from mmrl.training.console import Console
 from mmrl.types import InputError
 
 FORMATS = ("parquet", "npz")

@@ -9,7 +9,9 @@ Kubernetes MMRL_DISTRIBUTED=auto), and a --workdir that all of them share.
 
 from absl import flags
 
-from mmrl import cli, distributed, train
+from mmrl import cli
+from mmrl.devices import distributed
+from mmrl.training import train
 
 _FLAGS = cli.new_flags()
 distributed.define_flags(_FLAGS)
@@ -30,7 +32,9 @@ def main() -> None:
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
     if _REPORT.value:
-        from mmrl import reporting  # draws with matplotlib, which no refused command waits for
+        from mmrl.reporting import (
+            write as reporting,  # draws with matplotlib, which no refused command waits for
+        )
 
         page = reporting.write(
             workdir,

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from mmrl import cli
-from mmrl.planning import search, text
+from mmrl.planning import search, terminal
 from mmrl.planning.measure import Plan, make_plan
 from mmrl.planning.topology import find
 from mmrl.types import InputError
@@ -62,11 +62,11 @@ def main() -> None:
     topology = find(name)
     if kind is not None:
         plans = search.sweep(config, topology, kind, say=_say)
-        _print(text.table(plans))
+        _print(terminal.table(plans))
         _write({name: _plain(plan) for name, plan in plans.items()})
         return
     plan = make_plan(config, topology)
-    _print(text.lines(plan))
+    _print(terminal.lines(plan))
     found = plan.to_dict()
     if _LARGEST.value:
         largest = search.largest_batch(config, topology, plan, say=_say)

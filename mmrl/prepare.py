@@ -19,9 +19,11 @@ from typing import Any
 from absl import flags
 
 from mmrl import build, cli
-from mmrl.data import dicom, leaks
-from mmrl.data.rows import VERIFY
-from mmrl.preparation import inventory, options, recipe
+from mmrl.data.image import dicom
+from mmrl.data.overlap import leaks
+from mmrl.data.reading.rows import VERIFY
+from mmrl.preparation import inventory, storage
+from mmrl.preparation import source_options as options
 from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, check_usable, describe, prepare
 from mmrl.preparation.progress import Meter
@@ -36,7 +38,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _SIZE = flags.DEFINE_integer("size", 256, "Longest side of stored images.", flag_values=_FLAGS)
 _FORMAT = flags.DEFINE_string(
-    "format", "jpeg", f"One of {', '.join(recipe.FORMATS)}.", flag_values=_FLAGS
+    "format", "jpeg", f"One of {', '.join(storage.FORMATS)}.", flag_values=_FLAGS
 )
 _QUALITY = flags.DEFINE_integer("quality", 95, "Of JPEG, 1 to 100.", flag_values=_FLAGS)
 _WORKERS = flags.DEFINE_integer(
@@ -144,7 +146,7 @@ def main(*arguments: str) -> None:
         return
     given = source_options(name)
     settings = Settings(
-        recipe=recipe.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
+        recipe=storage.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
         shard_bytes=_SHARD_MIB.value * 2**20,
         workers=_WORKERS.value,
         max_reject_fraction=_MAX_REJECTS.value,

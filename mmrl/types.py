@@ -25,6 +25,14 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(RuntimeError):
+    """Loss, gradient or embeddings stopped being finite; the message names step and records."""
+
+
+class PreemptedError(RuntimeError):
+    """Training was told to stop; the message names the step that it saved."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
     """A handle on one image; holds a path, an offset or drawing parameters, never pixels.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrl.data.chexpert_labels import LABELS
+from mmrl.data.reading.chexpert_labels import LABELS
 from tests.corpora import Options, corpus
 from tests.corpus_files import write_csv, write_dicom, write_image, write_jsonl, write_lines
 

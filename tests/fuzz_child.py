@@ -22,7 +22,7 @@ import numpy as np
 from mmrl import build
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.types import InputError
 from tests.damage import SECRET
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import jax
 
-from mmrl import learner, sharding
+from mmrl.devices import sharding
+from mmrl.training import learner
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -13,7 +13,7 @@ from flax import nnx
 from mmrl import build
 from mmrl.models.layers import Features, dense, dropout_keys
 from mmrl.objectives.base import Objective, batch_mean
-from mmrl.step import State, TrainStep
+from mmrl.training.step import State, TrainStep
 from mmrl.types import Loss
 
 WIDTH = 32

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrl.data import images
-from mmrl.data.leaks import LeakError
-from mmrl.preparation import audit_tables, cards, findings
+from mmrl.data.image import images
+from mmrl.data.overlap.leaks import LeakError
+from mmrl.preparation import audit_tables, cards, cautions
 from mmrl.preparation.audit import audit
 from mmrl.preparation.holdings import Holdings
 from mmrl.types import Box, InputError
@@ -183,4 +183,4 @@ def test_nothing_notable_is_said_too(tmp_path):
     audit([folder], out=str(tmp_path / "out"))
     numbers = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
     assert numbers["corpora"]["toy"]["findings"] == ["Nothing stands out."]
-    assert findings.notable(numbers["corpora"]["toy"]) == ["Nothing stands out."]
+    assert cautions.notable(numbers["corpora"]["toy"]) == ["Nothing stands out."]

@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from mmrl.data import reports
-from mmrl.data.tokenizer import Tokenizer
-from mmrl.preparation import repeats, survey, wording
+from mmrl.data.text import reports
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.preparation import lengths, repeats, survey
 from mmrl.preparation.holdings import Holdings
 from tests.toy_corpora import audit_tiny, record, tiny, write
 
@@ -127,7 +127,7 @@ def test_lengths_and_masks_by_hand(audited):
     assert found["tokenizer"]["trained_on"] == "train"
     assert found["tokenizer"]["vocab_size"] < found["tokenizer"]["requested_vocab_size"] == 2000
     held = Holdings(folder)
-    made, _ = wording.tokenizer_for(held, "")
+    made, _ = lengths.tokenizer_for(held, "")
     texts = [text for text in held.composed if text]
     sizes = [int(made.encode(text, 500).mask.sum()) for text in texts]
     assert found["lengths"]["text"]["tokens"]["max"] == max(sizes)
@@ -139,11 +139,11 @@ def test_token_counts_of_long_texts_and_a_tokenizer_file(tmp_path):
     made = Tokenizer.train(["a b c d e f g"], vocab_size=300)
     texts = ["a", "", "a b c d e f g " * 90, "b " * 40, *["c d"] * 600]
     expected = [int(made.encode(text, 2000).mask.sum()) for text in texts]
-    assert wording.token_counts(made, texts).tolist() == expected
+    assert lengths.token_counts(made, texts).tolist() == expected
     assert max(expected) > 128
     made.save(tmp_path / "own.model")
     held = Holdings(tiny(tmp_path / "toy"))
-    loaded, told = wording.tokenizer_for(held, str(tmp_path / "own.model"))
+    loaded, told = lengths.tokenizer_for(held, str(tmp_path / "own.model"))
     assert loaded is not None
     assert told["sha256"] == made.sha256
 
@@ -151,7 +151,7 @@ def test_token_counts_of_long_texts_and_a_tokenizer_file(tmp_path):
 def test_marks_of_all_corpora_are_found(tmp_path):
     texts = ["Dr. ___ on [**2010-1-1**] and [** Hospital 3 **].", "x-XXXX by <NAME>", "axx __init"]
     folder = write(tmp_path / "toy", [(record(str(k), caption=t), []) for k, t in enumerate(texts)])
-    found = wording.deidentification(Holdings(folder))["caption"]
+    found = lengths.deidentification(Holdings(folder))["caption"]
     assert found["forms"] == {"XXXX": 1, "___": 2, "[** **]": 2, "tag": 1}
     assert found["records_share"] == 1.0
 

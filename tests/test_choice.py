@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mmrl.data import perturb
-from mmrl.evaluators import questions
-from mmrl.evaluators.language_model import LanguageModel, tokens
-from mmrl.evaluators.questions import PROTOCOLS, Protocol
+from mmrl.evaluators import protocols
+from mmrl.evaluators.ngrams import LanguageModel, tokens
+from mmrl.evaluators.protocols import PROTOCOLS, Protocol
 from mmrl.evaluators.structure import Structure, beats, wins
 from mmrl.types import InputError
 from tests.fakes import FakeData, FakePredict, code, constant, informed, reports
@@ -118,7 +118,7 @@ def test_one_tied_copy_makes_the_choice_wrong():
 
 def test_reports_without_enough_copies_are_excluded_and_counted():
     data = FakeData([*reports(10), "normal normal", "a b", ""])
-    asked = questions.draw(PROTOCOLS["order-10way@1"], data, ())
+    asked = protocols.draw(PROTOCOLS["order-10way@1"], data, ())
     assert len(asked) == 10 and asked.excluded == {"fewer than 9 valid copies": 3}
     assert asked.counts["reverse_words"]["cannot change the report"] == 2
     assert asked.counts["shuffle_trigrams"] == {"valid": 10, "cannot change the report": 3}
@@ -130,17 +130,17 @@ def test_copies_that_differ_only_after_truncation_are_invalid():
     # Swapping neighbours leaves the first two words of the first report, and all that is read.
     data = FakeData(["one one two three four", "one two three four five", "a b"], length=2)
     protocol = Protocol("test@1", ("swap_adjacent_words",), "choice", "")
-    asked = questions.draw(protocol, data, ())
+    asked = protocols.draw(protocol, data, ())
     assert asked.counts["swap_adjacent_words"] == {"equal to the original": 1, "valid": 2}
     assert asked.rows.tolist() == [1, 2] and asked.excluded == {"fewer than 1 valid copies": 1}
 
 
 def test_the_published_test_reads_fifty_words_in_lower_case():
     long = " ".join(f"Word{i}" for i in range(60)) + "."
-    asked = questions.draw(PROTOCOLS["authors-5way@1"], FakeData([long]), ())
+    asked = protocols.draw(PROTOCOLS["authors-5way@1"], FakeData([long]), ())
     counts = asked.counts["shuffle_trigrams"]
     assert counts == {"valid": 1}
-    shown = perturb.parse(questions._shown(long, PROTOCOLS["authors-5way@1"])).words
+    shown = perturb.parse(protocols._shown(long, PROTOCOLS["authors-5way@1"])).words
     assert shown == [f"word{i}" for i in range(50)]
 
 
@@ -149,19 +149,19 @@ def test_questions_depend_on_the_record_only_and_not_on_its_neighbours():
     backwards = FakeData(data.texts[::-1], training=data.training)
     backwards.ids = data.ids[::-1]
     for name in (*CHOICES, "clinical@1", "control@1"):
-        first = questions.draw(PROTOCOLS[name], data, ())
-        again = questions.draw(PROTOCOLS[name], backwards, ())
+        first = protocols.draw(PROTOCOLS[name], data, ())
+        again = protocols.draw(PROTOCOLS[name], backwards, ())
 
         def named(asked, of):
             rows = zip(asked.rows, asked.copies.tolist(), strict=True)
             return sorted((of.ids[row], tuple(copies)) for row, copies in rows)
 
         assert named(first, data) == named(again, backwards)
-        assert first.sha256 == questions.draw(PROTOCOLS[name], data, ()).sha256
+        assert first.sha256 == protocols.draw(PROTOCOLS[name], data, ()).sha256
         assert first.sha256 != again.sha256
     some = Structure(informed(data), data, max_reports=4, protocols=("clinical@1",))
     assert some.run(None).excluded == {"not drawn (max_reports)": 8}
-    first = questions.draw(PROTOCOLS["clinical@1"], data, ())
+    first = protocols.draw(PROTOCOLS["clinical@1"], data, ())
     whole = collections.defaultdict(list)
     for row, copy in zip(first.rows, first.copies[:, 0], strict=True):
         whole[data.ids[row]].append(copy)
@@ -172,7 +172,7 @@ def test_questions_depend_on_the_record_only_and_not_on_its_neighbours():
 
 def test_pairs_ask_every_kind_that_applies_once():
     data = FakeData(chest_reports(15))
-    asked = questions.draw(PROTOCOLS["clinical@1"], data, ())
+    asked = protocols.draw(PROTOCOLS["clinical@1"], data, ())
     assert len(set(zip(asked.rows, asked.kinds[:, 0], strict=True))) == len(asked)
     for row, original, copy, kind in zip(
         asked.rows, asked.originals, asked.copies[:, 0], asked.kinds[:, 0], strict=True
@@ -205,7 +205,7 @@ def test_balanced_questions_take_the_nearest_copy_on_either_side():
     found = perturb.candidates(text, "swap_laterality")
     copies = [(0, "swap_laterality", c.text) for c in found]
     base = model.score([text])
-    (side,) = questions._split(copies, base[None], [model])
+    (side,) = protocols._split(copies, base[None], [model])
     gaps = {c.text: float(model.score([c.text])[0] - base[0]) for c in found}
     for best, sign in ((side.likelier, 1), (side.unlikelier, -1)):
         of_side = {t: abs(g) for t, g in gaps.items() if g * sign > 0}
@@ -215,10 +215,10 @@ def test_balanced_questions_take_the_nearest_copy_on_either_side():
 @pytest.mark.parametrize("counts", [(0, 0, 0), (5, 3, 0), (5, 3, 9), (0, 0, 7), (2, 9, 4)])
 def test_halves_are_equal_and_keep_as_many_as_possible(counts):
     up, down, both = counts
-    sides = [questions._Sides(i, "u", None) for i in range(up)]
-    sides += [questions._Sides(up + i, None, "d") for i in range(down)]
-    sides += [questions._Sides(up + down + i, "u", "d") for i in range(both)]
-    picked, left = questions._halves(sides, np.random.default_rng(0))
+    sides = [protocols._Sides(i, "u", None) for i in range(up)]
+    sides += [protocols._Sides(up + i, None, "d") for i in range(down)]
+    sides += [protocols._Sides(up + down + i, "u", "d") for i in range(both)]
+    picked, left = protocols._halves(sides, np.random.default_rng(0))
     assert len({row for row, _ in picked}) == len(picked)
     assert sum(text == "u" for _, text in picked) * 2 == len(picked)
     most = max(2 * min(up + k, down + both - k) for k in range(both + 1))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import mmrl
-from mmrl import run
+from mmrl.training import run
 from tests import commands
 from tests.commands import COMPILATIONS, train_command
 from tests.conftest import QUICK_XLA_FLAGS, ROOT

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import checkpoint, run
+from mmrl.training import checkpoint, run
 from tests import commands, stubs
 from tests.commands import train_command
 

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.data import copies as module
 from mmrl.data import counter, perturb
-from mmrl.data.copies import Copies
-from mmrl.data.perturb import report, sampling
+from mmrl.data.batches import copies as module
+from mmrl.data.batches.copies import Copies
+from mmrl.data.perturb import report
+from mmrl.data.perturb import systematic as sampling
 from mmrl.data.perturb.mix import Mix
-from mmrl.data.segments import Segments, plain
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.segments import Segments, plain
+from mmrl.data.text.tokenizer import Tokenizer
 
 SETTINGS = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 ORDER = (*perturb.ORDER_KINDS, *perturb.SENTENCE_ORDER_KINDS)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 
-from mmrl.data import dicom, images
+from mmrl.data.image import dicom, images
 from tests import dicoms
 
 SAMPLES = dicoms.samples()

@@ -16,7 +16,7 @@ from pydicom import Dataset, uid
 from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, keyword_dict
 from pydicom.sequence import Sequence
 
-from mmrl.data import dicom
+from mmrl.data.image import dicom
 from mmrl.types import InputError
 from tests import dicoms
 

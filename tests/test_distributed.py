@@ -14,7 +14,9 @@ import time
 import jax
 import pytest
 
-from mmrl import cli, distributed, rollcall, train
+from mmrl import cli
+from mmrl.devices import distributed, rollcall
+from mmrl.training import train
 from mmrl.types import InputError
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 

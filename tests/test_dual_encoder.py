@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 
 from mmrl.models.dual_encoder import DualEncoder
 from mmrl.models.heads import Projection, l2_normalize
+from mmrl.models.image.resnet import Resnet
+from mmrl.models.image.vit import Vit
 from mmrl.models.layers import LOGICAL_AXES
-from mmrl.models.resnet import Resnet
-from mmrl.models.text import Text, last_token, word_mask
-from mmrl.models.vit import Vit
+from mmrl.models.text.transformer import Transformer, last_token, word_mask
 from mmrl.types import InputError
 
 B, K, L, D, LOCAL = 3, 2, 8, 12, 6
@@ -43,7 +43,7 @@ def build(dtype: Any = jnp.float32, **options: Any) -> DualEncoder:
     defaults = {"embed_dim": D, "local_dim": LOCAL, "dtype": dtype, "rngs": rngs}
     return DualEncoder(
         image=Vit(image_size=16, patch_size=8, **size),
-        text=Text(vocab_size=30, length=L, dropout=0.2, **size),
+        text=Transformer(vocab_size=30, length=L, dropout=0.2, **size),
         **(defaults | options),
     )
 
@@ -117,7 +117,7 @@ def test_provides_is_exact():
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
     """Records (encoder, input shape) of every pass from here on."""
     calls: list[tuple[str, tuple[int, ...]]] = []
-    for owner, method in ((Vit, "__call__"), (Text, "_embed")):
+    for owner, method in ((Vit, "__call__"), (Transformer, "_embed")):
         original = getattr(owner, method)
 
         def counted(self: Any, x: Any, *args: Any, _original=original, **kwargs: Any) -> Any:
@@ -134,13 +134,13 @@ VIT_PASS = ("Vit", (B, 16, 16, 1))
 @pytest.mark.parametrize(
     ("needs", "passes"),
     [
-        (EVERYTHING, [VIT_PASS, ("Text", (B * (1 + K), L))]),
+        (EVERYTHING, [VIT_PASS, ("Transformer", (B * (1 + K), L))]),
         ({"image.embedding", "image.regions"}, [VIT_PASS]),
         ({"image.regions"}, [VIT_PASS]),
-        ({"text.embedding", "text.words", "text.word_mask"}, [("Text", (B, L))]),
-        ({"text.words"}, [("Text", (B, L))]),
-        ({"perturbed.embedding"}, [("Text", (B * K, L))]),
-        ({"perturbed.embedding", "text.words"}, [("Text", (B * (1 + K), L))]),
+        ({"text.embedding", "text.words", "text.word_mask"}, [("Transformer", (B, L))]),
+        ({"text.words"}, [("Transformer", (B, L))]),
+        ({"perturbed.embedding"}, [("Transformer", (B * K, L))]),
+        ({"perturbed.embedding", "text.words"}, [("Transformer", (B * (1 + K), L))]),
         ({"text.word_mask"}, []),
         (set(), []),
     ],
@@ -260,7 +260,7 @@ def test_takes_a_resnet_with_narrower_regions():
     def make() -> DualEncoder:
         rngs = nnx.Rngs(0)
         image = Resnet(image_size=32, depth=18, width=4, region_stage=3, rngs=rngs)
-        text = Text(vocab_size=30, length=L, width=16, depth=1, num_heads=2, rngs=rngs)
+        text = Transformer(vocab_size=30, length=L, width=16, depth=1, num_heads=2, rngs=rngs)
         return DualEncoder(image=image, text=text, embed_dim=D, local_dim=LOCAL, rngs=rngs)
 
     graphdef, state = nnx.split(nnx.eval_shape(make))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from mmrl.data import duplicates, images, reports
-from mmrl.data.duplicates import FLAT, Pairs
+from mmrl.data.image import images
+from mmrl.data.overlap import duplicates
+from mmrl.data.overlap.duplicates import FLAT, Pairs
+from mmrl.data.text import reports
 from mmrl.types import InputError
 from tests.conftest import ROOT
 
@@ -98,7 +100,7 @@ def test_images_without_structure_are_flat_and_near_to_nothing(image):
 
 def test_hash_is_the_same_in_another_process():
     program = (
-        "import numpy as np; from mmrl.data.duplicates import perceptual_hash as h\n"
+        "import numpy as np; from mmrl.data.overlap.duplicates import perceptual_hash as h\n"
         "y, x = np.mgrid[:96, :80]; print(h((x * y % 251 + x // 2).astype(np.uint16)))"
     )
     y, x = np.mgrid[:96, :80]
@@ -175,8 +177,8 @@ def test_pieces_give_what_one_piece_gives(monkeypatch):
     hashes = some_hashes(100, 3) + [5] * 40
     texts = [" ".join("abcdefgh"[k % 8] for k in range(n, n + 9)) for n in range(40)]
     whole = duplicates.near_hashes(hashes, radius=8), duplicates.near_texts(texts)
-    monkeypatch.setattr("mmrl.data.joins.CHUNK", 7)
-    monkeypatch.setattr("mmrl.data.duplicates.CHUNK", 7)
+    monkeypatch.setattr("mmrl.data.overlap.joins.CHUNK", 7)
+    monkeypatch.setattr("mmrl.data.overlap.duplicates.CHUNK", 7)
     again = duplicates.near_hashes(hashes, radius=8), duplicates.near_texts(texts)
     assert list(map(found, again)) == list(map(found, whole))
     assert min(map(len, map(found, whole))) > 30

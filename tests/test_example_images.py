@@ -5,13 +5,14 @@ import functools
 import numpy as np
 import pytest
 
-from mmrl.data import counter, sampling
+from mmrl.data import counter
+from mmrl.data.batches import sequence
+from mmrl.data.batches.example import Load, Seeds
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
-from mmrl.data.example import Load, Seeds
-from mmrl.data.images import Preprocess
-from mmrl.data.jitter import DRAWS, Jitter
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.image.images import Preprocess
+from mmrl.data.image.jitter import DRAWS, Jitter
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import ImageRef, InputError, Record
 from tests import toys
 
@@ -56,7 +57,7 @@ def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
     changes = {"resize": resize, "cache_images": False, "aspect": (0.9, 1.1), **jitter}
     read = toys.config().data.to_dict() | changes
     options = Options.from_config(read)
-    recipe, seeds = options.recipe(), Seeds(sampling.example_seed(3))
+    recipe, seeds = options.recipe(), Seeds(sequence.example_seed(3))
     whole = {}
     for kept in (False, True):
         iterator = training_batches(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl import bars, figures, report
-from mmrl.attention import AttentionExample
 from mmrl.evaluators.base import Estimate, Results
+from mmrl.reporting import bars, figures
+from mmrl.reporting import page as report
+from mmrl.reporting.attention import AttentionExample
 from mmrl.types import InputError
 
 GRID = (4, 4)

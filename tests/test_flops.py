@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas
 
-from mmrl import flops
-from mmrl.step import TrainStep
+from mmrl.devices import flops
+from mmrl.training.step import TrainStep
 from tests import toys
 
 

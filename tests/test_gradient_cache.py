@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from mmrl import config as configs
-from mmrl import learner, sharding, streams
-from mmrl.step import TrainStep
+from mmrl import streams
+from mmrl.devices import sharding
+from mmrl.training import learner
+from mmrl.training.step import TrainStep
 from mmrl.types import InputError
 from tests import stubs, toys
 from tests.test_step import ALL, GLOBAL, assert_trees_close

@@ -7,8 +7,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmrl import hardware, sharding
-from mmrl.models.text import Text
+from mmrl.devices import hardware, sharding
+from mmrl.models.text.transformer import Transformer
 from mmrl.planning import hlo, traffic
 from mmrl.planning.roofline import roofline
 from mmrl.planning.traffic import Collective
@@ -197,7 +197,7 @@ def test_fsdp_moves_parameters_not_activations():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     options = {"vocab_size": 512, "length": 50, "width": 64, "depth": 3, "num_heads": 4}
     options |= {"scan_layers": True, "remat": "dots", "dtype": jnp.bfloat16}
-    abstract = nnx.eval_shape(lambda: Text(**options, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Transformer(**options, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(abstract)
     places = sharding.variable_shardings(params, mesh)
     params = jax.tree.map(

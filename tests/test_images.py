@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data import images
+from mmrl.data.image import images
 from mmrl.types import InputError
 
 LEVELS = np.array([[0, 60, 200, 255]] * 3, np.uint8)

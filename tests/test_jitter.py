@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmrl.data.jitter import Jitter
+from mmrl.data.image.jitter import Jitter
 from mmrl.types import InputError
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl import run
-from mmrl.console import Console
-from mmrl.data import fingerprints, leaks, signatures
 from mmrl.data.corpus import read_corpus
-from mmrl.data.drafts import Facts
-from mmrl.data.fingerprints import Fingerprint
+from mmrl.data.overlap import fingerprints, leaks, signatures
+from mmrl.data.overlap.fingerprints import Fingerprint
+from mmrl.data.reading.drafts import Facts
+from mmrl.training import run
+from mmrl.training.console import Console
 from mmrl.types import ImageRef, InputError, Record
 from tests import toys
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.masks import Mask, decode_mask, encode_mask
+from mmrl.data.image.masks import Mask, decode_mask, encode_mask
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import Box, Entailment, InputError, Reject
 from tests import dicoms
 

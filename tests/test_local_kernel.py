@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import local_loss
-from mmrl import sharding
+from mmrl.devices import sharding
 from mmrl.objectives import local_contrastive, local_kernel
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
 from mmrl.planning import topology

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl import sharding
+from mmrl.devices import sharding
 from mmrl.types import InputError
 from tests import toys
 

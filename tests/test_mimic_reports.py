@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from mmrl.data.mimic_reports import parse_report
-from mmrl.data.reports import KNOWN_SECTIONS
+from mmrl.data.text.mimic_reports import parse_report
+from mmrl.data.text.reports import KNOWN_SECTIONS
 
 USUAL = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)

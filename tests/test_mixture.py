@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl import run
-from mmrl.data import sampling
-from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.batches import sequence
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.sources.mixture import Mixture
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.training import run
 from mmrl.types import InputError
 from tests import toys
 
@@ -108,12 +108,12 @@ def test_without_weights_every_record_comes_once_in_an_epoch():
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 1.0, 1.0), (0.1, 5.0, 2.5), (1.0,)])
 def test_shares_are_exact_at_every_length(weights):
-    whole = sampling.proportions(weights)
+    whole = sequence.proportions(weights)
     assert np.gcd.reduce(whole) == 1
     np.testing.assert_allclose(np.divide(whole, sum(whole)), np.divide(weights, sum(weights)))
     counts = [0] * len(weights)
     for position in range(3 * sum(whole)):
-        part, place = sampling.part_at(position, whole)
+        part, place = sequence.part_at(position, whole)
         assert place == counts[part]
         counts[part] += 1
         exact = np.multiply(whole, (position + 1) / sum(whole))
@@ -166,9 +166,9 @@ def test_parts_that_overlap_are_refused():
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_shuffles_are_those_of_grain(size):
     """So that runs started when Grain's own data set was used go on in the same order."""
-    own = sampling.Shuffled(size, 12345)
+    own = sequence.Shuffled(size, 12345)
     theirs = grain.MapDataset.source(range(size)).shuffle(12345).repeat(None)
     positions = [*range(3 * size), 10**12 + 5]
     assert [own(position) for position in positions] == [theirs[p] for p in positions]
     members = np.arange(size) * 3
-    assert sampling.Shuffled(size, 12345, members)(2) == 3 * own(2)
+    assert sequence.Shuffled(size, 12345, members)(2) == 3 * own(2)

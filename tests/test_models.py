@@ -12,16 +12,16 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mmrl.models.image.vit import Vit, sincos2d_positions
 from mmrl.models.layers import LOGICAL_AXES, Block, Size
 from mmrl.models.stack import Stack
-from mmrl.models.text import Text
-from mmrl.models.vit import Vit, sincos2d_positions
+from mmrl.models.text.transformer import Transformer
 from mmrl.types import InputError
 
 # Images of 9 patches and texts of 9 tokens share shapes, which keeps compilation short.
 SIZE = {"width": 16, "depth": 2, "num_heads": 2}
 make_vit = functools.partial(Vit, image_size=24, patch_size=8, **SIZE)
-make_text = functools.partial(Text, vocab_size=20, length=9, **SIZE)
+make_text = functools.partial(Transformer, vocab_size=20, length=9, **SIZE)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def vit(**options: Any) -> Vit:
     return randomized(functools.partial(make_vit, **options))
 
 
-def text(**options: Any) -> Text:
+def text(**options: Any) -> Transformer:
     return randomized(functools.partial(make_text, **options))
 
 
@@ -161,8 +161,8 @@ def test_explicit_sizes_win_over_the_variant():
             lambda: Vit(image_size=32, width=16, rngs=nnx.Rngs(0)),
             r"Vit: depth, num_heads not given; .* a variant \(Ti, S, B, L\)",
         ),
-        (lambda: text(pool="last"), "Text: unknown pool 'last'; choices: cls, eos, mean"),
-        (lambda: text(word_layers=3), "Text: word_layers 3; expected 1 to depth 2"),
+        (lambda: text(pool="last"), "Transformer: unknown pool 'last'; choices: cls, eos, mean"),
+        (lambda: text(word_layers=3), "Transformer: word_layers 3; expected 1 to depth 2"),
     ],
 )
 def test_wrong_options_name_the_choices(make, message):

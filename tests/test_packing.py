@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmrl import sharding
-from mmrl.models.packing import Packing, first_fit_decreasing
-from mmrl.models.text import Text
+from mmrl.devices import sharding
+from mmrl.models.text.packing import PackingPlan, first_fit_decreasing
+from mmrl.models.text.transformer import Transformer
 from mmrl.types import InputError
 
 B, C, L, GROUP = 4, 3, 12, 2
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "vocab_size": 30, "length": L}
 
 
-def build(**options: Any) -> Text:
+def build(**options: Any) -> Transformer:
     """Random parameters, the same for every test."""
-    make = functools.partial(Text, **(SIZE | {"packing_group": GROUP} | options))
+    make = functools.partial(Transformer, **(SIZE | {"packing_group": GROUP} | options))
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     pure = nnx.to_pure_dict(shapes)
     stack = pure["stack"]
@@ -51,7 +51,7 @@ def texts(reports: int = B, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.arange(L) < lengths[..., None]
 
 
-def compiled(text: Text, tokens: Any, mask: Any, *, words: bool) -> tuple[Any, Any]:
+def compiled(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> tuple[Any, Any]:
     """(parameters -> (gradient, (pooled, words where there are tokens)), parameters)."""
     graphdef, params = nnx.split(text)
     weights = np.random.default_rng(3).normal(size=(2, 16)).astype(np.float32)
@@ -72,7 +72,7 @@ def compiled(text: Text, tokens: Any, mask: Any, *, words: bool) -> tuple[Any, A
     return gradient.lower(pure, tokens, mask).compile(), pure
 
 
-def outputs(text: Text, tokens: Any, mask: Any, *, words: bool) -> Any:
+def outputs(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> Any:
     """Gradient of a sum over all features, and the features."""
     call, params = compiled(text, tokens, mask, words=words)
     return call(params, tokens, mask)
@@ -116,7 +116,7 @@ def test_the_plan_is_first_fit_decreasing(slots, seats):
 
 def test_rows_hold_every_token_once_and_keep_texts_apart():
     tokens, mask = texts()
-    packing = Packing(tokens.reshape(2, -1, L), mask.reshape(2, -1, L), seats=4)
+    packing = PackingPlan(tokens.reshape(2, -1, L), mask.reshape(2, -1, L), seats=4)
     rows = jax.tree.map(np.asarray, packing.rows(0, GROUP * C, at_end=True))
     assert sorted(rows.tokens[rows.tokens > 0]) == sorted(tokens[mask])
     for row, seat in zip(*np.nonzero(rows.seen.any(axis=2)), strict=True):
@@ -187,7 +187,7 @@ def test_evaluation_is_not_packed():
 @pytest.mark.parametrize("options", [{"packing": -0.1}, {"packing": 1.5}, {"packing_group": 0}])
 def test_wrong_options_say_what_is_expected(options):
     with pytest.raises(InputError, match=r"expected a fraction of 0 \(off\) to 1, "):
-        nnx.eval_shape(lambda: Text(**(SIZE | options), rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: Transformer(**(SIZE | options), rngs=nnx.Rngs(0)))
 
 
 def test_dropout_follows_the_key_and_hits_spilled_texts_too():

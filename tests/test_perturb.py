@@ -28,7 +28,7 @@ from mmrl.data.perturb import (
     perturb,
 )
 from mmrl.data.perturb.mix import Mix
-from mmrl.data.reports import split_sentences
+from mmrl.data.text.reports import split_sentences
 from mmrl.types import InputError
 
 SETTINGS = settings(max_examples=500, deadline=None, database=None, derandomize=True)

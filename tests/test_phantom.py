@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from mmrl.data import phantom, reports
-from mmrl.data.phantom_findings import DEVICES
+from mmrl.data.phantom import study as phantom
+from mmrl.data.phantom.findings import DEVICES
 from mmrl.data.sources.phantom import Phantom
+from mmrl.data.text import reports
 from mmrl.types import InputError, Source
 
 STUDIES = [phantom.study(0, index) for index in range(300)]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mmrl.data import perturb
+from mmrl.data.batches.example import Load
+from mmrl.data.batches.pipeline import Examples, Options, training_batches
 from mmrl.data.corpus import group_ids, read_corpus
-from mmrl.data.example import Load
-from mmrl.data.pipeline import Examples, Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 from tests import toys
 

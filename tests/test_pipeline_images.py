@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
+from mmrl.data.batches.example import Load
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.corpus import Corpus, read_corpus, records
-from mmrl.data.example import Load
-from mmrl.data.images import Preprocess
-from mmrl.data.jitter import Jitter
-from mmrl.data.pipeline import Options, training_batches
+from mmrl.data.image.images import Preprocess
+from mmrl.data.image.jitter import Jitter
 from mmrl.data.sources import prepared
 from mmrl.data.sources.mixture import Mixture
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import Box, ImageRef, InputError, Record
 from tests import toys
 

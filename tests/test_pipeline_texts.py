@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data import reports
+from mmrl.data.batches.excerpts import CHOICES, Excerpts
+from mmrl.data.batches.pipeline import Examples, Options, training_batches
 from mmrl.data.corpus import read_corpus
-from mmrl.data.excerpts import CHOICES, Excerpts
-from mmrl.data.pipeline import Examples, Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text import reports
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 from tests import toys
 

@@ -11,9 +11,9 @@ import ml_collections
 import pytest
 
 from mmrl import plan
-from mmrl.data.pipeline import Options, batch_shapes, training_batches
-from mmrl.data.tokenizer import Tokenizer
-from mmrl.planning import measure, search, text, topology
+from mmrl.data.batches.pipeline import Options, batch_shapes, training_batches
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.planning import measure, search, terminal, topology
 from mmrl.types import InputError
 from tests import toys
 from tests.conftest import ROOT
@@ -80,17 +80,19 @@ def test_undivided_dimensions_are_listed(planned):
 
 
 def test_text_of_a_plan(planned):
-    whole = "\n".join(text.lines(planned))
+    whole = "\n".join(terminal.lines(planned))
     assert "mesh data 1, fsdp 8, tensor 1; global batch 8" in whole
     assert "the memory of these devices is not known" in whole
     chip = dataclasses.replace(planned, capacity=2.0 * planned.memory.peak)
-    assert "FITS in" in "\n".join(text.lines(chip)) and "(50% of it)" in "\n".join(text.lines(chip))
+    assert "FITS in" in "\n".join(terminal.lines(chip)) and "(50% of it)" in "\n".join(
+        terminal.lines(chip)
+    )
     short = dataclasses.replace(
         chip, shortage=measure.Shortage(3 * 2**30, 2**30), memory=None, collectives=None
     )
     assert short.fits is False
-    assert "3.00 GiB on each device" in "\n".join(text.lines(short))
-    rows = list(text.table({"one": chip, "two": short, "three": "refused"}))
+    assert "3.00 GiB on each device" in "\n".join(terminal.lines(short))
+    rows = list(terminal.table({"one": chip, "two": short, "three": "refused"}))
     assert [" yes " in rows[1], " no" in rows[2], rows[3]] == [True, True, "three  refused"]
 
 
@@ -213,7 +215,7 @@ def test_the_command_prints_and_writes_its_plan(monkeypatch, capsys, tmp_path, p
     assert status == 0
     written = json.loads(file.read_text())
     assert written["memory"]["peak"] == planned.memory.peak
-    assert text.size(planned.memory.peak) in out
+    assert terminal.size(planned.memory.peak) in out
 
 
 def test_a_sweep_may_be_asked_for_without_a_name(monkeypatch, capsys, planned):

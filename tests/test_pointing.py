@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mmrl import build
-from mmrl.attention import attend, pointing
-from mmrl.data.grounding import select_examples
-from mmrl.data.images import Preprocess
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.image.images import Preprocess
+from mmrl.data.text.grounding import select_examples
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.evaluators.pointing import Pointing, word_region_attention
 from mmrl.evaluators.statistics import Subset
 from mmrl.objectives import local_contrastive
+from mmrl.reporting.attention import attend, pointing
 from mmrl.types import Box, ImageRef, InputError, Record
 from tests.test_figures import GRID, example, picture
 

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mmrl.data import listing, shards
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.images import Preprocess
-from mmrl.data.masks import Mask
+from mmrl.data.image.images import Preprocess
+from mmrl.data.image.masks import Mask
+from mmrl.data.reading import listing, shards
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.sources import phantom
 from mmrl.data.sources.prepared import Prepared
-from mmrl.preparation import encode, inventory, job, options
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation import encode, inventory, job, source_options
+from mmrl.preparation.storage import Recipe
 from mmrl.types import Box, Entailment, Finding, InputError, Reject
 
 LABELS = ("effusion", "nodule")
@@ -328,12 +328,12 @@ def test_the_estimate_is_near_what_is_written() -> None:
     ],
 )
 def test_options_are_of_the_type_that_the_source_takes(text: str, value: Any) -> None:
-    assert options.parse("phantom", [text]) == value
+    assert source_options.parse("phantom", [text]) == value
 
 
 def test_texts_stay_texts() -> None:
     given = ["split_salt=17", "id_column=none", "label_columns=['a', 'b']", "report_columns=text"]
-    assert options.parse("table", given) == {
+    assert source_options.parse("table", given) == {
         "split_salt": "17",
         "id_column": None,
         "label_columns": ["a", "b"],
@@ -354,7 +354,7 @@ def test_texts_stay_texts() -> None:
 )
 def test_options_that_are_not_taken(given: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        options.parse("phantom", given)
+        source_options.parse("phantom", given)
 
 
 def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mmrl import cli, prepare
-from mmrl.data.leaks import LeakError
+from mmrl.data.overlap.leaks import LeakError
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
 from mmrl.preparation.progress import Meter, clock_time

@@ -7,10 +7,11 @@ import stat
 import pytest
 
 from mmrl import prepare as command
-from mmrl.data import dicom, shards
+from mmrl.data.image import dicom
+from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.types import InputError
 from tests import test_dicom_header as header
 from tests.corpus_files import write_csv

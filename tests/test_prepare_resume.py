@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from mmrl.data import shards
+from mmrl.data.reading import shards
 from mmrl.preparation import durable, inventory, job, workers, workplace
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.types import ImageRef, InputError
 from tests.conftest import ROOT
 

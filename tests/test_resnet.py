@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mmrl.models.image.resnet import ResidualBlock, Resnet, make_norm
 from mmrl.models.layers import LOGICAL_AXES
-from mmrl.models.resnet import ResidualBlock, Resnet, make_norm
 from mmrl.types import InputError
 
 make_small = functools.partial(Resnet, image_size=16, depth=18, width=4, small_stem=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import local_loss
-from mmrl import sharding
-from mmrl.objectives import chunks, pairs
+from mmrl.devices import sharding
+from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import contract
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
@@ -119,7 +119,7 @@ def test_the_dense_form_is_the_formula(dense):
 
 def test_chunks_give_the_same_loss_and_gradients(dense):
     """24 pairs in chunks of 5: the fifth goes back one row to be full, and counts none twice."""
-    assert chunks.tile_shape(B, B, 1, 5) == (5, 5)
+    assert tiles.tile_shape(B, B, 1, 5) == (5, 5)
     assert_same(value_and_gradients(*make_inputs(), "chunked", 5), dense)
 
 
@@ -185,7 +185,7 @@ def test_tiles_of_short_captions_are_cut_to_their_words():
         seen.append(columns.shape[1])
         return jnp.einsum("bd,cwd->bc", rows, columns)
 
-    table = chunks.Table(logits, chunks.Sigmoid(), (3, 3), widths=(4, 8, 10))
+    table = tiles.Table(logits, tiles.Sigmoid(), (3, 3), widths=(4, 8, 10))
     for longest, index in ((1, 0), (4, 0), (5, 1), (8, 1), (9, 2), (10, 2)):
         mask = np.arange(W)[None] < np.array([[longest], [1], [0]])
         assert table.width_of(jnp.asarray(mask)) == index
@@ -193,14 +193,14 @@ def test_tiles_of_short_captions_are_cut_to_their_words():
     words, mask = features["words"], np.array(marks["mask"])
     mask[:, 4:] = False
     words[:, 4:] = np.nan  # were a wider tile computed, its sum would show it
-    value = pairs.pair_loss(
+    value = all_pairs.pair_loss(
         table,
         (),
         features["image"],
         words,
         group=None,
         mask=jnp.asarray(mask),
-        shares=pairs.Shares(),
+        shares=all_pairs.Shares(),
     )
     assert sorted(set(seen)) == [4, 8, 10] and np.isfinite(value)
 
@@ -261,17 +261,17 @@ def test_products_have_the_gradients_of_einsum():
 def test_auto_takes_what_the_batch_and_the_mesh_ask_for():
     here = jnp.zeros((64, 2))
     spread = on_mesh((2, 2, 2), here)[0]
-    assert pairs.choose("auto", 64, 4096, here)[0] == "dense"
-    assert pairs.choose("auto", 64, 4097, here) == ("swept", pairs.Shares())
+    assert all_pairs.choose("auto", 64, 4096, here)[0] == "dense"
+    assert all_pairs.choose("auto", 64, 4097, here) == ("swept", all_pairs.Shares())
     # Eight devices share the rows of the dense form, too.
-    assert pairs.choose("auto", 64, 8 * 4096, spread)[0] == "dense"
-    form, shares = pairs.choose("auto", 64, 8 * 4096 + 1, spread)
+    assert all_pairs.choose("auto", 64, 8 * 4096, spread)[0] == "dense"
+    form, shares = all_pairs.choose("auto", 64, 8 * 4096 + 1, spread)
     assert (form, shares.axes, shares.size) == ("swept", ("data", "fsdp", "tensor"), 8)
-    assert pairs.choose("chunked", 64, 1, spread) == ("swept", pairs.Shares())
-    assert pairs.choose("ring", 64, 1, here) == ("swept", pairs.Shares())
-    assert pairs.choose("ring", 12, 1, spread)[1].axes == ("data", "fsdp")
+    assert all_pairs.choose("chunked", 64, 1, spread) == ("swept", all_pairs.Shares())
+    assert all_pairs.choose("ring", 64, 1, here) == ("swept", all_pairs.Shares())
+    assert all_pairs.choose("ring", 12, 1, spread)[1].axes == ("data", "fsdp")
     with jax.sharding.use_abstract_mesh(jax.typeof(spread).sharding.mesh):
-        assert pairs.choose("ring", 64, 1, here)[1].size == 8
+        assert all_pairs.choose("ring", 64, 1, here)[1].size == 8
 
 
 def test_options_that_cannot_be_are_refused():
@@ -282,7 +282,7 @@ def test_options_that_cannot_be_are_refused():
             objective(chunk_size=-1)
     spread = on_mesh((2, 2, 2), jnp.zeros((4, 2)))[0]
     with pytest.raises(InputError, match="multiple of the devices"):
-        pairs.choose("ring", 6, 1, spread)
+        all_pairs.choose("ring", 6, 1, spread)
 
 
 @pytest.mark.parametrize("objective", [GlobalContrastive, LocalContrastive, Siglip])

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from mmrl import sharding
-from mmrl.step import TrainStep
+from mmrl.devices import sharding
+from mmrl.training.step import TrainStep
 from tests import specs, toys
 from tests.test_gradient_cache import batch_of
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import distributed, sharding
-from mmrl.step import TrainStep
+from mmrl.devices import distributed, sharding
+from mmrl.training.step import TrainStep
 from tests import stubs
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 from tests.test_distributed import finish, free_port

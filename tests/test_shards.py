@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mmrl.data import shards
-from mmrl.data.masks import Mask
+from mmrl.data.image.masks import Mask
+from mmrl.data.reading import shards
 from mmrl.types import Box, InputError
 from tests.toy_corpora import picture, record, stored
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mmrl.data.chexpert_labels import (
+from mmrl.data.reading.chexpert_labels import (
     COMPETITION,
     LABELS,
     only_competition_label,

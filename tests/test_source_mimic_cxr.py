@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from mmrl.data.chexpert_labels import LABELS
+from mmrl.data.reading.chexpert_labels import LABELS
 from mmrl.data.sources.mimic_cxr import MimicCxr
 from mmrl.types import InputError
 from tests.corpus_files import every, write_csv, write_image, write_text

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmrl.data.rows import CellError
+from mmrl.data.reading.rows import CellError
 from mmrl.data.sources.quilt1m import Quilt1m, literal_text
 from mmrl.types import InputError
 from tests.corpus_files import every, write_csv, write_image

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmrl.data.rejects import check_fraction, summarise, write_rejects
+from mmrl.data.reading.rejects import check_fraction, summarise, write_rejects
 from mmrl.data.sources.table import Table
 from mmrl.types import InputError, Record, Reject, Source
 

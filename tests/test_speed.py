@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from mmrl import clock, flops
-from mmrl.clock import Clock
-from mmrl.prefetch import Prefetch
-from mmrl.profile import Profile
-from mmrl.step import model_flops
+from mmrl.devices import flops
+from mmrl.training import clock
+from mmrl.training.clock import Clock
+from mmrl.training.prefetch import Prefetch
+from mmrl.training.profile import Profile
+from mmrl.training.step import model_flops
 from tests import toys
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrl import sharding
+from mmrl.devices import sharding
 from mmrl.models import splash
 
 B, L, HEADS, WIDTH = 4, 40, 2, 64

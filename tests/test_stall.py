@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data import stall
+from mmrl.data.batches import stall
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.corpus import read_corpus
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
-from mmrl.prefetch import Prefetch
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.training.prefetch import Prefetch
 from mmrl.types import InputError
 from tests import toys
 

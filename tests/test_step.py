@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from mmrl import checkpoint, metrics, optim, sharding
+from mmrl.devices import sharding
 from mmrl.models.layers import LOGICAL_AXES
-from mmrl.step import TrainStep
+from mmrl.training import checkpoint, optim
+from mmrl.training import scalars as metrics
+from mmrl.training.step import TrainStep
 from mmrl.types import InputError
 from tests import stubs, toys
 

@@ -16,9 +16,9 @@ from benchmarks.step_forms import workload
 from benchmarks.step_forms.base import Cost
 from benchmarks.step_forms.jax_forms import JaxForm
 from benchmarks.step_forms.published import PublishedStep, apart
-from mmrl import flops, sharding
-from mmrl.models.resnet import Resnet
-from mmrl.step import TrainStep
+from mmrl.devices import flops, sharding
+from mmrl.models.image.resnet import Resnet
+from mmrl.training.step import TrainStep
 from mmrl.types import InputError
 from tests.conftest import ROOT
 

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from mmrl.data import tabular
+from mmrl.data.reading import tabular
 from mmrl.types import InputError
 
 

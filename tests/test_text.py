@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.data import reports
+from mmrl.data.text import reports
 
 SETTINGS = settings(max_examples=300, deadline=None, database=None, derandomize=True)
 

@@ -15,7 +15,7 @@ from mmrl import build
 from mmrl.data.sources.tfds import Tfds
 from mmrl.preparation import inventory, tfds_corpus
 from mmrl.preparation.job import Settings
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.types import InputError, Record, Reject
 from tests.test_prepare import LABELS, Rich, folder, rich
 from tests.test_prepare_command import run

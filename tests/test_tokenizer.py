@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.data import tokenizer as tokenizer_module
-from mmrl.data.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
+from mmrl.data.text import tokenizer as tokenizer_module
+from mmrl.data.text.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
 from mmrl.types import InputError
 
 SETTINGS = settings(max_examples=300, deadline=None, database=None, derandomize=True)

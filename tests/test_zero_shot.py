@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mmrl import build
-from mmrl.data.phantom_findings import KINDS
-from mmrl.evaluators import ranking, statistics
-from mmrl.evaluators.ranking import Ranked, auroc, intervals, weighted_auroc
+from mmrl.data.phantom.findings import KINDS
+from mmrl.evaluators import metrics, statistics
+from mmrl.evaluators.metrics import Ranked, auroc, intervals, weighted_auroc
 from mmrl.evaluators.zero_shot import ZeroShot, finding_task, laterality_task
 from mmrl.types import Finding, InputError, Record
 from tests import fakes
@@ -93,7 +93,7 @@ def test_intervals_do_not_depend_on_blocks_or_on_items_of_no_task(monkeypatch):
     tasks, patients = two_tasks()
     whole = intervals(tasks, patients, samples=50)
     assert intervals(tasks, [*patients, "stranger"], samples=50) == whole
-    monkeypatch.setattr(ranking, "_WEIGHTS_AT_ONCE", 90)
+    monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", 90)
     assert intervals(tasks, patients, samples=50) == whole
 
 

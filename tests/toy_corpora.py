@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
-from mmrl.data import duplicates, shards
+from mmrl.data.overlap import duplicates
+from mmrl.data.reading import shards
 from mmrl.preparation.audit import audit
 from mmrl.types import Box, Record
 

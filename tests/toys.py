@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mmrl import sharding
-from mmrl.data import shards
+from mmrl.data.batches.pipeline import Options, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
-from mmrl.data.pipeline import Options, training_batches
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.reading import shards
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.devices import sharding
 from mmrl.types import ImageRef, Record
 from tests.conftest import ROOT
 

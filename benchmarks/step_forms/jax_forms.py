@@ -1,4 +1,4 @@
-"""The JAX forms: `mmrl.step.TrainStep` from a config, or a step derived from it."""
+"""The JAX forms: `mmrl.training.step.TrainStep` from a config, or a step derived from it."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from benchmarks.step_forms.base import Cost
-from mmrl import flops, metrics, sharding
-from mmrl.step import TrainStep
+from mmrl.devices import flops, sharding
+from mmrl.training import scalars
+from mmrl.training.step import TrainStep
 
 
 class JaxForm:
@@ -55,5 +56,5 @@ class JaxForm:
 
     def values(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update."""
-        found = metrics.compute(self.state["metrics"])
+        found = scalars.compute(self.state["metrics"])
         return float(found["loss"]), float(found["grad_norm"])

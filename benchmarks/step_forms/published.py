@@ -16,7 +16,7 @@ from flax import nnx
 from mmrl.models.dual_encoder import DualEncoder
 from mmrl.objectives.base import contract, matmul_dtype, two_way_cross_entropy
 from mmrl.objectives.local_contrastive import Temperatures
-from mmrl.step import TrainStep
+from mmrl.training.step import TrainStep
 from mmrl.types import Batch
 
 LOSSES = ("global_contrastive", "local_contrastive", "perturbed_discrimination")

@@ -90,7 +90,7 @@ def _layer(tree: Any, index: int) -> Any:
 
 
 class Vit(nn.Module):
-    """`mmrl.models.vit.Vit` with learned positions and mean pooling."""
+    """`mmrl.models.image.vit.Vit` with learned positions and mean pooling."""
 
     def __init__(self, tree: Tree, patch_size: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Vit(nn.Module):
 
 
 class Text(nn.Module):
-    """`mmrl.models.text.Text` that pools its first token."""
+    """`mmrl.models.text.transformer.Text` that pools its first token."""
 
     def __init__(self, tree: Tree) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ResidualBlock(nn.Module):
 
 
 class Resnet(nn.Module):
-    """`mmrl.models.resnet.Resnet` with its large stem and batch norm."""
+    """`mmrl.models.image.resnet.Resnet` with its large stem and batch norm."""
 
     def __init__(self, tree: Tree, region_stage: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from benchmarks.corpora import TextRows, texts
 from benchmarks.packing import rows_taken
 from mmrl import config as defaults
 from mmrl.data import perturb
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 
 ENCODERS = "tiny, vit_<ti|s|b|l><patch>@<pixels>, resnet<18|34|50>@<pixels>"
@@ -69,7 +69,7 @@ def make_config(given: argparse.Namespace) -> ml_collections.ConfigDict:
     config.model.image = image if image["name"] == "resnet" else {**image, **shared}
     heads = max(1, width // 64)
     config.model.text = {
-        "name": "text", "width": width, "depth": depth, "num_heads": heads, **shared
+        "name": "transformer", "width": width, "depth": depth, "num_heads": heads, **shared
     }  # fmt: skip
     config.model.embed_dim = config.model.local_dim = given.dim
     config.model.dtype = given.dtype

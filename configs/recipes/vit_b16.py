@@ -52,7 +52,7 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     # groups of 16 reports fit 0.463 rows per text (`python -m benchmarks.packing --copies=4`).
     # Longer reports need a larger budget, which that command tells. 16 is a device's share.
     packed = {"packing": 0.5, "packing_group": 16}
-    config.model.text = {"name": "text", "variant": "B", **layers, **packed}
+    config.model.text = {"name": "transformer", "variant": "B", **layers, **packed}
     config.model.embed_dim = 512
     # The local loss meets B^2 pairs of image and report: at 128 features it takes 0.63 times the
     # FLOPs of the encoders, at the encoders' own 768 it would take 2.2 times. Its form, "auto", is

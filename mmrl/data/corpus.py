@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data import rejects, reports
 from mmrl.data import views as views_
-from mmrl.data.fingerprints import Collector, Fingerprint
+from mmrl.data.overlap.fingerprints import Collector, Fingerprint
+from mmrl.data.reading import rejects
+from mmrl.data.text import reports
 from mmrl.types import InputError, Record, Reject, Source
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.data import excerpts, labels, leaks, views
+from mmrl.data import labels, views
+from mmrl.data.batches import excerpts
+from mmrl.data.overlap import leaks
 from mmrl.types import InputError
 
 
@@ -20,7 +22,7 @@ def defaults() -> dict[str, Any]:
         "load_size": 0,
         "resize": "pad",  # pad: keep the aspect, zero margins; stretch: squash to a square
         # What training reads of them: report, section, sentence or sentences; see
-        # mmrl/data/excerpts.py. Evaluation reads all.
+        # mmrl/data/batches/excerpts.py. Evaluation reads all.
         "text": "report",
         "text_length": 96,  # tokens, with begin and end marks
         "vocab_size": 2000,
@@ -60,7 +62,7 @@ def defaults() -> dict[str, Any]:
         "prefetch": 2,  # batches sent to the device ahead of the step that takes them
         "max_reject_fraction": 0.01,
         # Overlap of held-out with training records that is accepted, and written into results:
-        # (kind in mmrl/data/leaks.py, greatest share of the held-out records, reason).
+        # (kind in mmrl/data/overlap/leaks.py, greatest share of the held-out records, reason).
         "waive_leaks": (),
     }
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 
 from mmrl import build
-from mmrl.data.lazy import LazyBoxes
+from mmrl.data.reading.lazy import LazyBoxes
 from mmrl.types import Box, InputError, Record
 
 CHOICES = ("first", "frontal", "random", "each")

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmrl.data.grounding import Corners, Selected, select_examples
-from mmrl.data.images import Geometry, Preprocess
-from mmrl.data.tokenizer import Tokenizer
+from mmrl.data.image.images import Geometry, Preprocess
+from mmrl.data.text.grounding import Corners, Selected, select_examples
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
 from mmrl.types import InputError

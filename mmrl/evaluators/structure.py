@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mmrl import build
-from mmrl.evaluators import questions, statistics
+from mmrl.evaluators import statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
-from mmrl.evaluators.language_model import LanguageModel
-from mmrl.evaluators.questions import PROTOCOLS, Questions
+from mmrl.evaluators.ngrams import LanguageModel
+from mmrl.evaluators.protocols import PROTOCOLS, SEED, Questions, draw
 from mmrl.types import InputError
 
 PERMUTATIONS = 5  # of the images, averaged in the blind row
@@ -59,7 +59,7 @@ class Structure(Evaluator):
 
     Args:
       predict, data: as for every evaluator.
-      protocols: names from `questions.PROTOCOLS`.
+      protocols: names from `protocols.PROTOCOLS`.
       max_reports: evaluates a fixed subset of this many reports; None takes all.
       bootstrap: draws for the intervals; 0 gives none.
 
@@ -83,15 +83,13 @@ class Structure(Evaluator):
                 raise InputError(build.unknown("structure protocol", name, PROTOCOLS))
         if not protocols:
             raise InputError(f"structure: no protocols given; choices: {', '.join(PROTOCOLS)}")
-        subset = statistics.fixed_subset(data, max_reports, questions.SEED)
+        subset = statistics.fixed_subset(data, max_reports, SEED)
         super().__init__(predict, subset)
         self.bootstrap, self.not_drawn = bootstrap, len(data) - len(subset)
         self.training_texts = _limited(data.training_texts())
         halves = [self._half_model(half) for half in (0, 1)]
         self._halves = [model for model in halves if model] if all(halves) else []
-        self.questions = {
-            name: questions.draw(PROTOCOLS[name], subset, self._halves) for name in protocols
-        }
+        self.questions = {name: draw(PROTOCOLS[name], subset, self._halves) for name in protocols}
         if not any(map(len, self.questions.values())):
             reasons = "; ".join(
                 f"{name}: {reason} ({count})"
@@ -103,7 +101,7 @@ class Structure(Evaluator):
                 f"{reasons}"
             )
         self._text_only = {name: self._judge(asked) for name, asked in self.questions.items()}
-        rng = statistics.generator(questions.SEED, "images")
+        rng = statistics.generator(SEED, "images")
         self._permuted = [
             statistics.permutation_between_patients(subset.patients, rng)
             for _ in range(PERMUTATIONS)
@@ -186,12 +184,12 @@ class Structure(Evaluator):
                     patients[chosen],
                     chance=expected,
                     samples=self.bootstrap,
-                    seed=questions.SEED,
+                    seed=SEED,
                 )
         with_ties = (true >= -statistics.TIE).all(axis=1).astype(float)
         if asked.protocol.name.startswith("authors"):
             values[f"{name}/accuracy_ties_right"] = statistics.estimate(
-                with_ties, patients, samples=self.bootstrap, seed=questions.SEED
+                with_ties, patients, samples=self.bootstrap, seed=SEED
             )
         return values
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.labels import Policy
-from mmrl.evaluators import ranking, statistics
+from mmrl.evaluators import metrics, statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
 from mmrl.types import InputError, Record
 
@@ -333,29 +333,29 @@ class ZeroShot(Evaluator):
         foreign: np.ndarray,
     ) -> tuple[dict[str, Estimate], dict[str, Any]]:
         """Values and details of one set; foreign i64[P, N] permutes the images."""
-        own: list[ranking.Ranked] = []
-        blind: list[ranking.Ranked] = []
+        own: list[metrics.Ranked] = []
+        blind: list[metrics.Ranked] = []
         details: dict[str, Any] = {}
         for name, asked in questions.items():
             yes = np.stack([prompt[text] for text in asked.task.positive])
             no = np.stack([prompt[text] for text in asked.task.negative])
             scores = images @ _ensemble(yes) - images @ _ensemble(no)  # N
-            own.append(ranking.Ranked(asked.rows, scores[None, asked.rows], asked.positive))
+            own.append(metrics.Ranked(asked.rows, scores[None, asked.rows], asked.positive))
             permuted = scores[foreign[:, asked.rows]]
-            blind.append(ranking.Ranked(asked.rows, permuted, asked.positive))
+            blind.append(metrics.Ranked(asked.rows, permuted, asked.positive))
             details[name] = self._task_details(asked, images[asked.rows], yes, no)
         values, skipped = self._estimates("auroc", questions, own)
         values |= self._estimates("auroc_images_permuted", questions, blind)[0]
         return values, {"skipped_draws": skipped, "by_task": details}
 
     def _estimates(
-        self, row: str, names: Iterable[str], tasks: Sequence[ranking.Ranked]
+        self, row: str, names: Iterable[str], tasks: Sequence[metrics.Ranked]
     ) -> tuple[dict[str, Estimate], dict[str, int]]:
         """The macro AUROC and that of each task; and the draws that each had to skip."""
-        each, macro = ranking.intervals(
+        each, macro = metrics.intervals(
             tasks, self.data.patients, samples=self.bootstrap, seed=self.seed, tie=statistics.TIE
         )
-        of_tasks = [ranking.mean_auroc(task, tie=statistics.TIE) for task in tasks]
+        of_tasks = [metrics.mean_auroc(task, tie=statistics.TIE) for task in tasks]
         counts = [len(task.rows) for task in tasks]
         studies = len(np.unique(np.concatenate([task.rows for task in tasks])))
         rows = zip(
@@ -377,7 +377,7 @@ class ZeroShot(Evaluator):
         """What a task rests on, and how much its AUROC hangs on the choice of a prompt."""
         to_yes, to_no = images @ yes.T, images @ no.T  # n prompts
         single = [
-            ranking.auroc(to_yes[:, p] - to_no[:, q], asked.positive, tie=statistics.TIE)
+            metrics.auroc(to_yes[:, p] - to_no[:, q], asked.positive, tie=statistics.TIE)
             for p in range(len(yes))
             for q in range(len(no))
         ]

@@ -2,6 +2,6 @@
 
 from flax import nnx
 
-# Parameters carry logical axis names that `mmrl.sharding` resolves; without this, creating one
-# outside a mesh context is an error.
+# Parameters carry logical axis names that `mmrl.devices.sharding` resolves; without this, creating
+# one outside a mesh context is an error.
 nnx.use_eager_sharding(False)

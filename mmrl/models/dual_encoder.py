@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from mmrl.models.heads import Projection, l2_normalize
 from mmrl.models.layers import ImageEncoder
-from mmrl.models.text import Text, word_mask
+from mmrl.models.text.transformer import Transformer, word_mask
 from mmrl.types import Batch, InputError
 
 GLOBAL = ("image.embedding", "text.embedding", "perturbed.embedding", "text.word_mask")
@@ -35,7 +35,7 @@ class DualEncoder(nnx.Module):
         self,
         *,
         image: ImageEncoder,
-        text: Text,
+        text: Transformer,
         embed_dim: int,
         local_dim: int = 0,
         head: str = "linear",

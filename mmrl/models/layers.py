@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from mmrl.axes import sharing_axes, usable_mesh
+from mmrl.devices.axes import sharing_axes, usable_mesh
 from mmrl.models import splash
 from mmrl.types import InputError
 

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec as P
 
-from mmrl.axes import sharing_axes, usable_mesh
+from mmrl.devices.axes import sharing_axes, usable_mesh
 
 _LANES = 128  # the kernel wants whole tiles of tokens
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives import chunks, pairs
+from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import (
     LogitScale,
     Objective,
@@ -54,14 +54,14 @@ def contrastive_loss(
     size, dtype = image.shape[0], matmul_dtype(image, text)
     group = check_group(group, size)
     logits = functools.partial(_logits, dtype=dtype)
-    form, shares = pairs.choose(implementation, size, 1, image)
+    form, shares = all_pairs.choose(implementation, size, 1, image)
     if form == "dense":
         whole = logits(logit_scale, image.astype(jnp.float32), text.astype(jnp.float32), None)
         return two_way_cross_entropy(whole, group)
     share = size // shares.size
-    shape = chunks.tile_shape(share, share, 1, chunk_size)
-    table = chunks.Table(logits, chunks.TwoWay(), shape)
-    return pairs.pair_loss(table, logit_scale, image, text, group=group, shares=shares)
+    shape = tiles.tile_shape(share, share, 1, chunk_size)
+    table = tiles.Table(logits, tiles.TwoWay(), shape)
+    return all_pairs.pair_loss(table, logit_scale, image, text, group=group, shares=shares)
 
 
 def _logits(
@@ -86,7 +86,7 @@ class GlobalContrastive(Objective):
     def __init__(
         self, *, temperature: float = 0.07, implementation: str = "auto", chunk_size: int = 0
     ) -> None:
-        pairs.check_implementation(implementation, chunk_size)
+        all_pairs.check_implementation(implementation, chunk_size)
         self.implementation, self.chunk_size = implementation, chunk_size
         self.logit_scale = LogitScale(temperature)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives import chunks, local_kernel, pairs
+from mmrl.objectives import all_pairs, local_kernel, tiles
 from mmrl.objectives.base import (
     Objective,
     batch_mean,
@@ -232,7 +232,7 @@ def local_contrastive_loss(
             local_kernel.similarity, regions=count, temperatures=temperatures, dtype=dtype
         )
         prepare = functools.partial(local_kernel.prepare, dtype=dtype)
-    form, shares = pairs.choose(implementation, size, count * length, regions)
+    form, shares = all_pairs.choose(implementation, size, count * length, regions)
     if form == "dense" and tile == "xla":
         images = prepare(regions.astype(jnp.float32))
         similarity = compute((), images, words.astype(jnp.float32), word_mask)
@@ -242,9 +242,11 @@ def local_contrastive_loss(
         _check_alone(shares, regions)
         shape = local_kernel.tile_shape(share, length, words.shape[2], chunk_size)
     else:
-        shape = chunks.tile_shape(share, share, count * length, chunk_size)
-    table = chunks.Table(compute, chunks.TwoWay(), shape, prepare, _widths(length))
-    return pairs.pair_loss(table, (), regions, words, group=group, mask=word_mask, shares=shares)
+        shape = tiles.tile_shape(share, share, count * length, chunk_size)
+    table = tiles.Table(compute, tiles.TwoWay(), shape, prepare, _widths(length))
+    return all_pairs.pair_loss(
+        table, (), regions, words, group=group, mask=word_mask, shares=shares
+    )
 
 
 def check_tile(tile: str, implementation: str, temperatures: Temperatures) -> None:
@@ -267,7 +269,7 @@ def check_tile(tile: str, implementation: str, temperatures: Temperatures) -> No
         )
 
 
-def _check_alone(shares: pairs.Shares, example: jax.Array) -> None:
+def _check_alone(shares: all_pairs.Shares, example: jax.Array) -> None:
     """XLA cannot split a kernel: only the ring brings one to every device of a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -300,7 +302,7 @@ class LocalContrastive(Objective):
         chunk_size: int = 0,
         tile: str = "xla",
     ) -> None:
-        pairs.check_implementation(implementation, chunk_size)
+        all_pairs.check_implementation(implementation, chunk_size)
         check_tile(tile, implementation, temperatures)
         self.implementation, self.chunk_size, self.tile = implementation, chunk_size, tile
         first, second, third = temperatures

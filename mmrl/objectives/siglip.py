@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.objectives import chunks, pairs
+from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import (
     LogitScale,
     Objective,
@@ -49,7 +49,7 @@ def siglip_loss(
     size, dtype = image.shape[0], matmul_dtype(image, text)
     group = check_group(group, size)
     logits = functools.partial(_logits, dtype=dtype)
-    form, shares = pairs.choose(implementation, size, 1, image)
+    form, shares = all_pairs.choose(implementation, size, 1, image)
     params = (logit_scale, logit_bias)
     if form == "dense":
         whole = logits(params, image.astype(jnp.float32), text.astype(jnp.float32), None)
@@ -57,9 +57,9 @@ def siglip_loss(
         kept = negatives(group, size)
         return -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(sign * whole), 0.0)) / size
     share = size // shares.size
-    shape = chunks.tile_shape(share, share, 1, chunk_size)
-    table = chunks.Table(logits, chunks.Sigmoid(), shape)
-    return pairs.pair_loss(table, params, image, text, group=group, shares=shares)
+    shape = tiles.tile_shape(share, share, 1, chunk_size)
+    table = tiles.Table(logits, tiles.Sigmoid(), shape)
+    return all_pairs.pair_loss(table, params, image, text, group=group, shares=shares)
 
 
 def _logits(
@@ -96,7 +96,7 @@ class Siglip(Objective):
         implementation: str = "auto",
         chunk_size: int = 0,
     ) -> None:
-        pairs.check_implementation(implementation, chunk_size)
+        all_pairs.check_implementation(implementation, chunk_size)
         self.implementation, self.chunk_size = implementation, chunk_size
         self.logit_scale = LogitScale(temperature)
         self.logit_bias = nnx.Param(jnp.float32(bias))

@@ -11,14 +11,16 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import build, flops, learner, sharding
+from mmrl import build
 from mmrl import config as configs
-from mmrl.data.pipeline import Options, batch_shapes
+from mmrl.data.batches.pipeline import Options, batch_shapes
+from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
 from mmrl.planning.roofline import Roofline, roofline
 from mmrl.planning.topology import Topology
 from mmrl.planning.traffic import Collective
-from mmrl.step import State, TrainStep, model_flops
+from mmrl.training import learner
+from mmrl.training.step import State, TrainStep, model_flops
 
 # The `jax.named_scope` of rows beyond the budget of packed texts, which next to no step computes.
 SPILL = "spill"

@@ -14,7 +14,7 @@ products too small to fill the unit.
 import dataclasses
 from collections.abc import Mapping
 
-from mmrl.hardware import Chip
+from mmrl.devices.hardware import Chip
 from mmrl.planning.traffic import Collective
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from mmrl import build, hardware
+from mmrl import build
+from mmrl.devices import hardware
 from mmrl.types import InputError
 
 # Name of a generation -> axes of its torus, and a slice to quote.

@@ -5,7 +5,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from mmrl.data import shards
+from mmrl.data.reading import shards
 from mmrl.preparation import durable
 from mmrl.preparation.encode import Chunk
 from mmrl.preparation.inventory import Inventory, without_places

@@ -20,14 +20,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mmrl import report
-from mmrl.data import fingerprints, leaks
-from mmrl.data.reports import normalise
+from mmrl.data.overlap import fingerprints, leaks
+from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.splits import SPLITS
-from mmrl.preparation import audit_figures, cards, durable, findings, repeats, survey, wording
+from mmrl.data.text.reports import normalise
+from mmrl.preparation import audit_figures, cards, cautions, durable, repeats, survey
+from mmrl.preparation import lengths as wording
 from mmrl.preparation.audit_tables import Table, percent, tables
 from mmrl.preparation.holdings import Holdings
+from mmrl.reporting import page
 from mmrl.types import InputError
 
 PAGE, NUMBERS = "audit.html", "audit.json"
@@ -100,7 +101,7 @@ def audit(
     numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
     durable.write(target / NUMBERS, numbers.encode(errors="replace"))
     title = f"Audit of {', '.join(corpora)}"
-    report.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
+    page.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
     console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))
     for where, overlaps in found:
         leaks.check(overlaps, waivers, where, setting="--waive=")
@@ -197,7 +198,7 @@ def _measure(
         "crossing": survey.crossing(held),
         "samples": [card.id for card in chosen],
     }
-    found["findings"] = findings.notable(found)
+    found["findings"] = cautions.notable(found)
     return found
 
 
@@ -291,22 +292,22 @@ def _sections(
     chosen: Sequence[cards.Card],
 ) -> list[str]:
     """The HTML sections of one corpus."""
-    points = "".join(f"<li>{report.escaped(line)}</li>" for line in found["findings"])
-    made = [report.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
+    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["findings"])
+    made = [page.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
     for topic in dict.fromkeys(one.topic for one in listed):
         parts: list[str] = []
         if topic in figures:
-            parts.append(report.figure(*figures[topic]))
+            parts.append(page.figure(*figures[topic]))
         for one in listed:
             if one.topic == topic:
-                parts.append(f"<h3>{report.escaped(one.title)}</h3>")
-                parts.append(report.table(one.header, one.rows, numbers=list(one.numbers)))
-                parts.append(f'<p class="quiet">{report.escaped(one.note)}</p>' if one.note else "")
-        made.append(report.section(f"{prefix}{topic}", *parts))
+                parts.append(f"<h3>{page.escaped(one.title)}</h3>")
+                parts.append(page.table(one.header, one.rows, numbers=list(one.numbers)))
+                parts.append(f'<p class="quiet">{page.escaped(one.note)}</p>' if one.note else "")
+        made.append(page.section(f"{prefix}{topic}", *parts))
     note = (
         f"{len(chosen)} of {found['counts']['all']['records']:,} records, chosen by a digest of"
         " their ids: half from train, a quarter from each other split, those with boxes or masks"
         " first for a third of the places."
     )
-    quiet = f'<p class="quiet">{report.escaped(note)}</p>'
-    return [*made, report.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]
+    quiet = f'<p class="quiet">{page.escaped(note)}</p>'
+    return [*made, page.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]

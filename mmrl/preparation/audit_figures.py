@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.figures import BLUE, GREY, ORANGE, VERMILION, Path, new_figure, readable, save, styled
 from mmrl.preparation.audit_tables import percent
 from mmrl.preparation.survey import VALUES
+from mmrl.reporting.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILION,
+    Path,
+    new_figure,
+    readable,
+    save,
+    styled,
+)
 
 _MOST_LABELS = 40
 _LOOKS: dict[str, dict[str, Any]] = {

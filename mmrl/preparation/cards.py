@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mmrl import report
-from mmrl.data import shards
-from mmrl.data.splits import hash_unit
+from mmrl.data.reading import shards
+from mmrl.data.reading.splits import hash_unit
 from mmrl.preparation.holdings import Holdings
+from mmrl.reporting import page
 from mmrl.types import Box
 
 CARDS = 24
@@ -154,14 +154,13 @@ def as_html(cards: Sequence[Card]) -> str:
     """The cards as a grid, every text escaped."""
     made = []
     for card in cards:
-        parts = [f"<p><b>{report.escaped(card.id)}</b> ({card.split})</p>"]
+        parts = [f"<p><b>{page.escaped(card.id)}</b> ({card.split})</p>"]
         if card.picture:
             encoded = base64.b64encode(card.picture).decode("ascii")
-            name = report.escaped(f"image of {card.id}")
+            name = page.escaped(f"image of {card.id}")
             parts.insert(0, f'<img alt="{name}" src="data:image/jpeg;base64,{encoded}">')
         parts += [
-            f"<p><b>{report.escaped(name)}</b> {report.escaped(text)}</p>"
-            for name, text in card.rows
+            f"<p><b>{page.escaped(name)}</b> {page.escaped(text)}</p>" for name, text in card.rows
         ]
         made.append(f'<article class="card">{"".join(parts)}</article>')
     return f'<div class="cards">\n{chr(10).join(made)}\n</div>' if made else ""

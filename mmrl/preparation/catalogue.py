@@ -1,8 +1,8 @@
 """The corpora that mmrl reads as their owners distribute them, as a Markdown table."""
 
 from mmrl import build
-from mmrl.data.fingerprints import source_facts
-from mmrl.data.listing import Listing
+from mmrl.data.overlap.fingerprints import source_facts
+from mmrl.data.reading.listing import Listing
 
 
 def catalogue() -> list[str]:

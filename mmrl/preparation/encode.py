@@ -9,10 +9,10 @@ import cv2
 import msgpack
 import numpy as np
 
-from mmrl.data.duplicates import perceptual_hash
-from mmrl.data.masks import Mask, encode_mask
-from mmrl.data.shards import StoredImage, index_row, pack_payload, pixel_sha256
-from mmrl.preparation.recipe import Recipe
+from mmrl.data.image.masks import Mask, encode_mask
+from mmrl.data.overlap.duplicates import perceptual_hash
+from mmrl.data.reading.shards import StoredImage, index_row, pack_payload, pixel_sha256
+from mmrl.preparation.storage import Recipe
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
 # What decoders raise at files that they cannot make sense of. Not OSError: a disk that fails must

@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import mmrl
-from mmrl.data import rejects, shards
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading import rejects, shards
+from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.assembly import MAX_RECORDS
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import Reject
+from mmrl.version import __version__
 
 # What decodes, reduces, encodes or writes; other versions of them may write other bytes.
 _PACKAGES = (
@@ -37,7 +37,7 @@ def make_plan(
     """What two preparations must share to be one; all of it is in the manifest, too."""
     return {
         "schema_version": shards.SCHEMA_VERSION,
-        "mmrl": mmrl.__version__,
+        "mmrl": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "source": inventory.name,
         "options": dict(inventory.options),

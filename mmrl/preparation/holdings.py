@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmrl.data import reports, shards
+from mmrl.data.reading import shards
+from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.splits import SPLITS
+from mmrl.data.text import reports
 from mmrl.types import InputError
 
 REPORT = ("findings", "impression")

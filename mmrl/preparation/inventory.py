@@ -12,10 +12,10 @@ import msgpack
 import numpy as np
 
 from mmrl import build
-from mmrl.data import rejects
 from mmrl.data.corpus import records
-from mmrl.data.listing import ALL, Listing
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading import rejects
+from mmrl.data.reading.listing import ALL, Listing
+from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data import rejects, shards
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading import rejects, shards
+from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import finish, inventory
 from mmrl.preparation.assembly import Assembly
 from mmrl.preparation.encode import encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.progress import Meter
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.preparation.workers import encoded, spans
 from mmrl.preparation.workplace import Workplace, check
 from mmrl.types import InputError

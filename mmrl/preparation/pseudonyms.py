@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.dicom import pseudonym
+from mmrl.data.image.dicom import pseudonym
 from mmrl.preparation.encode import STUMBLES
 from mmrl.types import InputError, Record, Reject, Source
 
@@ -33,7 +33,7 @@ class Pseudonymised:
 
     Args:
       source: with ids in clear; divided into splits by those, so a key never moves a record.
-      key: secret, see `mmrl.data.dicom.load_key`.
+      key: secret, see `mmrl.data.image.dicom.load_key`.
 
     Attributes:
       rejects: with pseudonyms, and without the detail, which may quote ids and file names.

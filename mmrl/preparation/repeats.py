@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data import corpus, duplicates, reports
+from mmrl.data import corpus
+from mmrl.data.overlap import duplicates
+from mmrl.data.text import reports
 from mmrl.preparation.holdings import Holdings
 from mmrl.preparation.survey import Numbers
 

@@ -4,7 +4,7 @@
     python -m mmrl.prepare openi --input=/mnt/openi --output=/mnt/tfds --tfds \\
         --beam-runner=FlinkRunner --beam-option=flink_master=host:8081
 
-Examples hold the images as `mmrl.preparation.recipe` encodes them and all else that a record has;
+Examples hold the images as `mmrl.preparation.storage` encodes them and all else that a record has;
 `mmrl.data.sources.tfds` and anything else that reads TFDS takes them. No TensorFlow is needed. On
 a runner of several machines all of them see input and output at the same paths, have mmrl, and
 list the corpus once per worker process.
@@ -23,12 +23,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmrl import build
-from mmrl.data import shards
-from mmrl.data.rejects import write_rejects
+from mmrl.data.reading import shards
+from mmrl.data.reading.rejects import write_rejects
 from mmrl.preparation.encode import encode_record
 from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.job import Settings
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.types import InputError, Record, Reject
 
 _SPAN = 64  # records that a worker takes at a time

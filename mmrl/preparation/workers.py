@@ -12,11 +12,11 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import durable
 from mmrl.preparation.encode import Chunk, encode_chunk
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.recipe import Recipe
+from mmrl.preparation.storage import Recipe
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Record
 

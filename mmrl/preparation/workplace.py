@@ -19,8 +19,8 @@ from typing import IO, Any
 
 import msgpack
 
-from mmrl.data import shards
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading import shards
+from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import durable
 from mmrl.types import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.data import counter, perturb
-from mmrl.data.perturb import sampling
+from mmrl.data.perturb import systematic as sampling
 from mmrl.types import InputError
 
 Weights = Mapping[str, float]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmrl.data.perturb.report import Draft, Kind, ParsedReport
-from mmrl.data.reports import split_sentences
+from mmrl.data.text.reports import split_sentences
 
 IN_SENTENCES = "_in_sentences"
 

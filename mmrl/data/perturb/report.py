@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmrl.data.perturb import tagger
-from mmrl.data.reports import WORD, sentence_spans
+from mmrl.data.text.reports import WORD, sentence_spans
 
 _SLOT = re.compile(f"({WORD.pattern})")  # split: frame, word, frame, ..., word, frame
 

@@ -16,8 +16,8 @@ import dataclasses
 import functools
 import re
 
+from mmrl.data.perturb.claims import asserted, marks, units, with_article
 from mmrl.data.perturb.report import Edit, Edits, ParsedReport
-from mmrl.data.perturb.wording import asserted, marks, units, with_article
 
 
 @dataclasses.dataclass(frozen=True)

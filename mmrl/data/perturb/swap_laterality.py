@@ -17,16 +17,9 @@ import re
 from collections.abc import Iterator
 
 from mmrl.data.perturb.antonyms import like
+from mmrl.data.perturb.claims import BOTH_OF, ONE_OF, UNCOUNTED, asserted, on_side, units
 from mmrl.data.perturb.report import Edit, Edits, ParsedReport, Span
 from mmrl.data.perturb.statements import analyse
-from mmrl.data.perturb.wording import (
-    BOTH_OF,
-    ONE_OF,
-    UNCOUNTED,
-    asserted,
-    on_side,
-    units,
-)
 
 _OTHER = {"left": "right", "right": "left", "dextro": "levo", "levo": "dextro"}
 _SIDE = re.compile(r"(?<![\w-])(?:left|right)(?:-sided|wards?)?(?![\w-])", re.IGNORECASE)

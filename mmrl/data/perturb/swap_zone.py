@@ -15,8 +15,8 @@ import functools
 import re
 
 from mmrl.data.perturb.antonyms import like
+from mmrl.data.perturb.claims import ZONES, asserted, in_zone, marks, units, with_article
 from mmrl.data.perturb.report import Edit, Edits, ParsedReport, Span
-from mmrl.data.perturb.wording import ZONES, asserted, in_zone, marks, units, with_article
 
 _ANY = ("upper", "lower", "mid", "bas", "apic", "apex", "lingul")
 _LANDMARK = re.compile(

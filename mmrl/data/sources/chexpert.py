@@ -25,9 +25,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmrl.data.chexpert_labels import LABELS, read_labels, select_per_class
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.reading.chexpert_labels import LABELS, read_labels, select_per_class
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import InputError, Reject
 
 _BATCH = "CheXpert-v1.0 batch {}"  # as the large images are downloaded
@@ -46,9 +46,9 @@ class Chexpert(Listing):
     Args:
       five_by: 200 makes the 5x200 test set of GLoRIA (Huang et al. 2021): so many frontal training
         images for each of five conditions that show that condition alone, chosen by the hash of
-        their ids with `split_salt` (see `mmrl.data.chexpert_labels.select_per_class`), are split
-        test. All other images of their patients are left out and their number told in `warnings`;
-        Stanford's test images are left out too. 0: as Stanford divides them.
+        their ids with `split_salt` (see `mmrl.data.reading.chexpert_labels.select_per_class`), are
+        split test. All other images of their patients are left out and their number told in
+        `warnings`; Stanford's test images are left out too. 0: as Stanford divides them.
       others: see `Listing`.
 
     Attributes:

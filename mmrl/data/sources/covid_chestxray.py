@@ -23,9 +23,9 @@ Pitfalls handled:
 import math
 from collections.abc import Iterator
 
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.rows import view_name
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.rows import view_name
 from mmrl.types import Reject
 
 _DAY = 86400  # seconds

@@ -35,10 +35,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.rows import Fault
-from mmrl.data.splits import SPLITS
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.rows import Fault
+from mmrl.data.reading.splits import SPLITS
 from mmrl.types import InputError, Reject
 
 SIZES = (28, 64, 128, 224)
@@ -130,8 +130,8 @@ class Medmnist(Listing):
     Args:
       flag: the set, pathmnist, chestmnist and so on.
       size: side of the images, 28, 64, 128 or 224.
-      others: see `mmrl.data.listing.Listing`. verify="header" checks the directory of the archive
-        and the shapes, "decode" unpacks all of it.
+      others: see `mmrl.data.reading.listing.Listing`. verify="header" checks the directory of the
+        archive and the shapes, "decode" unpacks all of it.
 
     Rejects, beside those of Listing: bad_label (a number that is no class).
 

@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from mmrl.data.drafts import Draft, Facts
-from mmrl.data.pairs import Pairs, unit
-from mmrl.data.reports import canonical
+from mmrl.data.reading.drafts import Draft, Facts
+from mmrl.data.reading.sentence_pairs import Pairs, unit
+from mmrl.data.text.reports import canonical
 from mmrl.types import Reject
 
 

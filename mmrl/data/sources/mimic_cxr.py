@@ -10,8 +10,8 @@ validate (val), test.
 
 One record per study, with all its views: PA first, then AP, views unknown, others, lateral. Also
 handled:
-  * Reports are cut by `mmrl.data.mimic_reports`, which keeps what the published parser loses: a
-    header in the first line, one without indentation, an impression right below "FINDINGS:",
+  * Reports are cut by `mmrl.data.text.mimic_reports`, which keeps what the published parser loses:
+    a header in the first line, one without indentation, an impression right below "FINDINGS:",
     headers with digits, addenda, sections that come twice.
   * ViewPosition may be blank: then ViewCodeSequence_CodeMeaning tells, or the view is UNKNOWN.
   * Studies are not numbered in time: `time` and `prior_id` go by StudyDate and StudyTime, which is
@@ -33,10 +33,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmrl.data.chexpert_labels import LABELS, read_labels
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing, inside
-from mmrl.data.mimic_reports import parse_report
+from mmrl.data.reading.chexpert_labels import LABELS, read_labels
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing, inside
+from mmrl.data.text.mimic_reports import parse_report
 from mmrl.types import InputError, Reject
 
 LABELLERS = ("chexpert", "negbio", "none")

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.corpus import loader, records
-from mmrl.data.splits import check_split
+from mmrl.data.reading.splits import check_split
 from mmrl.types import InputError, Record, Reject, Source
 
 

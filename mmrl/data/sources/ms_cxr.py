@@ -25,8 +25,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import Box, InputError, Reject
 
 _TABLES = tuple(

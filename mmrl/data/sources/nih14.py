@@ -31,9 +31,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmrl.data import tabular
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.reading import tabular
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import Box, InputError, Reject
 
 _SIDE = 1024  # pixels of every image given out, down and across
@@ -54,7 +54,7 @@ class Nih14(Listing):
 
     Args:
       val_fraction: share of the patients of the official train_val list that becomes val.
-      others: see `mmrl.data.listing.Listing`.
+      others: see `mmrl.data.reading.listing.Listing`.
 
     Rejects, beside those of Listing: bad_row, bad_label (an unknown finding, or "No Finding"
     beside another), bad_box (no four numbers, no area, or outside the image), unknown_image (a

@@ -31,9 +31,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.rows import view_name
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.rows import view_name
 from mmrl.types import InputError, Reject
 
 _TOP = "chest-xrays-indiana-university"

@@ -2,10 +2,10 @@
 
 import functools
 
-from mmrl.data import phantom
-from mmrl.data.drafts import Facts
-from mmrl.data.lazy import LazyBoxes
-from mmrl.data.splits import Fractions, split_of
+from mmrl.data.phantom import study as phantom
+from mmrl.data.reading.drafts import Facts
+from mmrl.data.reading.lazy import LazyBoxes
+from mmrl.data.reading.splits import Fractions, split_of
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
 _SPLITS = ("train", "val", "test")
@@ -16,7 +16,7 @@ def _boxes(seed: int, index: int, size: int) -> tuple[Box, ...]:
 
 
 class Phantom:
-    """Procedural radiographs with reports and exact truth; see `mmrl.data.phantom`.
+    """Procedural radiographs with reports and exact truth; see `mmrl.data.phantom.study`.
 
     Args:
       split: train, val or test.

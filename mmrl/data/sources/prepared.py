@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmrl.data import shards
-from mmrl.data.lazy import LazyBoxes
-from mmrl.data.splits import check_split
+from mmrl.data.reading import shards
+from mmrl.data.reading.lazy import LazyBoxes
+from mmrl.data.reading.splits import check_split
 from mmrl.types import Entailment, ImageRef, InputError, Record, Reject
 
 VERIFY = ("size", "sha256")

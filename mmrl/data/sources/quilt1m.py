@@ -30,10 +30,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmrl.data import reports
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.rows import CellError, cell_text
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.rows import CellError, cell_text
+from mmrl.data.text import reports
 from mmrl.types import Reject
 
 _TABLES = ("quilt_1M_lookup.csv", "quilt_1M_lookup.csv.gz", "quilt_1m_lookup.csv")

@@ -13,8 +13,8 @@ et al., NAACL 2021, arXiv:2010.10042.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from mmrl.data.drafts import Facts
-from mmrl.data.pairs import Pairs
+from mmrl.data.reading.drafts import Facts
+from mmrl.data.reading.sentence_pairs import Pairs
 
 
 class Radnli(Pairs):

@@ -25,9 +25,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmrl.data import reports, tabular
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.reading import tabular
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
+from mmrl.data.text import reports
 from mmrl.types import InputError, Reject
 
 SUBSETS = ("radiology", "non-radiology", "all")

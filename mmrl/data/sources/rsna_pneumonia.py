@@ -28,9 +28,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmrl.data import tabular
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
+from mmrl.data.reading import tabular
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import Box, InputError, Reject
 
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
@@ -55,7 +55,7 @@ class RsnaPneumonia(Listing):
         and either an NIH image ("img_id" or "Image Index") or an NIH patient ("Patient ID" or
         "nih_patient"). By default the JSON in the folder of the corpus, if it is there. A record
         found in it has the NIH patient for its patient and the alias "nih14:{patient}".
-      others: see `mmrl.data.listing.Listing`.
+      others: see `mmrl.data.reading.listing.Listing`.
 
     Rejects, beside those of Listing: bad_row, bad_label (Target or class is no such value),
     label_conflict (rows of an image contradict each other), bad_box (no four numbers, no area, or

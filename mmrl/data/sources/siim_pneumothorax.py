@@ -35,10 +35,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data import images
-from mmrl.data.drafts import Draft, Facts, ImageFile
-from mmrl.data.listing import Listing
-from mmrl.data.masks import Mask, encode_mask
+from mmrl.data.image import images
+from mmrl.data.image.masks import Mask, encode_mask
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile
+from mmrl.data.reading.listing import Listing
 from mmrl.types import InputError, Reject
 
 _SIDE = 1024  # pixels of every image, down and across
@@ -54,7 +54,7 @@ class SiimPneumothorax(Listing):
 
     Args:
       val_fraction: share of the official train that becomes val.
-      others: see `mmrl.data.listing.Listing`.
+      others: see `mmrl.data.reading.listing.Listing`.
 
     Rejects, beside those of Listing: bad_row, bad_mask (runs that are no numbers or leave the
     image, or a mask file that cannot be read), label_conflict (the rows, or the table and the mask

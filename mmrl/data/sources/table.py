@@ -16,16 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mmrl.data import readers, tabular
-from mmrl.data.rows import (
-    Columns,
-    Row,
-    Rows,
-    check_verify,
-    find_faults,
-    section_columns,
-)
-from mmrl.data.splits import Fractions
+from mmrl.data.image import files
+from mmrl.data.reading import tabular
+from mmrl.data.reading.rows import Columns, Row, Rows, check_verify, find_faults, section_columns
+from mmrl.data.reading.splits import Fractions
 from mmrl.types import InputError, Record, Reject
 
 
@@ -116,7 +110,7 @@ class Table:
             salt=split_salt,
         )
         self._refuse_links()
-        fault = functools.partial(readers.fault, self._root, verify=verify)
+        fault = functools.partial(files.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
         self.note = patient_note("patient_column", patient_column)
         self.rejects: list[Reject] = self._rows.rejects
@@ -129,7 +123,7 @@ class Table:
         return self._rows.record(index, self._loader)
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
-        return readers.loader(self._root, relative)
+        return files.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
         """Passes rows on; raises at an image path that by its letters leaves the root."""

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from mmrl.data import images
-from mmrl.data.rows import (
+from mmrl.data.image import images
+from mmrl.data.reading.rows import (
     CellError,
     Columns,
     Fault,
@@ -28,8 +28,8 @@ from mmrl.data.rows import (
     find_faults,
     section_columns,
 )
+from mmrl.data.reading.splits import Fractions
 from mmrl.data.sources.table import patient_note
-from mmrl.data.splits import Fractions
 from mmrl.types import InputError, Record, Reject
 
 _PIXELS = (np.uint8, np.uint16)

@@ -1,0 +1,1 @@
+"""Records to training batches and held-out examples."""

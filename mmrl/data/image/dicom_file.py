@@ -1,0 +1,377 @@
+"""DICOM bytes to the few header values that are wanted and to one frame, still compressed.
+
+pydicom finds the data elements, and is asked for those of `KEYWORDS` only: names, dates and
+private data are skipped over, so nothing can quote them. Their bytes are interpreted here, since
+pydicom's conversions warn, log and raise with the values they met. Lengths are checked before
+anything is allocated.
+"""
+
+import io
+import logging
+import math
+import os
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from pydicom import uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
+
+from mmrl.data.image.images import MAX_BYTES, MAX_PIXELS
+from mmrl.types import InputError
+
+T = TypeVar("T")
+
+REASONS = (
+    "unreadable_image",
+    "multi_frame",
+    "burned_in_annotation",
+    "no_pixel_data",
+    "too_large",
+    "unsupported",
+)
+_SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
+KEYWORDS = (
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PlanarConfiguration", "PhotometricInterpretation"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
+    *("VOILUTFunction", "PresentationLUTShape", "BurnedInAnnotation", "Modality"),
+    *("ViewPosition", "PixelSpacing", "ImagerPixelSpacing", "ImageLaterality", "Laterality"),
+    *("PatientSex", "PatientAge", "PatientPosition", "BodyPartExamined"),
+    *_SEQUENCES,
+)
+_TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in KEYWORDS}
+_PIXEL_DATA = {0x7FE00010: "", 0x7FE00008: "of floats", 0x7FE00009: "of doubles"}
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
+_HEAD = 2**22  # a deflated file's header must end within its first 4 MiB
+_TEXT = 1024  # bytes; longer values of codes and numbers are damage or worse
+_LUT_DATA = 2**17  # bytes of the largest table: 65536 entries of 16 bits
+
+_lock = threading.Lock()  # catch_warnings swaps a list that all threads share
+_silenced: int | None = None  # the thread that holds the lock
+
+
+def _renew_lock() -> None:
+    """Frees a forked child from a lock that another thread of its parent held."""
+    global _lock, _silenced
+    _lock, _silenced = threading.Lock(), None
+
+
+def _speaks(record: logging.LogRecord) -> bool:
+    """Drops what pydicom logs on our behalf, since it quotes header values."""
+    return threading.get_ident() != _silenced
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+logging.getLogger("pydicom").addFilter(_speaks)
+
+
+class DicomError(InputError):
+    """A DICOM file is refused; `reason` is one of REASONS, the message one line of our own words.
+
+    Messages name attributes, sizes and kinds of failure. They hold no header value but sizes and
+    codes from closed lists, no path, and no cause that could.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable_image") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def guarded(work: Callable[[], T], what: str = "damaged DICOM file") -> T:
+    """Returns work(); whatever it raises becomes a DicomError that does not quote it.
+
+    The new error is raised outside `except`, or it would carry the old one, with its text and the
+    frames that hold the header, as its context.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return work()
+    except DicomError as error:
+        message, reason = str(error), error.reason
+    except Exception as error:
+        message, reason = f"{what} ({type(error).__name__})", "unreadable_image"
+    raise DicomError(message, reason)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps pydicom from warning and logging; only for what is quick, as threads take turns."""
+    global _silenced
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _silenced = threading.get_ident()
+        try:
+            yield
+        finally:
+            _silenced = None
+
+
+class Lut(NamedTuple):
+    """A lookup table (PS3.3 C.11.1.1.1): value `first` maps to entries[0], ends are clamped."""
+
+    first: int
+    bits: int
+    entries: np.ndarray  # u16[N]
+
+
+class Layout(NamedTuple):
+    """How pixels lie in their cells (PS3.3 C.7.6.3, Image Pixel Module)."""
+
+    height: int
+    width: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    planar: bool
+    photometric: str
+
+    @property
+    def frame_bytes(self) -> int:
+        """Length of the frame when it is not compressed."""
+        per_pixel = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return self.height * self.width * per_pixel * (self.allocated // 8)
+
+
+class DicomFile:
+    """One parsed file: reads header values, none of which is validated before it is asked for.
+
+    Attributes:
+      syntax: UID of the transfer syntax.
+      little: whether numbers are little endian.
+
+    Raises:
+      DicomError: not a DICOM file, too large, or its structure is damaged.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) > MAX_BYTES:
+            raise DicomError(f"{len(data)} bytes; expected at most {MAX_BYTES}", "too_large")
+        if data[128:132] != b"DICM":
+            raise DicomError("no DICM at byte 128; expected a DICOM file")
+        file = io.BytesIO(data)
+        file.seek(132)
+        with _quiet():
+            meta = read_dataset(file, False, True, stop_when=_after_meta)
+        value = self._value(meta.get_item(0x00020010))
+        if not value:
+            raise DicomError("no transfer syntax; expected one in the file's meta information")
+        self.syntax = value.rstrip(b"\0 ").decode("ascii", "replace")
+        if self.syntax not in uid.UID_dictionary:
+            raise DicomError("unknown transfer syntax", "unsupported")
+        self.little = self.syntax != uid.ExplicitVRBigEndian
+        self._data, self._start, self._deflated = data, file.tell(), b""
+        if self.syntax == uid.DeflatedExplicitVRLittleEndian:
+            self._deflated, self._start = data[self._start :], 0
+            self._data = _inflate(self._deflated, _HEAD)
+        stream = io.BytesIO(self._data)
+        stream.seek(self._start)
+        with _quiet():
+            self._fields = read_dataset(
+                stream,
+                self.syntax == uid.ImplicitVRLittleEndian,
+                self.little,
+                stop_when=_at_pixels,
+                specific_tags=list(_TAGS.values()),
+            )
+        self._implicit = self._fields.original_encoding[0]  # as found, whatever was announced
+        self._pixels = stream.tell()
+
+    def text(self, keyword: str, index: int = 0) -> str:
+        """Returns one value of an attribute, without padding; "" when absent."""
+        value = self._bytes(keyword)
+        if len(value) > _TEXT:
+            raise DicomError(f"{keyword} has {len(value)} bytes; expected at most {_TEXT}")
+        parts = value.decode("ascii", "replace").split("\\")
+        return parts[index].strip("\0 ") if index < len(parts) else ""
+
+    def patient(self) -> str:
+        """Returns PatientID in the character set that the file names; only to be hashed."""
+        if not self.text("PatientID"):
+            return ""
+        with _quiet():
+            return str(self._fields[_TAGS["PatientID"]].value).strip("\0 ")
+
+    def number(self, keyword: str, index: int = 0) -> float | None:
+        """Returns one number of an attribute written in decimals, None when absent."""
+        text = self.text(keyword, index)
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise DicomError(f"{keyword} is not a number")
+        return value
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        """Returns a 16-bit unsigned attribute; without a default it must be there."""
+        value = self._bytes(keyword)
+        if not value and default is not None:
+            return default
+        if len(value) != 2:
+            given = f"{len(value)} bytes; expected 2" if value else "absent"
+            raise DicomError(f"{keyword}: {given}")
+        return self._unsigned(value)
+
+    def lut(self, keyword: str, signed: bool) -> Lut | None:
+        """Returns the first table of a sequence, None when there is none.
+
+        Args:
+          keyword: ModalityLUTSequence or VOILUTSequence.
+          signed: whether its input may be negative, for files that do not state the VR of
+            the descriptor (implicit VR).
+        """
+        if _TAGS[keyword] not in self._fields:
+            return None
+        with _quiet():
+            items = self._fields[_TAGS[keyword]].value
+            if not items:
+                return None
+            item = items[0]
+            descriptor = item.get_item(0x00283002)
+            raw, data = self._value(descriptor), self._value(item.get_item(0x00283006))
+        if len(raw) != 6 or len(data) > _LUT_DATA:
+            raise DicomError(f"damaged {keyword}")
+        stated = getattr(descriptor, "VR", None)
+        signed = stated == "SS" or (signed and stated is None)
+        count = self._unsigned(raw[:2]) or 2**16
+        first, bits = self._unsigned(raw[2:4]), self._unsigned(raw[4:])
+        first -= 2**16 if signed and first >= 2**15 else 0
+        if not 8 <= bits <= 16:
+            raise DicomError(f"{keyword} of {bits} bits; expected 8 to 16", "unsupported")
+        packed = bits == 8 and count <= len(data) < 2 * count  # one byte an entry
+        kind = "u1" if packed else "<u2" if self.little else ">u2"
+        if len(data) < count * (1 if packed else 2):
+            raise DicomError(f"{keyword} holds fewer entries than its descriptor says")
+        entries = np.frombuffer(data, kind, count).astype(np.uint16)
+        return Lut(first, bits, np.minimum(entries, 2**bits - 1).astype(np.uint16))
+
+    def layout(self) -> Layout:
+        """Reads the Image Pixel Module and refuses what no decoder here takes.
+
+        Raises:
+          DicomError: no image, several frames, too many pixels, an impossible or unsupported
+            layout.
+        """
+        if not self._bytes("Rows") or not self._bytes("Columns"):
+            raise DicomError("no Rows or Columns; expected an image", "no_pixel_data")
+        frames = self.number("NumberOfFrames")
+        if frames is not None and frames > 1:
+            raise DicomError(f"{frames:.0f} frames; expected one", "multi_frame")
+        height, width = self.integer("Rows"), self.integer("Columns")
+        if height * width == 0:
+            raise DicomError(f"{width} x {height} pixels")
+        if height * width > MAX_PIXELS:
+            size = f"{width} x {height} pixels; expected at most {MAX_PIXELS} in all"
+            raise DicomError(size, "too_large")
+        allocated = self.integer("BitsAllocated")
+        stored = self.integer("BitsStored", allocated)
+        layout = Layout(
+            height,
+            width,
+            self.integer("SamplesPerPixel", 1),
+            allocated,
+            stored,
+            self.integer("HighBit", max(stored - 1, 0)),
+            self.integer("PixelRepresentation", 0) == 1,
+            self.integer("PlanarConfiguration", 0) == 1,
+            self.text("PhotometricInterpretation"),
+        )
+        if layout.allocated not in (8, 16):
+            raise DicomError(f"{layout.allocated} bits allocated; expected 8 or 16", "unsupported")
+        if not 0 < layout.stored <= layout.high + 1 <= layout.allocated:
+            raise DicomError(
+                f"{layout.stored} bits stored up to bit {layout.high} of {layout.allocated}"
+            )
+        return layout
+
+    def frame(self, layout: Layout) -> bytes | memoryview:
+        """Returns the bytes of the one frame, as compressed as they are stored.
+
+        Raises:
+          DicomError: no pixel data, cut short, or of a length that the layout denies.
+        """
+        header = self._data[self._pixels : self._pixels + 12]
+        tag = self._unsigned(header[:2]) << 16 | self._unsigned(header[2:4])
+        if tag not in _PIXEL_DATA:
+            raise DicomError("no pixel data", "no_pixel_data")
+        if _PIXEL_DATA[tag]:
+            raise DicomError(f"pixel data {_PIXEL_DATA[tag]}", "unsupported")
+        explicit = header[4:6].isalpha() and not self._implicit
+        length = self._unsigned(header[8:12] if explicit else header[4:8])
+        start = self._pixels + (12 if explicit else 8)
+        if uid.UID(self.syntax).is_compressed and not self._deflated:
+            if length != _UNDEFINED:
+                raise DicomError("compressed pixel data are not encapsulated")
+            return b"".join(_fragments(self._data, start))
+        expected = layout.frame_bytes
+        if length < expected or length - expected >= max(expected, 2):
+            raise DicomError(f"{length} bytes of pixel data; the header describes {expected}")
+        if self._deflated:
+            self._data = _inflate(self._deflated, start + length)
+        if len(self._data) < start + length:
+            held = max(len(self._data) - start, 0)
+            raise DicomError(f"truncated pixel data: {held} of {length} bytes")
+        if not self.little and layout.allocated == 8 and header[4:6] == b"OW":
+            words = np.frombuffer(self._data, ">u2", length // 2, start)
+            return words.astype("<u2").tobytes()[:expected]  # bytes travel in swapped pairs
+        return memoryview(self._data)[start : start + expected]
+
+    def _unsigned(self, value: bytes) -> int:
+        return int.from_bytes(value, "little" if self.little else "big")
+
+    def _bytes(self, keyword: str) -> bytes:
+        return self._value(self._fields.get_item(_TAGS[keyword]))
+
+    @staticmethod
+    def _value(element: object) -> bytes:
+        """Returns the bytes of an element as read, b"" when it is absent, cut or no plain value."""
+        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+            return b""
+        return element.value if element.length in (len(element.value), _UNDEFINED) else b""
+
+
+def _after_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in _PIXEL_DATA
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    """Decompresses at most `limit` bytes (PS3.5 A.5), however many the data would grow to."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+
+
+def _fragments(data: bytes, position: int) -> list[bytes]:
+    """Walks encapsulated pixel data to its delimiter (PS3.5 A.4), past the offset table."""
+    view, found = memoryview(data), []
+    while True:
+        head = view[position : position + 8]
+        tag = int.from_bytes(head[:2], "little") << 16 | int.from_bytes(head[2:4], "little")
+        length = int.from_bytes(head[4:8], "little")
+        position += 8
+        if len(head) < 8 or (tag == _ITEM and position + length > len(data)):
+            raise DicomError(f"truncated pixel data: the file ends after {len(data)} bytes")
+        if tag == _END_OF_ITEMS:
+            break
+        if tag != _ITEM:
+            raise DicomError(f"damaged pixel data: no item at byte {position - 8}")
+        found.append(bytes(view[position : position + length]))
+        position += length
+    if not found or not any(found[1:]):
+        raise DicomError("no pixel data: their items are empty", "no_pixel_data")
+    if len(found[0]) > 4:
+        raise DicomError(f"offsets of {len(found[0]) // 4} frames; expected one", "multi_frame")
+    return found[1:]

@@ -1,0 +1,379 @@
+"""One DICOM frame to grey levels: decompress, then the grey scale pipeline of PS3.3 and PS3.4.
+
+Before a decoder sees a compressed frame, the frame's own header is read and must agree with the
+file's, so that a decoder allocates what the file's header says and no more. JPEG streams are
+rebuilt from the segments that a single frame needs; what extensions hide elsewhere is dropped.
+
+The grey scale pipeline runs once over a table of every value that BitsStored bits can hold, in
+float64. pydicom's functions of that name work on pixels, and in 3.0 they wrap the inputs of 8-bit
+tables, turn negative slopes into inverted windows and overflow in the sigmoid.
+"""
+
+import re
+from typing import NamedTuple
+
+import cv2
+import libjpeg
+import numpy as np
+import openjpeg
+from pydicom import uid
+
+from mmrl.data.image.dicom_file import DicomError, DicomFile, Layout, Lut, guarded
+
+NATIVE = {
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+}
+_LOSSY, _LOSSLESS, _LS = frozenset({0xC0, 0xC1, 0xC2}), frozenset({0xC3}), frozenset({0xF7})
+JPEG: dict[
+    str, frozenset[int]
+] = {  # transfer syntax -> markers of the frames that it may hold (ITU-T T.81, T.87)
+    uid.JPEGBaseline8Bit: _LOSSY,
+    uid.JPEGExtended12Bit: _LOSSY,
+    uid.JPEGLossless: _LOSSLESS,
+    uid.JPEGLosslessSV1: _LOSSLESS,
+    uid.JPEGLSLossless: _LS,
+    uid.JPEGLSNearLossless: _LS,
+}
+JPEG_2000 = {
+    uid.JPEG2000Lossless,
+    uid.JPEG2000,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.HTJ2K,
+}
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_MAX_TILES = 4096  # the decoder allocates several KiB for each before it reads any
+_MAX_PRECINCTS = 2**16  # likewise, some hundred bytes each
+_TABLES = {0xC4, 0xDB, 0xDD, 0xF8}  # Huffman, quantisation, restart interval, JPEG-LS parameters
+# Where entropy-coded data end; JPEG-LS stuffs a bit, not a byte.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+_ROWS = 256  # rows of colour converted at a time
+
+
+class Frame(NamedTuple):
+    """A frame that agrees with its layout; `data` is what the decoder shall be given."""
+
+    data: bytes | memoryview
+    precision: int
+    marker: int = 0  # of the JPEG frame header
+
+
+def check(file: DicomFile, layout: Layout) -> Frame:
+    """Finds the frame and reads its own header, without decoding.
+
+    Raises:
+      DicomError: an unsupported transfer syntax or photometric interpretation; no pixel data,
+        cut short, or of another size than the file's header says.
+    """
+    if file.syntax not in NATIVE | JPEG.keys() | JPEG_2000 | {uid.RLELossless}:
+        raise DicomError(f"transfer syntax {file.syntax}", "unsupported")
+    wanted = {1: GREY, 3: COLOUR}.get(layout.samples, ())
+    if layout.photometric not in wanted or (layout.samples == 3 and layout.signed):
+        known = layout.photometric in (*GREY, *COLOUR, "PALETTE COLOR")
+        kind = layout.photometric if known else "of unknown kind"
+        raise DicomError(
+            f"{layout.samples} {'signed ' * layout.signed}samples per pixel, photometric"
+            f" interpretation {kind}; expected one of {', '.join(GREY)}, or three of"
+            f" {', '.join(COLOUR)}",
+            "unsupported",
+        )
+    if layout.photometric == "YBR_FULL_422" and file.syntax in NATIVE | {uid.RLELossless}:
+        native = file.syntax in NATIVE and layout.allocated == 8 and layout.width % 2 == 0
+        if not native or layout.planar:
+            raise DicomError("YBR_FULL_422 outside 8-bit pairs of pixels", "unsupported")
+    data = file.frame(layout)
+    if file.syntax in JPEG:
+        frame, size = _check_jpeg(bytes(data), JPEG[file.syntax], layout.photometric)
+    elif file.syntax in JPEG_2000:
+        frame, size = _check_jpeg_2000(bytes(data))
+    else:
+        return Frame(data, layout.allocated)
+    if size != (layout.height, layout.width, layout.samples) or frame.precision > layout.allocated:
+        raise DicomError(
+            f"the compressed frame has {size[1]} x {size[0]} pixels of {size[2]} samples of"
+            f" {frame.precision} bits; the header describes {layout.width} x {layout.height} of"
+            f" {layout.samples} of {layout.allocated}"
+        )
+    return frame
+
+
+def decode(file: DicomFile, layout: Layout) -> np.ndarray:
+    """Decodes the frame to one channel: u8[H, W] to 8 bits stored, else u16[H, W], full range."""
+    frame = check(file, layout)
+    table = grey_table(file, layout) if layout.samples == 1 else np.empty(0)
+    cells = _cells(file, layout, frame)
+    if layout.samples == 1:
+        if cells.shape != (layout.height, layout.width):
+            raise DicomError("the compressed frame decodes to another size")
+        return table[_masked(cells, layout)]
+    return _luma(cells, layout)
+
+
+def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
+    """Returns u8 or u16 [H, W], or [H, W, 3]; the value in the lowest bits, others above it."""
+    if file.syntax in JPEG:
+        return guarded(lambda: _decode_jpeg(frame), "damaged JPEG")
+    if file.syntax in JPEG_2000:
+        cells = guarded(lambda: openjpeg.decode(bytes(frame.data)), "damaged JPEG 2000")
+        size = layout.allocated // 8  # widened before the sign is dropped
+        return cells.astype(f"{cells.dtype.kind}{size}", copy=False).view(f"u{size}")
+    size, shape = layout.allocated // 8, (layout.height, layout.width)
+    if file.syntax == uid.RLELossless:
+        planes = _decode_rle(bytes(frame.data), layout.samples * size, layout.height * layout.width)
+        data = np.ascontiguousarray(planes.reshape(layout.samples, size, -1).swapaxes(1, 2))
+        cells = data.view(f">u{size}").reshape(layout.samples, *shape)
+        cells = np.moveaxis(cells, 0, -1) if layout.samples > 1 else cells[0]
+    else:
+        cells = np.frombuffer(frame.data, f"{'<' if file.little else '>'}u{size}")
+        if layout.photometric == "YBR_FULL_422":  # Y Y Cb Cr
+            return cells.reshape(-1, 4)[:, :2].reshape(shape)
+        if layout.samples == 1:
+            cells = cells.reshape(shape)
+        elif layout.planar:
+            cells = np.moveaxis(cells.reshape(layout.samples, *shape), 0, -1)
+        else:
+            cells = cells.reshape(*shape, layout.samples)
+    shift = layout.high + 1 - layout.stored
+    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+    return cells >> np.array(shift, cells.dtype) if shift else cells
+
+
+def _masked(cells: np.ndarray, layout: Layout) -> np.ndarray:
+    """Clears the bits above BitsStored, as far as the cells have them."""
+    top = min(2**layout.stored - 1, np.iinfo(cells.dtype).max)
+    return cells & np.array(top, cells.dtype)
+
+
+def grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
+    """Maps each code of BitsStored bits to its grey level: u8 or u16 [2**stored].
+
+    Modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first window (C.11.2), inversion for
+    MONOCHROME1 or a presentation LUT shape INVERSE (C.7.6.3.1.2, C.8.11.3.1.2), which a digital
+    radiograph states together and are one inversion. Without either VOI, black and white are the
+    ends of what the modality transform can yield, not of what this image holds.
+
+    Raises:
+      DicomError: a transform that is damaged, unknown or not a function of its input.
+    """
+    values = np.arange(2**layout.stored)
+    if layout.signed:
+        values = np.where(values < 2 ** (layout.stored - 1), values, values - 2**layout.stored)
+    levels, low, high = _modality(file, values, layout.signed)
+    if lut := file.lut("VOILUTSequence", bool(low < 0)):
+        share = _look_up(lut, levels) / (2**lut.bits - 1)
+    else:
+        share = _window(file, levels)
+        if share is None:
+            share = (levels - low) / (high - low)
+    inverse = file.text("PresentationLUTShape").upper() == "INVERSE"
+    if inverse or layout.photometric == "MONOCHROME1":
+        share = 1 - share
+    dtype = np.uint8 if layout.stored <= 8 else np.uint16
+    return np.rint(np.clip(share, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+
+
+def _modality(file: DicomFile, values: np.ndarray, signed: bool) -> tuple[np.ndarray, float, float]:
+    """Returns the values after the modality transform, and the range it can yield."""
+    if lut := file.lut("ModalityLUTSequence", signed):
+        return _look_up(lut, values), 0.0, 2.0**lut.bits - 1
+    slope, intercept = file.number("RescaleSlope"), file.number("RescaleIntercept")
+    if slope == 0:
+        raise DicomError("RescaleSlope is 0")
+    levels = values * (1.0 if slope is None else slope) + (intercept or 0.0)
+    low, high = float(levels.min()), float(levels.max())
+    if not 0 < high - low < np.inf:
+        raise DicomError("RescaleSlope and RescaleIntercept leave no range")
+    return levels, low, high
+
+
+def _look_up(lut: Lut, values: np.ndarray) -> np.ndarray:
+    """Maps values through a table, as float64; rescaled ones go to the nearest entry."""
+    index = np.clip(np.rint(values) - lut.first, 0, len(lut.entries) - 1)
+    return lut.entries[index.astype(np.int64)].astype(np.float64)
+
+
+def _window(file: DicomFile, levels: np.ndarray) -> np.ndarray | None:
+    """Applies the first window (PS3.3 C.11.2.1.2 and C.11.2.1.3) to 0..1; None without one."""
+    centre, width = file.number("WindowCenter"), file.number("WindowWidth")
+    if centre is None or width is None:
+        return None
+    function = file.text("VOILUTFunction").upper() or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise DicomError(
+            "unknown VOILUTFunction; expected LINEAR, LINEAR_EXACT or SIGMOID", "unsupported"
+        )
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        raise DicomError("WindowWidth is too small for its VOILUTFunction")
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (levels - centre) / width))
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width == 0:
+        return (levels > centre).astype(np.float64)
+    return np.clip((levels - centre) / width + 0.5, 0, 1)
+
+
+def _luma(cells: np.ndarray, layout: Layout) -> np.ndarray:
+    """Converts u8 or u16 colour [H, W, 3] to Rec. 601 luma; YBR holds it already (C.7.6.3.1.2)."""
+    if cells.shape[:2] != (layout.height, layout.width) or cells.shape[2:] not in ((), (3,)):
+        raise DicomError("the compressed frame decodes to another size")
+    top = 2**layout.stored - 1
+    dtype = np.uint8 if layout.stored <= 8 else np.uint16
+    grey = np.empty(cells.shape[:2], dtype)
+    for row in range(0, layout.height, _ROWS):
+        block = _masked(cells[row : row + _ROWS], layout).astype(np.float64)
+        if block.ndim == 3:
+            stored = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
+            block = block @ ([1.0, 0, 0] if stored else [0.299, 0.587, 0.114])
+        grey[row : row + _ROWS] = np.rint(block * np.iinfo(dtype).max / top)
+    return grey
+
+
+def _decode_rle(data: bytes, count: int, length: int) -> np.ndarray:
+    """Unpacks `count` segments of `length` bytes (PS3.5 annex G): u8[count, length].
+
+    Never grows beyond `length`, whatever the runs say.
+    """
+    words = np.frombuffer(data[:64].ljust(64, b"\0"), "<u4").tolist()
+    if words[0] != count or count > 15:
+        raise DicomError(f"{words[0]} RLE segments; the header describes {count}")
+    bounds = [*words[1 : count + 1], len(data)]
+    planes = np.empty((count, length), np.uint8)
+    for index in range(count):
+        segment, out = data[bounds[index] : bounds[index + 1]], bytearray()
+        position = 0
+        while len(out) < length and position + 1 < len(segment):
+            code = segment[position]
+            if code < 128:
+                out += segment[position + 1 : position + 2 + code]
+                position += 2 + code
+            else:
+                if code > 128:
+                    out += segment[position + 1 : position + 2] * (257 - code)
+                position += 2 if code > 128 else 1
+        if len(out) < length:
+            raise DicomError(f"truncated RLE segment: {len(out)} of {length} bytes")
+        planes[index] = np.frombuffer(out, np.uint8, length)
+    return planes
+
+
+def _check_jpeg(
+    data: bytes, kinds: frozenset[int], photometric: str
+) -> tuple[Frame, tuple[int, int, int]]:
+    """Walks a JPEG to EOI (ITU-T T.81, annex B) and rebuilds it from the segments it needs."""
+    if not data.startswith(b"\xff\xd8"):
+        raise DicomError("damaged JPEG: it does not begin with a start marker")
+    kept: list[bytes] = []
+    marker, start, scans, transform = 0, b"", 0, None
+    position = 2
+    while position + 2 <= len(data):
+        kind = data[position + 1]
+        if data[position] != 0xFF:
+            raise DicomError(f"damaged JPEG: expected a marker at byte {position}")
+        if kind == 0xFF:  # fill byte
+            position += 1
+            continue
+        if kind == 0xD9:
+            break
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        body = data[position + 4 : end]
+        if kind in kinds and not marker and len(body) >= 6:
+            marker, start = kind, body
+        elif kind == 0xDA and marker:
+            scans += 1
+            found = (_LS_MARKER if marker == 0xF7 else _MARKER).search(data, end)
+            end = found.start() if found else len(data)
+        elif kind == 0xEE and body[:5] == b"Adobe" and len(body) == 12:
+            transform = body[11]
+        elif kind == 0xE0 and body[:4] == b"JFIF":
+            transform = 1 if transform is None else transform
+        elif kind not in _TABLES and not 0xE0 <= kind <= 0xFE:
+            raise DicomError(f"damaged or unsupported JPEG: segment {kind:02X}")
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE):
+            kept.append(data[position:end])
+        position = end
+    else:
+        raise DicomError(f"truncated JPEG: its data stop after {len(data)} bytes")
+    if not scans:
+        raise DicomError("damaged JPEG: it ends without a scan")
+    components = start[5]
+    if components == 3 and marker in _LOSSY:  # a decoder left without it would guess by names
+        transform = int(photometric != "RGB") if transform is None else transform
+        kept.insert(0, b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]))
+    size = (int.from_bytes(start[1:3]), int.from_bytes(start[3:5]), components)
+    return Frame(b"\xff\xd8" + b"".join(kept) + b"\xff\xd9", start[0], marker), size
+
+
+def _decode_jpeg(frame: Frame) -> np.ndarray:
+    """Returns u8 or u16 [H, W] or [H, W, 3]; luma where 8-bit lossy JPEG stores colour."""
+    if frame.marker in _LOSSY and frame.precision == 8:
+        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(frame.data, np.uint8), flags)
+        if pixels is None:
+            raise DicomError("damaged JPEG: its pixels cannot be decoded")
+        return pixels
+    return libjpeg.decode(bytes(frame.data))
+
+
+def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
+    """Reads the SIZ segment (ITU-T T.800, A.5.1) and looks for the end of the codestream."""
+    start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0
+    data = data[max(start, 0) :].rstrip(b"\0")
+    if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 42:
+        raise DicomError("damaged JPEG 2000: it does not begin with its size")
+    if not data.endswith(b"\xff\xd9"):
+        raise DicomError(f"truncated JPEG 2000: its data stop after {len(data)} bytes")
+    x1, y1, x0, y0, tile_x, tile_y, tile_x0, tile_y0 = np.frombuffer(data, ">u4", 8, 8).tolist()
+    components = int.from_bytes(data[40:42])
+    parts = {data[42 + 3 * index : 45 + 3 * index] for index in range(min(components, 4))}
+    if len(parts) != 1 or next(iter(parts))[1:] != b"\1\1":
+        raise DicomError("JPEG 2000 of components that differ in depth or size", "unsupported")
+    if not (tile_x and tile_y and x0 < x1 and y0 < y1 and tile_x0 <= x0 and tile_y0 <= y0):
+        raise DicomError("damaged JPEG 2000: impossible tiles")
+    tiles = -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y)
+    if tiles > _MAX_TILES:
+        raise DicomError(f"JPEG 2000 of {tiles} tiles; expected at most {_MAX_TILES}", "too_large")
+    _check_coding(data, x1 - x0, y1 - y0)
+    precision = (next(iter(parts))[0] & 0x7F) + 1
+    return Frame(data, precision), (y1 - y0, x1 - x0, components)
+
+
+def _check_coding(data: bytes, width: int, height: int) -> None:
+    """Refuses coding styles (ITU-T T.800, A.6.1 and A.6.2) of more parts than an image needs.
+
+    A file of 2 KiB can ask for millions of precincts or code-blocks, which a decoder sets up
+    before it finds them empty. Styles that single tiles override, which hides them, are refused.
+    """
+    position, end_of_part = 2, 0
+    while (marker := data[position : position + 2]) and marker != b"\xff\xd9":
+        if marker == b"\xff\x93":  # data of a tile-part
+            position = end_of_part
+            continue
+        if len(marker) < 2 or marker[0] != 0xFF:
+            raise DicomError(f"damaged JPEG 2000: expected a marker at byte {position}")
+        size = int.from_bytes(data[position + 2 : position + 4])
+        body = data[position + 4 : position + 2 + size]
+        if marker == b"\xff\x90":  # start of a tile-part, with its length; 0 is to the end
+            length = int.from_bytes(body[2:6])
+            end_of_part = position + length if length else len(data) - 2
+            if not position + 12 <= end_of_part <= len(data) - 2:
+                raise DicomError("truncated JPEG 2000: a tile-part exceeds the data")
+        elif marker in (b"\xff\x52", b"\xff\x53"):
+            if end_of_part:
+                raise DicomError("JPEG 2000 of tiles coded each its own way", "unsupported")
+            style = body[0:1] + body[5:] if marker == b"\xff\x52" else body[1:]
+            if len(style) < 6 or style[2] + style[3] < 4:  # code-blocks below 256 pixels
+                raise DicomError("JPEG 2000 of tiny code-blocks", "unsupported")
+            levels, precincts = style[1], 0
+            for level, exponents in enumerate(style[6:] if style[0] & 1 else b""):
+                scale = max(levels - level, 0)
+                columns = (width >> scale + (exponents & 15)) + 1
+                precincts += columns * ((height >> scale + (exponents >> 4)) + 1)
+            if precincts > _MAX_PRECINCTS:
+                raise DicomError(f"JPEG 2000 of {precincts} precincts", "too_large")
+        position += 2 + max(size, 2)

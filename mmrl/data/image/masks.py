@@ -1,0 +1,73 @@
+"""Masks of findings as runs of pixels: what corpora ship, shards store and evaluators draw."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmrl.data.image.images import MAX_PIXELS
+from mmrl.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A mask of the record's first image: column-major runs, absolute and counted from 0.
+
+    Attributes:
+      label: the finding.
+      height, width: of the image as its owner distributes it.
+      runs: start, length, start, length...; start counts pixels down the first column, then the
+        second.
+    """
+
+    label: str
+    height: int
+    width: int
+    runs: tuple[int, ...]
+
+
+def decode_mask(mask: Mask) -> np.ndarray:
+    """bool[H, W] of one mask.
+
+    Raises:
+      InputError: runs that overlap, go backwards or leave the image.
+    """
+    pixels = mask.height * mask.width
+    if not 0 < pixels <= MAX_PIXELS or len(mask.runs) % 2:
+        raise InputError(
+            f"mask of {mask.width} x {mask.height} pixels with {len(mask.runs)} numbers; expected"
+            f" at most {MAX_PIXELS} pixels and pairs of start and length"
+        )
+    flat = np.zeros(pixels, bool)
+    end = 0
+    for start, length in zip(mask.runs[::2], mask.runs[1::2], strict=True):
+        if start < end or length < 1 or start + length > pixels:
+            raise InputError(f"mask run {start}+{length} overlaps, is empty or leaves the image")
+        end = start + length
+        flat[start:end] = True
+    return flat.reshape(mask.width, mask.height).T
+
+
+def encode_mask(label: str, pixels: np.ndarray) -> Mask:
+    """The inverse: runs of bool[H, W]."""
+    flat = np.concatenate([[False], pixels.T.reshape(-1), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    runs = np.stack([starts, ends - starts], axis=1).reshape(-1)
+    return Mask(label, pixels.shape[0], pixels.shape[1], tuple(int(value) for value in runs))
+
+
+def decode_masks(masks: Sequence[Mask]) -> dict[str, np.ndarray]:
+    """Label -> bool[H, W]; several masks of a label are united.
+
+    Raises:
+      InputError: see `decode_mask`, or masks of a label that differ in size.
+    """
+    found: dict[str, np.ndarray] = {}
+    for mask in masks:
+        drawn = decode_mask(mask)
+        earlier = found.get(mask.label)
+        if earlier is not None and earlier.shape != drawn.shape:
+            raise InputError(f"masks of {mask.label!r} differ in size")
+        found[mask.label] = drawn if earlier is None else earlier | drawn
+    return found

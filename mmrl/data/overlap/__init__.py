@@ -1,0 +1,1 @@
+"""Duplicates within a corpus and leaks between splits and corpora."""

@@ -1,0 +1,172 @@
+"""What identifies the records of a split, as digests: no text, no id in clear.
+
+Training stores that of its training split in the run directory, so that a checkpoint can be
+evaluated where its data are not, and be checked for leaks still (`mmrl.data.overlap.leaks`).
+"""
+
+import array
+import collections
+import dataclasses
+import functools
+import hashlib
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl import build
+from mmrl.data.overlap import signatures
+from mmrl.types import InputError, Record
+
+KEYED = ("patient", "study", "group", "image")  # kinds of keys that are compared for equality
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """Digests of the records of one split.
+
+    Attributes:
+      name: "source/split". records: how many.
+      sources: source name -> records. covered: "source>namespace" -> records of that source whose
+        leakage unit is named in that namespace.
+      templated: every source makes its reports by a grammar.
+      keys: kind -> u64[M] digests. rows: kind -> i32[M], the record that each belongs to.
+      hashes: u64[P], perceptual hashes; hash_rows: i32[P].
+      texts: u8[N, 128], signatures; told: bool[N], see `mmrl.data.overlap.signatures`.
+      ids: of the records, () when read from a file: shown as examples, never compared.
+    """
+
+    name: str
+    records: int
+    sources: Mapping[str, int]
+    covered: Mapping[str, int]
+    templated: bool
+    keys: Mapping[str, np.ndarray]
+    rows: Mapping[str, np.ndarray]
+    hashes: np.ndarray
+    hash_rows: np.ndarray
+    texts: np.ndarray
+    told: np.ndarray
+    ids: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Writes all but the ids, whole or not at all."""
+        pairs = [*self.sources.items(), *self.covered.items()]
+        arrays: dict[str, Any] = {
+            "name": np.array(self.name),
+            "records": np.array(self.records),
+            "templated": np.array(self.templated),
+            "names": np.array([name for name, _ in pairs], str),
+            "counts": np.array([count for _, count in pairs], np.int64),
+            "hashes": self.hashes,
+            "hash_rows": self.hash_rows,
+            "texts": self.texts,
+            "told": self.told,
+        }
+        arrays |= {f"key_{kind}": self.keys[kind] for kind in KEYED}
+        arrays |= {f"row_{kind}": self.rows[kind] for kind in KEYED}
+        fresh = path.with_name(path.name + ".tmp")
+        with fresh.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        fresh.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Fingerprint":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: no such file, or another kind of file.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                counts = dict(zip(stored["names"].tolist(), stored["counts"].tolist(), strict=True))
+                return cls(
+                    name=str(stored["name"]),
+                    records=int(stored["records"]),
+                    sources={name: n for name, n in counts.items() if ">" not in name},
+                    covered={name: n for name, n in counts.items() if ">" in name},
+                    templated=bool(stored["templated"]),
+                    keys={kind: stored[f"key_{kind}"] for kind in KEYED},
+                    rows={kind: stored[f"row_{kind}"] for kind in KEYED},
+                    hashes=stored["hashes"],
+                    hash_rows=stored["hash_rows"],
+                    texts=stored["texts"],
+                    told=stored["told"],
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is no fingerprint of a training split: {error}") from None
+
+
+class Collector:
+    """Takes the records of a split one by one; `finish` gives their fingerprint."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # Arrays, for a list of Python's integers takes four times as much.
+        self._keys = {kind: array.array("Q") for kind in KEYED}
+        self._rows = {kind: array.array("i") for kind in KEYED}
+        self._hashes, self._hash_rows = array.array("Q"), array.array("i")
+        self._sources: collections.Counter[str] = collections.Counter()
+        self._covered: collections.Counter[str] = collections.Counter()
+        self._ids: list[str] = []
+
+    def add(self, record: Record) -> None:
+        """Takes the keys of the next record."""
+        row, source = len(self._ids), record.source
+        self._ids.append(record.id)
+        self._sources[source] += 1
+        space = namespace(source)
+        groups = [f"{space}:{record.group_key}", *record.aliases]
+        if record.group_known:
+            self._covered[f"{source}>{space}"] += 1
+        for other in {alias.partition(":")[0] for alias in record.aliases}:
+            self._covered[f"{source}>{other}"] += 1
+        self._put("patient", row, [f"{source}:{record.patient_id}"])
+        self._put("study", row, [f"{source}:{record.study_id}"])
+        self._put("group", row, groups)
+        self._put("image", row, [image.sha256 for image in record.images if image.sha256])
+        for image in record.images:
+            if image.phash is not None:
+                self._hashes.append(image.phash)
+                self._hash_rows.append(row)
+
+    def finish(self, texts: Sequence[str]) -> Fingerprint:
+        """The fingerprint; `texts` are the reports of the records taken, in order."""
+        signed, told = signatures.signatures(texts)
+        facts = [source_facts(name) for name in self._sources]
+        return Fingerprint(
+            name=self._name,
+            records=len(self._ids),
+            sources=dict(self._sources),
+            covered=dict(self._covered),
+            templated=bool(facts) and all(fact is not None and fact.templated for fact in facts),
+            keys={kind: np.array(self._keys[kind], np.uint64) for kind in KEYED},
+            rows={kind: np.array(self._rows[kind], np.int32) for kind in KEYED},
+            hashes=np.array(self._hashes, np.uint64),
+            hash_rows=np.array(self._hash_rows, np.int32),
+            texts=signed,
+            told=told,
+            ids=tuple(self._ids),
+        )
+
+    def _put(self, kind: str, row: int, keys: Iterable[str]) -> None:
+        for key in keys:
+            digest = hashlib.blake2b(key.encode(errors="replace"), digest_size=8).digest()
+            self._keys[kind].append(int.from_bytes(digest, "big"))
+            self._rows[kind].append(row)
+
+
+@functools.cache
+def source_facts(name: str) -> Any:
+    """The `Facts` of a source; None for one without, or a name that is no source."""
+    if name not in build.choices("source"):
+        return None
+    return getattr(build.find("source", name), "facts", None)
+
+
+def namespace(source: str) -> str:
+    """Whose group keys a source uses."""
+    facts = source_facts(source)
+    return (facts.namespace if facts else "") or source

@@ -1,0 +1,228 @@
+"""Whether evaluation records were seen in training: by patient, image, report, or across corpora.
+
+    overlaps = compare(training, held_out)
+    check(overlaps, waivers)            # raises LeakError unless each is waived
+
+Relations between public corpora (RSNA's images are NIH's; RadNLI's sentences are MIMIC's) are told
+by `Facts.within` and `Facts.namespace` of the sources and by `Record.aliases`. Where corpora are
+related and their records do not say which of the other's they are, an overlap cannot be excluded
+and counts as one.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrl import build
+from mmrl.data.overlap import duplicates, signatures
+from mmrl.data.overlap.fingerprints import KEYED, Fingerprint, namespace, source_facts
+from mmrl.types import InputError
+
+KINDS: Mapping[str, str] = {
+    "patient": "of a patient of the training records",
+    "study": "of a study of the training records",
+    "group": "of a leakage unit (patient, article, video) of the training records",
+    "image": "with an image of the training records, pixel for pixel",
+    "similar_image": "with an image that looks like one of the training records",
+    "report": "with nearly the report of a training record",
+    "relation": "of a corpus that shares records with a training corpus, which ones is not told",
+}
+Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest share of records allowed, and why
+SETTING = "config.data.waive_leaks = "
+RADIUS = 2  # bits that resizing and compressing a picture change of its hash, see `duplicates`
+
+
+class LeakError(InputError):
+    """Evaluation records were seen in training, and no waiver covers that."""
+
+
+def _ancestors(source: str) -> set[str]:
+    """The namespaces and corpora that a source shares records with, itself included."""
+    found, pending = {source, namespace(source)}, [source]
+    while pending:
+        facts = source_facts(pending.pop())
+        for parent in facts.within if facts else ():
+            if parent not in found:
+                found |= {parent, namespace(parent)}
+                pending.append(parent)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Evaluation records that were seen in training, of one kind.
+
+    Attributes:
+      kind: of `KINDS`. count, total: evaluation records affected, and all of them.
+      examples: ids of some of them. note: what else to know.
+      allowed: no leak for a reason of its own, which `note` gives.
+    """
+
+    kind: str
+    count: int
+    total: int
+    examples: tuple[str, ...] = ()
+    note: str = ""
+    allowed: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of the evaluation records."""
+        return self.count / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.kind}: {self.count:,} of {self.total:,} records ({self.share:.1%})"
+        text += f" {KINDS[self.kind]}"
+        if self.examples:
+            text += f", such as {', '.join(self.examples)}"
+        return text + (f" [{self.note}]" if self.note else "")
+
+
+def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
+    """Every kind of overlap that occurs, in the order of `KINDS`."""
+    found: dict[str, Overlap] = {}
+    seen = {
+        kind: held_out.rows[kind][np.isin(held_out.keys[kind], training.keys[kind])]
+        for kind in KEYED
+    }
+    for kind, rows in seen.items():
+        _note(found, kind, held_out, rows)
+    alike = duplicates.near_hashes(held_out.hashes, training.hashes, radius=RADIUS).first
+    # Without those whose image is equal: they are told already.
+    _note(found, "similar_image", held_out, np.setdiff1d(held_out.hash_rows[alike], seen["image"]))
+    match, _ = signatures.near(training.texts[training.told], held_out.texts[held_out.told])
+    rows = np.flatnonzero(held_out.told)[match >= 0]
+    templated = training.templated and held_out.templated
+    note = "reports are made by a grammar, so equal ones are expected" if templated else ""
+    _note(found, "report", held_out, rows, note=note, allowed=templated)
+    _relations(found, training, held_out)
+    return [found[kind] for kind in KINDS if kind in found]
+
+
+def not_compared(training: Fingerprint, held_out: Fingerprint) -> list[str]:
+    """What could not be compared, each with the reason; empty when all was."""
+    lacking = [one.name for one in (training, held_out) if not len(one.keys["image"])]
+    if not lacking:
+        return []
+    return [
+        f"images ({' and '.join(dict.fromkeys(lacking))} has no image digests; a corpus made by"
+        " python -m mmrl.prepare has)"
+    ]
+
+
+def check(
+    overlaps: Sequence[Overlap], waivers: Waivers, where: str, setting: str = SETTING
+) -> None:
+    """Stops at overlaps that no waiver covers.
+
+    Args:
+      waivers: see `parse_waivers`.
+      where: the two sets compared, for the message.
+      setting: how the reader waives an overlap.
+
+    Raises:
+      LeakError: names every overlap that is not covered, and how to waive it.
+    """
+    open_ones = [
+        overlap
+        for overlap in overlaps
+        if not overlap.allowed and overlap.share > waivers.get(overlap.kind, (0.0, ""))[0]
+    ]
+    if not open_ones:
+        return
+    entries = ", ".join(
+        f"('{one.kind}', {min(1.0, np.ceil(one.share * 100) / 100):g}, 'WHY')" for one in open_ones
+    )
+    raise LeakError(
+        f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept this,"
+        f" and have it written into every result: {setting}({entries},)"
+    )
+
+
+def parse_waivers(given: Sequence[Any], where: str = "config.data.waive_leaks") -> Waivers:
+    """config.data.waive_leaks, (kind, greatest share, reason) triples -> kind to (share, reason).
+
+    Raises:
+      InputError: another form, an unknown or repeated kind, a share outside (0, 1], no reason.
+    """
+    found: dict[str, tuple[float, str]] = {}
+    for entry in given:
+        try:
+            kind, share, why = entry
+            share = float(share)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{where} holds {entry!r}; expected (kind, greatest share, reason)"
+            ) from None
+        if kind not in KINDS:
+            raise InputError(build.unknown(f"kind in {where}", kind, KINDS))
+        if kind in found or not 0 < share <= 1 or not str(why).strip() or str(why) == "WHY":
+            raise InputError(
+                f"{where} {entry!r}: expected each kind once, a share above 0 and"
+                " at most 1, and a reason"
+            )
+        found[kind] = (share, str(why))
+    return found
+
+
+def summary(
+    training: Fingerprint,
+    held_out: Fingerprint,
+    overlaps: Sequence[Overlap],
+    waivers: Waivers,
+) -> dict[str, Any]:
+    """What a result must carry of the comparison, JSON-able."""
+    return {
+        "training": training.name,
+        "held_out": held_out.name,
+        "overlaps": {
+            one.kind: {"records": one.count, "of": one.total, "note": one.note} for one in overlaps
+        },
+        "waived": {
+            one.kind: {"up_to": waivers[one.kind][0], "why": waivers[one.kind][1]}
+            for one in overlaps
+            if one.kind in waivers and not one.allowed
+        },
+        "not_compared": not_compared(training, held_out),
+    }
+
+
+def _note(
+    found: dict[str, Overlap],
+    kind: str,
+    held_out: Fingerprint,
+    rows: np.ndarray,
+    *,
+    note: str = "",
+    allowed: bool = False,
+) -> None:
+    """Files an overlap when any record is affected."""
+    rows = np.unique(rows)
+    if len(rows):
+        examples = tuple(held_out.ids[row] for row in rows[:3]) if held_out.ids else ()
+        found[kind] = Overlap(kind, len(rows), held_out.records, examples, note, allowed)
+
+
+def _relations(found: dict[str, Overlap], training: Fingerprint, held_out: Fingerprint) -> None:
+    """Files related corpora whose records do not tell what they share."""
+    pairs, count = [], 0
+    for theirs, number in held_out.sources.items():
+        untold = 0
+        for ours, trained in training.sources.items():
+            if ours == theirs:
+                continue
+            for space in _ancestors(ours) & _ancestors(theirs):
+                known = min(
+                    training.covered.get(f"{ours}>{space}", 0) / trained,
+                    held_out.covered.get(f"{theirs}>{space}", 0) / number,
+                )
+                if known < 1:
+                    pairs.append(f"{theirs} and {ours} share records of {space}")
+                    missing = number - held_out.covered.get(f"{theirs}>{space}", 0)
+                    untold = max(untold, missing or number)
+        count += untold
+    if count:
+        note = "; ".join(dict.fromkeys(pairs))
+        found["relation"] = Overlap("relation", count, held_out.records, (), note)

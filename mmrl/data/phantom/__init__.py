@@ -1,0 +1,1 @@
+"""The phantom corpus: procedural chest radiographs with reports and exact truth."""

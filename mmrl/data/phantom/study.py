@@ -1,0 +1,174 @@
+"""The phantom corpus: procedural frontal chest radiographs with reports and exact truth.
+
+`study(seed, index)` decides who is imaged, what is found and what is reported; `render`, `masks`
+and `boxes` draw it at any size. Nothing depends on anything but (seed, index) and the size. It
+makes claims testable anywhere; it is no clinical evidence.
+
+The anatomy is in phantom_anatomy and phantom_canvas, findings in phantom_findings and
+phantom_paint, reports in phantom_grammar.
+"""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from mmrl.data.phantom import anatomy, grammar
+from mmrl.data.phantom import findings as phantom_findings
+from mmrl.data.phantom import paint as phantom_paint
+from mmrl.data.phantom.canvas import Canvas, draw_normal
+from mmrl.data.phantom.dice import Dice
+from mmrl.data.phantom.findings import KINDS, Lesion
+from mmrl.data.phantom.grammar import Sentence
+from mmrl.types import Box, Finding
+
+LABELS = KINDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One study: everything but its pixels.
+
+    Attributes:
+      lesions: what is found, in the order of LABELS. sentences: of findings, then impression.
+    """
+
+    seed: int
+    index: int
+    patient: anatomy.Patient
+    technique: anatomy.Technique
+    lesions: tuple[Lesion, ...]
+    indication: str
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def patient_id(self) -> str:
+        """Unique within a seed; shared by the studies of one patient."""
+        return f"{self.seed}-{self.patient.number}"
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """(finding, side, zone, severity) of each lesion."""
+        return tuple(lesion.finding for lesion in self.lesions)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """1 or 0 for each of LABELS."""
+        present = {finding.name for finding in self.findings}
+        return tuple(int(name in present) for name in LABELS)
+
+    def section(self, name: str) -> str:
+        """The text of "findings" or "impression"."""
+        return " ".join(s.text for s in self.sentences if s.section == name)
+
+    def frame(self) -> anatomy.Frame:
+        """The anatomy as exposed; a large heart is anatomy here."""
+        enlarged = [f.severity for f in self.findings if f.name == "cardiomegaly"]
+        return anatomy.Frame(self.patient, self.technique, "".join(enlarged))
+
+
+def patient_number(index: int) -> int:
+    """Studies 3k and 3k+1 belong to one patient, 3k+2 to another."""
+    return index // 3 * 2 + index % 3 // 2
+
+
+def study(seed: int, index: int) -> Study:
+    """The study at `index` of the endless corpus that `seed` names.
+
+    A patient keeps anatomy over studies; exposure, findings and wording are drawn anew.
+    """
+    number = patient_number(index)
+    patient = anatomy.draw_patient(number, _dice(seed, "patient", number))
+    dice = _dice(seed, "study", index)
+    kinds = phantom_findings.draw_kinds(dice)
+    bedside = "endotracheal tube" in kinds
+    technique = anatomy.draw_technique(dice, bedside=bedside)
+    lesions = phantom_findings.draw_lesions(kinds, patient, technique, dice)
+    words = _dice(seed, "report", index)
+    return Study(
+        seed=seed,
+        index=index,
+        patient=patient,
+        technique=technique,
+        lesions=lesions,
+        indication=grammar.indication(patient, words),
+        sentences=grammar.write(lesions, patient, technique, words),
+    )
+
+
+def render(chosen: Study, size: int) -> np.ndarray:
+    """Draws the radiograph, u8[size, size]; the patient's left is at the right of the image."""
+    canvas = Canvas(chosen.frame(), size)
+    picture = draw_normal(canvas)
+    phantom_paint.paint(picture, chosen.lesions, canvas)
+    return phantom_paint.expose(picture, canvas)
+
+
+def without_findings(chosen: Study) -> Study:
+    """The same patient and exposure, healthy: what `render` is compared with in tests."""
+    return dataclasses.replace(chosen, lesions=())
+
+
+def places(chosen: Study, size: int) -> list[tuple[int, np.ndarray]]:
+    """(position in `lesions`, bool[size, size]) for each place that a finding occupies.
+
+    Edema has one place per lung; a finding covered by another, such as free air under fluid, may
+    have none.
+    """
+    canvas = Canvas(chosen.frame(), size)
+    layers = phantom_findings.coverages(chosen.lesions, canvas)
+    found = []
+    for position, (lesion, parts) in enumerate(zip(chosen.lesions, layers, strict=True)):
+        for part in parts:
+            inside = phantom_findings.is_inside(lesion.finding, part)
+            if inside.any():
+                found.append((position, inside))
+    return found
+
+
+def masks(chosen: Study, size: int) -> dict[str, np.ndarray]:
+    """Finding name -> bool[size, size], the union of its places."""
+    result: dict[str, np.ndarray] = {}
+    for position, inside in places(chosen, size):
+        name = chosen.lesions[position].finding.name
+        result[name] = result[name] | inside if name in result else inside
+    return result
+
+
+def boxes(chosen: Study, size: int) -> tuple[Box, ...]:
+    """The bounds of every place in pixels, linked to the findings sentence that states it."""
+    result = []
+    for position, inside in places(chosen, size):
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        stated = [
+            number
+            for number, sentence in enumerate(chosen.sentences)
+            if sentence.section == "findings" and position in sentence.states
+        ]
+        x0, y0, x1, y1 = map(float, corners)
+        label = chosen.lesions[position].finding.name
+        result.append(Box((x0, y0, x1, y1), label, stated[0] if stated else -1))
+    return tuple(result)
+
+
+def load_image(seed: int, index: int, size: int) -> np.ndarray:
+    """`render` of `study`, u8[size, size]; with functools.partial, the `load` of an ImageRef."""
+    return render(study(seed, index), size)
+
+
+def load_masks(seed: int, index: int, size: int) -> dict[str, np.ndarray]:
+    """`masks` of `study`; with functools.partial, the `masks` of a Record."""
+    return masks(study(seed, index), size)
+
+
+@functools.cache
+def _salt(seed: int, stream: str) -> bytes:
+    return hashlib.blake2b(f"phantom/{seed}/{stream}".encode(), digest_size=16).digest()
+
+
+def _dice(seed: int, stream: str, number: int) -> Dice:
+    """Independent randomness for each (seed, stream, number)."""
+    digest = hashlib.blake2b(str(number).encode(), digest_size=16, key=_salt(seed, stream))
+    return Dice(np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big"))))

@@ -1,0 +1,1 @@
+"""Files of a corpus to records: tables, splits, rejects, prepared shards."""

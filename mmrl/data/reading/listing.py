@@ -1,0 +1,360 @@
+"""The base of every source that reads a corpus as its owner distributes it.
+
+A source states its `facts` and yields, from `scan`, one `Draft` per record and one `Reject` per
+item that it must refuse. The base does what all corpora have in common: splits, ids that are
+unique, paths that stay inside the folder, images that must be there and whole, expected counts,
+compact storage (a few hundred bytes a record beside its text, quick to pickle), records by index.
+"""
+
+import dataclasses
+import functools
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mmrl.data.image import files as readers
+from mmrl.data.image.masks import decode_masks
+from mmrl.data.reading import tabular
+from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
+from mmrl.data.reading.rows import Fault, check_verify, find_faults
+from mmrl.data.reading.splits import SPLITS, Fractions, check_fractions, hash_unit, split_of
+from mmrl.types import ImageRef, InputError, Record, Reject
+
+ALL = "all"  # every split at once: what preparing a corpus reads
+
+
+class Listing:
+    """Records of one split, or of all, listed once from the files of a corpus; a Source.
+
+    Subclasses set `facts` and `label_names` (of the class, or of an instance whose options decide),
+    implement `scan`, and may override `loader` and `fault_of` (images that are no files) or
+    `image_root`. Options of their own are keyword-only in their __init__,
+    which hands the others on: `def __init__(self, *, uncertain: str, **others)`; set attributes
+    before calling this constructor, for it calls `scan`.
+
+    Args:
+      split: train, val, test, or "all", in which each record tells its own.
+      path: the folder of the corpus.
+      official_split: follow the owner's division where there is one; else, and where the owner
+        says nothing, groups are divided by hash.
+      val_fraction: share of the groups of an official train that becomes val, by hash; for corpora
+        whose owner names no val. `Record.split_official` still says train.
+      fractions, split_salt: see `split_of`.
+      verify: "decode" decodes every image once, "header" reads every file and finds those cut
+        short, "exists" asks only whether it is there.
+      num_threads: threads that verify.
+      allow_missing_images: keep the text of records whose images are not there. Else a record
+        loses the images that are missing, and is refused when none is left.
+      dicom_burned_in: accept images whose header says that text is burned into the pixels.
+      dicom_headers: take view, sex and age from the header of DICOM images where no table tells
+        them; a few milliseconds an image. Spacing is not taken: challenges scale images and leave
+        that of the original in the header.
+
+    Attributes:
+      facts: what the owner says; set by the class, or by a constructor that found which of several
+        releases lies in the folder.
+      rejects: what was refused, by reason: missing_image, unreadable_image, unsafe_path,
+        duplicate_id, and those of the source. A part refused while its record stays is listed as
+        "{record}#{path}"; sources mark parts by "#", too.
+      total: records kept and refused.
+      missing_images: images named by the corpus that are not there.
+      warnings: one line for each count that differs from the expected one, and what else a user
+        should know before trusting the corpus.
+
+    Raises:
+      InputError: the corpus cannot be used at all: no folder, no table, a column missing, nothing
+        in it.
+    """
+
+    facts: Facts
+    label_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        path: str,
+        official_split: bool = True,
+        fractions: Fractions = (0.8, 0.1, 0.1),
+        split_salt: str = "",
+        val_fraction: float = 0.0,
+        verify: str = "header",
+        num_threads: int = 2,
+        allow_missing_images: bool = False,
+        dicom_burned_in: bool = False,
+        dicom_headers: bool = False,
+    ) -> None:
+        if split not in (*SPLITS, ALL):
+            raise InputError(f"split is {split!r}, expected one of: {', '.join((*SPLITS, ALL))}")
+        check_verify(verify, num_threads)
+        if not os.path.isdir(path):
+            raise InputError(
+                f"{self.name()}: '{path}' is not a folder; expected that of the corpus"
+            )
+        self.path, self.split, self._burned_in = path, split, dicom_burned_in
+        self._fractions, self._salt = check_fractions(fractions), split_salt
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"val_fraction is {val_fraction}; expected at least 0 and below 1")
+        self._official, self._val_fraction = official_split, val_fraction
+        self.rejects: list[Reject] = []
+        self.warnings: list[str] = []
+        self.missing_images = 0
+        self._refused = 0  # rejects that are whole records
+        drafts = self._select()
+        drafts = self._checked(drafts, verify, num_threads, allow_missing_images)
+        if dicom_headers:
+            drafts = self._with_headers(drafts)
+        self._packed = pa.array([pack(draft) for draft in drafts], pa.large_binary())
+        self.total = len(self._packed) + self._refused
+        if not self.total:
+            where = "" if split == ALL else f" in split {split}"
+            raise InputError(f"{self.name()}: nothing found{where} below '{path}'")
+        self._count(drafts)
+
+    @classmethod
+    def name(cls) -> str:
+        """The source's name: that of its module."""
+        return cls.__module__.rpartition(".")[2]
+
+    def scan(self) -> Iterator[Draft | Reject]:
+        """Yields every record of the corpus in a fixed order, whatever its split."""
+        raise NotImplementedError
+
+    @property
+    def expected(self) -> Mapping[str, int]:
+        """Counts to find in the complete corpus; for sources whose options choose a part of it."""
+        return self.facts.expected
+
+    @property
+    def image_root(self) -> str:
+        """The folder that the paths of images start from."""
+        return self.path
+
+    def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
+        """Returns what reads one image; it must pickle, so a functools.partial."""
+        return readers.loader(self.image_root, image.path, allow_burned_in=self._burned_in)
+
+    def rows(
+        self, relative: str, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[int, dict[str, str]] | Reject]:
+        """Yields the rows of a table of the corpus: number and stripped cells, or a Reject.
+
+        Optional columns that the table lacks read as "". Column names are matched up to case and
+        space around them, since releases of the same corpus differ in that.
+
+        Raises:
+          InputError: no such table, or it lacks a required column.
+        """
+        where = os.path.join(self.path, relative)
+        present = tabular.columns(where)
+        actual: dict[str, str] = {}
+        for name in present:
+            actual.setdefault(name.strip().casefold(), name)
+        missing = [name for name in required if name.casefold() not in actual]
+        if missing:
+            raise InputError(
+                f"{where}: no column {', '.join(map(repr, missing))}; present: {', '.join(present)}"
+            )
+        wanted = {name: actual.get(name.casefold(), "") for name in (*required, *optional)}
+        read = list(dict.fromkeys(filter(None, wanted.values())))
+        for number, cells, problem in tabular.rows(where, read):
+            if problem:
+                place = f"{os.path.basename(relative)} row {number}"
+                yield Reject(f"{self.name()}:{place}", "bad_row", problem)
+            else:
+                yield number, {name: cells.get(at, "").strip() for name, at in wanted.items()}
+
+    def find(self, *candidates: str) -> str:
+        """Returns the first of some relative paths that is there; InputError names them all.
+
+        A pipe or device is not: whoever opened it could wait or read for ever.
+        """
+        for relative in candidates:
+            where = os.path.join(self.path, relative)
+            if os.path.isfile(where) or os.path.isdir(where):
+                return relative
+        raise InputError(f"{self.name()}: none of {', '.join(candidates)} in '{self.path}'")
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, index: int) -> Record:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        draft = unpack(self._packed[position % len(self)].as_py())
+        patient = draft.patient or draft.id
+        references = tuple(
+            ImageRef(file.path, self.loader(file), file.view, file.view_source, file.spacing)
+            for file in draft.images
+        )
+        return Record(
+            id=f"{self.name()}:{draft.id}",
+            source=self.name(),
+            patient_id=patient,
+            study_id=draft.study or f"{patient}/{draft.id}",
+            group_key=draft.group or patient,
+            split=self._split_of(draft),
+            images=references,
+            sections=draft.sections,
+            label_names=self.label_names if draft.labels else (),
+            labels=draft.labels,
+            boxes=draft.boxes,
+            findings=draft.findings,
+            sentences=draft.sentences,
+            masks=functools.partial(decode_masks, draft.masks) if draft.masks else None,
+            license=draft.license or self.facts.license,
+            source_version=self.facts.version,
+            split_official=draft.split or "none",
+            group_known=bool(draft.group or draft.patient),
+            aliases=draft.aliases,
+            entailment=draft.entailment,
+            prior_id=draft.prior_id,
+            time=draft.time,
+            attributes=draft.attributes,
+            language=draft.language,
+            access=self.facts.access,
+            redistributable=self.facts.redistributable,
+        )
+
+    def _split_of(self, draft: Draft) -> str:
+        group = draft.group or draft.patient or draft.id
+        if self._official and draft.split:
+            held_out = draft.split == "train" and self._val_fraction > 0
+            if held_out and hash_unit(group, salt=f"val{self._salt}") < self._val_fraction:
+                return "val"
+            return draft.split
+        return split_of(group, self._fractions, salt=self._salt)
+
+    def _select(self) -> list[Draft]:
+        """The drafts of the wanted split; rejects of the scan count to every split."""
+        kept: list[Draft] = []
+        seen: set[str] = set()
+        split_of_group: dict[str, str] = {}
+        crossing: set[str] = set()
+        for item in self.scan():
+            if isinstance(item, Reject):
+                self.rejects.append(item)
+                self._refused += "#" not in item.id
+                continue
+            if item.split not in ("", *SPLITS):
+                raise ValueError(f"{self.name()} drafted split {item.split!r}")
+            if item.id in seen:
+                detail = "the id appeared before; the first is kept"
+                self._refuse(item, "duplicate_id", detail)
+                continue
+            seen.add(item.id)
+            split, group = self._split_of(item), item.group or item.patient or item.id
+            if split_of_group.setdefault(group, split) != split:
+                crossing.add(group)
+            if self.split in (ALL, split):
+                kept.append(item)
+        if crossing:
+            self.warnings.append(
+                f"{self.name()}: the official split puts {len(crossing):,} groups (patients or"
+                " articles) into more than one split; official_split=False divides them whole"
+            )
+        return kept
+
+    def _refuse(self, draft: Draft, reason: str, detail: str) -> None:
+        self.rejects.append(Reject(f"{self.name()}:{draft.id}", reason, detail))
+        self._refused += 1  # whatever its id holds
+
+    def _checked(
+        self, drafts: list[Draft], verify: str, num_threads: int, allow_missing: bool
+    ) -> list[Draft]:
+        """Takes away images that are missing, unreadable or outside the folder."""
+        files = [file for draft in drafts for file in draft.images]
+        found = iter(find_faults(functools.partial(self.fault_of, verify), files, num_threads))
+        kept: list[Draft] = []
+        for draft in drafts:
+            bad = [(file, fault) for file in draft.images if (fault := next(found))]
+            lost = {file.path for file, _ in bad}
+            good = tuple(file for file in draft.images if file.path not in lost)
+            self.missing_images += sum(fault[0] == "missing_image" for _, fault in bad)
+            absent = all(fault[0] == "missing_image" for _, fault in bad)
+            if bad and not good and not (allow_missing and absent):
+                self._refuse(draft, *bad[0][1])
+                continue
+            if not (allow_missing and absent):
+                self.rejects += [
+                    Reject(f"{self.name()}:{draft.id}#{file.path}", *fault) for file, fault in bad
+                ]
+            kept.append(without_images(draft, lost) if lost else draft)
+        return kept
+
+    def _with_headers(self, drafts: list[Draft]) -> list[Draft]:
+        """Adds view, sex and age that the headers of DICOM images tell, and no table did."""
+        told: list[Draft] = []
+        unread = 0
+        for draft in drafts:
+            files, attributes = list(draft.images), dict(draft.attributes)
+            for at, file in enumerate(files):
+                try:
+                    header = readers.header(self.image_root, file.path)
+                except InputError:  # only where verify=exists let it through
+                    unread += 1
+                    continue
+                if header is None:
+                    continue
+                if file.view == "UNKNOWN" != header.view:
+                    files[at] = dataclasses.replace(file, view=header.view, view_source="dicom")
+                if header.sex:
+                    attributes.setdefault("sex", header.sex)
+                if header.age is not None:
+                    attributes.setdefault("age", f"{header.age:g}")
+            told.append(dataclasses.replace(draft, images=tuple(files), attributes=attributes))
+        if unread:
+            self.warnings.append(f"{self.name()}: {unread:,} headers of images cannot be read")
+        return told
+
+    def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
+        """Returns reason and detail of what is wrong with an image, or None.
+
+        Sources whose images are no files of their own override it together with `loader`.
+        """
+        relative = image.path
+        if not relative or "\0" in relative or not inside(self.image_root, relative):
+            return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
+        burned_in = self._burned_in
+        return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
+
+    def _count(self, drafts: Sequence[Draft]) -> None:
+        """Compares counts with the published ones, for the splits that were read."""
+        found: dict[str, int] = {}
+        for split in SPLITS if self.split == ALL else (self.split,):
+            mine = [draft for draft in drafts if self.split != ALL or draft.split == split]
+            found |= {f"{name}/{split}": n for name, n in _counts(mine).items()}
+        if self.split == ALL:
+            found |= _counts(drafts)
+        elif self._val_fraction and self.split != "test":
+            found = {}  # a part of the official train: no published count to compare with
+        official = self._official and any(draft.split for draft in drafts)
+        for name, expected in self.expected.items():
+            if "images" in name and self.missing_images:
+                continue  # said already, by their number
+            if name in found and found[name] != expected and ("/" not in name or official):
+                self.warnings.append(
+                    f"{self.name()}: {found[name]:,} {name} found, {expected:,} in the published"
+                    " corpus: a part of it, another release, or rows that were refused"
+                )
+
+
+def inside(root: str, relative: str) -> bool:
+    """Whether a path stays below `root`, by its letters and through its links."""
+    if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
+        return False
+    top = os.path.realpath(root)
+    return os.path.commonpath([top, os.path.realpath(os.path.join(root, relative))]) == top
+
+
+def _counts(drafts: Sequence[Draft]) -> dict[str, int]:
+    return {
+        "records": len(drafts),
+        "images": sum(len(draft.images) for draft in drafts),
+        "patients": len({draft.patient or draft.id for draft in drafts}),
+        "groups": len({draft.group or draft.patient or draft.id for draft in drafts}),
+    }

@@ -1,0 +1,350 @@
+"""Rows of text with one image each: what a table and a TFDS data set have in common.
+
+A reader hands over its rows one by one; `Rows` checks them all, keeps those of one split as
+columns of bytes (a few hundred bytes a row, quick to pickle), and builds their records.
+"""
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from mmrl.data.reading.splits import Fractions, check_fractions, check_split, split_of
+from mmrl.types import ImageRef, InputError, Record, Reject
+
+T = TypeVar("T")
+
+# One row as read: its number, its cells by column, and what is wrong with it or "".
+Row = tuple[int, Mapping[str, str], str]
+Fault = tuple[str, str]  # reason and detail of a Reject
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+_VIEW_NAMES = {
+    "PA": "PA",
+    "AP": "AP",
+    "FRONTAL": "FRONTAL",
+    "LATERAL": "LATERAL",
+    "LAT": "LATERAL",
+    "LL": "LATERAL",  # left lateral
+    "L": "LATERAL",
+    "UNKNOWN": "UNKNOWN",
+}
+VERIFY = ("decode", "header", "exists")
+_CHUNK = 1024  # images handed to the thread pool at a time
+_LABELS = (1, 0, -1)
+_NOT_STATED = -2
+
+
+class CellError(ValueError):
+    """A cell that is neither text nor a number; it condemns its row, not the corpus."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which column (or feature) of a corpus holds what; `reports` maps section to column."""
+
+    image: str
+    reports: Mapping[str, str]
+    patient: str | None = None
+    study: str | None = None
+    view: str | None = None
+    id: str | None = None
+    split: str | None = None
+    license: str | None = None
+    labels: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Returns every column in use, once."""
+        single = (self.patient, self.study, self.view, self.id, self.split, self.license)
+        named = [self.image, *self.reports.values(), *filter(None, single), *self.labels]
+        return list(dict.fromkeys(named))
+
+    def check(self, present: Sequence[str], where: str, noun: str = "column") -> None:
+        """Raises InputError unless `present` holds every column in use, and none twice."""
+        twice = sorted({name for name in present if present.count(name) > 1})
+        if twice:
+            raise InputError(
+                f"{where}: {noun} {', '.join(map(repr, twice))} appears more than once;"
+                " expected distinct names"
+            )
+        missing = [name for name in self.names() if name not in present]
+        if missing:
+            raise InputError(
+                f"{where}: no {noun} {', '.join(map(repr, missing))};"
+                f" present: {', '.join(present) or 'none'}"
+            )
+
+
+def check_verify(verify: str, num_threads: int) -> None:
+    """Raises InputError for an unknown level of verification or no thread."""
+    if verify not in VERIFY:
+        raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
+    if num_threads < 1:
+        raise InputError(f"data.num_threads {num_threads}; expected at least 1")
+
+
+def find_faults(
+    fault: Callable[[T], Fault | None], cells: Sequence[T], num_threads: int
+) -> list[Fault | None]:
+    """Applies `fault` to every image in a thread pool; the order is kept."""
+    found: list[Fault | None] = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(cells), _CHUNK):
+            found.extend(pool.map(fault, cells[start : start + _CHUNK]))
+    return found
+
+
+def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:
+    """Returns section -> column; a plain name is both. InputError when there is none."""
+    if isinstance(columns, str):
+        columns = (columns,)
+    mapping = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+    if not mapping:
+        raise InputError("no column for the report given; expected at least one")
+    return mapping
+
+
+def view_name(text: str) -> str:
+    """Names a view by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
+    words = re.findall("[A-Z]+", text.upper())
+    return _VIEW_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
+
+
+def cell_text(value: Any) -> str:
+    """Returns a cell as text, "" for null and NaN; CellError for lists, bytes and the like."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes | Mapping | list | tuple | np.ndarray):
+        raise CellError(f"a cell holds {type(value).__name__}; expected text or a number")
+    text = str(value)
+    if re.search("[\ud800-\udfff]", text):
+        raise CellError("a cell holds an unpaired surrogate, which is no character")
+    return text
+
+
+class Rows:
+    """The rows of one split: checked, divided by patient, compact.
+
+    Checks that condemn the whole corpus look at every row, whatever its split. A row too broken
+    to tell its patient counts to the split of the readable row before it (of the first readable
+    row, at the top), so that it is listed in exactly one split.
+
+    Args:
+      rows: every row of the corpus, in order.
+      columns: what the cells mean.
+      source: name of the source, the prefix of ids.
+      where: path or name of the corpus, for messages.
+      split: the split to keep.
+      fractions, salt: for `split_of` on the patient, where `columns.split` is None.
+
+    Attributes:
+      total: rows of this split before rejection.
+
+    Raises:
+      InputError: no rows, none readable, an id twice, a label other than 1, 0, -1 or blank, an
+        unknown split, or a patient whom the split column puts in two splits.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        columns: Columns,
+        *,
+        source: str,
+        where: str,
+        split: str,
+        fractions: Fractions,
+        salt: str,
+    ) -> None:
+        scan = _Scan(columns, source, where, check_split(split), check_fractions(fractions), salt)
+        for number, cells, problem in rows:
+            scan.add(number, cells, problem)
+        scan.finish()
+        self._columns, self._source, self._split = columns, source, split
+        self._text = {name: pa.array(cells, pa.large_string()) for name, cells in scan.text.items()}
+        self._labels = np.array(scan.labels, np.int8).reshape(len(scan.labels), len(columns.labels))
+        self._refused = scan.refused
+        self.total = len(self) + len(self._refused)
+
+    def __len__(self) -> int:
+        return len(self._text["number"])
+
+    @property
+    def rejects(self) -> list[Reject]:
+        """The rows of the split that were refused, in the order of the corpus."""
+        return [reject for _, reject in sorted(self._refused, key=operator.itemgetter(0))]
+
+    def column(self, name: str) -> list[str]:
+        """Returns the cells kept of number, id, patient, study, view, image or license."""
+        return self._text[name].to_pylist()
+
+    def drop(self, faults: Sequence[Fault | None]) -> None:
+        """Moves each row that has a fault (parallel to the rows) to the rejects."""
+        numbers, natives = self.column("number"), self.column("id")
+        for number, native, fault in zip(numbers, natives, faults, strict=True):
+            if fault is not None:
+                reject = Reject(f"{self._source}:{native}", fault[0], f"row {number}: {fault[1]}")
+                self._refused.append((int(number), reject))
+        passed = np.array([fault is None for fault in faults], bool)
+        self._text = {name: cells.filter(pa.array(passed)) for name, cells in self._text.items()}
+        self._labels = self._labels[passed]
+
+    def record(self, index: int, loader: Callable[[str], Callable[[], np.ndarray]]) -> Record:
+        """Builds record `index`; `loader` turns its image cell into the image's `load`."""
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        position %= len(self)
+        cell = {name: cells[position].as_py() for name, cells in self._text.items()}
+        reports = {section: cell[f"report.{section}"] for section in self._columns.reports}
+        return Record(
+            id=f"{self._source}:{cell['id']}",
+            source=self._source,
+            patient_id=cell["patient"],
+            study_id=cell["study"],
+            group_key=cell["patient"],
+            split=self._split,
+            images=(ImageRef(cell["image"], loader(cell["image"]), view_name(cell["view"])),),
+            sections={section: text for section, text in reports.items() if text.strip()},
+            label_names=self._columns.labels,
+            labels=tuple(int(value) for value in self._labels[position]),
+            license=cell["license"],
+        )
+
+
+class _Scan:
+    """One pass over all rows; holds what is needed only while it lasts."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        source: str,
+        where: str,
+        split: str,
+        fractions: Fractions,
+        salt: str,
+    ) -> None:
+        self._columns, self._source, self._where = columns, source, where
+        self._split, self._fractions, self._salt = split, fractions, salt
+        names = ["number", "id", "patient", "study", "view", "image", "license"]
+        names += [f"report.{section}" for section in columns.reports]
+        self.text: dict[str, list[str]] = {name: [] for name in names}
+        self.labels: list[list[int]] = []
+        self.refused: list[tuple[int, Reject]] = []
+        self._row_of_id: dict[str, int] = {}
+        self._split_of_patient: dict[str, str] = {}
+        self._latest = ""  # split of the latest readable row
+        self._leading: list[tuple[int, str]] = []  # broken rows before the first readable one
+
+    def add(self, number: int, cells: Mapping[str, str], problem: str) -> None:
+        """Checks a row and keeps it if it is of the split."""
+        native = self._cell(cells, self._columns.id, str(number))
+        patient = self._cell(cells, self._columns.patient, native)
+        if not problem and not (native and patient):
+            problem = f"blank {self._columns.id if not native else self._columns.patient!r}"
+        if problem:
+            if not self._latest:
+                self._leading.append((number, problem))
+            elif self._latest == self._split:
+                self._refuse(number, str(number), "bad_row", problem)
+            return
+        if (earlier := self._row_of_id.setdefault(native, number)) != number:
+            raise InputError(
+                f"{self._where}: id {native!r} in rows {earlier} and {number}; expected every id"
+                " once"
+            )
+        self._latest = self._place(number, cells, patient)
+        stated = [self._label(number, name, cells[name]) for name in self._columns.labels]
+        if self._latest == self._split:
+            for broken, why in self._leading:
+                self._refuse(broken, str(broken), "bad_row", why)
+            self._keep(number, cells, native, patient, stated)
+        self._leading = []
+
+    def finish(self) -> None:
+        """Raises InputError if there was no row, or none could be read."""
+        if self._leading:
+            number, problem = self._leading[0]
+            raise InputError(f"{self._where}: no readable row; row {number}: {problem}")
+        if not self._latest:
+            raise InputError(f"{self._where}: no rows; expected at least one")
+
+    def _cell(self, cells: Mapping[str, str], column: str | None, default: str) -> str:
+        return default if column is None else cells.get(column, "").strip()
+
+    def _refuse(self, number: int, native: str, reason: str, detail: str) -> None:
+        reject = Reject(f"{self._source}:{native}", reason, f"row {number}: {detail}")
+        self.refused.append((number, reject))
+
+    def _place(self, number: int, cells: Mapping[str, str], patient: str) -> str:
+        """Returns the split of a row; refuses a patient in two splits."""
+        if self._columns.split is None:
+            if patient not in self._split_of_patient:
+                split = split_of(patient, self._fractions, salt=self._salt)
+                self._split_of_patient[patient] = split
+            return self._split_of_patient[patient]
+        given = cells[self._columns.split].strip()
+        if given.lower() not in _SPLIT_NAMES:
+            raise InputError(
+                f"{self._where} row {number}: {given!r} in {self._columns.split!r}; expected one"
+                f" of: {', '.join(_SPLIT_NAMES)}"
+            )
+        split = _SPLIT_NAMES[given.lower()]
+        if (other := self._split_of_patient.setdefault(patient, split)) != split:
+            raise InputError(
+                f"{self._where} row {number}: patient {patient!r} is in {other} and in {split};"
+                " expected every patient in one split"
+            )
+        return split
+
+    def _label(self, number: int, name: str, cell: str) -> int:
+        text = cell.strip()
+        if not text:
+            return _NOT_STATED
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if value not in (*_LABELS, _NOT_STATED):
+            raise InputError(
+                f"{self._where} row {number}: label {cell!r} in {name!r}; expected 1 (present),"
+                " 0 (absent), -1 (uncertain), blank or -2 (not stated)"
+            )
+        return int(value)
+
+    def _keep(
+        self, number: int, cells: Mapping[str, str], native: str, patient: str, stated: list[int]
+    ) -> None:
+        columns = self._columns
+        reports = [cells[name] for name in columns.reports.values()]
+        if not any(report.strip() for report in reports):
+            blank = ", ".join(map(repr, columns.reports.values()))
+            self._refuse(number, native, "empty_report", f"nothing in {blank}")
+            return
+        kept = (
+            str(number),
+            native,
+            patient,
+            self._cell(cells, columns.study, "") or f"{patient}/{native}",
+            self._cell(cells, columns.view, ""),
+            cells[columns.image].strip(),
+            self._cell(cells, columns.license, ""),
+            *reports,
+        )
+        for cells_of, value in zip(self.text.values(), kept, strict=True):
+            cells_of.append(value)
+        self.labels.append(stated)

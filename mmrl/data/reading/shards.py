@@ -1,0 +1,359 @@
+"""The form of a prepared corpus on disk: ArrayRecord shards, an index of all text, a manifest.
+
+    corpus/
+      train-00000.array_record ...   one msgpack map per record: encoded images, boxes, masks
+      index.parquet                  one row per record: everything but pixels, and where they lie
+      manifest.json                  schema, facts, options, counts, sha256 of every file
+      rejects.jsonl                  what was refused, with its reason
+
+The index is what training, audits and the leak gate read, so that none of them touches pixels for
+the sake of a text; a shard is read at random, by position. Nothing in a shard is executed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgpack
+import numpy as np
+import pyarrow as pa
+from array_record.python import array_record_module
+
+from mmrl.data.image.masks import Mask, decode_masks
+from mmrl.types import Box, Finding, InputError, Record
+
+SCHEMA_VERSION = 1
+INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
+WRITER_OPTIONS = "group_size:1,uncompressed"  # payloads are JPEG or PNG, and are read one by one
+_READER_OPTIONS = "readahead_buffer_size:0"
+_MARK = f"mmrl-{SCHEMA_VERSION}"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """One image of a shard.
+
+    Attributes:
+      key: as in the source. data: a whole JPEG or PNG file of one channel, 8 or 16 bit.
+      height, width: of `data`; orig_height, orig_width: of the image as its owner distributes it.
+      sha256: hex digest of the original pixels (dtype, shape, values), equal for equal images
+        however they are wrapped.
+      phash: 64-bit perceptual hash of the original, see `mmrl.data.overlap.duplicates`.
+    """
+
+    key: str
+    data: bytes
+    height: int
+    width: int
+    orig_height: int
+    orig_width: int
+    view: str
+    view_source: str
+    spacing: tuple[float, float] | None
+    sha256: str
+    phash: int
+
+
+def pack_payload(
+    record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
+) -> bytes:
+    """What a shard holds of a record: its images, and boxes and masks in their original pixels."""
+    content = {
+        "mark": _MARK,
+        "id": record.id,
+        "images": [dataclasses.astuple(image) for image in images],
+        "boxes": [dataclasses.astuple(box) for box in record.boxes],
+        "masks": [dataclasses.astuple(mask) for mask in masks],
+    }
+    return msgpack.packb(content)
+
+
+def unpack_payload(data: bytes) -> dict[str, Any]:
+    """The inverse: id, images, boxes, masks.
+
+    Raises:
+      InputError: not the payload of a record, or of another schema.
+    """
+    content = _content(data)
+    try:
+        content["images"] = tuple(StoredImage(*fields) for fields in content["images"])
+        content["boxes"] = tuple(Box(*fields) for fields in content["boxes"])
+        content["masks"] = tuple(Mask(*fields) for fields in content["masks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(error) from error
+    return content
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """The map of a payload, its images, boxes and masks still tuples of their fields."""
+    try:
+        content = msgpack.unpackb(data, use_list=False, strict_map_key=True)
+        mark = content["mark"]
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise _damaged(error) from error
+    if mark != _MARK:
+        raise InputError(f"a record of schema {mark!r}; expected {_MARK!r}")
+    return content
+
+
+def _damaged(error: Exception) -> InputError:
+    return InputError(f"damaged record: {type(error).__name__}")
+
+
+# Of the index; one column per section follows, "section.findings" and so on.
+INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("source_version", pa.string()),
+    ("split", pa.string()),
+    ("split_official", pa.string()),
+    ("patient_id", pa.string()),
+    ("study_id", pa.string()),
+    ("group_key", pa.string()),
+    ("group_known", pa.bool_()),
+    ("aliases", pa.list_(pa.string())),
+    ("language", pa.string()),
+    ("license", pa.string()),
+    ("access", pa.string()),
+    ("redistributable", pa.bool_()),
+    ("prior_id", pa.string()),
+    ("time", pa.int64()),
+    ("labels", pa.list_(pa.int8())),
+    ("attributes", pa.string()),  # JSON object
+    ("sentences", pa.string()),  # JSON list of [section, text]
+    ("findings", pa.string()),  # JSON list of [name, side, zone, severity]
+    ("entailment", pa.string()),  # JSON list of premise, hypothesis, label; "" for none
+    ("image_keys", pa.list_(pa.string())),
+    ("views", pa.list_(pa.string())),
+    ("view_sources", pa.list_(pa.string())),
+    ("spacings", pa.list_(pa.list_(pa.float64()))),  # [] where unknown
+    ("image_sha256", pa.list_(pa.string())),
+    ("image_phash", pa.list_(pa.uint64())),
+    ("orig_heights", pa.list_(pa.int32())),
+    ("orig_widths", pa.list_(pa.int32())),
+    ("num_boxes", pa.int32()),
+    ("mask_labels", pa.list_(pa.string())),
+    ("has_findings", pa.bool_()),  # whether a section of findings or impression holds text
+    ("shard", pa.string()),
+    ("position", pa.int32()),
+)
+
+
+# Those that hold the field of the record of that name, as it is.
+PLAIN_FIELDS = tuple(name for name, _ in INDEX_FIELDS[:16] if name != "aliases")
+
+
+def index_row(
+    record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
+) -> dict[str, Any]:
+    """One row of the index, without shard and position; sections under "sections"."""
+    plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
+    stated = record.entailment
+    return plain | {
+        "aliases": list(record.aliases),
+        "labels": list(record.labels),
+        "attributes": _json(dict(record.attributes)),
+        "sentences": _json([list(pair) for pair in record.sentences]),
+        "findings": _json([list(dataclasses.astuple(f)) for f in record.findings]),
+        "entailment": _json(list(dataclasses.astuple(stated))) if stated else "",
+        "image_keys": [image.key for image in images],
+        "views": [image.view for image in images],
+        "view_sources": [image.view_source for image in images],
+        "spacings": [list(image.spacing or ()) for image in images],
+        "image_sha256": [image.sha256 for image in images],
+        "image_phash": [image.phash for image in images],
+        "orig_heights": [image.orig_height for image in images],
+        "orig_widths": [image.orig_width for image in images],
+        "num_boxes": len(record.boxes),
+        "mask_labels": list(dict.fromkeys(mask.label for mask in masks)),
+        "has_findings": any(record.sections.get(s, "").strip() for s in ("findings", "impression")),
+        "sections": dict(record.sections),
+    }
+
+
+def index_table(rows: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> pa.Table:
+    """The index as a table; `sections` are all that any record has, in order."""
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in INDEX_FIELDS}
+    for section in sections:
+        texts = [row["sections"].get(section) for row in rows]
+        columns[f"section.{section}"] = pa.array(texts, pa.large_string())
+    return pa.table(columns)
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a prepared corpus.
+
+    Raises:
+      InputError: no complete corpus in the folder, or one of another schema.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"'{folder}' holds no prepared corpus (no {MANIFEST}; python -m mmrl.prepare makes one,"
+            " and goes on where it was stopped)"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}")
+    return manifest
+
+
+def check_files(
+    folder: str | os.PathLike[str], manifest: Mapping[str, Any], verify: str = "size"
+) -> None:
+    """Compares the files of a prepared corpus with its manifest.
+
+    Args:
+      verify: "size" compares sizes, "sha256" also reads and digests every file.
+
+    Raises:
+      InputError: names the first file that is missing, differs, or lies elsewhere.
+    """
+    for name, stated in manifest["files"].items():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise InputError(f"{folder}: the manifest names {name!r}; expected a file beside it")
+        full = os.path.join(folder, name)
+        if not os.path.isfile(full):
+            raise InputError(f"{folder}: {name} of the manifest is missing")
+        if os.path.getsize(full) != stated["bytes"]:
+            raise InputError(
+                f"{full} has {os.path.getsize(full):,} bytes; its manifest says {stated['bytes']:,}"
+            )
+        if verify == "sha256" and file_sha256(full) != stated["sha256"]:
+            raise InputError(f"{full} was altered: its sha256 differs from the manifest's")
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hex digest of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pixel_sha256(image: np.ndarray) -> str:
+    """Hex digest of an image's pixels, dtype and shape."""
+    digest = hashlib.sha256(f"{image.dtype.str}{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+# Training reads at random, so that with fewer open than there are shards nearly every read would
+# open one; half of what a process may usually hold open (1024).
+@functools.lru_cache(maxsize=512)
+def _reader(path: str) -> Any:
+    """An open shard; the reader may be shared by threads, and each process opens its own."""
+    try:
+        return array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
+    except Exception as error:  # the extension raises whatever its C++ status maps to
+        raise InputError(f"{path} cannot be opened: {_line(error)}") from error
+
+
+def read_payload(path: str, position: int) -> dict[str, Any]:
+    """The payload of one record; see `unpack_payload`.
+
+    Raises:
+      InputError: the shard is missing or damaged.
+    """
+    return unpack_payload(_read(path, position))
+
+
+def _read(path: str, position: int) -> bytes:
+    reader = _reader(path)
+    if position < 0:  # which a range would count from the end
+        raise InputError(f"{path} record {position} cannot be read: expected at least 0")
+    try:
+        # As a range: for a list of positions, the reader first goes through all chunks of the
+        # shard, which takes longer than reading one; for more positions it starts threads.
+        (data,) = reader.read(position, position + 1)
+    except Exception as error:
+        raise InputError(f"{path} record {position} cannot be read: {_line(error)}") from error
+    return data
+
+
+def decode_image(image: StoredImage) -> np.ndarray:
+    """The pixels of a stored image: u8[H, W] or u16[H, W]; InputError when damaged.
+
+    Its container is not walked again: it was whole when the shard was written, and the manifest
+    holds the shard's digest.
+    """
+    return _decode(image.key, image.data, image.height, image.width)
+
+
+def _decode(key: str, data: bytes, height: int, width: int) -> np.ndarray:
+    try:
+        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.shape != (height, width):
+        raise InputError(f"image {key!r} cannot be decoded")
+    return pixels
+
+
+def load_image(path: str, position: int, number: int) -> np.ndarray:
+    """Image `number` of a record, see `decode_image`; an InputError names the place.
+
+    The other images, the boxes and the masks are not looked at.
+    """
+    content = _read(path, position)
+    try:
+        images = _content(content)["images"]
+        if not 0 <= number < len(images):
+            raise InputError(f"it has {len(images)} images, no number {number}")
+        key, data, height, width = images[number][:4]  # the first fields of StoredImage
+        return _decode(key, data, height, width)
+    except InputError as error:
+        raise InputError(f"{path} record {position}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} record {position}: {_damaged(error)}") from error
+
+
+def load_boxes(path: str, position: int) -> tuple[Box, ...]:
+    """The boxes of a record, in pixels of its images as `load_image` gives them."""
+    content = read_payload(path, position)
+    images: Sequence[StoredImage] = content["images"]
+    boxes = []
+    for box in content["boxes"]:
+        scale_x = scale_y = 1.0
+        if box.image < len(images):
+            image = images[box.image]
+            scale_x, scale_y = image.width / image.orig_width, image.height / image.orig_height
+        x0, y0, x1, y1 = box.xyxy
+        scaled = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
+        boxes.append(dataclasses.replace(box, xyxy=scaled))
+    return tuple(boxes)
+
+
+def load_masks(path: str, position: int) -> dict[str, np.ndarray]:
+    """The masks of a record by label: bool[H, W], of the first image as `load_image` gives it."""
+    content = read_payload(path, position)
+    first: StoredImage = content["images"][0]
+    drawn = decode_masks(content["masks"])
+    return {
+        label: cv2.resize(
+            mask.astype(np.uint8), (first.width, first.height), interpolation=cv2.INTER_NEAREST
+        ).astype(bool)
+        for label, mask in drawn.items()
+    }
+
+
+def findings_of(text: str) -> tuple[Finding, ...]:
+    """Findings from their JSON cell."""
+    return tuple(Finding(*fields) for fields in json.loads(text))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""Report text: cleaning, sentences and sections, tokens."""

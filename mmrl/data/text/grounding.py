@@ -1,0 +1,212 @@
+"""Which words of a report state a finding whose place is known: what grounding asks a model for."""
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+
+from mmrl.data.text.reports import normalise
+from mmrl.types import Record
+
+# tokens i32[L] -> (word, its token positions), in reading order.
+WordsOf = Callable[[np.ndarray], Sequence[tuple[str, Sequence[int]]]]
+Word = tuple[str, tuple[int, ...]]
+Corners = tuple[float, float, float, float]
+
+_SIDES = frozenset(re.findall(r"\w+", "left right bilateral bilaterally both"))
+_ZONES = frozenset(
+    re.findall(
+        r"\w+",
+        "upper mid middle lower apical apex apices basal basilar bibasilar base bases lobe lingula "
+        "retrocardiac hilar perihilar costophrenic",
+    )
+)
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "about above also and are been below but for from has have into its may not otherwise over "
+        "seen since some than that the their there these this those through under was were which "
+        "while with within without",
+    )
+)
+
+
+class Reports(Protocol):
+    """What is read of the examples: their texts, whose they are, and the truth behind them."""
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    patients: Sequence[str]
+
+    def __len__(self) -> int: ...
+    def record(self, index: int) -> Record:
+        """The full record behind example `index`."""
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """One study to look at: the words to ask for and the boxes of the finding they state.
+
+    Attributes:
+      index: position in the held-out data.
+      label: the boxed finding, "" without boxes.
+      words: (word, positions of its tokens) pairs, most telling first.
+      boxes: (x0, y0, x1, y1) in pixels of the original image.
+    """
+
+    index: int
+    label: str
+    words: tuple[Word, ...]
+    boxes: tuple[Corners, ...]
+
+
+def select_examples(
+    data: Reports,
+    words_of: WordsOf,
+    *,
+    count: int = 6,
+    words_per_example: int = 2,
+    scan: int = 2000,
+) -> list[Selected]:
+    """Chooses studies with boxed findings, spread over findings and patients.
+
+    A study qualifies when the sentence that states the boxed finding is found, whole, in the
+    tokenised text; its words are taken in the order finding, side, zone, rarest. A box without
+    a sentence needs a word of its label in the text, and only such words are taken. Findings
+    take turns, the commonest first; a patient returns only when no other is left. When no study
+    has a usable box, studies without boxes are chosen and their rarest words that are not unique.
+
+    Args:
+      data: the held-out examples.
+      words_of: maps tokens to words, such as `Tokenizer.words`.
+      count: of studies, at most.
+      words_per_example: of words per study, at most.
+      scan: how many examples to look through, the first by the hash of their ids.
+
+    Returns:
+      At most `count` choices; the same for the same data.
+    """
+    order = sorted(range(len(data)), key=lambda i: hashlib.sha256(data.ids[i].encode()).digest())
+    order = order[:scan]
+    if not order:
+        return []
+    tokens, _ = data.tokenize([data.texts[i] for i in order])
+    words = {
+        index: [(word.casefold(), tuple(positions)) for word, positions in words_of(row)]
+        for index, row in zip(order, tokens, strict=True)
+    }
+    frequency = Counter(name for found in words.values() for name in {word for word, _ in found})
+    by_label: dict[str, list[Selected]] = {}
+    for index in order:
+        for choice in _boxed(index, data.record(index), words[index], frequency):
+            by_label.setdefault(choice.label, []).append(
+                dataclasses.replace(choice, words=choice.words[:words_per_example])
+            )
+    if not by_label:
+        by_label[""] = [
+            Selected(index, "", tuple(rare[:words_per_example]), ())
+            for index in order
+            if (rare := _rarest(words[index], frequency))
+        ]
+    return _take_turns(data.patients, by_label, count)
+
+
+def _take_turns(
+    patients: Sequence[str], by_label: Mapping[str, list[Selected]], count: int
+) -> list[Selected]:
+    """Labels take turns, the commonest first, with new patients while there are any."""
+    chosen: list[Selected] = []
+    studies: set[int] = set()
+    seen: set[str] = set()
+    for new_patients_only in (True, False):
+        queues = [
+            iter(by_label[label])
+            for label in sorted(by_label, key=lambda k: (-len(by_label[k]), k))
+        ]
+        while queues and len(chosen) < count:
+            queue = queues.pop(0)
+            for choice in queue:
+                patient = patients[choice.index]
+                if choice.index in studies or (new_patients_only and patient in seen):
+                    continue
+                chosen.append(choice)
+                studies.add(choice.index)
+                seen.add(patient)
+                queues.append(queue)
+                break
+    return chosen
+
+
+def _boxed(
+    index: int, record: Record, words: Sequence[Word], frequency: Counter[str]
+) -> Iterator[Selected]:
+    """One choice per boxed finding whose words are found in the text."""
+    findings: dict[tuple[str, int], list[Corners]] = {}
+    for box in record.boxes:
+        findings.setdefault((box.label, box.sentence), []).append(box.xyxy)
+    for (label, sentence), boxes in findings.items():
+        parts = re.findall(r"[a-z0-9]+", label.casefold())
+        if 0 <= sentence < len(record.sentences):
+            stated = _find(record.sentences[sentence][1], words)
+            ordered = _most_telling(stated, parts, frequency)
+        else:
+            ordered = [word for word in _rarest(words, frequency) if _names(word[0], parts)]
+        if ordered:
+            yield Selected(index, label, tuple(ordered), tuple(boxes))
+
+
+def _find(sentence: str, words: Sequence[Word]) -> Sequence[Word]:
+    """The run of `words` that spells `sentence`, empty when there is none.
+
+    Letters are compared, not words: the tokenizer need not cut words where the sentence does.
+    """
+    wanted = _letters(sentence)
+    spelled = [_letters(word) for word, _ in words]
+    starts = {start: i for i, start in enumerate(accumulate(map(len, spelled), initial=0))}
+    found = "".join(spelled).find(wanted) if wanted else -1
+    first, last = starts.get(found), starts.get(found + len(wanted))
+    return () if first is None or last is None else words[first:last]
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", normalise(text).casefold())
+
+
+def _most_telling(
+    words: Sequence[Word], parts: Sequence[str], frequency: Counter[str]
+) -> list[Word]:
+    """The finding's own word, a side, a zone, then the rest of its words, rarest first."""
+    rarest = _rarest(words, frequency)
+    ordered: list[Word] = []
+    # English puts the noun last: of "pleural effusion", effusion.
+    named = [word for part in reversed(parts) for word in rarest if _names(word[0], [part])]
+    sides = [word for word in rarest if word[0] in _SIDES]
+    zones = [word for word in rarest if word[0] in _ZONES]
+    for fitting in (named, sides, zones):
+        ordered += [word for word in fitting if word not in ordered][:1]
+    return ordered + [word for word in rarest if word not in ordered]
+
+
+def _rarest(words: Sequence[Word], frequency: Counter[str]) -> list[Word]:
+    """First occurrences of content words; rarest first, but those of one report only last."""
+    first: dict[str, Word] = {}
+    for word in words:
+        if len(word[0]) > 2 and word[0].isalpha() and word[0] not in _FUNCTION_WORDS:
+            first.setdefault(word[0], word)
+    return sorted(first.values(), key=lambda w: (frequency[w[0]] < 2, frequency[w[0]], w[1]))
+
+
+def _names(word: str, parts: Sequence[str]) -> bool:
+    """Whether a word is one of a label's parts but for its ending: nodule, nodules, nodular."""
+    shared = [max(4, min(len(word), len(part)) - 1) for part in parts]
+    return any(
+        len(word) >= n and word[:n] == part[:n] for n, part in zip(shared, parts, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""Meshes, shardings and processes: everything that knows which hardware a run uses."""

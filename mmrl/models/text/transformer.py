@@ -1,0 +1,288 @@
+"""Transformer text encoder with word features and true padding masks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl.models.layers import (
+    Features,
+    Implementation,
+    LayerNorm,
+    Remat,
+    check_choice,
+    dropout_keys,
+    gathered,
+    learned_positions,
+    resolve_size,
+    split_key,
+)
+from mmrl.models.stack import Stack
+from mmrl.models.text.packing import PAD, PackingPlan, Rows
+from mmrl.types import InputError
+
+# Pooled texts, and what word features are made of, see Text._rows.
+_Passed = tuple[jax.Array, jax.Array | None, jax.Array | None]
+
+
+def last_token(mask: jax.Array) -> jax.Array:
+    """mask bool[N, L] -> i32[N], the position of the last valid token; 0 when there is none."""
+    return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1], dtype=jnp.int32)[None], 0), axis=1)
+
+
+def word_mask(mask: jax.Array) -> jax.Array:
+    """mask bool[N, L] -> bool[N, L] without the first (bos) and the last (eos) valid token."""
+    position = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+    return mask & (position > 0) & (position < last_token(mask)[:, None])
+
+
+class Transformer(nnx.Module):
+    """Pre-norm bidirectional transformer over sub-word ids.
+
+    A text starts with bos, ends with eos as its last valid token, and is padded after that. What
+    comes out for valid tokens depends neither on the amount nor on the content of the padding. A
+    row without any valid token gives finite, meaningless features.
+
+    Args:
+      vocab_size: rows of the token table; ids at valid positions must be below it.
+      length: most tokens of a text; shorter arrays are fine.
+      width, depth, num_heads, variant: as of Vit. mlp_dim: default 4 * width.
+      pool: "cls" (position 0), "eos" (the last valid token) or "mean" over valid tokens.
+      word_layers: word features are the final norm of the sum of that many last layers' outputs
+        (Huang et al. 2021, GLoRIA, sums the last four).
+      dropout, attention, scan_layers, remat: as of Vit.
+      packing: rows that `candidates` computes in training, as a fraction of its texts, at most 1;
+        0 packs nothing. Changes no result but which features dropout hits; see
+      mmrl.models.text.packing. packing_group: reports whose texts share rows; divides a
+        micro-batch, and its share of each device unless rows may travel between devices.
+
+    Attribute: width. Raises InputError for unknown choices and sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        length: int,
+        width: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_dim: int | None = None,
+        variant: str | None = None,
+        pool: str = "cls",
+        word_layers: int = 1,
+        dropout: float = 0.0,
+        attention: Implementation = "xla",
+        scan_layers: bool = False,
+        remat: Remat = "none",
+        packing: float = 0.0,
+        packing_group: int = 16,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        size = resolve_size("Text", variant, width, depth, num_heads)
+        check_choice("Text", "pool", pool, ("cls", "eos", "mean"))
+        if not 1 <= word_layers <= size.depth:
+            raise InputError(f"Text: word_layers {word_layers}; expected 1 to depth {size.depth}")
+        if not 0 <= packing <= 1 or packing_group < 1:
+            raise InputError(
+                f"Text: packing {packing}, packing_group {packing_group}; expected a fraction of 0 "
+                "(off) to 1, and at least 1"
+            )
+        self.packing, self.packing_group = packing, packing_group
+        self.width, self.length, self.dtype = size.width, length, dtype
+        self.pool, self.word_layers = pool, word_layers
+        self.token = nnx.Embed(
+            vocab_size,
+            size.width,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            embedding_init=nnx.with_partitioning(nnx.initializers.normal(0.02), ("vocab", "embed")),
+            rngs=rngs,
+        )
+        self.position = learned_positions(length, size.width, param_dtype=param_dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.stack = Stack(
+            size,
+            mlp_dim,
+            dropout=dropout,
+            attention=attention,
+            scan_layers=scan_layers,
+            remat=remat,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Features:
+        """tokens i32[N, L], mask bool[N, L] -> Features in the compute dtype.
+
+        Dropout is on when `train` and `rngs` (stream "dropout") are given. Raises ValueError when
+        L exceeds `length` or the shapes differ.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] > self.length or mask.shape != tokens.shape:
+            raise ValueError(
+                f"tokens {tokens.shape}, mask {mask.shape}; expected [N, L], L <= {self.length}"
+            )
+        embed_key, stack_key = dropout_keys(train, rngs, 2)
+        x = self._embed(jnp.where(mask, tokens, PAD), None, embed_key)
+        x, summed = self.stack(x, mask, key=stack_key, last=self.word_layers)
+        x = self.norm(x)
+        words = x if self.word_layers == 1 else self.norm(summed)
+        return Features(pooled=self._pool(x, mask), local=words, mask=mask)
+
+    def candidates(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        *,
+        words: bool,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """C texts for each of B reports in one pass, with word features of the first ones only.
+
+        The same numbers as of C calls, for less: where only the pooled token of a text is wanted,
+        the last block is computed for that token ("cls" and "eos"), and texts are packed as
+        configured.
+
+        Args:
+          tokens: i32[B, C, L]. mask: bool[B, C, L].
+          words: whether word features are wanted.
+
+        Returns:
+          Pooled [B, C, width] and, with `words`, the word features of candidate 0 [B, L, width],
+          in the compute dtype. Raises ValueError as `__call__` does, and InputError where
+          `packing_group` does not divide B.
+        """
+        reports, count, length = tokens.shape
+        if length > self.length or mask.shape != tokens.shape:
+            raise ValueError(
+                f"tokens {tokens.shape}, mask {mask.shape}; expected [B, C, L], L <= {self.length}"
+            )
+        if words and count == 1 and not (train and self.packing):
+            features = self(tokens[:, 0], mask[:, 0], train=train, rngs=rngs)
+            return features.pooled[:, None], features.local
+        row_key, word_key = dropout_keys(train, rngs, 2)
+        if train and self.packing:
+            pooled, x, total = self._packed(tokens, mask, words, row_key)
+        else:
+            rows = self._padded(tokens.reshape(-1, length), mask.reshape(-1, length))
+            pooled, x, total = self._rows(rows, words, row_key)
+            shape = (reports, count, length, self.width)
+            x = None if x is None else x.reshape(shape)[:, 0]
+            total = None if total is None else total.reshape(shape)[:, 0]
+        pooled = pooled.reshape(reports, count, -1)
+        if not words or x is None:
+            return pooled, None
+        if self.pool != "mean":
+            x = self.stack.last_block(x, mask[:, 0], key=word_key)
+            total = x if total is None else total + x
+            first = self._pool(self.norm(x), mask[:, 0])
+            pooled = jnp.concatenate([first[:, None], pooled[:, 1:]], axis=1)
+        return pooled, self.norm(x if total is None else total)
+
+    def _embed(
+        self,
+        tokens: jax.Array,
+        position: jax.Array | None,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Tokens i32[N, L] at their columns, or at position i32[N, L], -> [N, L, width]."""
+        x = jnp.take(gathered(self.token.embedding[...].astype(self.dtype)), tokens, axis=0)
+        table = gathered(self.position[...].astype(x.dtype))
+        x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
+        return self.dropout(x, deterministic=key is None, rngs=key)
+
+    def _padded(self, tokens: jax.Array, mask: jax.Array) -> Rows:
+        """One text i32[N, L] per row."""
+        pooled = last_token(mask) if self.pool == "eos" else jnp.zeros_like(tokens[:, 0])
+        tokens = jnp.where(mask, tokens, PAD)
+        return Rows(tokens, None, mask, pooled[:, None], mask[:, None])
+
+    def _rows(self, rows: Rows, words: bool, key: jax.Array | None) -> _Passed:
+        """Pooled [R, S, width] of all texts, and what word features are made of [R, P, width].
+
+        The latter, None without `words`: what enters the last block and the sum before it; with
+        pool "mean", which needs the last block everywhere, what leaves it and the whole sum.
+        """
+        embed_key, stack_key = split_key(key, 2)
+        x = self._embed(rows.tokens, rows.position, embed_key)
+        last = self.word_layers if words else 1
+        total: jax.Array | None
+        if self.pool == "mean":
+            x, total = self.stack(x, rows.mask, key=stack_key, last=last)
+            count = jnp.maximum(rows.seen.sum(axis=2, keepdims=True), 1)
+            weights = rows.seen.astype(x.dtype) / count.astype(x.dtype)
+            pooled = jnp.einsum("rsp,rpd->rsd", weights, self.norm(x))
+        else:
+            x, total = self.stack.before_last(x, rows.mask, key=stack_key, last=last)
+            pooled = self.norm(
+                self.stack.last_block(x, rows.seen, key=stack_key, queries=rows.query)
+            )
+        return (pooled, x, total if last > 1 else None) if words else (pooled, None, None)
+
+    def _packed(
+        self, tokens: jax.Array, mask: jax.Array, words: bool, key: jax.Array | None
+    ) -> _Passed:
+        """As `_rows`, in reading order: pooled [B * C, width], and of candidate 0 [B, L, width]."""
+        reports, count, length = tokens.shape
+        if reports % self.packing_group:
+            raise InputError(
+                f"packing_group={self.packing_group} of the text encoder does not divide the "
+                f"{reports} reports of a (micro-)batch; expected a divisor"
+            )
+        texts = self.packing_group * count
+        budget = math.ceil(self.packing * texts)
+        packing = PackingPlan(
+            tokens.reshape(-1, texts, length),
+            mask.reshape(-1, texts, length),
+            seats=min(length, 2 * math.ceil(1 / self.packing)),
+        )
+
+        def unpack(x: jax.Array | None, first: jax.Array | int) -> jax.Array | None:
+            if x is None:
+                return None
+            return packing.tokens_of(x, first, count).reshape(reports, length, -1)
+
+        def compute(first: jax.Array | int, size: int) -> _Passed:
+            rows = packing.rows(first, size, at_end=self.pool == "eos")
+            own = None if key is None else jax.random.fold_in(key, first)
+            pooled, x, total = self._rows(rows, words, own)
+            pooled = packing.texts(pooled, first).reshape(reports * count, -1)
+            return pooled, unpack(x, first), unpack(total, first)
+
+        found = compute(0, budget)
+        if budget == texts:
+            return found
+        size = math.ceil(budget / 8)  # rows at once, few since they come on top of the others
+
+        def add(found: _Passed, first: jax.Array) -> tuple[_Passed, None]:
+            more = jax.checkpoint(compute, static_argnums=1)(first, size)
+            return jax.tree.map(jnp.add, found, more), None
+
+        def spill(found: _Passed) -> _Passed:
+            return jax.lax.scan(add, found, jnp.arange(budget, texts, size, dtype=jnp.int32))[0]
+
+        with jax.named_scope("spill"):  # the memory planner knows it as what next to never runs
+            return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda found: found, found)
+
+    def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """x [N, L, width], mask bool[N, L] -> [N, width]."""
+        if self.pool == "cls":
+            return x[:, 0]
+        if self.pool == "eos":
+            return jnp.take_along_axis(x, last_token(mask)[:, None, None], axis=1)[:, 0]
+        count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+        return jnp.where(mask[..., None], x, 0).sum(axis=1) / count.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""The summary page of a run and the figures on it."""

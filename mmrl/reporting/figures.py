@@ -1,0 +1,345 @@
+"""Figures of a run as PNG files: losses, retrieval, perturbed-report choice, attention.
+
+Drawn on Figure objects without pyplot, so no window system and no global figure list is touched,
+and saved without dates or software versions: equal input gives equal bytes. Colours are those of
+Okabe and Ito (2008), distinct for colour-blind readers.
+"""
+
+import functools
+import itertools
+import os
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib import font_manager, ft2font
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from mmrl.reporting.attention import AttentionExample
+from mmrl.types import InputError
+
+Line = Mapping[str, Any]
+Path = str | os.PathLike[str]
+
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+VERMILION, GREY = "#D55E00", "#6E6E6E"
+_MAP = "inferno"
+_LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (GREY, "D"))
+
+_DPI = 150
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": "#E2E2E2",
+    "legend.frameon": False,
+    "hatch.linewidth": 0.8,
+    "text.parse_math": False,  # Reports may hold dollar signs.
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draws in the house style whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **options: P.kwargs) -> T:
+        with matplotlib.style.context(["default", _STYLE]):
+            return draw(*args, **options)
+
+    return in_style
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Size in inches at 150 dots per inch."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG that depends on the picture alone."""
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+@functools.cache
+def _font() -> ft2font.FT2Font:
+    """The bundled font, the only one used."""
+    return ft2font.FT2Font(font_manager.findfont("DejaVu Sans"))
+
+
+def readable(text: str) -> str:
+    """Text on one line with a box in place of what the font lacks, which would warn."""
+    line = " ".join(text.split())
+    return "".join(c if _font().get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in line)
+
+
+def _wrapped(text: str, size: float, inches: float) -> list[str]:
+    """At most five lines of `size` points that fit into `inches`."""
+    line = readable(text)
+    _font().set_size(size, 72)
+    _font().set_text(line)
+    whole = max(_font().get_width_height()[0] / 64 / 72, 1e-6)  # from 1/64 points
+    # Lines differ in how many wide letters they hold, hence the margin.
+    return textwrap.wrap(line, max(20, int(0.9 * len(line) * inches / whole)), max_lines=5) or [""]
+
+
+def _series(lines: Sequence[Line], kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a key in lines of one kind; not-finite and absent values are left out."""
+    found = [
+        (line["step"], float(line[key]))
+        for line in lines
+        if line.get("kind") == kind and line.get(key) is not None
+    ]
+    array = np.array([pair for pair in found if np.isfinite(pair[1])], float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _smooth(values: np.ndarray, span: int) -> np.ndarray:
+    """Centred running mean; the window shrinks at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    reach = np.minimum(np.minimum(place, place[::-1]), span // 2)
+    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+
+
+@styled
+def loss_curves(lines: Sequence[Line], path: Path) -> None:
+    """The total loss, each objective's loss and the learning rate against the step.
+
+    Points are logged values, lines their running mean over a twentieth of the run; held-out
+    losses, where "eval" lines have them, are diamonds.
+
+    Args:
+      lines: of metrics.jsonl.
+      path: PNG to write, 1350 pixels wide.
+
+    Raises:
+      InputError: no train line with a finite loss.
+    """
+    train = [line for line in lines if line.get("kind") == "train"]
+    names = dict.fromkeys(key for line in train for key in line if key.endswith("/loss"))
+    drawn = [name for name in ("loss", *sorted(names)) if len(_series(lines, "train", name)[0])]
+    if "loss" not in drawn:
+        raise InputError(f"no finite training loss in {len(lines)} lines, so no curve to draw")
+    panels = list(drawn)
+    if len(_series(lines, "train", "learning_rate")[0]):
+        panels.append("learning_rate")
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(9, 0.5 + 2.5 * rows)
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False, sharex=True))
+    for panel, axis in zip(panels, axes, strict=False):
+        _loss_panel(axis, lines, panel)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[: len(panels)]:
+        axis.set_xlabel("training step")
+        axis.tick_params(labelbottom=True)
+    steps = int(_series(lines, "train", "loss")[0].max())
+    figure.suptitle(f"Training, {len(train)} logged lines up to step {steps:,}", fontsize=11)
+    save(figure, path)
+
+
+def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
+    steps, values = _series(lines, "train", name)
+    if name == "learning_rate":
+        axis.plot(steps, values, color=GREY)
+        axis.set(title="Learning rate", ylabel="learning rate", ylim=(0, 1.1 * values.max() or 1))
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        return
+    title = "Total loss, weighted sum" if name == "loss" else name.removesuffix("/loss")
+    axis.plot(steps, values, ".", color=BLUE, alpha=0.3, markersize=4, label="logged")
+    axis.plot(steps, _smooth(values, max(3, len(values) // 20)), color=BLUE, label="running mean")
+    held_out = _series(lines, "eval", name)
+    if len(held_out[0]):
+        axis.plot(*held_out, "D", color=VERMILION, markersize=5, label="held out")
+    axis.set(title=readable(title), ylabel="loss (nats)")
+    if name == "loss":
+        axis.legend(fontsize=9)
+
+
+@styled
+def retrieval_over_time(
+    lines: Sequence[Line], path: Path, *, results: Mapping[str, Any] | None = None
+) -> None:
+    """R@k in both directions against the step, with 95 % bands and chance.
+
+    Args:
+      lines: of metrics.jsonl, "eval" lines with "retrieval/{direction}/R@{k}" and "/low", "/high".
+      path: PNG to write, 1350 x 600 pixels.
+      results: `Results.to_dict()` of the retrieval evaluator: N, protocol and the chance lines.
+
+    Raises:
+      InputError: no eval line with a retrieval value.
+    """
+    names = {
+        key
+        for line in lines
+        if line.get("kind") == "eval"
+        for key in line
+        if key.startswith("retrieval/") and key.rpartition("/R@")[2].isdigit()
+    }
+    if not names:
+        raise InputError(f"no retrieval values in {len(lines)} lines, so no curve to draw")
+    values = results["values"] if results else {}
+    figure = new_figure(9, 4)
+    panels = figure.subplots(1, 2, sharey=True)
+    top = 0.0
+    for axis, direction in zip(panels, ("image_to_text", "text_to_image"), strict=True):
+        prefix = f"retrieval/{direction}/R@"
+        ks = sorted(int(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
+        for k, look in zip(ks, itertools.cycle(_LOOKS), strict=False):
+            chance = values.get(f"{direction}/R@{k}", {}).get("chance")
+            top = max(top, _recall_curve(axis, lines, f"{prefix}{k}", k, look, chance))
+        axis.set(title=direction.replace("_", " ").capitalize(), xlabel="training step")
+    panels[0].set_ylabel("recall at k (share of queries)")
+    panels[0].set_ylim(0, min(1.0, 1.1 * top) or 1.0)
+    panels[0].legend(fontsize=9, loc="upper left")
+    figure.suptitle(
+        "Held-out retrieval" + (_of(results) if results else "") + "\n"
+        "bands: 95 % patient bootstrap" + ("; dashed: chance" if results else ""),
+        fontsize=11,
+    )
+    save(figure, path)
+
+
+def _recall_curve(
+    axis: Axes,
+    lines: Sequence[Line],
+    name: str,
+    k: int,
+    look: tuple[str, str],
+    chance: float | None,
+) -> float:
+    """Draws one curve; returns its highest point."""
+    steps, values = _series(lines, "eval", name)
+    axis.plot(steps, values, color=look[0], marker=look[1], markersize=4.5, label=f"R@{k}")
+    low, high = (_series(lines, "eval", f"{name}/{end}") for end in ("low", "high"))
+    if np.array_equal(low[0], high[0]):
+        axis.fill_between(low[0], low[1], high[1], color=look[0], alpha=0.18, linewidth=0)
+    if chance is not None:
+        axis.axhline(chance, color=look[0], linestyle=(0, (4, 3)), linewidth=1.2)
+    return max([*values, *high[1], chance or 0.0])
+
+
+def _of(results: Mapping[str, Any]) -> str:
+    """The N and protocol that every title states."""
+    return readable(f", {results['data']['name']}, N = {results['n']:,}, {results['protocol']}")
+
+
+@styled
+def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
+    """One row per study: the image with its boxes, then each word's attention; text beneath.
+
+    Every map is stretched from its own least to its own greatest value, because attention is
+    often nearly even; the title of each panel says how far its peak stands above even.
+
+    Args:
+      examples: from `mmrl.reporting.attention.attend`.
+      path: PNG to write, about 400 pixels per panel.
+
+    Raises:
+      InputError: no examples.
+    """
+    if not examples:
+        raise InputError("no examples with words to look for, so no attention to draw")
+    columns = 1 + max(len(example.words) for example in examples)
+    side, width = 2.7, 2.7 * columns
+    wrapped = [_wrapped(example.text, 8.5, width) for example in examples]
+    heights = [size for text in wrapped for size in (side + 0.3, 0.25 + 0.17 * len(text))]
+    figure = new_figure(width, sum(heights) + 0.75)
+    grid = figure.add_gridspec(2 * len(examples), columns, height_ratios=heights)
+    for row, example in enumerate(examples):
+        panels = [
+            figure.add_subplot(grid[2 * row, column]) for column in range(1 + len(example.words))
+        ]
+        _image_panel(panels[0], example, readable(example.id)[-40:])
+        for panel, (word, weights) in zip(panels[1:], example.words, strict=True):
+            _map_panel(panel, example, word, weights)
+        text = figure.add_subplot(grid[2 * row + 1, :])
+        text.set_axis_off()
+        written = text.text(0, 1, "\n".join(wrapped[row]), va="top", fontsize=8.5)
+        written.set_in_layout(False)  # its width is settled; panels must not make room for it
+    boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
+    figure.suptitle(
+        f"Attention of report words, {len(examples)} held-out studies{boxes}", fontsize=11
+    )
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), _MAP),
+        ax=figure.axes,
+        location="bottom",
+        shrink=0.4,
+        aspect=40,
+        ticks=[0, 1],
+        pad=0.01,
+    )
+    bar.ax.set_xticklabels(["least", "greatest attention of the word"])
+    save(figure, path)
+
+
+def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
+    height, width = example.image.shape
+    axis.imshow(
+        example.image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
+    for _, (x0, y0, x1, y1) in example.boxes:
+        for colour, line, style in (("black", 3.0, "-"), ("white", 1.4, (0, (4, 2)))):
+            axis.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=line,
+                    linestyle=style,
+                )
+            )
+    labels = list(dict.fromkeys(label.replace("_", " ") for label, _ in example.boxes))
+    if labels:
+        title += "\n" + readable(", ".join(labels))
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+
+
+def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.ndarray) -> None:
+    height, width = example.image.shape
+    over_even = weights.max() * weights.size
+    _image_panel(axis, example, "")
+    spread = weights.max() - weights.min()
+    stretched = (weights - weights.min()) / (spread if spread > 0 else 1.0)
+    axis.set_title(
+        f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
+        f"\npeak {over_even:.1f} x even",
+        fontsize=9,
+    )
+    axis.imshow(
+        stretched,
+        cmap=_MAP,
+        vmin=0,
+        vmax=1,
+        alpha=0.15 + 0.5 * stretched,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )

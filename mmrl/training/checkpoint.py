@@ -1,0 +1,168 @@
+"""Checkpoints: one atomic directory per step. The only file that imports orbax.
+
+A checkpoint holds the train state, the position in the data, and `meta`: config, tokenizer,
+preprocessing, corpus digest and package versions. It is enough to evaluate, export or resume
+anywhere, on any number of devices.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmrl.devices import gather
+from mmrl.types import InputError
+from mmrl.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, mmrl first."""
+    return {"mmrl": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to the trainer.
+
+    jax counts the questions of every process to agree on a step; orbax asking in between, by
+    another count, would make processes miss it.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class Checkpoints:
+    """Saves and restores the steps of one run.
+
+    Args:
+      workdir: the run directory; checkpoints live in its `checkpoints/`.
+      keep: how many of the latest steps stay.
+      read_only: never creates or cleans anything, for evaluation and export.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file and mode
+        policy = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.LatestN(keep),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        self.folder = workdir.resolve() / "checkpoints"
+        self._manager = _Manager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The last complete step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All complete steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Writes a step in the background; it becomes visible only when complete."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            force=True,
+        )
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """Config, tokenizer and the rest of `meta`, without touching the arrays.
+
+        Raises:
+          InputError: there is no such step.
+        """
+        step = self._existing(step)
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
+
+    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """(state laid out like `target`, data position).
+
+        Args:
+          target: tree of ShapeDtypeStruct with shardings, so any number of devices will do.
+        """
+        step = self._existing(step)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def restore_partial(self, target: Any, step: int | None = None) -> Any:
+        """Only the parts of the state that `target` names, for evaluation and export."""
+        step = self._existing(step)
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        with ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(read_only=True),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+        ) as manager:
+            state = manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+        absent = [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+            if not isinstance(leaf, jax.Array)
+        ]
+        if absent:  # orbax leaves what it did not find as the empty template
+            raise InputError(f"checkpoint {step} in {self.folder} lacks {', '.join(absent)}")
+        return state
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes pending saves."""
+        self._manager.close()
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"no checkpoint in {self.folder}; train with this --workdir first")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise InputError(f"no checkpoint of step {step} in {self.folder}; steps: {steps}")
+        return step
+
+
+def digest(tree: Any) -> str:
+    """sha256 over the paths, shapes and bytes of all arrays: the identity of a set of weights."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = gather.whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def to_text(data: bytes) -> str:
+    """Bytes in a form that JSON can hold."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def from_text(text: str) -> bytes:
+    """The inverse of `to_text`."""
+    return base64.b64decode(text.encode("ascii"), validate=True)

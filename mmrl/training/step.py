@@ -1,0 +1,324 @@
+"""The train step: state in, state out, jitted once, donated, laid out on the mesh.
+
+The state is a plain nested dict, so that dispatch is cheap and checkpoints are readable:
+
+    step           i32[]   updates done
+    params         what the optimizer changes
+    variables      other module state: batch statistics, queues, teachers
+    opt_state      optax
+    metrics        (sum, weight) since the last log step
+    nonfinite_step i32[]   first step whose loss or gradient was not finite; -1: none
+    ema            average of params, only when config.ema > 0
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmrl import build, streams
+from mmrl.data import perturb
+from mmrl.data.perturb.mix import Mix
+from mmrl.devices import flops, sharding
+from mmrl.training import learner, optim, scalars
+from mmrl.types import Batch, Metrics
+
+State = dict[str, Any]
+
+
+class TrainStep:
+    """Everything compiled for one config on one mesh.
+
+    Args:
+      config: validated config.
+      vocab_size: of the tokenizer in use.
+      mesh: from `sharding.make_mesh`.
+      example: one batch (numpy or ShapeDtypeStruct) with the *global* shapes.
+
+    Raises:
+      InputError: objectives without their inputs, parameters without an optimizer rule, a batch
+        that the mesh cannot divide, a gradient cache for encoders with batch statistics.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        vocab_size: int,
+        mesh: Mesh,
+        example: Mapping[str, Any],
+    ) -> None:
+        sharding.check_batch(mesh, config.batch_size, config.accumulation)
+        self.config, self.mesh, self.vocab_size = config, mesh, vocab_size
+        self.layout = learner.layout(config, vocab_size, mesh)
+        if config.gradient_cache > 1:
+            learner.check_gradient_cache(
+                self.layout, config.batch_size, config.gradient_cache, mesh
+            )
+        pure = self.layout.params
+        self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
+        self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
+        batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
+        self._batch = batch
+        self._kinds: tuple[str, ...] = ()  # of perturbation, whose rates are logged
+        if "perturbation" in batch:
+            data = config.data
+            self._kinds = Mix.from_config(data.perturbations, data.perturbation_curriculum).kinds
+        self._metric_shapes = jax.eval_shape(
+            lambda p, v, b: self._loss(p, v, b, None)[1][0],
+            pure,
+            self.layout.variables,
+            batch,
+        )
+        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
+        self.shardings = self._state_shardings()
+        self._jit_init = jax.jit(self._init, out_shardings=self.shardings)
+        self._jit_loss_and_gradients = jax.jit(self._loss_and_gradients)
+        self._jit_step = jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
+            out_shardings=self.shardings,
+        )
+
+    def init(self) -> State:
+        """A fresh state, created directly in its layout."""
+        return self._jit_init(streams.key(self.config.seed, "init"))
+
+    def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
+        """One update; `state` is donated and must not be used again."""
+        return self._jit_step(state, batch)
+
+    def target(self) -> Any:
+        """ShapeDtypeStructs with shardings, to restore a checkpoint onto this mesh."""
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            self.abstract,
+            self.shardings,
+        )
+
+    def trace(self) -> jax.stages.Traced:
+        """One update, traced for the mesh's devices, present or not: to count and to compile."""
+        spread = sharding.batch_sharding(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
+            for name, array in self._batch.items()
+        }
+        return self._jit_step.trace(self.target(), batch)
+
+    def loss_and_gradients(
+        self, state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """Loss and gradients of one batch, for tests and notebooks; changes nothing."""
+        return self._jit_loss_and_gradients(state, dict(batch))
+
+    def _init(self, key: jax.Array) -> State:
+        _, params, variables = learner.split(
+            learner.make(self.config, self.vocab_size, nnx.Rngs(key))
+        )
+        extra = ["grad_norm", *(f"perturbed/{k}/{v}" for k in self._kinds for v in _RATES)]
+        names = {**self._metric_shapes, **dict.fromkeys(extra, (jnp.float32(0), jnp.float32(0)))}
+        state = {
+            "step": jnp.int32(0),
+            "params": params,
+            "variables": variables,
+            "opt_state": self.optimizer.init(params),
+            "metrics": scalars.zeros(names),
+            "nonfinite_step": jnp.int32(-1),
+        }
+        if self.config.ema > 0:
+            state["ema"] = jax.tree.map(jnp.copy, params)
+        return state
+
+    def _state_shardings(self) -> Any:
+        everywhere = sharding.replicated(self.mesh)
+        params, variables = (
+            jax.tree.map(lambda leaf: leaf.sharding, part)
+            for part in (self.layout.params, self.layout.variables)
+        )
+        layout = jax.tree.map(lambda _: everywhere, self.abstract)
+        layout |= {"params": params, "variables": variables}
+        layout["opt_state"] = optax.tree_map_params(
+            self.optimizer,
+            lambda leaf, s: leaf if isinstance(leaf, optax.MaskedNode) else s,
+            self.abstract["opt_state"],
+            params,
+            transform_non_params=lambda _: everywhere,
+            # Where a rule freezes a parameter, the optimizer keeps a placeholder.
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        )
+        if "ema" in layout:
+            layout["ema"] = params
+        return layout
+
+    def _dropout_key(self, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(streams.key(self.config.seed, "dropout"), step)
+
+    def _loss(
+        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """(loss, (metrics, new variables)); no key means no dropout."""
+        module = nnx.merge(self.layout.graphdef, params, variables)
+        if self.config.gradient_cache > 1:
+            loss, values = module.score(self._encoded(params, variables, batch, key), batch)
+        else:
+            loss, values = module(batch, train=True, rngs=_dropout(key))
+        return loss, (values, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
+
+    def _encoded(
+        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """The encodings of the global batch, one micro-batch after the other."""
+
+        def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+            module = nnx.merge(self.layout.graphdef, params, variables)
+            return module.encode(part, train=True, rngs=_dropout(key))
+
+        count = self.config.gradient_cache
+        return learner.encode_by_parts(encode, params, batch, key, count=count, mesh=self.mesh)
+
+    def _loss_and_gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+        key = self._dropout_key(state["step"])
+        loss = functools.partial(self._loss, variables=state["variables"], batch=batch, key=key)
+        return jax.value_and_grad(lambda params: loss(params)[0])(state["params"])
+
+    def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """(gradients, metrics, variables), averaged over the micro-batches."""
+        count = self.config.accumulation
+        grad = jax.grad(self._loss, has_aux=True)
+        key = self._dropout_key(state["step"])
+        if count == 1:
+            gradients, (values, variables) = grad(state["params"], state["variables"], batch, key)
+            return gradients, values, variables
+        micro = learner.deal(batch, count, self.mesh)
+
+        def body(carry: Any, item: Any) -> tuple[Any, None]:
+            gradients, values, variables = carry
+            number, part = item
+            new, (more, variables) = grad(
+                state["params"], variables, part, jax.random.fold_in(key, number)
+            )
+            added = jax.tree.map(lambda a, b: a + b / count, gradients, new)
+            return (added, scalars.add(values, more), variables), None
+
+        start = (
+            jax.tree.map(jnp.zeros_like, state["params"]),
+            scalars.zeros(self._metric_shapes),
+            state["variables"],
+        )
+        result, _ = jax.lax.scan(body, start, (jnp.arange(count), micro))
+        return result
+
+    def _step(self, state: State, batch: Mapping[str, Any]) -> State:
+        gradients, values, variables = self._gradients(state, batch)
+        gradients = jax.tree.map(
+            lambda g, t: g if t else jnp.zeros_like(g), gradients, self._trainable
+        )
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        module = nnx.merge(self.layout.graphdef, params, variables)
+        module.post_update()
+        _, params, variables = learner.split(module)
+
+        step = state["step"] + 1
+        values = {**values, "grad_norm": (norm, jnp.float32(1)), **self._rates(batch)}
+        # The accumulator starts anew after each log step; keeping that here, not on the host,
+        # makes it part of the checkpoint and so of an exact resume.
+        fresh = state["step"] % self.config.log_every == 0
+        total = jax.tree.map(lambda a: jnp.where(fresh, 0.0, a), state["metrics"])
+        finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"][0])
+        first = (state["nonfinite_step"] < 0) & ~finite
+        new = {
+            "step": step,
+            "params": params,
+            "variables": variables,
+            "opt_state": opt_state,
+            "metrics": scalars.add(total, values),
+            "nonfinite_step": jnp.where(first, step, state["nonfinite_step"]),
+        }
+        if "ema" in state:
+            new["ema"] = _average(state["ema"], params, self.config.ema, step)
+        return new
+
+    def _rates(self, batch: Mapping[str, Any]) -> Metrics:
+        """Per kind of perturbation: its share of all copies, and how many of its own are valid."""
+        if not self._kinds:
+            return {}
+        # One reduction over the batch for all kinds: on a mesh each one is a collective.
+        kinds = jnp.array([perturb.KINDS.index(kind) for kind in self._kinds], jnp.int8)
+        drawn = batch["perturbation"][..., None] == kinds  # B K kinds
+        valid = drawn & batch["perturbed_valid"][..., None]
+        counts = jnp.stack([drawn, valid]).sum(axis=(1, 2), dtype=jnp.float32)  # 2 kinds
+        size = jnp.float32(batch["perturbation"].size)
+        rates = {}
+        for place, kind in enumerate(self._kinds):
+            rates[f"perturbed/{kind}/share"] = (counts[0, place], size)
+            rates[f"perturbed/{kind}/valid"] = (counts[1, place], counts[0, place])
+        return rates
+
+
+_RATES = ("share", "valid")
+
+
+def model_flops(
+    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh, example: Mapping[str, Any]
+) -> int:
+    """FLOPs that one step needs on all devices together, however it is computed.
+
+    What saves memory costs arithmetic that no result needs: rematerialisation, gradient caching
+    and tiles of a table of pairs are counted as if computed once. Gradients of frozen parameters
+    do not count. Of packed texts the rows of the budget count, spilled ones do not.
+
+    Args:
+      config: validated. vocab_size, mesh, example: as of TrainStep.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.unlock()
+    plain.gradient_cache = plain.accumulation = 1
+    for encoder in (plain.model.image, plain.model.text):
+        if "remat" in encoder:
+            encoder.remat = "none"
+    for name, options in plain.objectives.items():
+        for option, value in {"implementation": "dense", "tile": "xla"}.items():
+            if option in build.options(build.find("objective", name)):
+                options[option] = value
+    layout = learner.layout(plain, vocab_size, mesh)
+    leaves, tree = jax.tree.flatten(layout.params)
+    changes = jax.tree.leaves(optim.trainable(layout.params, tuple(config.optimizer.rules)))
+
+    def loss(trained: list[Any], others: list[Any], variables: Any, batch: Any) -> jax.Array:
+        own, rest = iter(trained), iter(others)
+        params = jax.tree.unflatten(tree, [next(own if change else rest) for change in changes])
+        module = nnx.merge(layout.graphdef, params, variables)
+        return module(batch, train=True, rngs=_dropout(streams.key(config.seed, "dropout")))[0]
+
+    trained = [leaf for leaf, change in zip(leaves, changes, strict=True) if change]
+    others = [leaf for leaf, change in zip(leaves, changes, strict=True) if not change]
+    batch = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in example.items()}
+    return flops.count(jax.grad(loss), trained, others, layout.variables, batch, arm=min)
+
+
+def _dropout(key: jax.Array | None) -> nnx.Rngs | None:
+    return None if key is None else nnx.Rngs(dropout=key)
+
+
+def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """Exponential moving average, quicker at the start (Polyak averaging with warm-up)."""
+    count = step.astype(jnp.float32)
+    rate = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda a, p: (rate * a + (1.0 - rate) * p).astype(a.dtype), average, params)
+
+
+def global_example(local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Any]:
+    """Global shapes of a batch of which this process holds some rows."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+        for name, array in local.items()
+    }

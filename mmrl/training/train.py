@@ -1,0 +1,381 @@
+"""The one training loop: any encoders, any objectives, any corpus, any mesh.
+
+    data -> one jitted, donated step -> logs, evaluations, checkpoints
+
+Nothing in the loop waits for the device except at log steps, and nothing moves between host and
+device implicitly. Starting the same command again continues where the last checkpoint ended.
+SIGTERM, to any process, makes all of them save the same step and stop (`mmrl.devices.distributed`).
+"""
+
+import collections
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from mmrl import config as configs
+from mmrl import streams
+from mmrl.data.batches import stall
+from mmrl.data.batches.pipeline import Examples, Options, training_batches
+from mmrl.data.corpus import describe
+from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.devices import distributed, sharding
+from mmrl.evaluators.base import Results
+from mmrl.training import checkpoint, learner, run
+from mmrl.training import scalars as metrics
+from mmrl.training.clock import Clock
+from mmrl.training.console import Console
+from mmrl.training.predict import Predict
+from mmrl.training.prefetch import Prefetch
+from mmrl.training.profile import Profile
+from mmrl.training.step import State, TrainStep, global_example, model_flops
+from mmrl.types import InputError, NonFiniteError, PreemptedError
+
+
+class Trainer:
+    """One run until config.total_steps, or the continuation of one that stopped before.
+
+    All checks happen on construction; `run` then trains.
+
+    Args:
+      config: from a config file; locked or not.
+      workdir: the run directory, created when absent.
+
+    Raises:
+      InputError: anything wrong with config, data or workdir, before training starts.
+      NonFiniteError: from `run`, the loss, a gradient or an embedding stopped being finite; names
+        the step and the records.
+      PreemptedError: from `run`, told to stop; the step it names is saved.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path) -> None:
+        configs.validate(config)
+        self.config, self.workdir = config, workdir
+        self.first = jax.process_index() == 0
+        self.console = Console(active=self.first)
+        stored = run.read_config(workdir)
+        has_run = stored is not None and (workdir / "checkpoints").is_dir()
+        # Asked before anyone writes there, and all must take the same way from here.
+        distributed.agree([stored, has_run], f"what --workdir={workdir} holds")
+        changed = configs.check_resumable(stored, configs.plain(config)) if stored else {}
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
+        _prepare_process(config, workdir)
+        self.options = Options.from_config(config.data)
+
+        self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
+        run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
+        training, held_out = (self.corpora[split].fingerprint for split in ("train", "val"))
+        self.leaks = run.check_leaks(training, held_out, config.data, self.console)
+        meta = self._existing_meta() if has_run else None
+        self.tokenizer = self._tokenizer(meta)
+        self.rows = sharding.local_rows(self.mesh, config.batch_size)
+        self.batches = self._batches()
+        self.example = self._example()
+        self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self.example)
+        self.meta = {
+            "config": configs.plain(config),
+            "tokenizer": checkpoint.to_text(self.tokenizer.to_bytes()),
+            "corpus": {name: corpus.sha256() for name, corpus in self.corpora.items()},
+            "preprocessing": self.examples().preprocessing,
+            "versions": checkpoint.versions(),
+        }
+        if meta is not None and meta["corpus"] != self.meta["corpus"]:
+            raise InputError(
+                f"the data differ from those --workdir={workdir} was trained on (records, texts "
+                "or patients changed); use another --workdir for the new data"
+            )
+        for name, value in self.meta.items():
+            distributed.agree(value, f"{name} of the run")
+        self._describe()
+        if self.first:
+            self._record_start(changed)
+        distributed.await_shared(workdir / "config.json")
+        # From here on the directory is ours to write.
+        self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+        self.predict = Predict(self.step.layout, self.mesh)
+        self.evaluators = run.make_evaluators(config.evaluators, self.predict, self.examples())
+
+    def run(self) -> tuple[run.Trained, dict[str, Results]]:
+        """Trains, evaluates, saves; returns the trained encoders and their last results."""
+        state, start = self._restore()
+        writer = metrics.Writer(
+            self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
+        )
+        try:
+            if start >= self.config.total_steps:
+                self.console.say(
+                    f"already complete at step {start}; raise config.total_steps to go on"
+                )
+                results = self._evaluate(state, start)
+            else:
+                traced = Profile(self.workdir, start=start, **self.config.profile)
+                ahead, patience = self.config.data.prefetch, self.config.data.stall_seconds
+                with (
+                    distributed.Preemption() as preemption,
+                    Prefetch(
+                        self.batches, self._place, ahead, patience=patience, late=self._say_late
+                    ) as feed,
+                    contextlib.closing(traced),
+                ):
+                    state, results = self._loop(state, start, writer, preemption, feed, traced)
+        finally:
+            self.console.stop()
+            writer.close()
+            self.batches.close()
+            self.saved.close()
+        step = int(jax.device_get(state["step"]))
+        trained = run.Trained(
+            self.workdir, self.config, self.meta, self.tokenizer, self.predict, state, step
+        )
+        return trained, results
+
+    def _loop(
+        self,
+        state: State,
+        start: int,
+        writer: metrics.Writer,
+        preemption: distributed.Preemption,
+        feed: Prefetch,
+        profile: Profile,
+    ) -> tuple[State, dict[str, Results]]:
+        config, total = self.config, self.config.total_steps
+        results = self._evaluate(state, start, writer) if self._owes_evaluation else {}
+        clock = self._clock()
+        recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+        self.console.start(start, total)
+        for step in range(start + 1, total + 1):
+            profile.before(step, state)
+            with clock.waiting():
+                batch = next(feed)
+            recent.append((step, batch.rows))
+            with jax.transfer_guard("disallow"):
+                state = self.step(state, batch.arrays)
+            self.console.advance(step)
+            if note := profile.after(step, state):
+                self.console.say(note)
+            last = step == total
+            stopping = preemption.reached() and not last
+            evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
+            saving = last or stopping or step % config.checkpoint.every == 0
+            if step % config.log_every == 0 or evaluating or saving:
+                self._check_finite(state, recent)
+                recent.clear()
+            if step % config.log_every == 0 or last:
+                self._log(state, step, writer, clock)
+            if evaluating and not stopping:
+                with clock.excluded():
+                    results = self._evaluate(state, step, writer)
+            if saving:
+                # Last, so that every line up to this step is on disk when it becomes visible.
+                with clock.excluded():
+                    # There may be no time to evaluate when preempted: the continued run then
+                    # does it first.
+                    position = {**feed.position, "owes_evaluation": evaluating and stopping}
+                    self.saved.save(step, state, position, self.meta)
+            if stopping:
+                self.saved.wait()
+                raise PreemptedError(
+                    f"preempted: saved step {step}; start the same command again to continue"
+                )
+        if note := profile.close():
+            self.console.say(note)
+        return state, results
+
+    def _clock(self) -> Clock:
+        config, vocab_size = self.config, self.tokenizer.vocab_size
+        return Clock(
+            config.batch_size,
+            step_flops=model_flops(config, vocab_size, self.mesh, self.example),
+            devices=self.mesh.size,
+            device_kind=jax.devices()[0].device_kind,
+        )
+
+    def _place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        batch_sharding = sharding.batch_sharding(self.mesh)
+        return sharding.to_global(batch, batch_sharding, self.rows, self.config.batch_size)
+
+    def _log(self, state: State, step: int, writer: metrics.Writer, clock: Clock) -> None:
+        values = metrics.compute(state["metrics"])
+        values["learning_rate"] = float(self.step.schedule(step - 1))
+        timing = clock.read()
+        writer.scalars(step, "train", values)
+        writer.timing(step, timing)
+        self.console.step(step, values, timing)
+
+    def _evaluate(
+        self, state: State, step: int, writer: metrics.Writer | None = None
+    ) -> dict[str, Results]:
+        try:
+            results = run.evaluate_all(self.evaluators, state)
+        except FloatingPointError as error:  # the step before was finite, what it led to is not
+            raise NonFiniteError(
+                f"evaluation at step {step}: {error}; the last checkpoint before it is kept"
+            ) from error
+        if writer is not None:
+            writer.scalars(step, "eval", run.scalars(results))
+        if self.first:
+            content = {
+                "step": step,
+                "leaks": self.leaks,
+                "results": {name: result.to_dict() for name, result in results.items()},
+            }
+            run.write_json(self.workdir / "results" / f"{step:08d}.json", content)
+        self.console.results(f"evaluation at step {step} on {self.examples().name}", results)
+        return results
+
+    def _check_finite(
+        self, state: State, recent: "collections.deque[tuple[int, np.ndarray]]"
+    ) -> None:
+        bad = int(jax.device_get(state["nonfinite_step"]))
+        if bad < 0:
+            return
+        rows = distributed.gather_rows(dict(recent).get(bad, np.empty(0, np.int32)))
+        ids = [self.corpora["train"].ids[int(row)] for row in rows]
+        if self.first:
+            run.write_json(self.workdir / "nonfinite.json", {"step": bad, "records": ids})
+        raise NonFiniteError(
+            f"loss or gradient not finite at step {bad}; records of its batch (all in "
+            f"{self.workdir / 'nonfinite.json'}): {', '.join(ids[:8])}"
+            f"{', ...' if len(ids) > 8 else ''}; the last checkpoint before it is kept"
+        )
+
+    # What building a run consists of.
+
+    def _existing_meta(self) -> dict[str, Any] | None:
+        saved = checkpoint.Checkpoints(self.workdir, read_only=True)
+        try:
+            return saved.meta() if saved.latest() is not None else None
+        finally:
+            saved.close()
+
+    def _tokenizer(self, meta: Mapping[str, Any] | None) -> Tokenizer:
+        if meta is not None:
+            return Tokenizer.from_bytes(checkpoint.from_text(meta["tokenizer"]))
+        data = self.config.data
+        if data.tokenizer:
+            return Tokenizer.from_file(data.tokenizer)
+        return Tokenizer.train(
+            self.corpora["train"].texts,
+            vocab_size=data.vocab_size,
+            model_type=data.tokenizer_model,
+        )
+
+    def _batches(self) -> Any:
+        return training_batches(
+            self.corpora["train"],
+            self.tokenizer,
+            self.options,
+            seed=streams.host_seed(self.config.seed, "data"),
+            batch_size=self.config.batch_size,
+            with_perturbed=learner.needs_perturbed(self.config.objectives),
+            rows=self.rows,
+        )
+
+    def _example(self) -> dict[str, Any]:
+        """Shapes of a global batch, from a real one; the iterator is put back afterwards."""
+        position = self.batches.get_state()
+        patience = self.config.data.stall_seconds
+        with stall.watch(patience, lambda: self._say_late(self.batches.whereabouts())):
+            example = global_example(next(self.batches), self.config.batch_size)
+        self.batches.set_state(position)
+        return example
+
+    def _say_late(self, where: str) -> None:
+        """Of every process: the others wait for it, and only it knows why."""
+        seconds, number = self.config.data.stall_seconds, jax.process_index()
+        which = f" for process {number}" if jax.process_count() > 1 else ""
+        Console().say(f"no batch{which} in {seconds:g} s: {where}")
+
+    def examples(self) -> Examples:
+        """The held-out examples of training's own evaluations."""
+        preprocess, length = self.options.preprocess(), self.options.text_length
+        return Examples(
+            self.corpora["val"],
+            self.tokenizer,
+            preprocess,
+            length,
+            training=lambda: self.corpora["train"],
+            label_policy=self.options.label_policy,
+        )
+
+    def _restore(self) -> tuple[State, int]:
+        self._owes_evaluation = False
+        if self.saved.latest() is None:
+            return self.step.init(), 0
+        state, position = self.saved.restore(self.step.target())
+        self._owes_evaluation = position.pop("owes_evaluation", False)
+        self.batches.set_state(position)
+        start = int(jax.device_get(state["step"]))
+        self.console.say(f"resumed from step {start} in {self.saved.folder}")
+        return state, start
+
+    def _describe(self) -> None:
+        for corpus in self.corpora.values():
+            self.console.facts(corpus.name, describe(corpus))
+        if note := getattr(self.corpora["train"].source, "note", ""):
+            self.console.say(note)
+        *_, cut = self.tokenizer.encode_batch(
+            list(self.corpora["train"].texts), self.options.text_length
+        )
+        self.console.facts(
+            "tokenizer",
+            {
+                "pieces": self.tokenizer.vocab_size,
+                "text_length": self.options.text_length,
+                "truncated reports": f"{int(cut.sum())} ({float(cut.mean()):.1%})",
+            },
+        )
+        if (
+            self.tokenizer.vocab_size < self.config.data.vocab_size
+            and not self.config.data.tokenizer
+        ):
+            self.console.say(
+                f"the training text yields {self.tokenizer.vocab_size} pieces, fewer than "
+                f"config.data.vocab_size={self.config.data.vocab_size}"
+            )
+        params = self.step.abstract["params"]
+        sizes = {
+            name: f"{sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
+            for name, part in (*params["model"].items(), ("objectives", params["objectives"]))
+        }
+        self.console.facts("parameters", sizes)
+        shape = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        self.console.say(f"devices: {self.mesh.size} {jax.devices()[0].device_kind}, mesh {shape}")
+        if self.config.accumulation > 1:
+            self.console.say(
+                f"accumulation={self.config.accumulation}: each pair is contrasted with only "
+                f"{self.config.batch_size // self.config.accumulation - 1} negatives per step"
+            )
+
+    def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        run.write_json(self.workdir / "config.json", self.meta["config"])
+        self.corpora["train"].fingerprint.save(self.workdir / run.FINGERPRINT)
+        overview = parameter_overview.get_parameter_overview(
+            self.step.abstract["params"], include_stats=False
+        )
+        (self.workdir / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+        self.tokenizer.save(self.workdir / "tokenizer.model")
+        if changed:
+            self.console.facts(
+                "continued with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
+            )
+            with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
+                line = {"changed": changed, "versions": self.meta["versions"]}
+                file.write(json.dumps(line) + "\n")
+
+
+def _prepare_process(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    if config.data.num_workers:
+        jax.devices()  # this process takes its backend before the next line hides it from workers
+        os.environ["JAX_PLATFORMS"] = "cpu"  # a data worker must not claim the accelerator
+    if config.compile_cache:
+        cache = workdir.resolve() / config.compile_cache
+        jax.config.update("jax_compilation_cache_dir", str(cache))
