@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from mmrl import cli, config
+from mmrl import cli, config, files
 from mmrl.devices import distributed
 from mmrl.reporting import write as reporting
 from mmrl.training import run
@@ -66,7 +66,7 @@ def main() -> None:
         "results": {name: result.to_dict() for name, result in results.items()},
     }
     if first:
-        run.write_json(folder / "results.json", content)
+        files.write_json(folder / "results.json", content)
     page = reporting.write(
         folder,
         trained,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from mmrl import build, cli, config
+from mmrl import build, cli, config, files
 from mmrl.data.corpus import Corpus
 from mmrl.data.reading import rejects
 from mmrl.evaluators.statistics import Subset
@@ -87,13 +87,13 @@ def export(
             rows = range(number * options.shard_size, len(corpus))[: options.shard_size]
             _write_shard(path, _columns(trained, corpus, split, rows, options))
             done[name] = {"file": name, "records": len(rows), "sha256": _sha256(path)}
-            run.write_json(out / "manifest.json", {**manifest, "shards": list(done.values())})
+            files.write_json(out / "manifest.json", {**manifest, "shards": list(done.values())})
             console.say(f"{name}: {len(rows)} records")
     manifest |= {"complete": True, "shards": [done[name] for name in sorted(done)]}
     manifest["counts"] = {split: len(corpus) for split, corpus in corpora.items()}
     refused = [reject for corpus in corpora.values() for reject in corpus.rejects]
     manifest["rejected"] = rejects.summarise(refused)
-    run.write_json(out / "manifest.json", manifest)
+    files.write_json(out / "manifest.json", manifest)
     return manifest
 
 
@@ -149,7 +149,7 @@ def _open(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"--out={out} is not empty and holds no manifest.json; expected neither")
     out.mkdir(parents=True, exist_ok=True)
     manifest = {**identity, "complete": False, "shards": []}
-    run.write_json(path, manifest)
+    files.write_json(path, manifest)
     return manifest
 
 
@@ -178,16 +178,14 @@ def _columns(
 
 
 def _write_shard(path: Path, columns: Mapping[str, Any]) -> None:
-    fresh = path.with_name(f".{path.name}.tmp")
-    if path.suffix == ".npz":
-        with fresh.open("wb") as file:
+    with files.whole(path) as fresh, fresh.open("wb") as file:
+        if path.suffix == ".npz":
             # Fixed-width strings, so that readers need no pickle.
             arrays: dict[str, Any] = {name: np.asarray(value) for name, value in columns.items()}
             np.savez(file, **arrays)
-    else:
-        table = pa.table({name: _arrow(values) for name, values in columns.items()})
-        pq.write_table(table, fresh, compression="zstd")
-    fresh.replace(path)
+        else:
+            table = pa.table({name: _arrow(values) for name, values in columns.items()})
+            pq.write_table(table, file, compression="zstd")
 
 
 def _arrow(values: Any) -> pa.Array:

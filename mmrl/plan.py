@@ -8,14 +8,12 @@ no TPU) or for N virtual CPU devices, and reads the compiled program. No data ar
 the vocabulary is config.data.vocab_size. Exit status 0 whether or not the step fits.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from mmrl import cli
+from mmrl import cli, files
 from mmrl.planning import search, terminal
 from mmrl.planning.measure import Plan, make_plan
 from mmrl.planning.topology import find
@@ -94,7 +92,7 @@ def _say(line: str) -> None:
 
 def _write(content: Mapping[str, Any]) -> None:
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        files.write_json(_JSON.value, content)
 
 
 if __name__ == "__main__":

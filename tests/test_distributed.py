@@ -205,7 +205,7 @@ AGREE = """
 import sys
 from pathlib import Path
 import numpy as np
-from mmrl import distributed
+from mmrl.devices import distributed
 from mmrl.types import InputError
 port, folder, process = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 print(distributed.start(distributed.Settings(f"localhost:{port}", 2, process)))

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from mmrl import files as mmrl_files
 from mmrl.data.reading import shards
-from mmrl.preparation import durable, inventory, job, workers, workplace
+from mmrl.preparation import inventory, job, lock, workers, workplace
 from mmrl.preparation.storage import Recipe
 from mmrl.types import ImageRef, InputError
 from tests.conftest import ROOT
@@ -75,7 +76,7 @@ def killer(monkeypatch: pytest.MonkeyPatch, moment: int, *, after: bool) -> Call
 
         monkeypatch.setattr(owner, name, step)
 
-    wrap(durable, "place")  # every file gets its place by this
+    wrap(mmrl_files, "place")  # every file gets its place by this
     wrap(Path, "unlink")
     wrap(workplace.shutil, "rmtree")
     return lambda: steps
@@ -278,9 +279,9 @@ def test_an_altered_closed_shard_is_refused(
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(tmp_path / "out", monkeypatch)
-    held = durable.lock(tmp_path / "out" / workplace.WORK / "run.lock")
-    real = durable.lock
-    monkeypatch.setattr(durable, "lock", lambda path: real(path, patience=0.1))
+    held = lock.acquire(tmp_path / "out" / workplace.WORK / "run.lock")
+    real = lock.acquire
+    monkeypatch.setattr(lock, "acquire", lambda path: real(path, patience=0.1))
     with pytest.raises(InputError, match="another process prepares a corpus in"):
         run(tmp_path / "out")
     held.close()

@@ -14,12 +14,13 @@ SOURCES = sorted((ROOT / "mmrl").rglob("*.py"))
 
 # What each folder, and each file beside them, may import besides itself. Data flows one way:
 # data -> models -> objectives -> training -> evaluators -> export.
-BASE = {"types", "build", "streams", "version"}
+BASE = {"types", "build", "files", "streams", "version"}
 AXES = {"devices.axes"}
 READING = {"data.reading", "data.image"}
 TRAINING = BASE | {"config", "data", "devices", "evaluators", "models", "objectives"}
 MAY_IMPORT = {
     "version": set(),
+    "files": set(),
     "types": set(),
     "streams": set(),
     "build": {"types"},

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from mmrl import build
 from mmrl.planning.measure import Plan, make_plan
 from mmrl.planning.topology import Topology
 from mmrl.types import InputError
@@ -127,7 +128,8 @@ def _with_remat(config: ml_collections.ConfigDict, policy: str) -> ml_collection
     copy = config.copy_and_resolve_references()
     copy.unlock()
     for side in ("image", "text"):
-        if copy.model[side]["name"] in ("vit", "text"):
+        encoder = build.find(f"{side} encoder", copy.model[side]["name"])
+        if "remat" in build.options(encoder):
             copy.model[side]["remat"] = policy
     return copy
 

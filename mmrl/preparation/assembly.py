@@ -5,8 +5,8 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from mmrl import files
 from mmrl.data.reading import shards
-from mmrl.preparation import durable
 from mmrl.preparation.encode import Chunk
 from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.workplace import Workplace
@@ -111,9 +111,9 @@ class Assembly:
                 f"{self._fresh} holds {found:,} of {len(self._rows):,} records written; is the"
                 " disk full? The same command goes on"
             )
-        durable.sync(self._fresh)
+        files.sync(self._fresh)
         size, digest = self._fresh.stat().st_size, shards.file_sha256(self._fresh)
-        durable.place(self._fresh, self._workplace.output / self._name())
+        files.place(self._fresh, self._workplace.output / self._name())
         return size, digest
 
     def _name(self) -> str:

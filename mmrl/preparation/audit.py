@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mmrl import files
 from mmrl.data.overlap import fingerprints, leaks
 from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.text.reports import normalise
-from mmrl.preparation import audit_figures, cards, cautions, durable, repeats, survey
+from mmrl.preparation import audit_figures, cards, cautions, repeats, survey
 from mmrl.preparation import lengths as wording
 from mmrl.preparation.audit_tables import Table, percent, tables
 from mmrl.preparation.holdings import Holdings
@@ -99,7 +100,7 @@ def audit(
         _print(console, name, corpora[name]["findings"], listed)
         shown += _sections(prefix, corpora[name], listed, figures, chosen)
     numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
-    durable.write(target / NUMBERS, numbers.encode(errors="replace"))
+    files.write(target / NUMBERS, numbers)
     title = f"Audit of {', '.join(corpora)}"
     page.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
     console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))

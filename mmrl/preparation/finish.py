@@ -96,7 +96,7 @@ def finish(
         "files": dict(sorted(files.items())),
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    workplace.publish(shards.MANIFEST, lambda path: _write_text(path, text))
+    workplace.publish(shards.MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     workplace.remove_work()
     return manifest
 
@@ -116,7 +116,3 @@ def _write_index(path: Path, workplace: Workplace, count: int, sections: Sequenc
             rows = workplace.rows(number)
             if rows:
                 writer.write_table(shards.index_table(rows, sections))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

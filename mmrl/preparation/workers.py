@@ -12,8 +12,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
+from mmrl import files
 from mmrl.data.reading.splits import SPLITS
-from mmrl.preparation import durable
+from mmrl.preparation import lock as locks
 from mmrl.preparation.encode import Chunk, encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.storage import Recipe
@@ -106,13 +107,13 @@ def encoded(
 
 def encode_to(path: str, records: Sequence[Record], recipe: Recipe) -> None:
     """Encodes records to one chunk file, which appears whole or not at all."""
-    durable.write(Path(path), encode_chunk(records, recipe).to_bytes())
+    files.write(Path(path), encode_chunk(records, recipe).to_bytes())
 
 
 def _begin(lock: str) -> None:
     """Lets a worker end with its parent, however that ends, and tell of its life by a lock."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends us
-    _HELD.append(durable.lock(Path(lock), shared=True))
+    _HELD.append(locks.acquire(Path(lock), shared=True))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

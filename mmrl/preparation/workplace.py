@@ -19,9 +19,10 @@ from typing import IO, Any
 
 import msgpack
 
+from mmrl import files
 from mmrl.data.reading import shards
 from mmrl.data.reading.splits import SPLITS
-from mmrl.preparation import durable
+from mmrl.preparation import lock
 from mmrl.types import InputError
 
 WORK = ".work"
@@ -54,7 +55,7 @@ class Workplace:
             self.remove_work()
             return
         self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = durable.lock(self.work / "run.lock")
+        self._lock = lock.acquire(self.work / "run.lock")
         try:
             self._take()
         except BaseException:
@@ -79,8 +80,8 @@ class Workplace:
 
     def close(self, number: int, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Notes that shard `number` is in its place, and lets its chunks go."""
-        durable.write(self.work / f"rows-{number:06d}.msgpack", msgpack.packb(rows))
-        durable.write(self._closed(number), _json(told))
+        files.write(self.work / f"rows-{number:06d}.msgpack", msgpack.packb(rows))
+        files.write(self._closed(number), _json(told))
         for chunk in range(told["first"], told["stop"]):
             self.chunk(chunk).unlink(missing_ok=True)
 
@@ -88,12 +89,12 @@ class Workplace:
         """The rows of the index of a closed shard."""
         return msgpack.unpackb((self.work / f"rows-{number:06d}.msgpack").read_bytes())
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+    def publish(self, name: str, write: Callable[[Path], object]) -> Path:
         """Brings a file that `write` makes to its place in the output, whole."""
-        fresh = self.work / f"{name}.tmp"
+        fresh = self.work / f"{name}.tmp"  # here, so that a killed run leaves nothing in the output
         write(fresh)
-        durable.sync(fresh)
-        durable.place(fresh, self.output / name)
+        files.sync(fresh)
+        files.place(fresh, self.output / name)
         return self.output / name
 
     def remove_work(self) -> None:
@@ -110,10 +111,10 @@ class Workplace:
     def _take(self) -> None:
         """Makes the folder ready, or that of an earlier run ready again."""
         # Workers of a run that was killed hold this one until they have noticed.
-        durable.lock(self.workers_lock).close()
+        lock.acquire(self.workers_lock).close()
         check(self.output, self._plan)  # again: another run may have ended meanwhile
         if not (self.work / "plan.json").exists():
-            durable.write(self.work / "plan.json", _json(self._plan))
+            files.write(self.work / "plan.json", _json(self._plan))
         self._tidy()
 
     def _closed(self, number: int) -> Path:

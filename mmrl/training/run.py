@@ -136,14 +136,6 @@ def scalars(results: Mapping[str, Results]) -> dict[str, float]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
 def read_config(workdir: Path) -> dict[str, Any] | None:
     """The stored config of a run directory; None when there is no such directory yet.
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from tensorboardX import SummaryWriter
 
+from mmrl import files
 from mmrl.types import Metrics
 
 
@@ -50,9 +51,7 @@ class JsonLines:
     def __init__(self, path: Path, *, resume_step: int) -> None:
         self.path = path
         kept = [line for line in read_lines(path) if line["step"] <= resume_step]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(_dump(line) for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        files.write(path, "".join(map(_dump, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:

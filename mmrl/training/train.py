@@ -21,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 
 from mmrl import config as configs
-from mmrl import streams
+from mmrl import files, streams
 from mmrl.data.batches import stall
 from mmrl.data.batches.pipeline import Examples, Options, training_batches
 from mmrl.data.corpus import describe
@@ -227,7 +227,7 @@ class Trainer:
                 "leaks": self.leaks,
                 "results": {name: result.to_dict() for name, result in results.items()},
             }
-            run.write_json(self.workdir / "results" / f"{step:08d}.json", content)
+            files.write_json(self.workdir / "results" / f"{step:08d}.json", content)
         self.console.results(f"evaluation at step {step} on {self.examples().name}", results)
         return results
 
@@ -240,7 +240,7 @@ class Trainer:
         rows = distributed.gather_rows(dict(recent).get(bad, np.empty(0, np.int32)))
         ids = [self.corpora["train"].ids[int(row)] for row in rows]
         if self.first:
-            run.write_json(self.workdir / "nonfinite.json", {"step": bad, "records": ids})
+            files.write_json(self.workdir / "nonfinite.json", {"step": bad, "records": ids})
         raise NonFiniteError(
             f"loss or gradient not finite at step {bad}; records of its batch (all in "
             f"{self.workdir / 'nonfinite.json'}): {', '.join(ids[:8])}"
@@ -356,7 +356,7 @@ class Trainer:
             )
 
     def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
-        run.write_json(self.workdir / "config.json", self.meta["config"])
+        files.write_json(self.workdir / "config.json", self.meta["config"])
         self.corpora["train"].fingerprint.save(self.workdir / run.FINGERPRINT)
         overview = parameter_overview.get_parameter_overview(
             self.step.abstract["params"], include_stats=False

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrl import build
+from mmrl import build, files
 from mmrl.data.overlap import signatures
 from mmrl.types import InputError, Record
 
@@ -67,10 +67,8 @@ class Fingerprint:
         }
         arrays |= {f"key_{kind}": self.keys[kind] for kind in KEYED}
         arrays |= {f"row_{kind}": self.rows[kind] for kind in KEYED}
-        fresh = path.with_name(path.name + ".tmp")
-        with fresh.open("wb") as file:
+        with files.whole(path) as fresh, fresh.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        fresh.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Fingerprint":

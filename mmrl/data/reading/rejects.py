@@ -5,31 +5,22 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
+from mmrl import files
 from mmrl.types import InputError, Reject
 
 
 def write_rejects(path: str | os.PathLike[str], rejects: Iterable[Reject]) -> None:
     """Writes one JSON object per line with id, reason and detail, in the order given.
 
-    The file appears whole or not at all: it is written beside its place and then renamed.
-
     Raises:
       InputError: the file cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.partial")
+    lines = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in rejects)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            for reject in rejects:
-                file.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        files.write(path, "".join(f"{line}\n" for line in lines))
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
+        raise InputError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
 def summarise(rejects: Iterable[Reject]) -> dict[str, int]:

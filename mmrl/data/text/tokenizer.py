@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece as spm
 
+from mmrl import files
 from mmrl.data.text.reports import WORD, normalise
 from mmrl.types import InputError
 
@@ -118,14 +119,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model; the file is either complete or not there."""
-        target = pathlib.Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(self._model)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        files.write(path, self._model)
 
     def to_bytes(self) -> bytes:
         """The serialised model."""

@@ -83,14 +83,16 @@ class Transformer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        size = resolve_size("Text", variant, width, depth, num_heads)
-        check_choice("Text", "pool", pool, ("cls", "eos", "mean"))
+        size = resolve_size("Transformer", variant, width, depth, num_heads)
+        check_choice("Transformer", "pool", pool, ("cls", "eos", "mean"))
         if not 1 <= word_layers <= size.depth:
-            raise InputError(f"Text: word_layers {word_layers}; expected 1 to depth {size.depth}")
+            raise InputError(
+                f"Transformer: word_layers {word_layers}; expected 1 to depth {size.depth}"
+            )
         if not 0 <= packing <= 1 or packing_group < 1:
             raise InputError(
-                f"Text: packing {packing}, packing_group {packing_group}; expected a fraction of 0 "
-                "(off) to 1, and at least 1"
+                f"Transformer: packing {packing}, packing_group {packing_group}; expected a "
+                "fraction of 0 (off) to 1, and at least 1"
             )
         self.packing, self.packing_group = packing, packing_group
         self.width, self.length, self.dtype = size.width, length, dtype

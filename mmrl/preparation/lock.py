@@ -1,7 +1,6 @@
-"""Files that appear whole or not at all, also after a power cut; one writer per folder."""
+"""One writer per folder: a lock that ends with the process that holds it."""
 
 import fcntl
-import os
 import time
 from pathlib import Path
 from typing import IO
@@ -9,32 +8,7 @@ from typing import IO
 from mmrl.types import InputError
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes beside, to the disk, then renames."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    place(fresh, path)
-
-
-def place(fresh: Path, path: Path) -> None:
-    """Renames a file that is on the disk to its place, for good."""
-    fresh.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def lock(path: Path, *, shared: bool = False, patience: float = 10.0) -> IO[bytes]:
+def acquire(path: Path, *, shared: bool = False, patience: float = 10.0) -> IO[bytes]:
     """Holds a lock as long as the returned file is open and its process lives.
 
     Args:
