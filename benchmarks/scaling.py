@@ -89,7 +89,7 @@ def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: i
     batch = batch_shapes(options, config.batch_size, with_perturbed=copies)
     step = TrainStep(config, config.data.vocab_size, mesh, batch)
     state = step.target()
-    traced = step.trace()
+    traced = step.traced
     program = traced.lower().compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
     sent = traffic.collectives(hlo.parse(program.as_text() or ""), count)

@@ -52,6 +52,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     config.checkpoint.every = 360
     config.tensorboard = False
     config.evaluators.zero_shot = {}
+    del config.evaluators.pointing
     if "local_contrastive" in VARIANTS[chosen]:
         config.evaluators.pointing = {}
     for name in list(config.objectives):

@@ -51,8 +51,7 @@ def base() -> ml_collections.ConfigDict:
     config.ema = 0.0  # decay of the parameter average that evaluation and export use; 0: off
     config.log_every = 20
     config.eval_every = 250  # 0: only at the end
-    config.compile_cache = "compile_cache"  # folder of persistent compilations, in WORKDIR unless
-    # absolute; "": none
+    config.compile_cache = "~/.cache/mmrl"  # compiled programs, shared by all runs; "": none
     config.tensorboard = True
     # A trace of so many steps goes to WORKDIR/profile, after the first `skip`. 0: none.
     config.profile = ml_collections.ConfigDict({"steps": 0, "skip": 10})
@@ -72,6 +71,7 @@ def base() -> ml_collections.ConfigDict:
         {
             "retrieval": {"max_pairs": 256},
             "structure": {},
+            "pointing": {"count": 200, "optional": True},
         }
     )
     return config
@@ -200,16 +200,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
             target = build.find(kind, name)
             extra = {"weight"} if kind == "objective" else set()
             kept = {key: given[key] for key in given if key not in extra}
-            build.check_options(f"config.{kind}s.{name}", target, kept)
+            supplied = _SUPPLIED.get(kind, ())
+            build.check_options(f"config.{kind}s.{name}", target, kept, supplied=supplied)
             if kind == "objective" and not float(given.get("weight", 1.0)) >= 0:
                 raise InputError(f"config.objectives.{name}.weight={given.weight} must be >= 0")
     _check_ranges(config)
 
 
-# Options of the encoders that follow from the data or the model as a whole.
+# Options that follow from the data or the model as a whole.
 _SUPPLIED = {
     "image": ("image_size", "rngs", "dtype", "param_dtype"),
     "text": ("vocab_size", "length", "rngs", "dtype", "param_dtype"),
+    "objective": ("kinds",),
 }
 
 

@@ -71,6 +71,7 @@ def main() -> None:
         folder,
         trained,
         examples,
+        evaluators,
         results,
         title=f"mmrl evaluation: {examples.name}",
         config=config.plain(chosen),

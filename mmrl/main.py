@@ -40,6 +40,7 @@ def main() -> None:
             workdir,
             trained,
             trainer.examples(),
+            trainer.evaluators,
             results,
             title=f"mmrl run: {workdir.name}",
             config=trained.meta["config"],

@@ -104,7 +104,7 @@ def test_a_run_leaves_everything_the_design_promises(finished):
         (20, "eval"),
     ]
     assert "structure/clinical@1/grounded_gain/low" in lines[-1]
-    assert lines[0]["perturbed/reverse_words/share"] > 0
+    assert lines[0]["perturbed_discrimination/reverse_words/share"] > 0
 
 
 @pytest.mark.exhaustive

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmrl.evaluators.pointing import word_region_attention
 from mmrl.objectives import local_contrastive as local_module
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
 from mmrl.objectives.local_contrastive import (
     LocalContrastive,
     local_contrastive_loss,
     local_similarity,
-    word_region_attention,
 )
 from mmrl.objectives.perturbed_discrimination import (
     PerturbedDiscrimination,

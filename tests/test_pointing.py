@@ -1,7 +1,7 @@
 """The pointing game: words and boxes it asks for, attention, hits, and the evaluator."""
 
-import functools
 import json
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +11,18 @@ from mmrl import build
 from mmrl.data.image.images import Preprocess
 from mmrl.data.text.grounding import select_examples
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.evaluators.pointing import Pointing, word_region_attention
+from mmrl.evaluators.pointing import (
+    Pointed,
+    Pointing,
+    judge,
+    mapped_boxes,
+    word_maps,
+    word_region_attention,
+)
 from mmrl.evaluators.statistics import Subset
 from mmrl.objectives import local_contrastive
-from mmrl.reporting.attention import attend, pointing
 from mmrl.types import Box, ImageRef, InputError, Record
-from tests.test_figures import GRID, example, picture
+from tests.test_figures import GRID, picture
 
 LABELS = ("pleural_effusion", "nodule", "pneumothorax")
 SENTENCES = ("Small left pleural effusion.", "Right upper lobe nodules.", "Tiny LEFT pneumothorax.")
@@ -99,10 +105,47 @@ def plain_attention(words, word_mask, regions):
     return scores / scores.sum(axis=1, keepdims=True)
 
 
+class Shown(NamedTuple):
+    """A study with its maps and boxes, as the evaluator sees them."""
+
+    id: str
+    patient: str
+    words: list
+    boxes: list
+    size: tuple
+
+
 def run_attention(data, cells, count=12, words=plain_attention):
     chosen = select_examples(data, data.tokenizer.words, count=count)
-    options = {"attention": words, "grid": GRID, "geometry": data.preprocess.geometry}
-    return attend(FakePredict(cells), None, data, chosen, **options)
+    maps = word_maps(FakePredict(cells), None, data, chosen, attention=words, grid=GRID)
+    shown = []
+    for choice, of_words in zip(chosen, maps, strict=True):
+        size = data.image(choice.index).shape[:2]
+        boxes = mapped_boxes(data, choice, data.preprocess.geometry, size)
+        shown.append(
+            Shown(
+                data.ids[choice.index],
+                data.patients[choice.index],
+                [(word, m) for (word, _), m in zip(choice.words, of_words, strict=True)],
+                [(choice.label, box) for box in boxes],
+                size,
+            )
+        )
+    return shown
+
+
+def pointing(examples, data, **options):
+    studies = [
+        Pointed(
+            patient=example.patient,
+            label=example.boxes[0][0] if example.boxes else "",
+            maps=np.stack([weights for _, weights in example.words]),
+            boxes=[box for _, box in example.boxes],
+            size=example.size,
+        )
+        for example in examples
+    ]
+    return judge(studies, data, **options)
 
 
 # --- words, maps, hits
@@ -163,20 +206,19 @@ def test_attention_is_averaged_over_the_tokens_of_a_word_and_boxes_are_mapped():
     assert shown.boxes == [
         (choice.label, (4.0 * column, 4.0 * row, 4.0 * column + 4, 4.0 * row + 4))
     ]
-    assert shown.image.shape == (16, 16) and shown.text == data.texts[choice.index]
 
 
-def test_attend_refuses_features_that_do_not_fit():
+def test_features_that_do_not_fit_are_refused():
     data = FakeData(3)
     chosen = select_examples(data, data.tokenizer.words)
-    options = {"attention": plain_attention, "geometry": data.preprocess.geometry}
+    options = {"attention": plain_attention}
     with pytest.raises(ValueError, match=r"16 regions, the grid is \(3, 4\)"):
-        attend(FakePredict(lambda n: []), None, data, chosen, grid=(3, 4), **options)
+        word_maps(FakePredict(lambda n: []), None, data, chosen, grid=(3, 4), **options)
     predict = FakePredict(lambda n: [])
     texts = predict.texts
     predict.texts = lambda *args, **o: {k: v[:, 1:] for k, v in texts(*args, **o).items()}
     with pytest.raises(ValueError, match="63 places for 64 tokens"):
-        attend(predict, None, data, chosen, grid=GRID, **options)
+        word_maps(predict, None, data, chosen, grid=GRID, **options)
 
 
 def test_subset_keeps_what_belongs_together():
@@ -214,11 +256,18 @@ def test_pointing_of_true_blind_and_undecided_attention():
 
 def test_pointing_excludes_and_counts():
     data = FakeData(3)
-    results = pointing([example(()), example(((0.0, 0, 1, 1),)), example()], data)
+
+    def study(*boxes):
+        even = np.full(GRID, 1 / 16, np.float32)
+        named = [("effusion", box) for box in boxes]
+        return Shown("fake:0", "p", [("effusion", even), ("left", even)], named, (16, 16))
+
+    slipped, kept = (0.0, 0.0, 1.0, 1.0), (4.0, 4.0, 8.0, 8.0)
+    results = pointing([study(), study(slipped), study(kept)], data)
     assert results.n == 1
     assert results.excluded == {"no boxes": 1, "no region centre inside the boxes": 1}
     assert results.values["accuracy"].low is None  # one patient
-    empty = pointing([example(())], data)
+    empty = pointing([study()], data)
     assert empty.n == 0 and not empty.values and empty.excluded == {"no boxes": 1}
     assert pointing([], data).n == 0
 
@@ -253,12 +302,17 @@ def test_attention_is_the_one_that_the_local_loss_trains(valid, temperature):
     words, regions = np.random.default_rng(0).normal(size=(2, 12, 8)).astype(np.float32)
     inputs = words, np.arange(12) < valid, regions
     ours = word_region_attention(*inputs, temperature=temperature)
-    trained = local_contrastive.word_region_attention(
-        *map(jnp.asarray, inputs), temperature=temperature
-    )
     assert ours.dtype == np.float32 and ours.shape == (12, 12)
-    np.testing.assert_allclose(ours, trained, rtol=2e-5)
     np.testing.assert_allclose(ours.sum(axis=1), 1, rtol=1e-6)
+    # The similarity that the loss computes is that of the contexts which this attention gives.
+    context = ours.astype(np.float64) @ regions
+    lengths = np.linalg.norm(context, axis=1) * np.linalg.norm(words, axis=1)
+    cosine = (context * words).sum(axis=1) / lengths
+    expected = 10 * np.log(np.exp(5 * cosine[:valid]).sum()) if valid else 0.0
+    trained = local_contrastive.local_similarity(
+        *(jnp.asarray(one)[None] for one in inputs), temperatures=(temperature, 5.0, 10.0)
+    )
+    np.testing.assert_allclose(trained, [[expected]], rtol=2e-5, atol=1e-5)
 
 
 def test_attention_by_hand():
@@ -285,7 +339,7 @@ def test_evaluator_of_attention_that_knows_the_boxes():
     json.dumps(results.to_dict(), allow_nan=False)
 
 
-def test_evaluator_splits_by_finding_and_equals_the_report_page():
+def test_evaluator_splits_by_finding_and_draws_the_studies_it_judges():
     data = FakeData(12)
 
     def nodules_only(name):
@@ -298,17 +352,31 @@ def test_evaluator_splits_by_finding_and_equals_the_report_page():
     assert found == {"pleural_effusion": 0, "nodule": 1, "pneumothorax": 0}
     assert results.values["accuracy"].value == pytest.approx(1 / 3)
     chosen = select_examples(data, data.tokenizer.words, count=9)
-    shown = attend(
-        Looks(nodules_only),
-        None,
-        data,
-        chosen,
-        attention=functools.partial(word_region_attention, temperature=2.0),
-        grid=GRID,
-        geometry=data.preprocess.geometry,
-    )
-    assert pointing(shown, data, seed=3).values == results.values
     assert evaluator.run(None).values == results.values
+    (figure,) = evaluator.figures(None, results, [])
+    (examples,) = figure.draw.args
+    assert [example.id for example in examples] == [data.ids[c.index] for c in chosen[:6]]
+    for example, choice in zip(examples, chosen, strict=False):
+        row, column = data.cell(choice.index)
+        box = (4.0 * column, 4.0 * row, 4.0 * column + 4, 4.0 * row + 4)
+        assert example.boxes == [(choice.label, box)]
+        assert example.image.shape == (16, 16) and example.text == data.texts[choice.index]
+        assert [word for word, _ in example.words] == [word for word, _ in choice.words]
+
+
+def test_optional_pointing_says_why_there_is_nothing():
+    data = FakeData(9, boxes=False)
+    evaluator = Pointing(Looks(lambda name: [(0, 0)]), data, count=4, optional=True)
+    results = evaluator.run(None)
+    assert not results.values and results.excluded == {"no boxes": 4}
+    (figure,) = evaluator.figures(None, results, [])
+    assert len(figure.draw.args[0]) == 4  # where words look is shown without boxes, too
+    blind = Looks(lambda name: [(0, 0)])
+    blind.provides = ("image.embedding",)
+    evaluator = Pointing(blind, data, optional=True)
+    assert not evaluator.run(None).values
+    (figure,) = evaluator.figures(None, evaluator.run(None), [])
+    assert figure.draw is None and "image.regions" in figure.caption
 
 
 def test_the_habitual_place_of_a_finding_is_no_gain():

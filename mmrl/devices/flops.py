@@ -46,6 +46,20 @@ def of_jaxpr(jaxpr: core.Jaxpr, arm: _Arm = max) -> int:
     return sum(_of_equation(equation, arm) for equation in jaxpr.eqns)
 
 
+def may_repeat(jaxpr: core.Jaxpr) -> bool:
+    """Whether a program has loops, recomputation or device-local parts.
+
+    Where it has none, every product in it is computed once, so `of_jaxpr` is what the result needs.
+    """
+    return any(
+        equation.primitive.name in _REPEATING or any(map(may_repeat, _parts(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+_REPEATING = ("scan", "while", "cond", "remat2", "checkpoint", "shard_map", "pallas_call")
+
+
 def _of_equation(equation: core.JaxprEqn, arm: _Arm) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":

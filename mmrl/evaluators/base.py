@@ -10,8 +10,9 @@ It never sees the trainer or the objectives, so the numbers inside training and 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -128,8 +129,31 @@ class Results:
         return dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture for the summary page.
+
+    Attributes:
+      name: of the PNG file, without suffix.
+      title, caption: plain text.
+      draw: writes the PNG to the path it is given. None: there is nothing to draw, and the caption
+        gives the reason.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Path], None] | None = None
+
+
 class Evaluator:
-    """Base of all evaluators; subclasses add keyword options and implement `run`."""
+    """Base of all evaluators; subclasses add keyword options and implement `run`.
+
+    Attributes:
+      headline: values that the summary page shows first -> what each one means.
+    """
+
+    headline: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, predict: Predict, data: HeldOut) -> None:
         self.predict = predict
@@ -138,3 +162,18 @@ class Evaluator:
     def run(self, state: Any) -> Results:
         """Evaluates `state` on `self.data`."""
         raise NotImplementedError
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """Pictures of `results`, in order; none unless a subclass has some.
+
+        Every process of a run calls this, because encoding needs them all. Only the first draws.
+
+        Args:
+          state: what `run` evaluated.
+          results: what `run` returned.
+          history: {"step": n, value name: value} of every evaluation of a training run, ascending;
+            empty outside training.
+        """
+        return []

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from mmrl.data.image.images import Geometry, Preprocess
 from mmrl.data.text.grounding import Corners, Selected, select_examples
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
 from mmrl.types import InputError
 
 PROTOCOL = "pointing@1"
+DRAWN = 6  # studies on the figure
 _NEEDS = ("image.regions", "text.words")
 
 # (words f32[W, D], word_mask bool[W], regions f32[R, D]) -> f32[W, R], rows that sum to 1.
@@ -306,14 +307,21 @@ class Pointing(Evaluator):
       predict, data: as for every evaluator; the encoders must offer local features.
       temperature: of the attention over regions; 4.0 as the local loss trains by default.
       count: of studies, at most; findings take turns, so the rare ones are not left out.
+      optional: True accepts data without boxes and encoders without local features: there are then
+        no values, and the summary page gives the reason.
       permutations: of the boxes.
       bootstrap: draws for the intervals; 0 gives none.
       seed: of the permutations and the bootstrap.
 
     Raises:
-      InputError: no local features, no study with a stated and boxed finding, or options out of
-        range.
+      InputError: no local features or no study with a stated and boxed finding, unless `optional`;
+        options out of range.
     """
+
+    headline: ClassVar[Mapping[str, str]] = {
+        "accuracy": "attention of a word peaks inside the box of its finding",
+        "grounded_gain": "the same, minus that with the boxes of other patients",
+    }
 
     def __init__(
         self,
@@ -322,6 +330,7 @@ class Pointing(Evaluator):
         *,
         temperature: float = 4.0,
         count: int = 400,
+        optional: bool = False,
         permutations: int = 5,
         bootstrap: int = 1000,
         seed: int = 0,
@@ -330,28 +339,40 @@ class Pointing(Evaluator):
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}, expected a number above 0")
-        if not set(_NEEDS) <= set(predict.provides):
+        self.has_local_features = set(_NEEDS) <= set(predict.provides)
+        if not (self.has_local_features or optional):
             raise InputError(
                 f"pointing needs {' and '.join(_NEEDS)}, the encoders provide "
                 f"{', '.join(predict.provides)}; train with model.local_dim above 0"
             )
         super().__init__(predict, data)
+        self.data: MappedHeldOut = data
         self.grid, self.preprocess = predict.grid, data.preprocess
         self.temperature, self.permutations = temperature, permutations
         self.bootstrap, self.seed = bootstrap, seed
-        self.chosen = select_examples(data, data.tokenizer.words, count=count)
-        if not any(choice.boxes for choice in self.chosen):
+        self.chosen: list[Selected] = []
+        if self.has_local_features:
+            self.chosen = select_examples(data, data.tokenizer.words, count=count)
+        if not (optional or any(choice.boxes for choice in self.chosen)):
             raise InputError(
                 f"no report of {data.name} states a finding that has a box ({len(data)} examples); "
                 "pointing needs a source with boxes"
             )
 
     @functools.cached_property
-    def _boxes(self) -> list[list[Corners]]:
-        """Per chosen study; the same for every state, and it takes the size of every image."""
+    def _boxes(self) -> dict[int, list[Corners]]:
+        """By index of the study. Kept for all states, because it takes the size of every image."""
         size = (self.preprocess.size, self.preprocess.size)
         geometry = self.preprocess.geometry
-        return [mapped_boxes(self.data, choice, geometry, size) for choice in self.chosen]
+        return {
+            choice.index: mapped_boxes(self.data, choice, geometry, size) for choice in self.chosen
+        }
+
+    def _maps(self, state: Any, chosen: Sequence[Selected]) -> list[np.ndarray]:
+        attention = functools.partial(word_region_attention, temperature=self.temperature)
+        return word_maps(
+            self.predict, state, self.data, chosen, attention=attention, grid=self.grid
+        )
 
     def run(self, state: Any) -> Results:
         """Evaluates `state`; values as in the class.
@@ -359,19 +380,17 @@ class Pointing(Evaluator):
         Raises:
           FloatingPointError: an attention map is not finite.
         """
-        attention = functools.partial(word_region_attention, temperature=self.temperature)
-        maps = word_maps(
-            self.predict, state, self.data, self.chosen, attention=attention, grid=self.grid
-        )
+        chosen = [choice for choice in self.chosen if choice.boxes]
+        boxes = [self._boxes[choice.index] for choice in chosen]
         studies = []
-        for choice, of_words, boxes in zip(self.chosen, maps, self._boxes, strict=True):
+        for choice, of_words, placed in zip(chosen, self._maps(state, chosen), boxes, strict=True):
             if not np.isfinite(of_words).all():
                 raise FloatingPointError(
                     f"attention is not finite, first {self.data.ids[choice.index]}"
                 )
             patient, side = self.data.patients[choice.index], self.preprocess.size
-            studies.append(Pointed(patient, choice.label, of_words, boxes, (side, side)))
-        return judge(
+            studies.append(Pointed(patient, choice.label, of_words, placed, (side, side)))
+        results = judge(
             studies,
             self.data,
             permutations=self.permutations,
@@ -379,3 +398,34 @@ class Pointing(Evaluator):
             seed=self.seed,
             options={"temperature": self.temperature},
         )
+        if without := len(self.chosen) - len(chosen):
+            excluded = {**results.excluded, "no boxes": without}
+            results = dataclasses.replace(results, excluded=excluded)
+        return results
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """Where words look, for some studies."""
+        title = "Attention of words over regions"
+        if not self.has_local_features:
+            why = f"The encoders have no {' and '.join(_NEEDS)} (model.local_dim=0)."
+            return [Figure("attention", title, why)]
+        shown = self.chosen[:DRAWN]
+        if not shown:
+            return [Figure("attention", title, "No held-out report has a word to look for.")]
+        from mmrl.reporting import attention
+
+        examples = [
+            attention.AttentionExample(
+                image=self.data.image(choice.index)[..., 0],
+                id=self.data.ids[choice.index],
+                text=self.data.texts[choice.index],
+                words=[(word, m) for (word, _), m in zip(choice.words, of_words, strict=True)],
+                boxes=[(choice.label, box) for box in self._boxes[choice.index]],
+            )
+            for choice, of_words in zip(shown, self._maps(state, shown), strict=True)
+        ]
+        caption = "Held-out studies; the frame is the true box of the finding, where it is known."
+        draw = functools.partial(attention.attention_grid, examples)
+        return [Figure("attention", title, caption, draw)]

@@ -1,12 +1,13 @@
 """Image-report retrieval in both directions, with duplicates, ties and chance done exactly."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
 from mmrl.types import InputError
 
 PROTOCOL = "retrieval@1"
@@ -122,6 +123,11 @@ class Retrieval(Evaluator):
       InputError: no examples, or options out of range.
     """
 
+    headline: ClassVar[Mapping[str, str]] = {
+        "image_to_text/R@1": "image finds its report",
+        "text_to_image/R@1": "report finds its image",
+    }
+
     def __init__(
         self,
         predict: Predict,
@@ -178,6 +184,19 @@ class Retrieval(Evaluator):
                 "options": {"seed": self.seed, "bootstrap": self.bootstrap},
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """Recall over training."""
+        from mmrl.reporting import figures
+
+        if not history:
+            return []
+        ks = ", ".join(map(str, self.ks))
+        caption = f"Held-out recall at {ks} in both directions, with 95 % intervals and chance."
+        draw = functools.partial(figures.retrieval_over_time, history, results=results.to_dict())
+        return [Figure("retrieval", "Retrieval over time", caption, draw)]
 
     def _values(
         self, ranks: dict[str, np.ndarray], groups: np.ndarray, patients: np.ndarray

@@ -2,14 +2,14 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmrl import build
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
 from mmrl.evaluators.ngrams import LanguageModel
 from mmrl.evaluators.protocols import PROTOCOLS, SEED, Questions, draw
 from mmrl.types import InputError
@@ -66,6 +66,14 @@ class Structure(Evaluator):
     Raises:
       InputError: unknown protocols, options out of range, or no question in any protocol.
     """
+
+    headline: ClassVar[Mapping[str, str]] = {
+        "order-10way@1/accuracy": "true report among nine rearranged copies",
+        "order-10way@1/grounded_gain": "share of it that the right image contributed",
+        "clinical@1/accuracy": "true report against one with a fact reworded",
+        "clinical@1/accuracy_text_only": "the same, by an n-gram model of texts",
+        "clinical@1/grounded_gain": "share of it that the right image contributed",
+    }
 
     def __init__(
         self,
@@ -139,6 +147,30 @@ class Structure(Evaluator):
             excluded=self._excluded(),
             details=self._details(),
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """Bars of every protocol, kind by kind."""
+        from mmrl.reporting import bars
+
+        made = []
+        stored = results.to_dict()
+        for name, asked in self.questions.items():
+            title = f"Perturbed-report choice: structure/{name}"
+            file = f"structure_{name.replace('@', '_v')}"
+            if not len(asked):
+                why = "; ".join(f"{reason} ({n})" for reason, n in asked.excluded.items())
+                made.append(Figure(file, title, f"No question could be asked: {why}."))
+                continue
+            caption = (
+                f"{asked.protocol.about.capitalize()}. The hatched bars were reached with another "
+                "patient's image, or without any image. Only the difference to them shows that the "
+                "model uses the image."
+            )
+            draw = functools.partial(bars.structure_per_kind, stored, name)
+            made.append(Figure(file, title, caption, draw))
+        return made
 
     def _encode(self, state: Any) -> Any:
         """Encodes every distinct text once; answers a function from texts to unit rows."""

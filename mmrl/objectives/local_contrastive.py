@@ -30,33 +30,6 @@ TILES = ("xla", "kernel")
 Temperatures = tuple[float, float, float]
 
 
-def word_region_attention(
-    words: jax.Array, word_mask: jax.Array, regions: jax.Array, *, temperature: float = 4.0
-) -> jax.Array:
-    """How much each word looks at each region of one image.
-
-    Softmax over the valid *words* of regions @ words.T, then over *regions* of `temperature`
-    times that (GLoRIA, equations 4-5).
-
-    Args:
-      words: f[W, D]. word_mask: bool[W]. regions: f[R, D].
-
-    Returns:
-      f32[W, R]; rows sum to 1. Rows of invalid words are uniform and mean nothing.
-    """
-    scores = jnp.einsum("wd,rd->wr", words.astype(jnp.float32), regions.astype(jnp.float32))
-    return _attention(scores, word_mask, temperature)
-
-
-def _attention(scores: jax.Array, word_mask: jax.Array, temperature: float) -> jax.Array:
-    """scores f32[..., W, R], word_mask bool[W] -> attention f32[..., W, R]."""
-    # A caption without words would make the first softmax 0/0; its result is discarded later.
-    any_word = word_mask.any()
-    kept = jnp.where(word_mask[:, None] | ~any_word, scores, -jnp.inf)
-    over_words = jax.nn.softmax(kept, axis=-2)
-    return jax.nn.softmax(temperature * over_words, axis=-1)
-
-
 def _prepare(regions: jax.Array, *, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     """Regions f32[b, R, D] and their Gram matrices f32[b, R, R] where those save work.
 

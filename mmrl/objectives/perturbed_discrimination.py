@@ -1,12 +1,13 @@
-"""Perturbed-report discrimination (Zhong, Batmanghelich, Sun 2025; systems.md O5)."""
+"""Perturbed-report discrimination (Zhong, Batmanghelich, Sun 2025)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mmrl.objectives.base import LogitScale, Objective, require
-from mmrl.types import Batch, Encoded, Loss
+from mmrl.types import Batch, Encoded, Loss, Metrics
 
 
 def discrimination_logits(
@@ -65,6 +66,9 @@ class PerturbedDiscrimination(Objective):
 
     Args:
       temperature: initial value. The scale is clipped at 100 after each update.
+      kinds: kinds of perturbation in the batch, and how `batch["perturbation"]` numbers them. For
+        each one the metrics hold its share of all copies, and the share of its copies that are
+        valid.
     """
 
     needs: ClassVar[tuple[str, ...]] = (
@@ -73,8 +77,11 @@ class PerturbedDiscrimination(Objective):
         "perturbed.embedding",
     )
 
-    def __init__(self, *, temperature: float = 0.07) -> None:
+    def __init__(
+        self, *, temperature: float = 0.07, kinds: Mapping[str, int] | None = None
+    ) -> None:
         self.logit_scale = LogitScale(temperature)
+        self.kinds = tuple((kinds or {}).items())
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
         """Contrasts each report with its own perturbed copies, given its image."""
@@ -92,7 +99,24 @@ class PerturbedDiscrimination(Objective):
             "accuracy": (jnp.sum(correct * weight), weight.sum()),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
         }
-        return Loss(value, metrics)
+        return Loss(value, metrics | self._rates(batch))
+
+    def _rates(self, batch: Batch) -> Metrics:
+        """The shares "{kind}/share" and "{kind}/valid" of each kind."""
+        if not self.kinds:
+            return {}
+        drawn, valid = batch["perturbation"], batch["perturbed_valid"]
+        names, numbers = zip(*self.kinds, strict=True)
+        # One reduction over the batch for all kinds: on a mesh each one is a collective.
+        of_kind = drawn[..., None] == jnp.array(numbers, drawn.dtype)  # B K kinds
+        stacked = jnp.stack([of_kind, of_kind & valid[..., None]])
+        counts = stacked.sum(axis=(1, 2), dtype=jnp.float32)  # 2 kinds
+        size = jnp.float32(drawn.size)
+        rates = {}
+        for place, name in enumerate(names):
+            rates[f"{name}/share"] = (counts[0, place], size)
+            rates[f"{name}/valid"] = (counts[1, place], counts[0, place])
+        return rates
 
     def post_update(self) -> None:
         """Keeps the scale within its bound."""

@@ -149,7 +149,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
     )
     vocabulary = int(config.data.vocab_size)
     step = TrainStep(config, vocabulary, mesh, example)
-    traced = step.trace()
+    traced = step.traced
     chip = topology.chip
     known: dict[str, Any] = {
         "topology": topology.name,

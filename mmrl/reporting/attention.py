@@ -1,18 +1,19 @@
-"""Where words look: maps to draw over held-out studies, and how often they point right.
-
-`grounding.select_examples`, then `attend`, then `figures.attention_grid` and `pointing`.
-"""
+"""The figure of where words look: held-out images with the attention of words of their reports."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
 
-from mmrl.data.image.images import Geometry
-from mmrl.data.text.grounding import Corners, Selected
-from mmrl.evaluators import pointing as game
-from mmrl.evaluators.base import HeldOut, Predict, Results
+from mmrl.reporting.figures import Path, new_figure, readable, save, styled, wrapped
+from mmrl.types import InputError
+
+_MAP = "inferno"
+Corners = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,91 +22,115 @@ class AttentionExample:
 
     Attributes:
       image: u8[H, W], preprocessed.
-      id, patient, text: of the example.
+      id, text: of the example.
       words: (word, attention f32[gh, gw] that sums to 1) pairs.
       boxes: (label, (x0, y0, x1, y1) in preprocessed pixels, clipped to the image) pairs.
     """
 
     image: np.ndarray
     id: str
-    patient: str
     text: str
     words: list[tuple[str, np.ndarray]]
     boxes: list[tuple[str, Corners]]
 
 
-def attend(
-    predict: Predict,
-    state: Any,
-    data: HeldOut,
-    examples: Sequence[Selected],
-    *,
-    attention: game.Attention,
-    grid: tuple[int, int],
-    geometry: Callable[[int, int], Geometry],
-) -> list[AttentionExample]:
-    """Attention maps of the selected words with what is needed to draw them.
+@styled
+def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
+    """One row per study: the image with its boxes, then each word's attention; text beneath.
+
+    Every map is stretched from its own least to its own greatest value, because attention is
+    often nearly even; the title of each panel says how far its peak stands above even.
 
     Args:
-      predict, state: the encoders; they must offer local features.
-      data: the held-out examples that `examples` index.
-      examples: from `grounding.select_examples`.
-      attention: (words f32[W, D], word_mask bool[W], regions f32[R, D]) -> f32[W, R], rows
-        that sum to 1.
-      grid: (rows, columns) of the regions, row by row.
-      geometry: (height, width) of an original image -> its map to preprocessed pixels.
+      examples: at least one.
+      path: PNG to write, about 400 pixels per panel.
 
     Raises:
-      ValueError: local features that do not fit the tokens or the grid.
+      InputError: no examples.
     """
-    maps = game.word_maps(predict, state, data, examples, attention=attention, grid=grid)
-    attended = []
-    for example, of_words in zip(examples, maps, strict=True):
-        image = data.image(example.index)[..., 0]
-        boxes = game.mapped_boxes(data, example, geometry, (image.shape[0], image.shape[1]))
-        names = [word for word, _ in example.words]
-        attended.append(
-            AttentionExample(
-                image=image,
-                id=data.ids[example.index],
-                patient=data.patients[example.index],
-                text=data.texts[example.index],
-                words=list(zip(names, of_words, strict=True)),
-                boxes=[(example.label, box) for box in boxes],
+    if not examples:
+        raise InputError("no examples with words to look for, so no attention to draw")
+    columns = 1 + max(len(example.words) for example in examples)
+    side, width = 2.7, 2.7 * columns
+    texts = [wrapped(example.text, 8.5, width) for example in examples]
+    heights = [size for text in texts for size in (side + 0.3, 0.25 + 0.17 * len(text))]
+    figure = new_figure(width, sum(heights) + 0.75)
+    grid = figure.add_gridspec(2 * len(examples), columns, height_ratios=heights)
+    for row, example in enumerate(examples):
+        panels = [
+            figure.add_subplot(grid[2 * row, column]) for column in range(1 + len(example.words))
+        ]
+        _image_panel(panels[0], example, readable(example.id)[-40:])
+        for panel, (word, weights) in zip(panels[1:], example.words, strict=True):
+            _map_panel(panel, example, word, weights)
+        text = figure.add_subplot(grid[2 * row + 1, :])
+        text.set_axis_off()
+        written = text.text(0, 1, "\n".join(texts[row]), va="top", fontsize=8.5)
+        written.set_in_layout(False)  # its width is settled; panels must not make room for it
+    boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
+    figure.suptitle(
+        f"Attention of report words, {len(examples)} held-out studies{boxes}", fontsize=11
+    )
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), _MAP),
+        ax=figure.axes,
+        location="bottom",
+        shrink=0.4,
+        aspect=40,
+        ticks=[0, 1],
+        pad=0.01,
+    )
+    bar.ax.set_xticklabels(["least", "greatest attention of the word"])
+    save(figure, path)
+
+
+def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
+    height, width = example.image.shape
+    axis.imshow(
+        example.image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
+    for _, (x0, y0, x1, y1) in example.boxes:
+        for colour, line, style in (("black", 3.0, "-"), ("white", 1.4, (0, (4, 2)))):
+            axis.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=line,
+                    linestyle=style,
+                )
             )
-        )
-    return attended
+    labels = list(dict.fromkeys(label.replace("_", " ") for label, _ in example.boxes))
+    if labels:
+        title += "\n" + readable(", ".join(labels))
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
 
 
-def pointing(
-    examples: Sequence[AttentionExample],
-    data: HeldOut,
-    *,
-    permutations: int = 5,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> Results:
-    """How often a word's attention peaks inside the boxes of the finding it states.
-
-    What counts as a hit, and chance, are those of `evaluators.pointing.Pointing`. Studies whose
-    boxes are missing, or slip between the region centres, are excluded and counted; without any
-    other study, there are no values.
-
-    Args:
-      examples: from `attend`.
-      data: the held-out data, to name it in the results.
-      permutations: of the boxes.
-      bootstrap: draws for the intervals; 0 gives none.
-      seed: of the permutations and the bootstrap.
-    """
-    studies = [
-        game.Pointed(
-            patient=example.patient,
-            label=example.boxes[0][0] if example.boxes else "",
-            maps=np.stack([weights for _, weights in example.words]),
-            boxes=[box for _, box in example.boxes],
-            size=(example.image.shape[0], example.image.shape[1]),
-        )
-        for example in examples
-    ]
-    return game.judge(studies, data, permutations=permutations, bootstrap=bootstrap, seed=seed)
+def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.ndarray) -> None:
+    height, width = example.image.shape
+    over_even = weights.max() * weights.size
+    _image_panel(axis, example, "")
+    spread = weights.max() - weights.min()
+    stretched = (weights - weights.min()) / (spread if spread > 0 else 1.0)
+    axis.set_title(
+        f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
+        f"\npeak {over_even:.1f} x even",
+        fontsize=9,
+    )
+    axis.imshow(
+        stretched,
+        cmap=_MAP,
+        vmin=0,
+        vmax=1,
+        alpha=0.15 + 0.5 * stretched,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )

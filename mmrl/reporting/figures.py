@@ -1,4 +1,4 @@
-"""Figures of a run as PNG files: losses, retrieval, perturbed-report choice, attention.
+"""Figures of a run as PNG files: the common style, losses, and retrieval over time.
 
 Drawn on Figure objects without pyplot, so no window system and no global figure list is touched,
 and saved without dates or software versions: equal input gives equal bytes. Colours are those of
@@ -9,7 +9,7 @@ import functools
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
@@ -18,12 +18,8 @@ import numpy as np
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from mmrl.reporting.attention import AttentionExample
 from mmrl.types import InputError
 
 Line = Mapping[str, Any]
@@ -31,7 +27,6 @@ Path = str | os.PathLike[str]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, GREY = "#D55E00", "#6E6E6E"
-_MAP = "inferno"
 _LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (GREY, "D"))
 
 _DPI = 150
@@ -89,7 +84,7 @@ def readable(text: str) -> str:
     return "".join(c if _font().get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in line)
 
 
-def _wrapped(text: str, size: float, inches: float) -> list[str]:
+def wrapped(text: str, size: float, inches: float) -> list[str]:
     """At most five lines of `size` points that fit into `inches`."""
     line = readable(text)
     _font().set_size(size, 72)
@@ -99,13 +94,9 @@ def _wrapped(text: str, size: float, inches: float) -> list[str]:
     return textwrap.wrap(line, max(20, int(0.9 * len(line) * inches / whole)), max_lines=5) or [""]
 
 
-def _series(lines: Sequence[Line], kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of a key in lines of one kind; not-finite and absent values are left out."""
-    found = [
-        (line["step"], float(line[key]))
-        for line in lines
-        if line.get("kind") == kind and line.get(key) is not None
-    ]
+def _series(lines: Iterable[Line], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a key; absent values and those that are not finite are left out."""
+    found = [(line["step"], float(line[key])) for line in lines if line.get(key) is not None]
     array = np.array([pair for pair in found if np.isfinite(pair[1])], float).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
@@ -122,8 +113,7 @@ def _smooth(values: np.ndarray, span: int) -> np.ndarray:
 def loss_curves(lines: Sequence[Line], path: Path) -> None:
     """The total loss, each objective's loss and the learning rate against the step.
 
-    Points are logged values, lines their running mean over a twentieth of the run; held-out
-    losses, where "eval" lines have them, are diamonds.
+    Points are logged values, lines their running mean over a twentieth of the run.
 
     Args:
       lines: of metrics.jsonl.
@@ -134,30 +124,30 @@ def loss_curves(lines: Sequence[Line], path: Path) -> None:
     """
     train = [line for line in lines if line.get("kind") == "train"]
     names = dict.fromkeys(key for line in train for key in line if key.endswith("/loss"))
-    drawn = [name for name in ("loss", *sorted(names)) if len(_series(lines, "train", name)[0])]
+    drawn = [name for name in ("loss", *sorted(names)) if len(_series(train, name)[0])]
     if "loss" not in drawn:
         raise InputError(f"no finite training loss in {len(lines)} lines, so no curve to draw")
     panels = list(drawn)
-    if len(_series(lines, "train", "learning_rate")[0]):
+    if len(_series(train, "learning_rate")[0]):
         panels.append("learning_rate")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(9, 0.5 + 2.5 * rows)
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False, sharex=True))
     for panel, axis in zip(panels, axes, strict=False):
-        _loss_panel(axis, lines, panel)
+        _loss_panel(axis, train, panel)
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis in axes[: len(panels)]:
         axis.set_xlabel("training step")
         axis.tick_params(labelbottom=True)
-    steps = int(_series(lines, "train", "loss")[0].max())
+    steps = int(_series(train, "loss")[0].max())
     figure.suptitle(f"Training, {len(train)} logged lines up to step {steps:,}", fontsize=11)
     save(figure, path)
 
 
 def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
-    steps, values = _series(lines, "train", name)
+    steps, values = _series(lines, name)
     if name == "learning_rate":
         axis.plot(steps, values, color=GREY)
         axis.set(title="Learning rate", ylabel="learning rate", ylim=(0, 1.1 * values.max() or 1))
@@ -166,9 +156,6 @@ def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
     title = "Total loss, weighted sum" if name == "loss" else name.removesuffix("/loss")
     axis.plot(steps, values, ".", color=BLUE, alpha=0.3, markersize=4, label="logged")
     axis.plot(steps, _smooth(values, max(3, len(values) // 20)), color=BLUE, label="running mean")
-    held_out = _series(lines, "eval", name)
-    if len(held_out[0]):
-        axis.plot(*held_out, "D", color=VERMILION, markersize=5, label="held out")
     axis.set(title=readable(title), ylabel="loss (nats)")
     if name == "loss":
         axis.legend(fontsize=9)
@@ -181,20 +168,14 @@ def retrieval_over_time(
     """R@k in both directions against the step, with 95 % bands and chance.
 
     Args:
-      lines: of metrics.jsonl, "eval" lines with "retrieval/{direction}/R@{k}" and "/low", "/high".
+      lines: one per evaluation: "step", and "{direction}/R@{k}" with "/low" and "/high".
       path: PNG to write, 1350 x 600 pixels.
       results: `Results.to_dict()` of the retrieval evaluator: N, protocol and the chance lines.
 
     Raises:
-      InputError: no eval line with a retrieval value.
+      InputError: no line with a retrieval value.
     """
-    names = {
-        key
-        for line in lines
-        if line.get("kind") == "eval"
-        for key in line
-        if key.startswith("retrieval/") and key.rpartition("/R@")[2].isdigit()
-    }
+    names = {key for line in lines for key in line if key.rpartition("/R@")[2].isdigit()}
     if not names:
         raise InputError(f"no retrieval values in {len(lines)} lines, so no curve to draw")
     values = results["values"] if results else {}
@@ -202,7 +183,7 @@ def retrieval_over_time(
     panels = figure.subplots(1, 2, sharey=True)
     top = 0.0
     for axis, direction in zip(panels, ("image_to_text", "text_to_image"), strict=True):
-        prefix = f"retrieval/{direction}/R@"
+        prefix = f"{direction}/R@"
         ks = sorted(int(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
         for k, look in zip(ks, itertools.cycle(_LOOKS), strict=False):
             chance = values.get(f"{direction}/R@{k}", {}).get("chance")
@@ -228,9 +209,9 @@ def _recall_curve(
     chance: float | None,
 ) -> float:
     """Draws one curve; returns its highest point."""
-    steps, values = _series(lines, "eval", name)
+    steps, values = _series(lines, name)
     axis.plot(steps, values, color=look[0], marker=look[1], markersize=4.5, label=f"R@{k}")
-    low, high = (_series(lines, "eval", f"{name}/{end}") for end in ("low", "high"))
+    low, high = (_series(lines, f"{name}/{end}") for end in ("low", "high"))
     if np.array_equal(low[0], high[0]):
         axis.fill_between(low[0], low[1], high[1], color=look[0], alpha=0.18, linewidth=0)
     if chance is not None:
@@ -241,105 +222,3 @@ def _recall_curve(
 def _of(results: Mapping[str, Any]) -> str:
     """The N and protocol that every title states."""
     return readable(f", {results['data']['name']}, N = {results['n']:,}, {results['protocol']}")
-
-
-@styled
-def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
-    """One row per study: the image with its boxes, then each word's attention; text beneath.
-
-    Every map is stretched from its own least to its own greatest value, because attention is
-    often nearly even; the title of each panel says how far its peak stands above even.
-
-    Args:
-      examples: from `mmrl.reporting.attention.attend`.
-      path: PNG to write, about 400 pixels per panel.
-
-    Raises:
-      InputError: no examples.
-    """
-    if not examples:
-        raise InputError("no examples with words to look for, so no attention to draw")
-    columns = 1 + max(len(example.words) for example in examples)
-    side, width = 2.7, 2.7 * columns
-    wrapped = [_wrapped(example.text, 8.5, width) for example in examples]
-    heights = [size for text in wrapped for size in (side + 0.3, 0.25 + 0.17 * len(text))]
-    figure = new_figure(width, sum(heights) + 0.75)
-    grid = figure.add_gridspec(2 * len(examples), columns, height_ratios=heights)
-    for row, example in enumerate(examples):
-        panels = [
-            figure.add_subplot(grid[2 * row, column]) for column in range(1 + len(example.words))
-        ]
-        _image_panel(panels[0], example, readable(example.id)[-40:])
-        for panel, (word, weights) in zip(panels[1:], example.words, strict=True):
-            _map_panel(panel, example, word, weights)
-        text = figure.add_subplot(grid[2 * row + 1, :])
-        text.set_axis_off()
-        written = text.text(0, 1, "\n".join(wrapped[row]), va="top", fontsize=8.5)
-        written.set_in_layout(False)  # its width is settled; panels must not make room for it
-    boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
-    figure.suptitle(
-        f"Attention of report words, {len(examples)} held-out studies{boxes}", fontsize=11
-    )
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), _MAP),
-        ax=figure.axes,
-        location="bottom",
-        shrink=0.4,
-        aspect=40,
-        ticks=[0, 1],
-        pad=0.01,
-    )
-    bar.ax.set_xticklabels(["least", "greatest attention of the word"])
-    save(figure, path)
-
-
-def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
-    height, width = example.image.shape
-    axis.imshow(
-        example.image,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )
-    for _, (x0, y0, x1, y1) in example.boxes:
-        for colour, line, style in (("black", 3.0, "-"), ("white", 1.4, (0, (4, 2)))):
-            axis.add_patch(
-                Rectangle(
-                    (x0, y0),
-                    x1 - x0,
-                    y1 - y0,
-                    fill=False,
-                    edgecolor=colour,
-                    linewidth=line,
-                    linestyle=style,
-                )
-            )
-    labels = list(dict.fromkeys(label.replace("_", " ") for label, _ in example.boxes))
-    if labels:
-        title += "\n" + readable(", ".join(labels))
-    axis.set_title(title, fontsize=9)
-    axis.set_axis_off()
-
-
-def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.ndarray) -> None:
-    height, width = example.image.shape
-    over_even = weights.max() * weights.size
-    _image_panel(axis, example, "")
-    spread = weights.max() - weights.min()
-    stretched = (weights - weights.min()) / (spread if spread > 0 else 1.0)
-    axis.set_title(
-        f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
-        f"\npeak {over_even:.1f} x even",
-        fontsize=9,
-    )
-    axis.imshow(
-        stretched,
-        cmap=_MAP,
-        vmin=0,
-        vmax=1,
-        alpha=0.15 + 0.5 * stretched,
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )

@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmrl import build
+from mmrl.data import perturb
+from mmrl.data.perturb.mix import Mix
 from mmrl.devices import sharding
 from mmrl.devices.axes import BATCH_AXES
 from mmrl.models.dual_encoder import DualEncoder
@@ -101,9 +103,13 @@ def make(config: ml_collections.ConfigDict, vocab_size: int, rngs: nnx.Rngs) -> 
     rest = {key: model[key] for key in model if key not in ("image", "text", *dtypes)}
     dual = DualEncoder(image=image, text=text, rngs=rngs, **rest, **dtypes)
     objectives, weights = {}, {}
+    mix = Mix.from_config(data.perturbations, data.perturbation_curriculum)
     for name, given in config.objectives.items():
         options = {key: given[key] for key in given if key != "weight"}
-        objectives[name] = build.find("objective", name)(**options)
+        target = build.find("objective", name)
+        if "kinds" in build.options(target):
+            options["kinds"] = {kind: perturb.KINDS.index(kind) for kind in mix.kinds}
+        objectives[name] = target(**options)
         weights[name] = given.get("weight", 1.0)
     return Learner(dual, objectives, weights)
 

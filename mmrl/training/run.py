@@ -150,7 +150,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
             raise InputError(f"{path} is not JSON: {error}") from None
     others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
     # A first start that was refused for its data leaves only the list of rejects behind.
-    if [name for name in others if name not in ("rejects.jsonl", "compile_cache")]:
+    if [name for name in others if name != "rejects.jsonl"]:
         raise InputError(
             f"--workdir={workdir} exists, is not empty and holds no config.json; expected a new "
             "or empty folder, or that of an earlier run"

@@ -24,11 +24,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrl import build, streams
-from mmrl.data import perturb
-from mmrl.data.perturb.mix import Mix
 from mmrl.devices import flops, sharding
 from mmrl.training import learner, optim, scalars
-from mmrl.types import Batch, Metrics
+from mmrl.types import Batch
 
 State = dict[str, Any]
 
@@ -66,10 +64,6 @@ class TrainStep:
         self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
         self._batch = batch
-        self._kinds: tuple[str, ...] = ()  # of perturbation, whose rates are logged
-        if "perturbation" in batch:
-            data = config.data
-            self._kinds = Mix.from_config(data.perturbations, data.perturbation_curriculum).kinds
         self._metric_shapes = jax.eval_shape(
             lambda p, v, b: self._loss(p, v, b, None)[1][0],
             pure,
@@ -93,7 +87,7 @@ class TrainStep:
 
     def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
         """One update; `state` is donated and must not be used again."""
-        return self._jit_step(state, batch)
+        return self._compiled(state, batch)
 
     def target(self) -> Any:
         """ShapeDtypeStructs with shardings, to restore a checkpoint onto this mesh."""
@@ -103,7 +97,8 @@ class TrainStep:
             self.shardings,
         )
 
-    def trace(self) -> jax.stages.Traced:
+    @functools.cached_property
+    def traced(self) -> jax.stages.Traced:
         """One update, traced for the mesh's devices, present or not: to count and to compile."""
         spread = sharding.batch_sharding(self.mesh)
         batch = {
@@ -111,6 +106,18 @@ class TrainStep:
             for name, array in self._batch.items()
         }
         return self._jit_step.trace(self.target(), batch)
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        # Not by calling the jitted function, which would trace the step a second time.
+        return self.traced.lower().compile()
+
+    def model_flops(self) -> int:
+        """FLOPs that one step needs on all devices together, see `model_flops`."""
+        jaxpr = self.traced.jaxpr.jaxpr
+        if all(jax.tree.leaves(self._trainable)) and not flops.may_repeat(jaxpr):
+            return flops.of_jaxpr(jaxpr, arm=min)  # no need to trace a plainer form of it
+        return model_flops(self.config, self.vocab_size, self.mesh, self._batch)
 
     def loss_and_gradients(
         self, state: State, batch: Mapping[str, jax.Array]
@@ -122,8 +129,7 @@ class TrainStep:
         _, params, variables = learner.split(
             learner.make(self.config, self.vocab_size, nnx.Rngs(key))
         )
-        extra = ["grad_norm", *(f"perturbed/{k}/{v}" for k in self._kinds for v in _RATES)]
-        names = {**self._metric_shapes, **dict.fromkeys(extra, (jnp.float32(0), jnp.float32(0)))}
+        names = {**self._metric_shapes, "grad_norm": (jnp.float32(0), jnp.float32(0))}
         state = {
             "step": jnp.int32(0),
             "params": params,
@@ -228,7 +234,7 @@ class TrainStep:
         _, params, variables = learner.split(module)
 
         step = state["step"] + 1
-        values = {**values, "grad_norm": (norm, jnp.float32(1)), **self._rates(batch)}
+        values = {**values, "grad_norm": (norm, jnp.float32(1))}
         # The accumulator starts anew after each log step; keeping that here, not on the host,
         # makes it part of the checkpoint and so of an exact resume.
         fresh = state["step"] % self.config.log_every == 0
@@ -246,25 +252,6 @@ class TrainStep:
         if "ema" in state:
             new["ema"] = _average(state["ema"], params, self.config.ema, step)
         return new
-
-    def _rates(self, batch: Mapping[str, Any]) -> Metrics:
-        """Per kind of perturbation: its share of all copies, and how many of its own are valid."""
-        if not self._kinds:
-            return {}
-        # One reduction over the batch for all kinds: on a mesh each one is a collective.
-        kinds = jnp.array([perturb.KINDS.index(kind) for kind in self._kinds], jnp.int8)
-        drawn = batch["perturbation"][..., None] == kinds  # B K kinds
-        valid = drawn & batch["perturbed_valid"][..., None]
-        counts = jnp.stack([drawn, valid]).sum(axis=(1, 2), dtype=jnp.float32)  # 2 kinds
-        size = jnp.float32(batch["perturbation"].size)
-        rates = {}
-        for place, kind in enumerate(self._kinds):
-            rates[f"perturbed/{kind}/share"] = (counts[0, place], size)
-            rates[f"perturbed/{kind}/valid"] = (counts[1, place], counts[0, place])
-        return rates
-
-
-_RATES = ("share", "valid")
 
 
 def model_flops(

@@ -26,7 +26,7 @@ from mmrl.data.batches import stall
 from mmrl.data.batches.pipeline import Examples, Options, training_batches
 from mmrl.data.corpus import describe
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.devices import distributed, sharding
+from mmrl.devices import compile_cache, distributed, sharding
 from mmrl.evaluators.base import Results
 from mmrl.training import checkpoint, learner, run
 from mmrl.training import scalars as metrics
@@ -35,7 +35,7 @@ from mmrl.training.console import Console
 from mmrl.training.predict import Predict
 from mmrl.training.prefetch import Prefetch
 from mmrl.training.profile import Profile
-from mmrl.training.step import State, TrainStep, global_example, model_flops
+from mmrl.training.step import State, TrainStep, global_example
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 
@@ -67,7 +67,9 @@ class Trainer:
         changed = configs.check_resumable(stored, configs.plain(config)) if stored else {}
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
-        _prepare_process(config, workdir)
+        _prepare_process(config)
+        if note := compile_cache.use(config.compile_cache):
+            self.console.say(note)
         self.options = Options.from_config(config.data)
 
         self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
@@ -190,10 +192,9 @@ class Trainer:
         return state, results
 
     def _clock(self) -> Clock:
-        config, vocab_size = self.config, self.tokenizer.vocab_size
         return Clock(
-            config.batch_size,
-            step_flops=model_flops(config, vocab_size, self.mesh, self.example),
+            self.config.batch_size,
+            step_flops=self.step.model_flops(),
             devices=self.mesh.size,
             device_kind=jax.devices()[0].device_kind,
         )
@@ -372,10 +373,7 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
 
 
-def _prepare_process(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _prepare_process(config: ml_collections.ConfigDict) -> None:
     if config.data.num_workers:
         jax.devices()  # this process takes its backend before the next line hides it from workers
         os.environ["JAX_PLATFORMS"] = "cpu"  # a data worker must not claim the accelerator
-    if config.compile_cache:
-        cache = workdir.resolve() / config.compile_cache
-        jax.config.update("jax_compilation_cache_dir", str(cache))
