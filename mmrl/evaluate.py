@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from mmrl import cli, config, files
-from mmrl.devices import distributed
+from mmrl.devices import compile_cache, distributed
 from mmrl.reporting import write as reporting
 from mmrl.training import run
 from mmrl.training.console import Console
@@ -43,6 +43,8 @@ def main() -> None:
     first = jax.process_index() == 0
     console = Console(active=first)
     trained = run.restore(workdir, step=_STEP.value)
+    if note := compile_cache.use(trained.config.compile_cache):
+        console.say(note)
     chosen = config.with_data(trained.config, _CONFIG.value)
     corpus = run.load_corpus(chosen.data, _SPLIT.value)
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"

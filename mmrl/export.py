@@ -22,6 +22,7 @@ from absl import flags
 from mmrl import build, cli, config, files
 from mmrl.data.corpus import Corpus
 from mmrl.data.reading import rejects
+from mmrl.devices import compile_cache
 from mmrl.evaluators.statistics import Subset
 from mmrl.training import checkpoint, run
 from mmrl.training.console import Console
@@ -213,6 +214,9 @@ def main() -> None:
             raise InputError(build.unknown(f"value of --{flag}", value, offered))
     options = Options(_SPLIT.value, _FORMAT.value, _REGIONS.value, _SHARD_SIZE.value)
     trained = run.restore(workdir, step=_STEP.value)
+    console = Console()
+    if note := compile_cache.use(trained.config.compile_cache):
+        console.say(note)
     if options.regions and not trained.config.model.local_dim:
         raise InputError("--regions needs a model with local features; this run has local_dim=0")
     chosen = config.with_data(trained.config, _CONFIG.value)
@@ -224,7 +228,6 @@ def main() -> None:
         raise InputError(f"{chosen.data.source} has no usable record in any split")
     manifest = begin(trained, corpora, out, options)
     run.check_rejects(corpora, out, chosen.data.max_reject_fraction)
-    console = Console()
     manifest = export(trained, corpora, out, options, manifest, console)
     console.say(
         f"{sum(manifest['counts'].values())} records of dimension {manifest['embedding']['dim']} "

@@ -11,6 +11,11 @@ from tests.conftest import ROOT
 
 # Commands run one after the other here, so they can share what they compiled.
 COMPILATIONS = tempfile.TemporaryDirectory()
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_enable_xla_caches",
+)
 
 
 def train_command(workdir, *extra, variant="smoke"):
@@ -26,7 +31,7 @@ def train_command(workdir, *extra, variant="smoke"):
 
 def run_here(module, *arguments):
     """Runs python -m MODULE ARGUMENTS in this process; returns its exit status."""
-    cache = jax.config.jax_compilation_cache_dir
+    kept = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [module, *map(str, arguments)])
@@ -36,7 +41,8 @@ def run_here(module, *arguments):
         except SystemExit as stop:
             return stop.code
         finally:
-            jax.config.update("jax_compilation_cache_dir", cache)
+            for name, value in kept.items():
+                jax.config.update(name, value)
     return 0
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def test_a_run_leaves_everything_the_design_promises(finished):
     ]
     assert "structure/clinical@1/grounded_gain/low" in lines[-1]
     assert lines[0]["perturbed_discrimination/reverse_words/share"] > 0
+
+
+def test_a_second_run_elsewhere_compiles_nothing(finished, tmp_path):
+    """Every program that is not found in the cache is added to it; the cache may move."""
+    moved = tmp_path / "moved"
+    shutil.copytree(COMPILATIONS.name, moved)
+    before = sorted(path.name for path in moved.iterdir())
+    extra = ("--noreport", f"--config.compile_cache={moved}")
+    command(*train_command(tmp_path / "again", *extra))
+    assert sorted(path.name for path in moved.iterdir()) == before and before
+    assert weights(tmp_path / "again") == weights(finished[0])
 
 
 @pytest.mark.exhaustive
