@@ -1,4 +1,4 @@
-"""One seed, many named streams: init, dropout, data... never share random numbers."""
+"""Derives independent random streams, such as init, dropout and data, from one seed."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 
 def number(name: str) -> int:
-    """A stable 31-bit number for a stream's name."""
+    """Hashes a stream's name to a 31-bit number that never changes."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") >> 1
 
 
 def key(seed: int, name: str) -> "jax.Array":
-    """The jax key of a stream; fold in the step where a stream is used at each step.
+    """The jax key of a stream; fold in the step if the stream is used at every step.
 
-    Imports jax on call: processes that only read data take integers and start without it.
+    Imports jax when called, because processes that only read data do not need it.
     """
     import jax
 
@@ -23,5 +23,5 @@ def key(seed: int, name: str) -> "jax.Array":
 
 
 def host_seed(seed: int, name: str) -> int:
-    """The same idea for libraries that want an integer seed."""
+    """An integer seed of a stream, for libraries without jax keys."""
     return number(f"{seed}/{name}")

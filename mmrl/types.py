@@ -1,4 +1,4 @@
-"""The contracts between rooms: Record, Batch, Encoded, Loss, and the axis vocabulary.
+"""The types shared by all packages (Record, Batch, Encoded, Loss) and the axis vocabulary.
 
 Axes, everywhere in shapes and comments:
   B  image-report pairs in the *global* batch     N  items of an evaluation set
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-if TYPE_CHECKING:  # takes a second, and what reads or prepares data needs none of it
+if TYPE_CHECKING:  # importing jax is slow, and code that only reads data does not need it
     import jax
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message is complete: given, expected, choices.
+    """Invalid user input. The message states what was given and expected, and the choices.
 
     Commands print it as one line and exit with status 2.
     """
 
 
 class NonFiniteError(RuntimeError):
-    """Loss, gradient or embeddings stopped being finite; the message names step and records."""
+    """A loss, gradient or embedding is not finite; the message names the step."""
 
 
 class PreemptedError(RuntimeError):
-    """Training was told to stop; the message names the step that it saved."""
+    """Training stopped after a signal; the message names the saved step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A finding's place: x0, y0, x1, y1 in pixels of the image as `load` gives it, and its name.
+    """The bounding box of a finding.
 
-    `sentence` is the index into `Record.sentences` of the sentence that states it, or -1; `image`
-    that into `Record.images`; `rater` tells readers of one corpus apart, -1 when there is one.
+    Attributes:
+      xyxy: x0, y0, x1, y1 in pixels of the image as `load` returns it.
+      label: name of the finding.
+      sentence: index into `Record.sentences` of the sentence that states it, or -1.
+      image: index into `Record.images`.
+      rater: number of the annotator, -1 if there is only one.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -86,7 +90,7 @@ class Entailment:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One (finding, side, zone, severity) fact; attributes that do not apply are ""."""
+    """A finding with side, zone and severity; attributes that do not apply are ""."""
 
     name: str
     side: str = ""
@@ -154,7 +158,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An item a source refused: never dropped silently, always listed in rejects.jsonl."""
+    """An item that a source rejected, with the reason; listed in rejects.jsonl."""
 
     id: str
     reason: str
@@ -163,14 +167,16 @@ class Reject:
 
 @runtime_checkable
 class Source(Protocol):
-    """What every corpus reader offers: random access to the records of one split.
+    """Interface of corpus readers: random access to the records of one split.
 
-    Construction is `Source(split=..., **options)`; options are keyword-only and come from
-    `config.data`. It reads tables and headers, never pixels, and pickles small.
-    `rejects` lists what it quarantined, `total` counts items of the split before rejection.
-    A source that can read an image without building its record offers, besides, a callable
-    `image(index, number)` -> u8[H, W] or u16[H, W], which pickles small: it goes to every worker.
-    One that reads all records faster than one by one offers `__iter__`.
+    A source is constructed as `Source(split=..., **options)`, with keyword-only options from
+    `config.data`. Construction reads tables and headers, but no pixels. The pickled source must be
+    small. Optionally, a source has a callable `image(index, number)` -> u8[H, W] or u16[H, W],
+    which reads an image without building its record and is pickled to every data worker, and
+    `__iter__`, if reading all records in order is faster than one by one.
+
+    Attributes:
+      rejects: rejected items of the split. total: number of items of the split before rejection.
     """
 
     rejects: list[Reject]
@@ -185,7 +191,7 @@ class Source(Protocol):
 #   tokens            i32[B, L]       token_mask      bool[B, L]
 #   perturbed_tokens  i32[B, K, L]    perturbed_mask  bool[B, K, L]
 #   perturbed_valid   bool[B, K]      perturbation    i8[B, K]   index into perturb.KINDS
-#   group             i32[B]          equal: same report text or study, so not negatives
+#   group             i32[B]          duplicate group: equal numbers are not negatives
 #   index             i32[B]          position in the corpus, to name records in errors
 Batch = Mapping[str, Any]
 
@@ -195,12 +201,12 @@ Batch = Mapping[str, Any]
 #   perturbed.embedding  f32[B, K, D]  L2-normalised   text.word_mask  bool[B, W]
 Encoded = Mapping[str, "jax.Array"]
 
-# Metrics are (sum, weight) pairs: they add up over steps and batches; never a mean of means.
+# Metrics are (sum, weight) pairs, which can be added over steps and batches before dividing.
 Metrics = dict[str, tuple["jax.Array", "jax.Array"]]
 
 
 class Loss(NamedTuple):
-    """What an objective returns: the scalar to minimise and its metrics."""
+    """The result of an objective: the scalar to minimise, f32[], and its metrics."""
 
     value: "jax.Array"
     metrics: Metrics

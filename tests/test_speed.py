@@ -113,7 +113,7 @@ def test_profile_traces_the_steps_it_was_asked_for(tmp_path):
 def test_profile_says_when_training_was_too_short(tmp_path):
     profile = Profile(tmp_path, start=0, skip=10, steps=2)
     profile.before(1, ())
-    assert profile.close() == "no profile: training ended before step 11, where it begins"
+    assert profile.close() == "no profile: training ended before step 11, the first to trace"
     assert Profile(tmp_path, start=0, skip=0, steps=0).close() == ""
 
 

@@ -1,1 +1,1 @@
-"""The one trainer: its step, its loop, and what a run keeps on disk."""
+"""Training: the step, the loop, and the files of a run directory."""

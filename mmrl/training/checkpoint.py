@@ -1,8 +1,8 @@
-"""Checkpoints: one atomic directory per step. The only file that imports orbax.
+"""Checkpoints: one directory per step, written atomically. The only file that imports orbax.
 
 A checkpoint holds the train state, the position in the data, and `meta`: config, tokenizer,
-preprocessing, corpus digest and package versions. It is enough to evaluate, export or resume
-anywhere, on any number of devices.
+preprocessing, corpus digest and package versions. Evaluation, export and resuming need nothing
+else of the run, and work on any number of devices.
 """
 
 import base64
@@ -29,10 +29,11 @@ def versions() -> dict[str, str]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to the trainer.
+    """Disables orbax's own handling of preemption; the trainer handles it.
 
-    jax counts the questions of every process to agree on a step; orbax asking in between, by
-    another count, would make processes miss it.
+    jax agrees on the step to save by counting the calls of each process to
+    `reached_preemption_sync_point`. Calls by orbax, with other numbers, could make processes miss
+    that step.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -44,8 +45,8 @@ class Checkpoints:
 
     Args:
       workdir: the run directory; checkpoints live in its `checkpoints/`.
-      keep: how many of the latest steps stay.
-      read_only: never creates or cleans anything, for evaluation and export.
+      keep: number of latest steps to keep.
+      read_only: create and delete nothing; for evaluation and export.
     """
 
     def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False) -> None:
@@ -69,7 +70,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Writes a step in the background; it becomes visible only when complete."""
+        """Writes a step in the background. Readers see it only once it is complete."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -81,7 +82,7 @@ class Checkpoints:
         )
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """Config, tokenizer and the rest of `meta`, without touching the arrays.
+        """Reads `meta` without reading the arrays.
 
         Raises:
           InputError: there is no such step.
@@ -92,10 +93,10 @@ class Checkpoints:
         ]
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """(state laid out like `target`, data position).
+        """Returns (state laid out like `target`, data position).
 
         Args:
-          target: tree of ShapeDtypeStruct with shardings, so any number of devices will do.
+          target: tree of ShapeDtypeStruct with shardings, for any number of devices.
         """
         step = self._existing(step)
         restored = self._manager.restore(
@@ -107,7 +108,11 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
     def restore_partial(self, target: Any, step: int | None = None) -> Any:
-        """Only the parts of the state that `target` names, for evaluation and export."""
+        """Restores only the parts of the state that `target` names, for evaluation and export.
+
+        Raises:
+          InputError: there is no such step, or it lacks some of these parts.
+        """
         step = self._existing(step)
         arguments = ocp.args.PyTreeRestore(
             item=target,
@@ -125,7 +130,7 @@ class Checkpoints:
             for path, leaf in jax.tree_util.tree_leaves_with_path(state)
             if not isinstance(leaf, jax.Array)
         ]
-        if absent:  # orbax leaves what it did not find as the empty template
+        if absent:  # orbax returns the template's leaf where it found no array
             raise InputError(f"checkpoint {step} in {self.folder} lacks {', '.join(absent)}")
         return state
 
@@ -149,7 +154,7 @@ class Checkpoints:
 
 
 def digest(tree: Any) -> str:
-    """sha256 over the paths, shapes and bytes of all arrays: the identity of a set of weights."""
+    """Identifies a set of weights: sha256 over paths, dtypes, shapes and bytes of all arrays."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = gather.whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
@@ -159,7 +164,7 @@ def digest(tree: Any) -> str:
 
 
 def to_text(data: bytes) -> str:
-    """Bytes in a form that JSON can hold."""
+    """Encodes bytes as base64 text, for JSON."""
     return base64.b64encode(data).decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""How fast training runs: examples, arithmetic, and time spent waiting for data."""
+"""Measures training speed: examples, FLOPs, and the time spent waiting for data."""
 
 import contextlib
 import time
@@ -8,12 +8,12 @@ from mmrl.devices import flops
 
 
 class Clock:
-    """Figures per log interval; evaluation and saving are not training time.
+    """Measures speed per log interval, without the time of evaluation and saving.
 
     Args:
-      batch_size: examples per step, of the global batch.
+      batch_size: examples of the global batch.
       step_flops: model FLOPs of one step on all devices together.
-      devices: how many. device_kind: as `mmrl.devices.flops.peak` takes it.
+      devices: number of devices. device_kind: as `mmrl.devices.flops.peak` takes it.
     """
 
     def __init__(self, batch_size: int, *, step_flops: int, devices: int, device_kind: str) -> None:
@@ -26,7 +26,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the request for the next batch."""
+        """Wraps the request for the next batch."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
@@ -34,18 +34,18 @@ class Clock:
 
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
-        """Around what is not training."""
+        """Wraps work that is not training, to leave out its time."""
         began = time.monotonic()
         yield
         self._skipped += time.monotonic() - began
 
     def read(self) -> dict[str, float]:
-        """The figures since the last call.
+        """Returns the figures since the last call and starts the next interval.
 
         Returns:
-          examples_per_second, seconds_per_step, data_wait_share (of the time), flops_per_second
-          of one device, and where its peak is known model_flops_utilization, the share of that
-          (Chowdhery et al. 2022, PaLM, appendix B).
+          examples_per_second; seconds_per_step; data_wait_share, a share of the time;
+          flops_per_second of one device; and model_flops_utilization, the share of the device's
+          peak, where the peak is known (Chowdhery et al. 2022, PaLM, appendix B).
         """
         elapsed = max(time.monotonic() - self._began - self._skipped, 1e-9)
         speed = self._steps * self._step_flops / elapsed / self._devices

@@ -1,4 +1,4 @@
-"""What a run prints: what it found, how it goes, what came out. Process 0 only."""
+"""Console output of a run: facts about data and model, progress, and results."""
 
 import time
 from collections.abc import Mapping
@@ -12,31 +12,31 @@ from mmrl.evaluators.base import Results
 
 
 class Console:
-    """Lines in a log file, lines plus a live progress bar in a terminal.
+    """Prints lines and, in a terminal, a live progress bar.
 
     Args:
-      active: False on all processes but the first: prints nothing.
+      active: False prints nothing; for all processes but the first.
     """
 
     def __init__(self, *, active: bool = True) -> None:
         self._out = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
         if not self._out.is_terminal:
-            self._out.width = 120  # of a log file, whose true width nobody knows
+            self._out.width = 120  # a log file has no width of its own
         self._progress: Progress | None = None
         self._task: Any = None
         self._start = (0, time.monotonic())
         self._total = 0
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Prints one line."""
         self._out.print(text, markup=False)
 
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
-        """A titled line of name = value pairs."""
+        """Prints a title and "name value" pairs on one line."""
         self.say(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
 
     def start(self, step: int, total: int) -> None:
-        """Begins the progress of training at `step` of `total`."""
+        """Starts the progress bar and the estimate of the time left, at `step` of `total`."""
         self._start, self._total = (step, time.monotonic()), total
         if self._out.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -50,7 +50,7 @@ class Console:
             self._progress.update(self._task, completed=step)
 
     def step(self, step: int, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        """One line of losses, speed and time left."""
+        """Prints one line of losses, speed and time left."""
         parts = [f"step {step:>6}/{self._total}", f"loss {values['loss']:.4f}"]
         parts += [
             f"{name.removesuffix('/loss')} {value:.4f}"
@@ -58,7 +58,7 @@ class Console:
             if name.endswith("/loss")
         ]
         parts.append(f"{timing['examples_per_second']:.0f} examples/s")
-        parts.append(f"{timing['flops_per_second'] / 1e9:.3g} GFLOP/s a device")
+        parts.append(f"{timing['flops_per_second'] / 1e9:.3g} GFLOP/s per device")
         if "model_flops_utilization" in timing:
             parts.append(f"MFU {timing['model_flops_utilization']:.1%}")
         parts.append(f"data wait {timing['data_wait_share']:.0%}")
@@ -76,7 +76,7 @@ class Console:
             self._progress = None
 
     def results(self, title: str, results: Mapping[str, Results]) -> None:
-        """Headline figures with interval, chance and N; the report holds breakdowns and ranks."""
+        """Prints the main figures with interval, chance and N; the summary page has the rest."""
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
         for column in ("figure", "value", "95 % interval", "chance", "N"):
             table.add_column(column, no_wrap=True)
@@ -89,10 +89,10 @@ class Console:
                     "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
                 )
                 chance = "" if estimate.chance is None else f"{estimate.chance:.3f}"
-                value, count = f"{estimate.value:.3f}", str(estimate.n)
-                table.add_row(f"  {key}", value, interval, chance, count)
-            for reason, left_out in result.excluded.items():
-                table.add_row(f"  {left_out} excluded, {reason}")
+                value = f"{estimate.value:.3f}"
+                table.add_row(f"  {key}", value, interval, chance, str(estimate.n))
+            for reason, count in result.excluded.items():
+                table.add_row(f"  {count} excluded: {reason}")
         self._out.print(table)
 
 

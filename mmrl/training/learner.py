@@ -1,4 +1,4 @@
-"""Encoders and objectives as one module: everything that training changes lives in its tree."""
+"""Encoders and objectives as one module, whose tree holds everything that training changes."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from mmrl.types import Batch, Encoded, InputError, Metrics
 
 
 def needs_perturbed(objectives: Iterable[str]) -> bool:
-    """Whether the objectives of these names read perturbed reports, before any of them is built."""
+    """Whether any objective of these names reads perturbed reports; builds none of them."""
     classes = (build.find("objective", name) for name in objectives)
     return any("perturbed.embedding" in cls.needs for cls in classes)  # type: ignore[attr-defined]
 
@@ -39,7 +39,7 @@ class Learner(nnx.Module):
       weights: name -> factor of its loss in the sum.
 
     Raises:
-      InputError: an objective needs what the model does not provide.
+      InputError: an objective needs an encoding that the model does not provide.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Learner(nnx.Module):
     def __call__(
         self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """(total loss f32[], metrics with each objective's under its name)."""
+        """Returns (total loss f32[], metrics); an objective's metrics are "{name}/{metric}"."""
         return self.score(self.encode(batch, train=train, rngs=rngs), batch)
 
     def encode(
         self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> dict[str, jax.Array]:
-        """batch -> the encodings that the objectives read, each with the batch axis first."""
+        """Returns the encodings that the objectives read, each with the batch axis first."""
         return self.model(batch, needs=self.needs, train=train, rngs=rngs)
 
     def score(self, encoded: Encoded, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """Encodings of the global batch -> what `__call__` returns."""
+        """Returns the same as `__call__`, from encodings of the global batch."""
         total = jnp.float32(0)
         metrics: Metrics = {}
         for name, weight in self.weights:
@@ -115,18 +115,18 @@ def make(config: ml_collections.ConfigDict, vocab_size: int, rngs: nnx.Rngs) -> 
 
 
 def split(module: Learner) -> tuple[nnx.GraphDef[Learner], dict[str, Any], dict[str, Any]]:
-    """(graphdef, parameters, all other variables), the latter two as plain nested dicts."""
+    """Returns (graphdef, parameters, all other variables); the last two are nested dicts."""
     parts: Any = nnx.split(module, nnx.Param, ...)
     return parts[0], nnx.to_pure_dict(parts[1]), nnx.to_pure_dict(parts[2])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A learner that was never computed: its structure, and where its arrays will live.
+    """The structure of a learner and the shapes and shardings of its arrays, without the arrays.
 
     Attributes:
       graphdef: to merge with parameters and variables.
-      provides: names that its model provides. grid: rows and columns of the image regions.
+      provides: encodings that its model provides. grid: rows and columns of the image regions.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
     """
 
@@ -158,12 +158,12 @@ def layout(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> La
 
 
 def deal(batch: Batch, count: int, mesh: Mesh) -> dict[str, Any]:
-    """[B, ...] -> [count, B / count, ...], the micro-batches of a batch.
+    """Splits a batch into micro-batches: [B, ...] -> [count, B / count, ...].
 
-    Rows are dealt out round-robin, so that each micro-batch stays spread over the devices.
+    Rows are assigned round-robin, so that each micro-batch stays spread over the devices.
 
     Raises:
-      ValueError: arrays whose first axes differ or do not divide.
+      ValueError: first axes differ, or `count` does not divide them.
     """
     sizes = {array.shape[0] for array in batch.values()}
     if len(sizes) != 1 or min(sizes) % count:
@@ -190,11 +190,11 @@ def encode_by_parts(
 ) -> dict[str, jax.Array]:
     """`encode(params, batch, key)`, holding the activations of one micro-batch at a time.
 
-    Gradient caching (Gao et al. 2021, section 3.2) as a scan whose body is rematerialised: the
-    forward pass keeps the encodings alone; what follows sees them for the whole batch, so its
-    value and its cotangents are those of one pass; the backward pass encodes each micro-batch a
-    second time, with the same key, and adds up the parameter gradients. The encoders must be
-    free of state and treat each row on its own.
+    Implements gradient caching (Gao et al. 2021, section 3.2) as a scan with a rematerialised
+    body. The forward pass keeps only the encodings. The loss is computed from the encodings of
+    the whole batch, so its value and cotangents equal those without caching. The backward pass
+    encodes each micro-batch again, with the same key, and sums the parameter gradients. The
+    encoders must be stateless and must encode each row independently of the others.
 
     Args:
       encode: (params, batch, dropout key) -> arrays with the batch axis first.
@@ -205,7 +205,7 @@ def encode_by_parts(
       Arrays [B, ...] in the order of the batch's rows.
     """
 
-    # Inside a scan nothing can merge the second encoding with the first.
+    # XLA cannot merge the two encodings across the scan, so preventing that would only cost.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(params: Any, number: jax.Array, part: Batch) -> dict[str, jax.Array]:
         return encode(params, part, None if key is None else jax.random.fold_in(key, number))
@@ -223,11 +223,11 @@ def encode_by_parts(
 
 
 def check_gradient_cache(layout: Layout, batch_size: int, count: int, mesh: Mesh) -> None:
-    """Refuses a gradient cache that could not equal the one-shot step.
+    """Checks that a step with gradient caching can equal the step without it.
 
     Raises:
-      InputError: micro-batches that the mesh cannot divide; encoders with state, such as batch
-        norm, whose statistics would be those of a micro-batch.
+      InputError: the mesh cannot divide the micro-batches, or an encoder has state, such as the
+        statistics of batch norm, which would be those of a micro-batch.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (count * shards):

@@ -1,8 +1,8 @@
 """The optax chain from config.optimizer, with per-parameter rules.
 
 Rules are regular expressions on the parameter's path ("model/image/block_00/mlp/up/kernel"),
-matched in full; the first that matches decides. A parameter that no rule matches is an error,
-so a new module cannot silently train without decay or thaw a frozen tower.
+matched in full; the first match applies. A parameter that no rule matches is an error, so a new
+module cannot silently train without weight decay or inside a frozen encoder.
 """
 
 import re
@@ -20,16 +20,16 @@ _RULE_KEYS = ("match", "learning_rate", "weight_decay", "freeze")
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """A jax key path as "model/image/...", the form that rules match."""
+    """Formats a jax key path as "model/image/...", the form that rules match."""
     return "/".join(str(getattr(key, "key", key)) for key in keys)
 
 
 def assign_rules(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
-    """The rule of every parameter, as a tree of dicts' indices into `rules`.
+    """Assigns a rule to each parameter; returns a tree of indices into `rules`.
 
     Raises:
-      InputError: a rule with an unknown key or a broken pattern; parameters without a rule, all
-        listed.
+      InputError: a rule has an unknown key or an invalid pattern, or parameters have no rule; the
+        message lists them all.
     """
     patterns = []
     for rule in rules:
@@ -55,7 +55,7 @@ def assign_rules(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
     assigned = jax.tree_util.tree_map_with_path(index, params)
     if unmatched:
         raise InputError(
-            "config.optimizer.rules match no rule for: "
+            "config.optimizer.rules has no rule for: "
             + ", ".join(unmatched)
             + "; end the rules with a general one such as {'match': '.*'}"
         )
@@ -68,10 +68,10 @@ def trainable(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
 
 
 def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then cosine to end_fraction of it.
+    """Linear warm-up to the peak, then cosine decay to end_fraction of the peak.
 
     Raises:
-      InputError: warm-up as long as the run or longer.
+      InputError: the warm-up is not shorter than the run.
     """
     warmup = int(config["warmup_steps"])
     if warmup >= total_steps:
@@ -94,10 +94,10 @@ def make(
 
     Args:
       config: `config.optimizer`.
-      params: pure dict of (abstract) parameters, to assign the rules.
+      params: nested dict of parameters, possibly abstract, to assign the rules.
 
     Raises:
-      InputError: unknown optimizer, bad rules or schedule.
+      InputError: the optimizer is unknown, or the rules or the schedule are invalid.
     """
     rules = tuple(config["rules"])
     assigned = assign_rules(params, rules)
@@ -118,7 +118,7 @@ def make(
     clip = float(config["clip_norm"])
     transform = optax.chain(
         optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
-        # Decoupled decay (Loshchilov & Hutter 2019) for AdamW; the classical one for SGD.
+        # AdamW: decoupled decay (Loshchilov & Hutter 2019). SGD: decay is part of the gradient.
         *((direction, decay) if config["name"] == "adamw" else (decay, direction)),
         _scale_each(factors["learning_rate"]),
         optax.scale_by_learning_rate(rate),
@@ -153,7 +153,7 @@ def _is_masked(node: Any) -> bool:
 
 
 def _like(updates: Any, factors: Any) -> Any:
-    """`factors` with the frozen leaves masked as they are in `updates`."""
+    """`factors` with the frozen leaves masked as in `updates`."""
     return jax.tree.map(
         lambda u, f: u if _is_masked(u) else f, updates, factors, is_leaf=_is_masked
     )

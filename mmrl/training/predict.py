@@ -1,4 +1,4 @@
-"""Encoding with a given state: the one path that evaluators, export and `mmrl.load` share."""
+"""Encodes images and texts with a given state, for evaluators, export and `mmrl.load`."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from mmrl.training.learner import Layout
 
 
 class Predict:
-    """Encodes images and texts with the encoders of a learner; implements evaluators' Predict.
+    """Encodes with the encoders of a learner; implements `evaluators.base.Predict`.
 
     Args:
-      layout: of the learner whose states will be given.
-      mesh: batches are spread over it.
-      batch_size: rows per device call; rounded up to a multiple of the devices.
+      layout: of the learner that the states belong to.
+      mesh: devices to spread batches over.
+      batch_size: rows per call; rounded up to a multiple of the devices.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Predict:
         self._cached_step: jax.Array | None = None
 
     def images(self, state: Any, data: HeldOut, *, local: bool = False) -> dict[str, np.ndarray]:
-        """All images of `data`; see evaluators.base.Predict."""
+        """Encodes all images of `data`; see `evaluators.base.Predict`."""
         return self._remember(
             state,
             ("images", data.sha256, local),
@@ -53,7 +53,7 @@ class Predict:
     def texts(
         self, state: Any, data: HeldOut, texts: Sequence[str], *, local: bool = False
     ) -> dict[str, np.ndarray]:
-        """All of `texts`, tokenised as in training; see evaluators.base.Predict."""
+        """Encodes `texts`, tokenised as in training; see `evaluators.base.Predict`."""
         identity = hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
         def compute() -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class Predict:
     def image_batches(
         self, state: Any, batches: Iterator[tuple[np.ndarray, int]], *, local: bool = False
     ) -> dict[str, np.ndarray]:
-        """(padded u8[batch_size, H, W, 1], real rows) pairs -> encodings of the real rows."""
+        """(padded u8[batch_size, H, W, 1], number of real rows) -> encodings of the real rows."""
         parts = []
         for image, count in batches:
             placed = sharding.to_global({"image": image}, self._rows)["image"]
@@ -99,7 +99,7 @@ class Predict:
         return self._model(weights).encode_text(tokens, mask, local=local)
 
     def _remember(self, state: Any, what: tuple[Any, ...], compute: Any) -> dict[str, np.ndarray]:
-        # A new state has a new array for its step; holding it keeps the identity unique.
+        # Each state has its own step array. Keeping a reference stops Python reusing its id.
         if self._cached_step is not state["step"]:
             self._cache, self._cached_step = {}, state["step"]
         if what not in self._cache:
@@ -108,5 +108,5 @@ class Predict:
 
 
 def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The averaged parameters where the run keeps an average, else the current ones."""
+    """The averaged parameters if the run keeps an average, else the current ones."""
     return {"params": state.get("ema", state["params"]), "variables": state["variables"]}

@@ -1,4 +1,4 @@
-"""Batches on the device before the step asks for them."""
+"""Loads batches and copies them to the device ahead of the step."""
 
 import queue
 import threading
@@ -10,24 +10,24 @@ import numpy as np
 
 
 class Batches(Protocol):
-    """An iterator of host batches that can say where it is."""
+    """An iterator of host batches with a position."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def get_state(self) -> dict[str, Any]:
-        """Where the iterator is."""
+        """The position of the iterator."""
         ...
 
     def whereabouts(self) -> str:
-        """What it is at, when it does not deliver."""
+        """Describes what the iterator is waiting for."""
         ...
 
 
 class Placed(NamedTuple):
-    """A batch on its way to the device.
+    """A batch on the device, or being copied there.
 
     Attributes:
-      arrays: what the step takes. rows: i32[n], this process's record numbers, on the host.
+      arrays: the input of the step. rows: i32[n], this process's record numbers, on the host.
       position: state of the iterator right after this batch.
     """
 
@@ -39,17 +39,18 @@ class Placed(NamedTuple):
 class Prefetch:
     """A thread that loads and transfers up to `depth` batches ahead of the step.
 
-    The transfer itself is asynchronous; what waits in the queue is on the device or on its way.
-    Since the iterator runs ahead, its own state is not that of the training: `position` is.
+    Transfers are asynchronous: batches in the queue are on the device or being copied there. The
+    iterator runs ahead of training, so checkpoints must store `position`, not its own state.
 
     Args:
-      batches: left alone by everybody else until `close`.
+      batches: must not be used elsewhere until `close`.
       place: host batch -> device arrays.
-      depth: batches ahead, from 2.
-      patience: seconds that a batch may take. late: told, once for such a batch, what it hangs on.
+      depth: batches ahead, at least 2.
+      patience: seconds that a batch may take; None for no limit.
+      late: called once for each batch that takes longer, with a description of the cause.
 
     Raises:
-      Whatever `batches` or `place` raise, from the `next` that would have returned the batch.
+      Whatever `batches` or `place` raise, from the call of `next` for that batch.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Prefetch:
         self._patience, self._late, self._placing = patience, late, False
         self._batches, self._place = batches, place
         self.position = batches.get_state()
-        # The thread holds one more, which it cannot put into the full queue.
+        # The thread holds one more batch while the queue is full.
         self._ready: queue.Queue[Placed | BaseException] = queue.Queue(depth - 1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -79,7 +80,7 @@ class Prefetch:
                 arrays = self._place(batch)
                 self._placing = False
                 self._put(Placed(arrays, batch["index"], position))
-        except BaseException as error:  # not lost: `next` raises it where somebody sees it
+        except BaseException as error:  # `next` raises it in the caller's thread
             self._put(error)
 
     def _put(self, item: Placed | BaseException) -> None:
@@ -110,6 +111,6 @@ class Prefetch:
         self.close()
 
     def close(self) -> None:
-        """Ends the thread; the batches that it holds are dropped."""
+        """Stops the thread and drops the batches that it holds."""
         self._stop.set()
         self._thread.join()

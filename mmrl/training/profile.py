@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profiler or Perfetto."""
+"""Traces some steps, for TensorBoard's profiler or Perfetto."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import jax
 
 
 class Profile:
-    """Writes WORKDIR/profile for steps of this process's own loop.
+    """Writes a trace of some steps of this process to WORKDIR/profile.
 
     Args:
       workdir: the run directory.
-      start: steps done before the loop.
-      skip: steps of the loop before the trace, in which programs are compiled and caches fill.
-      steps: traced; 0: no trace at all.
+      start: number of steps done before the loop.
+      skip: steps of the loop to skip before the trace, because they compile and fill caches.
+      steps: number of steps to trace; 0 writes no trace.
     """
 
     def __init__(self, workdir: Path, *, start: int, skip: int, steps: int) -> None:
@@ -22,26 +22,26 @@ class Profile:
         self._wanted, self._tracing = steps > 0, False
 
     def before(self, step: int, state: Any) -> None:
-        """To be called before a step; waits for the device where the trace begins."""
+        """Call before each step. Waits for the device at the step where the trace begins."""
         if self._wanted and step == self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
 
     def after(self, step: int, state: Any) -> str:
-        """To be called after a step; what there is to say, mostly nothing."""
+        """Call after each step. Returns a message when the trace is written, else ""."""
         if not (self._tracing and step == self._last):
             return ""
         jax.block_until_ready(state)
         return self.close()
 
     def close(self) -> str:
-        """Ends the trace if there is one; what there is to say."""
+        """Ends the trace. Returns a message, or "" if there is nothing to report."""
         if not self._wanted:
             return ""
         self._wanted = False
         if not self._tracing:
-            return f"no profile: training ended before step {self._first}, where it begins"
+            return f"no profile: training ended before step {self._first}, the first to trace"
         self._tracing = False
         jax.profiler.stop_trace()
         return f"profile: steps {self._first} to {self._last} in {self.folder}"

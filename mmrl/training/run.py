@@ -1,4 +1,4 @@
-"""The parts of a run that training, evaluation, export and `mmrl.load` build in the same way."""
+"""Builds the parts of a run that training, evaluation, export and `mmrl.load` share."""
 
 import dataclasses
 import json
@@ -32,10 +32,10 @@ def load_corpus(data: Mapping[str, Any], split: str, *, allow_empty: bool = Fals
     """Reads one split of the source that config.data names.
 
     Args:
-      allow_empty: an empty split is an answer rather than an error.
+      allow_empty: return an empty split instead of raising an error.
 
     Raises:
-      InputError: whatever the source refuses, or too many rejected records.
+      InputError: the source cannot be read, or the split is empty and `allow_empty` is False.
     """
     pipeline, options = config.split_data(data)
     options = {key: value for key, value in options.items() if value not in (None, "")}
@@ -50,7 +50,7 @@ def load_corpus(data: Mapping[str, Any], split: str, *, allow_empty: bool = Fals
 
 
 def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: float) -> None:
-    """Lists every rejected record in WORKDIR/rejects.jsonl, then stops if there are too many.
+    """Lists every rejected record in WORKDIR/rejects.jsonl and checks their number.
 
     Raises:
       InputError: a split rejected more than `max_fraction` of its records.
@@ -72,13 +72,13 @@ def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: fl
 def check_leaks(
     training: Fingerprint, held_out: Fingerprint, data: Mapping[str, Any], console: Console
 ) -> dict[str, Any]:
-    """Says which held-out records were seen in training; stops unless config.data waives it.
+    """Reports which held-out records also occur in training.
 
     Returns:
-      What results must carry of it, see `leaks.summary`.
+      The part that results must state, see `leaks.summary`.
 
     Raises:
-      LeakError: an overlap that config.data.waive_leaks does not cover.
+      LeakError: there is an overlap that config.data.waive_leaks does not cover.
     """
     waivers = leaks.parse_waivers(data["waive_leaks"])
     overlaps = leaks.compare(training, held_out)
@@ -95,10 +95,10 @@ def check_leaks(
 
 
 def training_fingerprint(trained: "Trained") -> Fingerprint:
-    """That of the training split: from the run directory, or from the data themselves.
+    """The fingerprint of the training split, from the run directory or else from the data.
 
     Raises:
-      InputError: neither is there.
+      InputError: both are missing.
     """
     stored = trained.workdir / FINGERPRINT
     if stored.exists():
@@ -115,7 +115,7 @@ def training_fingerprint(trained: "Trained") -> Fingerprint:
 def make_evaluators(
     chosen: Mapping[str, Mapping[str, Any]], predict: Predict, data: Examples
 ) -> dict[str, Evaluator]:
-    """config.evaluators -> name to evaluator over `data`."""
+    """Builds the evaluators of config.evaluators over `data`, by name."""
     return {
         name: build.find("evaluator", name)(predict, data, **options)
         for name, options in chosen.items()
@@ -128,7 +128,7 @@ def evaluate_all(evaluators: Mapping[str, Evaluator], state: Any) -> dict[str, R
 
 
 def scalars(results: Mapping[str, Results]) -> dict[str, float]:
-    """All figures as "retrieval/image_to_text/R@1" -> value."""
+    """Flattens results to "retrieval/image_to_text/R@1" -> value."""
     return {
         f"{name}/{key}": value
         for name, result in results.items()
@@ -137,10 +137,10 @@ def scalars(results: Mapping[str, Results]) -> dict[str, float]:
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """The stored config of a run directory; None when there is no such directory yet.
+    """The stored config of a run directory; None if the directory is missing or empty.
 
     Raises:
-      InputError: the directory holds something, but not a run.
+      InputError: the directory is not empty and holds no run.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -149,7 +149,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
     others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-    # A first start that was refused for its data leaves only the list of rejects behind.
+    # A first start that failed its data checks leaves only rejects.jsonl.
     if [name for name in others if name != "rejects.jsonl"]:
         raise InputError(
             f"--workdir={workdir} exists, is not empty and holds no config.json; expected a new "
@@ -162,11 +162,13 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained run, ready to encode: what evaluation, export and `mmrl.load` start from.
+    """A trained run, ready to encode, for evaluation, export and `mmrl.load`.
 
     Attributes:
-      config: of the run. meta: as saved in the checkpoint. step: the checkpoint's.
-      state: step, parameters (averaged ones as "ema" if kept) and variables.
+      workdir: the run directory.
+      config: of the run. meta: as saved in the checkpoint. step: of the checkpoint.
+      tokenizer, predict: encode as in training.
+      state: step, parameters, averaged parameters ("ema") if the run keeps them, and variables.
     """
 
     workdir: Path
@@ -178,7 +180,7 @@ class Trained:
     step: int
 
     def examples(self, corpus: Corpus, training: Callable[[], Corpus] | None = None) -> Examples:
-        """`corpus` prepared exactly as in this run's own evaluation; `training` as in Examples."""
+        """Prepares `corpus` as the run's own evaluation does; `training` as in `Examples`."""
         options = Options.from_config(self.config.data)
         preprocess, length = options.preprocess(), options.text_length
         return Examples(
@@ -191,7 +193,7 @@ class Trained:
         )
 
     def provenance(self, examples: Examples) -> dict[str, Any]:
-        """Where a figure of this run comes from, for reports and manifests."""
+        """What the figures of this run rest on, for the summary page and manifests."""
         return {
             "step": self.step,
             "weights_sha256": self.weights_sha256(),
@@ -202,19 +204,19 @@ class Trained:
         }
 
     def weights_sha256(self) -> str:
-        """Identity of the weights used for encoding."""
+        """Digest of the weights used for encoding."""
         used = {"params": self.state.get("ema", self.state["params"])}
         return checkpoint.digest({**used, "variables": self.state["variables"]})
 
 
 def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None) -> Trained:
-    """Loads a checkpoint with all it needs, from nothing but the checkpoint.
+    """Loads a trained run from its checkpoint alone.
 
     Args:
-      step: default the latest. mesh: default all devices, data-parallel.
+      step: the latest by default. mesh: all devices, data-parallel, by default.
 
     Raises:
-      InputError: no run, no such step, or a checkpoint that lacks parameters.
+      InputError: there is no run or no such step, or the checkpoint lacks parameters.
     """
     if read_config(workdir) is None or not (workdir / "checkpoints").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained run (no checkpoints in it)")
@@ -238,7 +240,7 @@ def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None)
 def _check_version(
     workdir: Path, settings: ml_collections.ConfigDict, meta: Mapping[str, Any]
 ) -> None:
-    """Refuses a run whose config this version cannot read."""
+    """Checks that this version can read the run's config."""
     try:
         config.validate(settings)
     except InputError as error:
@@ -251,7 +253,7 @@ def _check_version(
 def _encoding_state(
     layout: learner.Layout, settings: ml_collections.ConfigDict, mesh: Mesh
 ) -> dict[str, Any]:
-    """What encoding needs of a train state: no optimizer, no metrics."""
+    """The target for restoring what encoding needs, without optimizer state and metrics."""
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
     target = {"step": step, "params": layout.params, "variables": layout.variables}
     if settings.ema > 0:

@@ -1,7 +1,7 @@
-"""Where numbers go: metrics.jsonl, TensorBoard and the console, from process 0.
+"""Accumulates metrics and writes them to metrics.jsonl, timing.jsonl and TensorBoard.
 
-metrics.jsonl holds only what the computation determines, so the file of a run that was killed
-and resumed equals that of one that never stopped. Clock readings go to timing.jsonl.
+metrics.jsonl holds only values that the computation determines, so an interrupted and resumed run
+writes the same file as an uninterrupted one. Clock readings go to timing.jsonl.
 """
 
 import json
@@ -19,17 +19,17 @@ from mmrl.types import Metrics
 
 
 def zeros(metrics: Metrics) -> Metrics:
-    """An empty accumulator of the same structure."""
+    """Returns an empty accumulator of the same structure."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)
 
 
 def add(total: Metrics, new: Metrics) -> Metrics:
-    """Sums and weights add up."""
+    """Adds sums and weights elementwise."""
     return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, new)
 
 
 def compute(total: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """sum / weight on the host; NaN where nothing was counted."""
+    """Returns sum / weight on the host; NaN where the weight is zero."""
     values = jax.device_get(dict(total))
     return {
         name: float(value) / float(weight) if float(weight) else math.nan
@@ -38,7 +38,7 @@ def compute(total: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSON-lines file; a line cut off by a crash is not one."""
+    """Reads all complete lines of a JSON-lines file; skips a last line that a crash cut off."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """An append-only JSON-lines file that can be cut back to a step on resume."""
+    """An append-only JSON-lines file; opening it drops the lines after `resume_step`."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         self.path = path
@@ -55,7 +55,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends one line and hands it to the operating system at once."""
+        """Appends one line and flushes it to the operating system."""
         self._file.write(_dump(line))
         self._file.flush()
 
@@ -65,7 +65,7 @@ class JsonLines:
 
 
 def _dump(line: Mapping[str, Any]) -> str:
-    # NaN is not JSON: an undefined figure is null.
+    # JSON has no NaN, so undefined values are null.
     safe = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in line.items()
@@ -74,12 +74,13 @@ def _dump(line: Mapping[str, Any]) -> str:
 
 
 class Writer:
-    """Fans scalars out to metrics.jsonl, timing.jsonl and TensorBoard.
+    """Writes scalars to metrics.jsonl, timing.jsonl and TensorBoard.
 
     Args:
       workdir: the run directory.
-      resume_step: lines after it belong to work that was lost and is being redone; they go.
-      active: False on all processes but the first: writes nothing.
+      resume_step: lines after this step are dropped, because the resumed run repeats those steps.
+      tensorboard: also write TensorBoard events.
+      active: False writes nothing; for all processes but the first.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class Writer:
             )
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Figures that the computation determines; `kind` is train or eval."""
+        """Writes values that the computation determines; `kind` is "train" or "eval"."""
         if self._metrics is not None:
             self._metrics.write({"step": step, "kind": kind, **values})
         self._to_board(step, kind, values)
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
-        """Clock readings."""
+        """Writes clock readings."""
         if self._timing is not None:
             self._timing.write({"step": step, **values})
         self._to_board(step, "timing", values)
@@ -111,7 +112,7 @@ class Writer:
     def _to_board(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
-                # "@" is no part of a TensorBoard tag.
+                # TensorBoard tags may not contain "@".
                 self._board.add_scalar(f"{kind}/{name.replace('@', '_')}", value, step)
 
     def close(self) -> None:

@@ -1,14 +1,14 @@
-"""The train step: state in, state out, jitted once, donated, laid out on the mesh.
+"""The train step: one jitted function from state to state, with donated input.
 
-The state is a plain nested dict, so that dispatch is cheap and checkpoints are readable:
+The state is a nested dict, which keeps dispatch cheap and checkpoints readable:
 
-    step           i32[]   updates done
-    params         what the optimizer changes
-    variables      other module state: batch statistics, queues, teachers
-    opt_state      optax
-    metrics        (sum, weight) since the last log step
-    nonfinite_step i32[]   first step whose loss or gradient was not finite; -1: none
-    ema            average of params, only when config.ema > 0
+    step           i32[], number of updates done
+    params         trainable and frozen parameters
+    variables      other state of the modules, such as batch statistics
+    opt_state      state of the optax transformation
+    metrics        name -> (sum, weight) since the last log step, f32[] each
+    nonfinite_step i32[], first step whose loss or gradient was not finite; -1 if none
+    ema            moving average of params, only when config.ema > 0
 """
 
 import functools
@@ -32,17 +32,17 @@ State = dict[str, Any]
 
 
 class TrainStep:
-    """Everything compiled for one config on one mesh.
+    """The compiled functions of training, for one config on one mesh.
 
     Args:
       config: validated config.
-      vocab_size: of the tokenizer in use.
+      vocab_size: of the tokenizer.
       mesh: from `sharding.make_mesh`.
-      example: one batch (numpy or ShapeDtypeStruct) with the *global* shapes.
+      example: one batch, of arrays or ShapeDtypeStruct, with the *global* shapes.
 
     Raises:
-      InputError: objectives without their inputs, parameters without an optimizer rule, a batch
-        that the mesh cannot divide, a gradient cache for encoders with batch statistics.
+      InputError: an objective lacks an input, a parameter has no optimizer rule, the mesh cannot
+        divide the batch, or gradient caching is set for encoders with batch statistics.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class TrainStep:
         )
 
     def init(self) -> State:
-        """A fresh state, created directly in its layout."""
+        """Creates a new state, with every array placed on the mesh from the start."""
         return self._jit_init(streams.key(self.config.seed, "init"))
 
     def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
-        """One update; `state` is donated and must not be used again."""
+        """Makes one update; `state` is donated and must not be used again."""
         return self._compiled(state, batch)
 
     def target(self) -> Any:
-        """ShapeDtypeStructs with shardings, to restore a checkpoint onto this mesh."""
+        """The state as ShapeDtypeStructs with shardings, to restore a checkpoint to this mesh."""
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.abstract,
@@ -99,7 +99,7 @@ class TrainStep:
 
     @functools.cached_property
     def traced(self) -> jax.stages.Traced:
-        """One update, traced for the mesh's devices, present or not: to count and to compile."""
+        """The traced step, for counting FLOPs and compiling; the devices need not be present."""
         spread = sharding.batch_sharding(self.mesh)
         batch = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
@@ -109,20 +109,20 @@ class TrainStep:
 
     @functools.cached_property
     def _compiled(self) -> jax.stages.Compiled:
-        # Not by calling the jitted function, which would trace the step a second time.
+        # Calling the jitted function would trace the step a second time.
         return self.traced.lower().compile()
 
     def model_flops(self) -> int:
-        """FLOPs that one step needs on all devices together, see `model_flops`."""
+        """FLOPs of one step on all devices together, see `model_flops`."""
         jaxpr = self.traced.jaxpr.jaxpr
         if all(jax.tree.leaves(self._trainable)) and not flops.may_repeat(jaxpr):
-            return flops.of_jaxpr(jaxpr, arm=min)  # no need to trace a plainer form of it
+            return flops.of_jaxpr(jaxpr, arm=min)  # nothing is computed twice
         return model_flops(self.config, self.vocab_size, self.mesh, self._batch)
 
     def loss_and_gradients(
         self, state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Any]:
-        """Loss and gradients of one batch, for tests and notebooks; changes nothing."""
+        """Returns the loss and gradients of one batch, for tests and notebooks."""
         return self._jit_loss_and_gradients(state, dict(batch))
 
     def _init(self, key: jax.Array) -> State:
@@ -169,7 +169,7 @@ class TrainStep:
     def _loss(
         self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """(loss, (metrics, new variables)); no key means no dropout."""
+        """Returns (loss, (metrics, new variables)); key None disables dropout."""
         module = nnx.merge(self.layout.graphdef, params, variables)
         if self.config.gradient_cache > 1:
             loss, values = module.score(self._encoded(params, variables, batch, key), batch)
@@ -180,7 +180,7 @@ class TrainStep:
     def _encoded(
         self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """The encodings of the global batch, one micro-batch after the other."""
+        """Encodes the global batch, one micro-batch at a time."""
 
         def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
             module = nnx.merge(self.layout.graphdef, params, variables)
@@ -195,7 +195,7 @@ class TrainStep:
         return jax.value_and_grad(lambda params: loss(params)[0])(state["params"])
 
     def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """(gradients, metrics, variables), averaged over the micro-batches."""
+        """Returns (gradients, metrics, variables); gradients are means over micro-batches."""
         count = self.config.accumulation
         grad = jax.grad(self._loss, has_aux=True)
         key = self._dropout_key(state["step"])
@@ -235,8 +235,8 @@ class TrainStep:
 
         step = state["step"] + 1
         values = {**values, "grad_norm": (norm, jnp.float32(1))}
-        # The accumulator starts anew after each log step; keeping that here, not on the host,
-        # makes it part of the checkpoint and so of an exact resume.
+        # The accumulator restarts after each log step. It is part of the state, and so of the
+        # checkpoint, so that a resumed run logs the same values.
         fresh = state["step"] % self.config.log_every == 0
         total = jax.tree.map(lambda a: jnp.where(fresh, 0.0, a), state["metrics"])
         finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"][0])
@@ -257,14 +257,14 @@ class TrainStep:
 def model_flops(
     config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh, example: Mapping[str, Any]
 ) -> int:
-    """FLOPs that one step needs on all devices together, however it is computed.
+    """FLOPs that one step requires on all devices together.
 
-    What saves memory costs arithmetic that no result needs: rematerialisation, gradient caching
-    and tiles of a table of pairs are counted as if computed once. Gradients of frozen parameters
-    do not count. Of packed texts the rows of the budget count, spilled ones do not.
+    Recomputation to save memory does not count: rematerialised activations, encodings of the
+    gradient cache and tiles of a table of pairs count once. Gradients of frozen parameters do not
+    count. Of packed texts, the rows within the budget count and the spilled ones do not.
 
     Args:
-      config: validated. vocab_size, mesh, example: as of TrainStep.
+      config: validated. vocab_size, mesh, example: as in `TrainStep`.
     """
     plain = config.copy_and_resolve_references()
     plain.unlock()
@@ -297,14 +297,14 @@ def _dropout(key: jax.Array | None) -> nnx.Rngs | None:
 
 
 def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Exponential moving average, quicker at the start (Polyak averaging with warm-up)."""
+    """Exponential moving average whose decay rises to `decay` at the start of training."""
     count = step.astype(jnp.float32)
     rate = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
     return jax.tree.map(lambda a, p: (rate * a + (1.0 - rate) * p).astype(a.dtype), average, params)
 
 
 def global_example(local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Any]:
-    """Global shapes of a batch of which this process holds some rows."""
+    """Global shapes of a batch, from the rows of this process."""
     return {
         name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
         for name, array in local.items()

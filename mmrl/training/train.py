@@ -2,9 +2,10 @@
 
     data -> one jitted, donated step -> logs, evaluations, checkpoints
 
-Nothing in the loop waits for the device except at log steps, and nothing moves between host and
-device implicitly. Starting the same command again continues where the last checkpoint ended.
-SIGTERM, to any process, makes all of them save the same step and stop (`mmrl.devices.distributed`).
+The loop waits for the device only when it logs, evaluates or saves, and it makes no implicit
+transfer between host and device. The same command, started again, resumes from the last
+checkpoint. On SIGTERM to any process, all processes save the same step and stop (see
+`mmrl.devices.distributed`).
 """
 
 import collections
@@ -40,19 +41,19 @@ from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 
 class Trainer:
-    """One run until config.total_steps, or the continuation of one that stopped before.
+    """Trains up to config.total_steps, from scratch or from the last checkpoint in `workdir`.
 
-    All checks happen on construction; `run` then trains.
+    The constructor makes all checks; `run` trains.
 
     Args:
       config: from a config file; locked or not.
       workdir: the run directory, created when absent.
 
     Raises:
-      InputError: anything wrong with config, data or workdir, before training starts.
-      NonFiniteError: from `run`, the loss, a gradient or an embedding stopped being finite; names
-        the step and the records.
-      PreemptedError: from `run`, told to stop; the step it names is saved.
+      InputError: config, data or workdir are invalid.
+      NonFiniteError: from `run`; a loss, gradient or embedding is not finite. The message names
+        the step and, for a loss or gradient, the records.
+      PreemptedError: from `run`; the process received SIGTERM. The message names the saved step.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -62,7 +63,8 @@ class Trainer:
         self.console = Console(active=self.first)
         stored = run.read_config(workdir)
         has_run = stored is not None and (workdir / "checkpoints").is_dir()
-        # Asked before anyone writes there, and all must take the same way from here.
+        # All processes must agree before one writes: if some resumed and others started afresh,
+        # they would hold different weights or wait for each other forever.
         distributed.agree([stored, has_run], f"what --workdir={workdir} holds")
         changed = configs.check_resumable(stored, configs.plain(config)) if stored else {}
         self.mesh = sharding.make_mesh(config.mesh)
@@ -72,10 +74,12 @@ class Trainer:
             self.console.say(note)
         self.options = Options.from_config(config.data)
 
+        # Data before the model, so that errors in them show before anything is compiled.
         self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
         run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
         training, held_out = (self.corpora[split].fingerprint for split in ("train", "val"))
         self.leaks = run.check_leaks(training, held_out, config.data, self.console)
+        # A resumed run takes its tokenizer from the checkpoint: a new one could assign other ids.
         meta = self._existing_meta() if has_run else None
         self.tokenizer = self._tokenizer(meta)
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
@@ -94,19 +98,20 @@ class Trainer:
                 f"the data differ from those --workdir={workdir} was trained on (records, texts "
                 "or patients changed); use another --workdir for the new data"
             )
+        # Each process read the data by itself. Different files would silently mix two corpora.
         for name, value in self.meta.items():
             distributed.agree(value, f"{name} of the run")
         self._describe()
         if self.first:
             self._record_start(changed)
         distributed.await_shared(workdir / "config.json")
-        # From here on the directory is ours to write.
+        # Opened after the agreement, because it creates folders and deletes incomplete steps.
         self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
         self.predict = Predict(self.step.layout, self.mesh)
         self.evaluators = run.make_evaluators(config.evaluators, self.predict, self.examples())
 
     def run(self) -> tuple[run.Trained, dict[str, Results]]:
-        """Trains, evaluates, saves; returns the trained encoders and their last results."""
+        """Trains, evaluates and saves; returns the trained encoders and their last results."""
         state, start = self._restore()
         writer = metrics.Writer(
             self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
@@ -114,8 +119,9 @@ class Trainer:
         try:
             if start >= self.config.total_steps:
                 self.console.say(
-                    f"already complete at step {start}; raise config.total_steps to go on"
+                    f"already complete at step {start}; increase config.total_steps to continue"
                 )
+                # Without the writer: the log of a complete run stays as it is.
                 results = self._evaluate(state, start)
             else:
                 traced = Profile(self.workdir, start=start, **self.config.profile)
@@ -158,15 +164,19 @@ class Trainer:
             with clock.waiting():
                 batch = next(feed)
             recent.append((step, batch.rows))
+            # An implicit transfer, such as of a Python number, would cost time at every step.
             with jax.transfer_guard("disallow"):
                 state = self.step(state, batch.arrays)
             self.console.advance(step)
             if note := profile.after(step, state):
                 self.console.say(note)
             last = step == total
+            # The last step is saved and evaluated anyway, so a signal at it changes nothing.
             stopping = preemption.reached() and not last
             evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
             saving = last or stopping or step % config.checkpoint.every == 0
+            # Reading the flag waits for the device, so it is read only where the loop waits anyway,
+            # and always before saving: no checkpoint follows a step that was not finite.
             if step % config.log_every == 0 or evaluating or saving:
                 self._check_finite(state, recent)
                 recent.clear()
@@ -176,16 +186,16 @@ class Trainer:
                 with clock.excluded():
                     results = self._evaluate(state, step, writer)
             if saving:
-                # Last, so that every line up to this step is on disk when it becomes visible.
+                # Saved after logging and evaluating: a resumed run does not repeat this step, so
+                # its lines must be on disk before the checkpoint is.
                 with clock.excluded():
-                    # There may be no time to evaluate when preempted: the continued run then
-                    # does it first.
+                    # Preemption leaves little time, so the resumed run makes up the evaluation.
                     position = {**feed.position, "owes_evaluation": evaluating and stopping}
                     self.saved.save(step, state, position, self.meta)
             if stopping:
                 self.saved.wait()
                 raise PreemptedError(
-                    f"preempted: saved step {step}; start the same command again to continue"
+                    f"preempted: saved step {step}; start the same command again to resume"
                 )
         if note := profile.close():
             self.console.say(note)
@@ -216,7 +226,7 @@ class Trainer:
     ) -> dict[str, Results]:
         try:
             results = run.evaluate_all(self.evaluators, state)
-        except FloatingPointError as error:  # the step before was finite, what it led to is not
+        except FloatingPointError as error:  # the gradient was finite, the encodings are not
             raise NonFiniteError(
                 f"evaluation at step {step}: {error}; the last checkpoint before it is kept"
             ) from error
@@ -247,8 +257,6 @@ class Trainer:
             f"{self.workdir / 'nonfinite.json'}): {', '.join(ids[:8])}"
             f"{', ...' if len(ids) > 8 else ''}; the last checkpoint before it is kept"
         )
-
-    # What building a run consists of.
 
     def _existing_meta(self) -> dict[str, Any] | None:
         saved = checkpoint.Checkpoints(self.workdir, read_only=True)
@@ -281,7 +289,11 @@ class Trainer:
         )
 
     def _example(self) -> dict[str, Any]:
-        """Shapes of a global batch, from a real one; the iterator is put back afterwards."""
+        """Shapes of a global batch.
+
+        Taken from a real batch, so that they cannot differ from what the pipeline yields. The
+        iterator is then reset, so that training sees this batch as well.
+        """
         position = self.batches.get_state()
         patience = self.config.data.stall_seconds
         with stall.watch(patience, lambda: self._say_late(self.batches.whereabouts())):
@@ -290,13 +302,13 @@ class Trainer:
         return example
 
     def _say_late(self, where: str) -> None:
-        """Of every process: the others wait for it, and only it knows why."""
+        """Prints on every process, not only the first: only the late one knows the cause."""
         seconds, number = self.config.data.stall_seconds, jax.process_index()
         which = f" for process {number}" if jax.process_count() > 1 else ""
         Console().say(f"no batch{which} in {seconds:g} s: {where}")
 
     def examples(self) -> Examples:
-        """The held-out examples of training's own evaluations."""
+        """The validation split, prepared for the evaluations during training."""
         preprocess, length = self.options.preprocess(), self.options.text_length
         return Examples(
             self.corpora["val"],
@@ -366,7 +378,7 @@ class Trainer:
         self.tokenizer.save(self.workdir / "tokenizer.model")
         if changed:
             self.console.facts(
-                "continued with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
+                "resumed with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
             )
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
                 line = {"changed": changed, "versions": self.meta["versions"]}
@@ -375,5 +387,7 @@ class Trainer:
 
 def _prepare_process(config: ml_collections.ConfigDict) -> None:
     if config.data.num_workers:
-        jax.devices()  # this process takes its backend before the next line hides it from workers
-        os.environ["JAX_PLATFORMS"] = "cpu"  # a data worker must not claim the accelerator
+        # Data workers inherit the environment and must not claim the accelerator. This process
+        # initialises its own backend first.
+        jax.devices()
+        os.environ["JAX_PLATFORMS"] = "cpu"
