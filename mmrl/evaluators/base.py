@@ -1,12 +1,12 @@
-"""What an evaluator is given and what it must answer with.
+"""The interface of evaluators: their inputs and their results.
 
 An evaluator is built once from the config and run many times:
 
     evaluator = Retrieval(predict, held_out, **options)
     results = evaluator.run(state)
 
-It never sees the trainer or the objectives, so the numbers inside training and those of
-`python -m mmrl.evaluate` come from the same code on the same inputs.
+It has no access to the trainer or the objectives, so training and `python -m mmrl.evaluate`
+produce their numbers with the same code.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class HeldOut(Protocol):
     Attributes:
       name: "source/split", for titles.
       sha256: digest over ids, texts and preprocessing; equal digests mean equal inputs.
-      preprocessing: what happens to pixels and text before the encoders, JSON-able.
+      preprocessing: of pixels and text before the encoders, JSON-able.
       ids, texts, patients: one entry per example.
-      groups: i32[N]; equal ids mean the same report text or study: each matches the other.
+      groups: i32[N]; examples of one duplicate group (same report text or study) match each other.
     """
 
     name: str
@@ -41,10 +41,10 @@ class HeldOut(Protocol):
     def __len__(self) -> int: ...
 
     def record(self, index: int) -> Record:
-        """The full record behind example `index`, with its ground truth."""
+        """The full record of example `index`, with its ground truth."""
 
     def training_texts(self) -> Sequence[str]:
-        """Reports of the training split of the same corpus; empty where there is none."""
+        """Reports of the training split of the same corpus; empty if there is none."""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
@@ -53,31 +53,37 @@ class HeldOut(Protocol):
         """u8[H, W, 1], preprocessed as for evaluation (no augmentation)."""
 
     def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-        """(u8[batch_size, H, W, 1], number of real rows); the last batch is padded by zeros."""
+        """(u8[batch_size, H, W, 1], number of real rows); the last batch is zero-padded."""
 
 
 class Predict(Protocol):
-    """Encodes held-out inputs with a given state; results are complete, unpadded, on the host.
+    """Encodes held-out inputs with a given state; returns unpadded arrays on the host.
 
-    The last state's answers are cached, so several evaluators share one pass.
+    The encodings of the last state are cached, so several evaluators share one pass.
     """
 
     provides: tuple[str, ...]
 
     def images(self, state: Any, data: HeldOut, *, local: bool = False) -> dict[str, np.ndarray]:
-        """{"image.embedding": f32[N, D]} and, when local, {"image.regions": f32[N, R, D']}."""
+        """Returns "image.embedding" f32[N, D] and, if local, "image.regions" f32[N, R, D']."""
 
     def texts(
         self, state: Any, data: HeldOut, texts: Sequence[str], *, local: bool = False
     ) -> dict[str, np.ndarray]:
-        """{"text.embedding": f32[N, D]} and, when local, text.words [N, W, D'], text.word_mask."""
+        """Returns "text.embedding" f32[N, D] and, if local, "text.words" [N, W, D'] and
+        "text.word_mask" bool[N, W].
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure with the 95 % interval of a bootstrap over patients, and what it rests on.
+    """A value with its 95 % interval, from a bootstrap over patients.
 
-    `chance` is what guessing without the input would reach; None where that has no meaning.
+    Attributes:
+      value: the estimate.
+      low, high: ends of the interval; None if it is undefined.
+      n: number of items that the value is computed from.
+      chance: expected value of random guessing; None if it is undefined.
     """
 
     value: float
@@ -97,14 +103,14 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The answer of one evaluator, complete enough to be judged without asking back.
+    """The results of one evaluator, with what is needed to interpret them.
 
     Attributes:
-      protocol: name and version, e.g. "retrieval@1"; changes whenever numbers could.
+      protocol: name and version, e.g. "retrieval@1"; a change that can alter numbers changes it.
       values: name -> Estimate, in order of importance.
       n: examples evaluated. excluded: reason -> count of examples left out.
       data: name and sha256 of the examples. preprocessing: as in HeldOut.
-      details: anything else worth keeping, JSON-able.
+      details: further facts, JSON-able.
     """
 
     protocol: str
@@ -116,7 +122,7 @@ class Results:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
-        """Name -> value, for the metric log; intervals as name/low and name/high."""
+        """Name -> value, for the metric log; ends of intervals as "{name}/low" and "/high"."""
         flat: dict[str, float] = {}
         for name, estimate in self.values.items():
             flat[name] = estimate.value
@@ -125,7 +131,7 @@ class Results:
         return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, as stored beside the run."""
+        """JSON-able form, as stored in the run directory."""
         return dataclasses.asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""The area under the ROC curve, and its interval when whole patients are drawn again."""
+"""The area under the ROC curve (AUROC), with an interval from a bootstrap over patients."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Weights held at once by the bootstrap: bounds memory, does not change the result.
+# Number of weights that the bootstrap holds at once; bounds memory, does not change results.
 _WEIGHTS_AT_ONCE = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """Some of N items, scored and judged.
+    """Some of N items, with their scores and true classes.
 
     Attributes:
       rows: i64[n], positions among the N items.
-      scores: f[M, n]; M scorings of the same items, whose AUROCs are averaged.
-      positive: bool[n].
+      scores: f[M, n]; M sets of scores of the same items, whose AUROCs are averaged.
+      positive: bool[n], the true class.
     """
 
     rows: np.ndarray
@@ -26,7 +26,7 @@ class Ranked:
 
 
 class Interval(NamedTuple):
-    """A percentile interval; None where it has no meaning. `skipped` draws lacked a class."""
+    """A percentile interval, None if undefined; `skipped` counts the draws without a class."""
 
     low: float | None
     high: float | None
@@ -42,7 +42,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray, *, tie: float = 0.0) -> floa
     Args:
       scores: f[N], finite.
       positive: bool[N].
-      tie: scores that differ by at most this are one score.
+      tie: scores that differ by at most this are tied.
 
     Raises:
       ValueError: there are no positives or no negatives.
@@ -69,7 +69,7 @@ def weighted_auroc(
     below = np.searchsorted(low, high - tie, side="left")
     up_to = np.searchsorted(low, high + tie, side="right")
     of_high, of_low = weights[:, positive], weights[:, ~positive][:, order]
-    # Place j holds the weight of the j lowest negatives.
+    # Entry j is the weight of the j lowest negatives.
     sums = np.pad(np.cumsum(of_low, axis=1, dtype=np.float64), ((0, 0), (1, 0)))  # S 1+n
     won = (of_high * (sums[:, below] + sums[:, up_to])).sum(axis=1) / 2
     pairs = of_high.sum(axis=1) * sums[:, -1]
@@ -77,7 +77,7 @@ def weighted_auroc(
 
 
 def mean_auroc(task: Ranked, *, tie: float = 0.0) -> float:
-    """The AUROC of a task, averaged over its scorings.
+    """The AUROC of a task, averaged over its M sets of scores.
 
     Raises:
       ValueError: there are no positives or no negatives.
@@ -96,20 +96,20 @@ def intervals(
 ) -> tuple[list[Interval], Interval]:
     """Percentile intervals of each task's AUROC and of the macro AUROC, their unweighted mean.
 
-    As many patients as own any of the items, with replacement, each with all of its items
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). All tasks see
-    the same draws. A draw in which a task has no positive or no negative is skipped for that
-    task and for the mean, and counted.
+    Each draw takes as many patients as there are, with replacement, and all items of each (Efron
+    and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). All tasks use the same
+    draws. A draw without a positive or a negative of a task is skipped for that task and for the
+    mean, and counted.
 
     Args:
       tasks: at least one.
-      patients: N patient ids, of the items that `Ranked.rows` point to.
+      patients: N patient ids, one per item.
       samples: number of draws. seed: of the draws. level: probability inside the interval.
       tie: as in `auroc`.
 
     Returns:
-      One interval per task, and that of their mean; None at its ends when the items are of
-      fewer than two patients or no draw is left.
+      One interval per task, and that of their mean. An interval is undefined if the items belong
+      to fewer than two patients or all draws are skipped.
     """
     used = np.unique(np.concatenate([task.rows for task in tasks]))
     owners = np.unique(np.asarray(patients)[used], return_inverse=True)[1]
@@ -133,7 +133,7 @@ def intervals(
 
 
 def _patient_draws(count: int, samples: int, seed: int, width: int) -> Iterator[np.ndarray]:
-    """f64[s, count] blocks of how often each patient was drawn, `samples` rows in all."""
+    """Yields blocks f64[s, count] of how often each patient is drawn, `samples` rows in all."""
     rng = np.random.default_rng(seed)
     rows = max(1, _WEIGHTS_AT_ONCE // width)
     for start in range(0, samples, rows):
@@ -145,8 +145,8 @@ def _patient_draws(count: int, samples: int, seed: int, width: int) -> Iterator[
 
 def _draws(task: Ranked, weights: np.ndarray, tie: float) -> np.ndarray:
     """f64[S]: the task's AUROC under each row of weights [S, n]."""
-    by_scoring = [weighted_auroc(row, task.positive, weights, tie=tie) for row in task.scores]
-    return np.mean(by_scoring, axis=0)
+    drawn = [weighted_auroc(scores, task.positive, weights, tie=tie) for scores in task.scores]
+    return np.mean(drawn, axis=0)
 
 
 def _interval(drawn: np.ndarray, level: float, *, several: bool = True) -> Interval:

@@ -1,7 +1,7 @@
-"""A text-only judge: how likely is this report, by an n-gram model of the training reports?
+"""A text-only baseline: an n-gram language model of the training reports.
 
-Whoever picks the likeliest of several reports has not looked at the image. What such a model wins
-in a test of image-report understanding is not understanding.
+A baseline that picks the most likely of several reports does not use the image. Questions that it
+answers correctly do not show that a model relates image and report.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _BEGIN, _END = "\x02", "\x03"
 
 
 def tokens(text: str) -> list[str]:
-    """Words, case-folded, and the characters between them other than white space."""
+    """Case-folded words and the characters between them, without white space."""
     parsed = parse(text)
     found: list[str] = [character for character in parsed.pieces[0] if not character.isspace()]
     for key, frame in zip(parsed.keys, parsed.pieces[2::2], strict=True):
@@ -30,15 +30,15 @@ class LanguageModel:
     """Interpolated Kneser-Ney n-grams over the words and punctuation of reports.
 
     P(w | h) = max(c(hw) - d, 0) / c(h) + d N(h) / c(h) P(w | h'), where h' is h without its first
-    word, N(h) the number of distinct words after h, and below the highest order c counts distinct
-    left neighbours instead of occurrences; below the unigrams stands 1 / (V + 1), the extra one
-    for unseen words. The discount of each order is d = n1 / (n1 + 2 n2), n1 and n2 being how many
-    n-grams were counted once and twice (Ney, Essen, Kneser 1994; Chen and Goodman 1999, eq. 14
-    and section 4.1.6).
+    word and N(h) is the number of distinct words after h. For orders below the highest, c counts
+    distinct left neighbours instead of occurrences. Unigrams are interpolated with the uniform
+    1 / (V + 1), where V is the vocabulary size and 1 accounts for unseen words. The discount of
+    each order is d = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and
+    twice (Ney, Essen, Kneser 1994; Chen and Goodman 1999, eq. 14 and section 4.1.6).
 
     Args:
-      texts: reports to learn from.
-      order: n; 3 sees two words back.
+      texts: training reports.
+      order: n; order 3 conditions on two words.
 
     Attributes:
       sha256: digest of texts and order.
@@ -57,25 +57,25 @@ class LanguageModel:
         self._levels: list[_Level] = []
         for _ in range(order):
             self._levels.append(_Level(counts))
-            # A distinct left neighbour is one n-gram, whatever its count.
+            # Counts distinct left neighbours: each distinct n-gram adds one.
             counts = Counter(gram[1:] for gram in counts)
         vocabulary = {gram[-1] for gram in self._levels[-1].counts}
         self._uniform = 1.0 / (len(vocabulary) + 1)
         self._known: dict[tuple[str, ...], float] = {}
 
     def probability(self, word: str, history: Sequence[str]) -> float:
-        """P(word | the last order - 1 words of history); over all words and one unseen, sums to 1.
+        """P(word | last order - 1 words of history); sums to 1 over all words and one unseen word.
 
         Args:
           word: a token, or "" for the end of the report.
-          history: tokens before it; shorter histories are padded by the beginning of the report.
+          history: tokens before it; a shorter history is padded with beginning-of-report tokens.
         """
         padded = (_BEGIN,) * (self.order - 1) + tuple(history)
         past = padded[len(padded) - (self.order - 1) :]
         return self._probability((*past, word or _END))
 
     def score(self, texts: Iterable[str]) -> np.ndarray:
-        """Natural log-probability of each text with its end, f64[N]."""
+        """Natural log-probability of each text including its end, f64[N]."""
         return np.array([self._log_probability(text) for text in texts], np.float64)
 
     def _padded(self, text: str) -> list[str]:
@@ -100,7 +100,7 @@ class LanguageModel:
 
 
 class _Level:
-    """The n-grams of one order, counted, with what their contexts leave to the lower order."""
+    """Counts of the n-grams of one order, and the totals of their contexts."""
 
     def __init__(self, counts: Counter[tuple[str, ...]]) -> None:
         self.counts = counts
@@ -111,12 +111,12 @@ class _Level:
             self.total[gram[:-1]] += count
             self.distinct[gram[:-1]] += 1
         times = Counter(counts.values())
-        # Where no n-gram was counted once or none twice the estimate is 0 or 1; stay within.
+        # If no n-gram was counted once or none twice, the estimate would be 0 or 1.
         once, twice = max(times[1], 1), max(times[2], 1)
         self.discount = once / (once + 2 * twice)
 
     def interpolated(self, gram: tuple[str, ...], lower: float) -> float:
-        """The smoothed probability, given that of the lower order."""
+        """The smoothed probability, given the probability of the lower order."""
         context = gram[:-1]
         total = self.total.get(context)
         if not total:

@@ -1,4 +1,4 @@
-"""The pointing game: does a word's attention peak where the finding that it states really is?"""
+"""The pointing game: does a word's attention peak inside the box of the finding it states?"""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class LocalPredict(Predict, Protocol):
 
 
 class MappedHeldOut(HeldOut, Protocol):
-    """Held-out examples that can say which tokens are a word and where a pixel went."""
+    """Held-out examples that map words to tokens and original pixels to preprocessed ones."""
 
     tokenizer: Tokenizer
     preprocess: Preprocess
@@ -38,10 +38,10 @@ class MappedHeldOut(HeldOut, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Pointed:
-    """One study to be judged.
+    """One study to evaluate.
 
     Attributes:
-      patient: id. label: the finding, "" without boxes.
+      patient: id. label: the finding, "" if there are no boxes.
       maps: f32[words, gh, gw], the attention of each word.
       boxes: corners in preprocessed pixels. size: height and width of the preprocessed image.
     """
@@ -56,16 +56,16 @@ class Pointed:
 def word_region_attention(
     words: np.ndarray, word_mask: np.ndarray, regions: np.ndarray, *, temperature: float = 4.0
 ) -> np.ndarray:
-    """How much each word looks at each region of one image, on the host.
+    """Attention of each word over the regions of one image, computed on the host.
 
-    Softmax over the valid *words* of regions @ words.T, then over *regions* of `temperature`
-    times that (GLoRIA, Huang et al. 2021, equations 4-5); what the local loss trains.
+    A softmax over the valid *words* of regions @ words.T, multiplied by `temperature`, then a
+    softmax over *regions* (GLoRIA, Huang et al. 2021, equations 4-5), as in the local loss.
 
     Args:
       words: f[W, D]. word_mask: bool[W]. regions: f[R, D].
 
     Returns:
-      f32[W, R]; rows sum to 1. Rows of invalid words are uniform and mean nothing.
+      f32[W, R]; rows sum to 1. Rows of invalid words are uniform and have no meaning.
     """
     scores = np.asarray(words, np.float32) @ np.asarray(regions, np.float32).T
     if word_mask.any():
@@ -87,15 +87,15 @@ def word_maps(
     attention: Attention,
     grid: tuple[int, int],
 ) -> list[np.ndarray]:
-    """f32[words, gh, gw] per example; a word of several sub-words gets the mean of their maps.
+    """Attention maps f32[words, gh, gw] per example; a word has the mean map of its sub-words.
 
     Args:
-      predict, state: the encoders; they must offer local features.
+      predict, state: the encoders, with local features.
       data: the held-out examples that `examples` index.
       grid: (rows, columns) of the regions, row by row.
 
     Raises:
-      ValueError: local features that do not fit the tokens or the grid.
+      ValueError: the local features do not fit the tokens or the grid.
     """
     if not examples:
         return []
@@ -122,9 +122,9 @@ def mapped_boxes(
     geometry: Callable[[int, int], Geometry],
     size: tuple[int, int],
 ) -> list[Corners]:
-    """The boxes in preprocessed pixels, clipped; those wholly outside the image are left out.
+    """Boxes in preprocessed pixels, clipped to the image; boxes outside the image are dropped.
 
-    Boxes are taken to belong to the record's first image, the one trained on by default.
+    Boxes are assumed to belong to the record's first image.
 
     Args:
       geometry: (height, width) of an original image -> its map to preprocessed pixels.
@@ -148,13 +148,14 @@ def judge(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Results:
-    """How often attention peaks inside the boxes; see `Pointing` for what is counted.
+    """Computes how often attention peaks inside the boxes; see `Pointing`.
 
     Args:
-      data: the held-out data, to name it in the results.
+      studies: with their attention maps and boxes.
+      data: the held-out data, whose name and digest go into the results.
       permutations: of the boxes. bootstrap: draws for the intervals; 0 gives none.
       seed: of the permutations and the bootstrap.
-      options: further ones to state in the results.
+      options: further options to state in the results.
     """
     excluded: Counter[str] = Counter()
     kept, inside = _countable(studies, excluded)
@@ -171,11 +172,11 @@ def judge(
             "studies": len(kept),
             "words": sum(asked),
             "grid": list(studies[0].maps.shape[1:]) if studies else [],
-            # Chance counts region centres, which is exact; this is the same of pixels.
+            # Chance is computed from region centres; this is the share of pixels.
             "box_area_share": float(np.repeat(areas, asked).mean()) if kept else None,
-            # Even attention shares its maximum between all regions.
+            # With uniform attention all regions are tied, which counts as a miss.
             "constant_predictor": {"accuracy": 0.0},
-            "ties": f"a miss, within a share of {statistics.TIE:g}",
+            "ties": f"within a relative {statistics.TIE:g}; a miss unless all are inside",
             "options": {
                 **(options or {}),
                 "permutations": permutations,
@@ -193,13 +194,13 @@ def _values(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """The three rows of all studies, then of those of each finding, commonest first."""
+    """The three values over all studies, then over those of each finding, by frequency."""
     labels = [study.label for study in studies]
     values: dict[str, Estimate] = {}
     for label in ("", *(name for name, _ in Counter(labels).most_common())):
         among = [i for i, of_study in enumerate(labels) if label in ("", of_study)]
         owners = [studies[i].patient for i in among]
-        # Within a finding its own boxes are exchanged: others may be much larger, or smaller.
+        # Boxes are exchanged within a finding, because box sizes differ between findings.
         rng = statistics.generator(seed, "boxes", *([label] if label else []))
         foreign = [
             [among[i] for i in statistics.permutation_between_patients(owners, rng)]
@@ -223,7 +224,7 @@ def _rows(
     inside: Sequence[np.ndarray],
     exchanged: Sequence[Sequence[np.ndarray]],
 ) -> list[tuple[str, np.ndarray, float]]:
-    """(name, f64[words], chance) of the true boxes and, if there are any, of exchanged ones."""
+    """(name, f64[words], chance) for the true boxes and, if there are any, exchanged boxes."""
     margin = 1 - statistics.TIE
     peaks = [weights >= margin * weights.max(axis=(1, 2), keepdims=True) for weights in maps]
     asked = [len(peak) for peak in peaks]
@@ -238,16 +239,16 @@ def _rows(
 
 
 def _chance(inside: Sequence[np.ndarray], asked: Sequence[int]) -> float:
-    """What looking anywhere reaches: the share of region centres inside, mean over words."""
+    """Chance of a uniformly random region: share of centres in the boxes, mean over words."""
     return float(np.repeat([centres.mean() for centres in inside], asked).mean())
 
 
 def _countable(
     studies: Sequence[Pointed], excluded: Counter[str]
 ) -> tuple[list[Pointed], list[np.ndarray]]:
-    """The studies that can be judged, and bool[gh, gw]: region centres in their boxes.
+    """The studies that can be evaluated, each with bool[gh, gw]: region centres in its boxes.
 
-    The others are counted in `excluded` by their reason.
+    Counts the others in `excluded` by reason.
     """
     kept, inside = [], []
     for study in studies:
@@ -293,20 +294,22 @@ def _covered(study: Pointed, rows: int, columns: int) -> np.ndarray:
 class Pointing(Evaluator):
     """How often a word's attention peaks inside the boxes of the finding it states.
 
-    Counted over words, up to two per study: those of the sentence that states the finding, its
-    own name, side and zone first. A hit needs the centre of the region with the greatest
-    attention to lie inside a box; when several regions share the maximum, all of them must.
-    Chance is the share of region centres inside the boxes, what looking anywhere would reach.
-    Since findings have habitual places, the boxes are also exchanged between patients; the
-    paired difference is `grounded_gain`. Studies whose boxes slip between the region centres are
-    excluded and counted. Intervals draw patients. Protocol "pointing@1"; values "accuracy",
-    "accuracy_boxes_permuted", "grounded_gain", and for each finding "finding/{name}/..." with
-    boxes exchanged among its own studies, so that its habitual place is no gain.
+    The items are words, up to two per study, of the sentence that states the finding; words for
+    its name, side and zone come first. A word is a hit if the centre of the region with the
+    greatest attention lies inside a box. If several regions share the maximum, all must. Chance is
+    the share of region centres inside the boxes. Findings have typical locations, so accuracy is
+    also measured with the boxes exchanged between patients; `grounded_gain` is the paired
+    difference. Studies whose boxes contain no region centre are excluded and counted. Intervals
+    are from a bootstrap over patients.
+
+    Protocol "pointing@1"; values "accuracy", "accuracy_boxes_permuted", "grounded_gain", and
+    "finding/{name}/..." for each finding. The latter exchange boxes among studies of the finding,
+    so that knowing its typical location gives no gain.
 
     Args:
-      predict, data: as for every evaluator; the encoders must offer local features.
-      temperature: of the attention over regions; 4.0 as the local loss trains by default.
-      count: of studies, at most; findings take turns, so the rare ones are not left out.
+      predict, data: as for every evaluator; the encoders must have local features.
+      temperature: of the attention over regions; 4.0 is the default of the local loss.
+      count: maximum number of studies, taken from the findings in turn to include rare ones.
       optional: True accepts data without boxes and encoders without local features: there are then
         no values, and the summary page gives the reason.
       permutations: of the boxes.
@@ -320,7 +323,7 @@ class Pointing(Evaluator):
 
     headline: ClassVar[Mapping[str, str]] = {
         "accuracy": "attention of a word peaks inside the box of its finding",
-        "grounded_gain": "the same, minus that with the boxes of other patients",
+        "grounded_gain": "accuracy minus accuracy with boxes of other patients",
     }
 
     def __init__(
@@ -361,7 +364,7 @@ class Pointing(Evaluator):
 
     @functools.cached_property
     def _boxes(self) -> dict[int, list[Corners]]:
-        """By index of the study. Kept for all states, because it takes the size of every image."""
+        """Boxes by index of the study. Cached, because they need the size of every image."""
         size = (self.preprocess.size, self.preprocess.size)
         geometry = self.preprocess.geometry
         return {
@@ -406,14 +409,14 @@ class Pointing(Evaluator):
     def figures(
         self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
     ) -> list[Figure]:
-        """Where words look, for some studies."""
+        """Attention maps of some studies."""
         title = "Attention of words over regions"
         if not self.has_local_features:
             why = f"The encoders have no {' and '.join(_NEEDS)} (model.local_dim=0)."
             return [Figure("attention", title, why)]
         shown = self.chosen[:DRAWN]
         if not shown:
-            return [Figure("attention", title, "No held-out report has a word to look for.")]
+            return [Figure("attention", title, "No held-out report has a word to show.")]
         from mmrl.reporting import attention
 
         examples = [
@@ -426,6 +429,6 @@ class Pointing(Evaluator):
             )
             for choice, of_words in zip(shown, self._maps(state, shown), strict=True)
         ]
-        caption = "Held-out studies; the frame is the true box of the finding, where it is known."
+        caption = "Held-out studies. The frame is the annotated box of the finding, if any."
         draw = functools.partial(attention.attention_grid, examples)
         return [Figure("attention", title, caption, draw)]

@@ -1,7 +1,7 @@
-"""The frozen questions of perturbed-report choice: which reports, which copies, which are left out.
+"""The frozen questions of perturbed-report choice: a report and perturbed copies of it.
 
-A protocol is a constant of this file. Its name carries a version, which changes whenever a
-question could: kinds of perturbation, their code, the draws, or what is left out.
+A protocol is a constant in this file. Its name has a version, which changes whenever a question
+may change: with the kinds of perturbation, their code, the random draws or the exclusions.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mmrl.evaluators.ngrams import LanguageModel
 SEED = 0  # of all draws of all protocols
 
 Copy = tuple[int, str, str]
-"""Position of the report, kind, text of the copy."""
+"""(position of the report, kind of perturbation, text of the copy)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Protocol:
     """How questions are made.
 
     Attributes:
-      name: with its version; results call it "structure/{name}".
+      name: with its version; results use "structure/{name}".
       kinds: of perturbation.
-      form: "choice", the report among one copy of every kind; "pairs", the report against one
-        copy, a question for every kind that applies; "balanced", pairs whose copy is in half of
-        the questions likelier than the report and in half less likely, kind by kind.
-      lower_case, max_words: what is done to reports before they are perturbed.
-      about: one line for the reader.
+      form: "choice": the report and one copy of every kind. "pairs": the report and one copy, one
+        question per kind that applies. "balanced": pairs in which, for each kind, the copy is more
+        likely than the report in half of the questions, under a language model of reports.
+      about: one line for the summary page.
+      lower_case, max_words: applied to reports before they are perturbed; None keeps all words.
     """
 
     name: str
@@ -70,25 +70,25 @@ PROTOCOLS: dict[str, Protocol] = {
             "order-10way@1",
             (*perturb.ORDER_KINDS, "shuffle_all_words_in_sentences"),
             "choice",
-            "nine kinds that keep every word: a bag of words is always wrong",
+            "nine kinds that only reorder words, so a bag of words cannot choose",
         ),
         Protocol(
             "clinical@1",
             perturb.CLINICAL_KINDS,
             "pairs",
-            "one fact reworded, fluently; report against copy",
+            "report against a fluent copy in which one fact is changed",
         ),
         Protocol(
             "balanced@1",
             perturb.CLINICAL_KINDS,
             "balanced",
-            "clinical pairs whose copy is as often likelier as it is less likely",
+            "clinical pairs in which the copy is the more likely text in half of the questions",
         ),
         Protocol(
             "control@1",
             perturb.CONTROL_KINDS,
             "pairs",
-            "sentences in another order mean the same: no preference is right",
+            "copies with reordered sentences and the same meaning, where no preference is correct",
         ),
     )
 }
@@ -96,15 +96,15 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """The questions of one protocol over one held-out set: Q, each with K copies.
+    """The Q questions of one protocol over one held-out set, each with K copies.
 
     Attributes:
       protocol: how they were made.
       rows: i64[Q], positions in the held-out data.
-      originals: str[Q], the true report as it is shown.
+      originals: str[Q], the true reports as encoded.
       copies: str[Q, K]. kinds: str[Q, K].
-      excluded: reason -> number of reports (choice) or questions (balanced) left out.
-      counts: kind -> what became of it, by number of reports.
+      excluded: reason -> number of excluded reports (choice, pairs) or questions (balanced).
+      counts: kind -> outcome -> number of reports.
       sha256: digest over ids, originals and copies; equal digests mean the same questions.
     """
 
@@ -122,16 +122,17 @@ class Questions:
 
 
 def draw(protocol: Protocol, data: HeldOut, half_models: Sequence[LanguageModel]) -> Questions:
-    """Makes the questions, from (protocol, record ids, texts) alone.
+    """Makes the questions. They depend only on the protocol, the record ids and the texts.
 
-    A copy is valid when it differs from the original and from the report's other copies after
-    tokenising and truncating, which is all the encoder sees.
+    A copy is valid if its tokens, after truncation, differ from those of the original and, in a
+    choice, from those of the report's other copies.
 
     Args:
-      data: the held-out examples to ask about.
-      half_models: for "balanced": models of two halves of the training texts, which must agree
-        on which copies are likelier; () when there are no training texts, and then no such
-        question can be made.
+      protocol: what to make.
+      data: the held-out examples.
+      half_models: language models of two halves of the training texts, for "balanced"; they must
+        agree on whether a copy is more likely. () if there are no training texts: there are then
+        no such questions.
     """
     texts = [_shown(text, protocol) for text in data.texts]
     originals = _seen_by_encoder(data, texts)
@@ -216,7 +217,7 @@ def _seen_by_encoder(data: HeldOut, texts: Sequence[str]) -> list[bytes]:
 
 @dataclasses.dataclass
 class _Sides:
-    """Of one report and kind: its best copy that is likelier, and its best that is less likely."""
+    """For one report and kind: the nearest more likely copy and the nearest less likely copy."""
 
     row: int
     likelier: str | None = None
@@ -230,13 +231,13 @@ def _balanced(
     originals: Sequence[bytes],
     models: Sequence[LanguageModel],
 ) -> Questions:
-    """Pairs whose copy is likelier than the report in exactly half of the questions of each kind.
+    """Pairs whose copy is more likely than the report in exactly half of the questions per kind.
 
-    A copy counts as likelier, or as less likely, when all models say so; what they dispute is not
-    asked. Of all copies a kind could make of a report, the one closest to the report in mean
-    log-probability is kept above it and the one closest below it. Which of the two is asked is
-    settled per kind so that both directions come equally often; reports with copies on one side
-    only go first, and those for which the other direction has no counterpart are left out.
+    A copy is more (or less) likely if all models agree; other copies are not used. Of all copies
+    that a kind can make of a report, the nearest more likely one and the nearest less likely one
+    are kept, by mean log-probability. One of the two is chosen so that both directions are equally
+    frequent within the kind. Reports with a copy in one direction only are assigned first. Reports
+    without a counterpart in the other direction are excluded.
     """
     chosen: list[Copy] = []
     excluded: Counter[str] = Counter()
@@ -270,7 +271,7 @@ def _balanced(
 def _split(
     copies: Sequence[Copy], base: np.ndarray, models: Sequence[LanguageModel]
 ) -> list[_Sides]:
-    """Per report, the nearest copy above and below it; base: f64[models, N], of the reports."""
+    """The nearest more and less likely copy of each report; base: f64[models, N], of reports."""
     sides: dict[int, _Sides] = {}
     gaps: dict[tuple[int, bool], float] = {}
     scores = np.stack([model.score(text for _, _, text in copies) for model in models])
@@ -287,12 +288,12 @@ def _split(
 
 
 def _halves(sides: Sequence[_Sides], rng: np.random.Generator) -> tuple[list[tuple[int, str]], int]:
-    """As many questions with a likelier as with a less likely copy; and how many were left out."""
+    """Equally many questions of both directions, and the number of excluded reports."""
     up = [side for side in sides if side.unlikelier is None]
     down = [side for side in sides if side.likelier is None]
     both = [side for side in sides if side.likelier is not None and side.unlikelier is not None]
     both = [both[place] for place in rng.permutation(len(both))]
-    for side in both:  # the scarcer direction takes it
+    for side in both:  # to the less frequent direction
         (up if len(up) <= len(down) else down).append(side)
     half = min(len(up), len(down))
     picked = [(up[place].row, str(up[place].likelier)) for place in rng.permutation(len(up))[:half]]

@@ -1,4 +1,4 @@
-"""Image-report retrieval in both directions, with duplicates, ties and chance done exactly."""
+"""Image-report retrieval in both directions, with exact handling of duplicates and ties."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ def best_match_ranks(
 ) -> np.ndarray:
     """Rank of each query's best match among all candidates; 1 is first.
 
-    Candidate j matches query i when groups[i] == groups[j]. Ties are pessimistic: the rank is 1
-    plus the number of non-matching candidates that score at least the best match, within
+    Candidate j matches query i if groups[i] == groups[j]. Ties are pessimistic: the rank is 1 plus
+    the number of non-matching candidates whose score is at least that of the best match, within
     `statistics.TIE`. At most chunk x chunk scores are held at once.
 
     Args:
-      queries, candidates: f32[N, D], L2-normalised; row i of one belongs to row i of the other.
+      queries, candidates: f32[N, D], L2-normalised; row i of both is pair i.
       groups: i[N].
       chunk: rows and columns of one block of scores.
 
@@ -31,7 +31,7 @@ def best_match_ranks(
       i64[N], each from 1 to N.
     """
     size = len(groups)
-    # Sorted by group, the matches of a block of queries lie in one band of candidates, so the
+    # After sorting by group, the matches of a block of queries are contiguous candidates, so the
     # best match needs little more than the diagonal blocks.
     order = np.argsort(groups, kind="stable")
     queries, candidates, groups = queries[order], candidates[order], groups[order]
@@ -65,13 +65,13 @@ def matches_per_item(groups: np.ndarray) -> np.ndarray:
 def recall_chance(groups: np.ndarray, k: int) -> float:
     """Expected R@k of a random order of all candidates.
 
-    With g matches among N candidates, the first k contain none with the hypergeometric
-    probability C(N - g, k) / C(N, k); averaged over queries. An encoder gives identical texts one
-    score, so its guesses find them together or not at all, a little less often than this.
+    With g matches among N candidates, the first k contain no match with the hypergeometric
+    probability C(N - g, k) / C(N, k). The result is the mean over queries. A random encoder scores
+    identical texts equally and so reaches slightly less than this.
 
     Args:
       groups: i[N].
-      k: number of candidates looked at.
+      k: number of first candidates.
     """
     size = len(groups)
     sizes, times = np.unique(matches_per_item(groups), return_counts=True)
@@ -83,8 +83,8 @@ def recall_chance(groups: np.ndarray, k: int) -> float:
 def rank_chance(groups: np.ndarray) -> tuple[float, float]:
     """(mean, median) of the best match's rank under a random order, pooled over queries.
 
-    The first of g matches among N stands at (N + 1) / (g + 1) on average. The median is that of
-    the pooled distribution, halfway when the probability is exactly one half at a rank.
+    The mean rank of the first of g matches among N is (N + 1) / (g + 1). The median is that of the
+    pooled distribution; if two ranks qualify, it is their midpoint.
 
     Args:
       groups: i[N].
@@ -103,24 +103,23 @@ def rank_chance(groups: np.ndarray) -> tuple[float, float]:
 
 
 class Retrieval(Evaluator):
-    """Finds the report of an image among all reports, and the image of a report.
+    """Ranks all reports for each image, and all images for each report.
 
-    A query's rank is that of its best-ranked match; every example of its group matches, because
-    nobody can tell identical reports apart. Figures depend on the number of pairs, so they
-    compare only at equal N, which every result states. Intervals draw patients; queries of
-    several patients with the same text still rise and fall together. Protocol "retrieval@1".
+    A query's rank is the rank of its best match. All examples of its duplicate group match,
+    because identical reports cannot be distinguished. Values depend on the number of pairs N and
+    are comparable only at equal N. Intervals are from a bootstrap over patients; they ignore the
+    correlation between patients with the same report text. Protocol "retrieval@1".
 
     Args:
       predict, data: as for every evaluator.
-      max_pairs: evaluates a subset of this many pairs, drawn once from `seed` and the same for
-        every checkpoint; None takes all.
+      max_pairs: size of a random subset of pairs, the same for every checkpoint; None takes all.
       ks: the k of R@k.
       chunk: rows and columns of one block of scores; bounds memory, does not change results.
       bootstrap: draws for the intervals; 0 gives none.
       seed: of the subset and of the bootstrap.
 
     Raises:
-      InputError: no examples, or options out of range.
+      InputError: there are no examples, or an option is out of range.
     """
 
     headline: ClassVar[Mapping[str, str]] = {
@@ -176,7 +175,7 @@ class Retrieval(Evaluator):
                 "duplicates": int((matches > 1).sum()),
                 "duplicate_share": float((matches > 1).mean()),
                 "groups": len(np.unique(groups)),
-                # Every candidate ties, so all non-matching ones stand ahead.
+                # All candidates are tied, so all non-matching ones rank ahead.
                 "constant_predictor": {
                     f"R@{k}": float((len(data) - matches + 1 <= k).mean()) for k in self.ks
                 },

@@ -1,6 +1,7 @@
-"""What evaluators share: scores with a tie rule, fixed subsets, permutations, intervals.
+"""Tools that evaluators share: unit vectors, ties, subsets, permutations and intervals.
 
-Examples of one patient are not independent, so everything here that draws, draws patients.
+Examples of one patient are not independent, so the bootstrap resamples patients, and permutations
+exchange images between patients.
 """
 
 import hashlib
@@ -12,24 +13,24 @@ import numpy as np
 from mmrl.evaluators.base import Estimate, HeldOut
 from mmrl.types import InputError, Record
 
-# Cosines closer than this are one score. The same text encoded in another batch, or another
-# blocking of a matrix product, moves a float32 cosine by a few 1e-7; without the margin a
-# collapsed encoder would win or lose by rounding.
+# Cosines that differ by at most this are tied. Encoding the same text in another batch, or
+# blocking a matrix product differently, changes a float32 cosine by a few 1e-7. Without the
+# margin, rounding errors would decide the results of a collapsed encoder.
 TIE = 1e-6
 
-# Draws held at once by the bootstrap: bounds memory, does not change the result.
+# Number of counts that the bootstrap holds at once; bounds memory, does not change results.
 _DRAWS_AT_ONCE = 2_000_000
 
 
 def unit_rows(embedding: np.ndarray, name: str, ids: Sequence[str]) -> np.ndarray:
-    """Embeddings [..., D] as float32 rows of length 1; a zero row stays zero and so ties.
+    """Scales embeddings to float32 rows of length 1; a zero row stays zero.
 
     Args:
       embedding: [N, D] or [N, C, D].
-      name, ids: what and whose the rows are, for the error.
+      name, ids: of the embedding and of its N examples, for the error message.
 
     Raises:
-      FloatingPointError: when a row is not finite; names the first example.
+      FloatingPointError: a row is not finite; the message names the first example.
     """
     embedding = np.asarray(embedding, np.float32)
     finite = np.isfinite(embedding).reshape(len(embedding), -1).all(axis=1)
@@ -44,13 +45,13 @@ def unit_rows(embedding: np.ndarray, name: str, ids: Sequence[str]) -> np.ndarra
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A generator that depends on `seed` and `names` only, never on order or position."""
+    """A random generator that depends only on `seed` and `names`."""
     digest = hashlib.sha256("\x00".join(names).encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 class Subset:
-    """Some examples of a held-out set, in the given order; a `HeldOut` with its own digest."""
+    """Some examples of a held-out set in the given order, as a `HeldOut` with its own digest."""
 
     def __init__(self, data: HeldOut, indices: Sequence[int]) -> None:
         self._data, self._indices = data, list(indices)
@@ -68,7 +69,7 @@ class Subset:
         return len(self._indices)
 
     def record(self, index: int) -> Record:
-        """The record behind example `index` of the subset."""
+        """The record of example `index` of the subset."""
         return self._data.record(self._indices[index])
 
     def training_texts(self) -> Sequence[str]:
@@ -93,7 +94,7 @@ class Subset:
 
 
 def fixed_subset(data: HeldOut, limit: int | None, seed: int) -> HeldOut:
-    """At most `limit` examples in their order, the same for every checkpoint; None keeps all."""
+    """At most `limit` examples in their order; the same for every checkpoint. None keeps all."""
     if limit is None or limit >= len(data):
         return data
     chosen = generator(seed, "subset").choice(len(data), limit, replace=False)
@@ -101,10 +102,10 @@ def fixed_subset(data: HeldOut, limit: int | None, seed: int) -> HeldOut:
 
 
 def at_least(low: int, **options: int | None) -> None:
-    """Refuses options below `low`; None passes.
+    """Checks that options are at least `low`; ignores None.
 
     Raises:
-      InputError: names the first option that is too small.
+      InputError: an option is too small; the message names the first one.
     """
     for name, value in options.items():
         if value is not None and value < low:
@@ -116,11 +117,11 @@ def permutation_between_patients(
 ) -> np.ndarray:
     """A random permutation in which no item receives an image of its own patient.
 
-    Items are laid out patient by patient, patients and their items in random order, and the
-    images are shifted along that line by at least the largest patient and at most N minus it.
-    When one patient has more than half of the m > N/2 items, nobody can avoid it: then exactly
-    2m - N of its items, the fewest possible, receive another image of the same patient. With
-    one patient only, each item receives another of its images; a single item keeps its own.
+    Items are arranged patient by patient, with patients and their items in random order. Images
+    are then shifted along this sequence by a random number between m and N - m, where m is the
+    item count of the largest patient. If m > N / 2 there is no such permutation. Then exactly
+    2m - N items of that patient, the fewest possible, receive another image of the same patient.
+    If there is one patient only, each item receives another image; a single item keeps its own.
 
     Args:
       patients: N patient ids.
@@ -136,7 +137,7 @@ def permutation_between_patients(
     counts = np.bincount(owner)
     largest = int(counts.max())
     position = rng.permutation(len(counts))
-    if 2 * largest > size:  # The large patient first, so that the shift below moves past it.
+    if 2 * largest > size:  # The largest patient goes first, so that the shift moves past it.
         position[counts.argmax()] = -1
     shuffled = rng.permutation(size)
     line = shuffled[np.argsort(position[owner[shuffled]], kind="stable")]
@@ -160,11 +161,11 @@ def patient_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a statistic when whole patients are drawn again.
+    """Percentile interval of a statistic, from a bootstrap over patients.
 
-    As many patients as there are, with replacement, each with all of its items; the percentile
-    interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
-    Columns see the same draws. For a paired difference of means pass `a - b`.
+    Each draw takes as many patients as there are, with replacement, and all items of each (Efron
+    and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). All columns use the same
+    draws. For a paired difference of means, pass `a - b`.
 
     Args:
       values: [N] or [N, M], finite.
@@ -175,8 +176,7 @@ def patient_bootstrap(
       level: probability inside the interval.
 
     Returns:
-      (low, high), each f64[] or f64[M]; NaN with fewer than two patients or no draws, where an
-      interval has no meaning.
+      (low, high), each f64[] or f64[M]; NaN if there are fewer than two patients or no draws.
     """
     values = np.asarray(values, np.float64)
     if len(values) != len(patients):
@@ -219,7 +219,7 @@ def _medians(columns: np.ndarray, owner: np.ndarray, times: np.ndarray) -> np.nd
         order = np.argsort(column, kind="stable")
         ends = np.cumsum(times[:, owner[order]], axis=1)  # S N: items up to and with this one
         total = ends[:, -1:]
-        # The two middle places of `total` items; they coincide when it is odd.
+        # The two middle positions of `total` items; they coincide if `total` is odd.
         below = (ends <= (total - 1) // 2).sum(axis=1)
         above = (ends <= total // 2).sum(axis=1)
         medians[:, m] = (column[order][below] + column[order][above]) / 2
@@ -235,10 +235,10 @@ def estimate(
     samples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """The statistic of values [N] with its 95 % interval; no interval below two patients.
+    """The statistic of values [N] with its 95 % interval; no interval for fewer than two patients.
 
     Raises:
-      ValueError: when there is no value.
+      ValueError: there are no values.
     """
     values = np.asarray(values, np.float64)
     if not len(values):

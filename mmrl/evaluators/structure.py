@@ -1,4 +1,4 @@
-"""The method's own test: does the image prefer its report over perturbed copies of it?"""
+"""Perturbed-report choice: does the image score its report above perturbed copies of it?"""
 
 import functools
 import hashlib
@@ -14,14 +14,14 @@ from mmrl.evaluators.ngrams import LanguageModel
 from mmrl.evaluators.protocols import PROTOCOLS, SEED, Questions, draw
 from mmrl.types import InputError
 
-PERMUTATIONS = 5  # of the images, averaged in the blind row
-MAX_TRAINING_TEXTS = 20_000  # that the text-only judge learns from
+PERMUTATIONS = 5  # of the images; `accuracy_images_permuted` is the mean over them
+MAX_TRAINING_TEXTS = 20_000  # for the n-gram model of the text-only baseline
 
 ROWS = ("accuracy", "accuracy_images_permuted", "accuracy_text_only", "grounded_gain")
 
 
 def wins(images: np.ndarray, originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """By how much the original beats each copy, as cosine; a tie is not a win, see `beats`.
+    """Cosine of image and original minus cosine of image and copy; see `beats`.
 
     Args:
       images: f32[Q, D]. originals: f32[Q, D]. copies: f32[Q, K, D]; all L2-normalised.
@@ -29,50 +29,49 @@ def wins(images: np.ndarray, originals: np.ndarray, copies: np.ndarray) -> np.nd
     Returns:
       f32[Q, K].
     """
-    # One product for all options, so that equal texts score equally to the last bit but TIE.
+    # One product for all options, so that equal texts have equal scores up to TIE.
     options = np.concatenate([originals[:, None], copies], axis=1)
     scores = (options @ images[:, :, None])[..., 0]  # Q 1+K
     return scores[:, :1] - scores[:, 1:]
 
 
 def beats(margins: np.ndarray) -> np.ndarray:
-    """Wins that are no ties: bool, elementwise."""
+    """Whether the original wins, elementwise; a margin within `statistics.TIE` is not a win."""
     return np.asarray(margins > statistics.TIE)
 
 
 class Structure(Evaluator):
-    """Perturbed-report choice under frozen protocols, with the rows that keep it honest.
+    """Perturbed-report choice under frozen protocols, with two baselines.
 
-    The image must score its report, by cosine, strictly above every copy offered. Beside the
-    `accuracy` stand, for the same questions,
+    An answer is correct if the cosine of the image with its report is greater than with every
+    copy; a tie is incorrect. The same questions give four values:
 
-    * `accuracy_images_permuted`: every image replaced by one of another patient, averaged over
-      several permutations: what the encoders win without the right image;
-    * `accuracy_text_only`: an n-gram model of the training reports takes the likeliest report:
-      what anyone wins without any image;
-    * `grounded_gain`: the paired difference of the first two: what the image contributed.
+    * `accuracy`: with the true image;
+    * `accuracy_images_permuted`: with an image of another patient, mean over several permutations;
+    * `accuracy_text_only`: without an image, choosing the text that is most likely under an n-gram
+      model of the training reports;
+    * `grounded_gain`: the paired difference of the first two, the contribution of the image.
 
-    Values are named "{protocol}/{row}" and, report against that copy alone,
-    "{protocol}/kind/{kind}/{row}"; chance is 1 / options. Intervals are bootstrapped over
-    patients. The published test counted ties as right; `accuracy_ties_right` says what that
-    would give.
+    Values are named "{protocol}/{row}" and, for the report against the copy of one kind,
+    "{protocol}/kind/{kind}/{row}"; chance is 1 / options. Intervals are from a bootstrap over
+    patients. The published test counts ties as correct; `accuracy_ties_right` does the same.
 
     Args:
       predict, data: as for every evaluator.
       protocols: names from `protocols.PROTOCOLS`.
-      max_reports: evaluates a fixed subset of this many reports; None takes all.
+      max_reports: size of a fixed random subset of reports; None takes all.
       bootstrap: draws for the intervals; 0 gives none.
 
     Raises:
-      InputError: unknown protocols, options out of range, or no question in any protocol.
+      InputError: a protocol is unknown, an option is out of range, or no protocol has a question.
     """
 
     headline: ClassVar[Mapping[str, str]] = {
-        "order-10way@1/accuracy": "true report among nine rearranged copies",
-        "order-10way@1/grounded_gain": "share of it that the right image contributed",
-        "clinical@1/accuracy": "true report against one with a fact reworded",
-        "clinical@1/accuracy_text_only": "the same, by an n-gram model of texts",
-        "clinical@1/grounded_gain": "share of it that the right image contributed",
+        "order-10way@1/accuracy": "true report among nine copies with reordered words",
+        "order-10way@1/grounded_gain": "accuracy minus accuracy with images of other patients",
+        "clinical@1/accuracy": "true report against a copy with one changed fact",
+        "clinical@1/accuracy_text_only": "accuracy of an n-gram model without images",
+        "clinical@1/grounded_gain": "accuracy minus accuracy with images of other patients",
     }
 
     def __init__(
@@ -105,7 +104,7 @@ class Structure(Evaluator):
                 for reason, count in asked.excluded.items()
             )
             raise InputError(
-                f"no report of {data.name} gives a question to structure, {len(subset)} tried: "
+                f"structure: no report of {data.name} yields a question ({len(subset)} tried): "
                 f"{reasons}"
             )
         self._text_only = {name: self._judge(asked) for name, asked in self.questions.items()}
@@ -151,7 +150,7 @@ class Structure(Evaluator):
     def figures(
         self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
     ) -> list[Figure]:
-        """Bars of every protocol, kind by kind."""
+        """One bar chart per protocol, with bars per kind."""
         from mmrl.reporting import bars
 
         made = []
@@ -161,11 +160,11 @@ class Structure(Evaluator):
             file = f"structure_{name.replace('@', '_v')}"
             if not len(asked):
                 why = "; ".join(f"{reason} ({n})" for reason, n in asked.excluded.items())
-                made.append(Figure(file, title, f"No question could be asked: {why}."))
+                made.append(Figure(file, title, f"There are no questions: {why}."))
                 continue
             caption = (
-                f"{asked.protocol.about.capitalize()}. The hatched bars were reached with another "
-                "patient's image, or without any image. Only the difference to them shows that the "
+                f"{asked.protocol.about.capitalize()}. Hatched bars: accuracy with another "
+                "patient's image, or without an image. Only the difference to them shows that the "
                 "model uses the image."
             )
             draw = functools.partial(bars.structure_per_kind, stored, name)
@@ -173,7 +172,7 @@ class Structure(Evaluator):
         return made
 
     def _encode(self, state: Any) -> Any:
-        """Encodes every distinct text once; answers a function from texts to unit rows."""
+        """Encodes every distinct text once; returns a function from texts to unit rows."""
         asked = [text for q in self.questions.values() for text in (*q.originals, *q.copies.flat)]
         texts = list(dict.fromkeys(asked))
         rows = self.predict.texts(state, self.data, texts)["text.embedding"]
@@ -189,7 +188,12 @@ class Structure(Evaluator):
     def _values(
         self, name: str, asked: Questions, true: np.ndarray, foreign: np.ndarray
     ) -> dict[str, Estimate]:
-        """true: f32[Q, K], margins. foreign: f64[Q, 1 + K], all copies first, then each."""
+        """Estimates of all rows of one protocol.
+
+        Args:
+          true: f32[Q, K], margins with the true image.
+          foreign: f64[Q, 1 + K], accuracy with other images: against all copies, then each.
+        """
         patients = np.asarray(self.data.patients)[asked.rows]
         own = _per_question(beats(true))
         blind = self._text_only[name]
@@ -226,7 +230,7 @@ class Structure(Evaluator):
         return values
 
     def _half_model(self, half: int) -> LanguageModel | None:
-        """A model of the training texts whose digest falls into this half."""
+        """A language model of half of the training texts, split by digest."""
         texts = [t for t in self.training_texts if _half_of(t) == half]
         return LanguageModel(texts) if texts else None
 
@@ -235,7 +239,7 @@ class Structure(Evaluator):
         return LanguageModel(self.training_texts) if self.training_texts else None
 
     def _judge(self, asked: Questions) -> np.ndarray | None:
-        """f64[Q, 1 + K]: what the text-only model wins; None without training texts."""
+        """f64[Q, 1 + K], correct answers of the text-only model; None without training texts."""
         model = self._model
         if model is None or not len(asked):
             return None
@@ -268,15 +272,15 @@ class Structure(Evaluator):
                 }
                 for name, asked in self.questions.items()
             },
-            # Equal embeddings tie, and ties are wrong.
+            # Equal embeddings are tied, and a tie is incorrect.
             "constant_predictor": {"accuracy": 0.0},
             "permutations": PERMUTATIONS,
             "permuted_images_of_own_patient": float(
                 np.mean([patients[order] == patients for order in self._permuted])
             ),
-            "ties": f"wrong, within {statistics.TIE:g}",
+            "ties": f"incorrect, within {statistics.TIE:g}",
             "text_only": {
-                "model": "Kneser-Ney trigrams, the likeliest report is taken",
+                "model": "Kneser-Ney trigrams; chooses the most likely text",
                 "training_texts": len(self.training_texts),
                 "sha256": self._model.sha256 if self._model else None,
             },
@@ -285,7 +289,7 @@ class Structure(Evaluator):
 
 
 def _per_question(won: np.ndarray) -> np.ndarray:
-    """bool[Q, K] -> f64[Q, 1 + K]: all copies beaten, then each of them."""
+    """bool[Q, K] -> f64[Q, 1 + K]: wins against all copies, then against each."""
     return np.concatenate([won.all(axis=1, keepdims=True), won], axis=1).astype(np.float64)
 
 
@@ -294,7 +298,7 @@ def _half_of(text: str) -> int:
 
 
 def _limited(texts: Sequence[str]) -> list[str]:
-    """At most MAX_TRAINING_TEXTS, evenly spread."""
+    """At most MAX_TRAINING_TEXTS texts, evenly spaced."""
     if len(texts) <= MAX_TRAINING_TEXTS:
         return list(texts)
     places = np.linspace(0, len(texts) - 1, MAX_TRAINING_TEXTS).round().astype(int)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: is an image closer to prompts that state a finding than to others?"""
+"""Zero-shot classification of images by their similarity to text prompts."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from mmrl.types import InputError, Record
 PROTOCOL = "zero_shot@1"
 TASK_SETS = ("findings", "laterality")
 
-# Wordings without articles, so that they suit what is counted and what is not.
+# Without articles, so that they fit countable and uncountable findings.
 STATED = (
     "{finding}.",
     "{finding} is present.",
@@ -39,21 +39,21 @@ SIDED = (
     "{side}-sided {finding}.",
 )
 _SIDES = ("left", "right")
-OPEN = Policy()  # an uncertain label leaves its finding open, and so does one that is not stated
+OPEN = Policy()  # uncertain and unstated labels leave the finding unknown
 
-# (finding name, side); side "" asks for the finding on either.
+# (finding name, side); side "" means any side.
 Selector = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One question to the images, in words.
+    """One binary classification task, given by prompts.
 
     Attributes:
-      positive, negative: prompts of either answer.
-      present: what a study must have to count as positive.
-      absent: what it must have to count as negative; None: lack `present`. A study with both or
-        neither is left out, and so is one whose report leaves the matter open.
+      positive, negative: prompts of the two classes.
+      present: a study with this finding is positive.
+      absent: a study with this finding is negative; None: one without `present` is. Studies with
+        both or neither are excluded, and so are studies for which this is unknown.
     """
 
     positive: tuple[str, ...]
@@ -63,10 +63,10 @@ class Task:
 
 
 class Facts(NamedTuple):
-    """What is known of one study.
+    """The known findings of one study.
 
     Attributes:
-      sides: finding present -> sides it is on; "" among them: on a side that is not stated.
+      sides: finding present -> its sides; "" stands for a side that is not stated.
       absent: findings known to be absent; None: all that are not present.
     """
 
@@ -74,7 +74,7 @@ class Facts(NamedTuple):
     absent: frozenset[str] | None
 
     def has(self, selector: Selector) -> bool | None:
-        """Whether the study has the finding, on that side; None when that is not known."""
+        """Whether the study has the finding on that side; None if unknown."""
         name, side = selector
         if name not in self.sides:
             return False if self.absent is None or name in self.absent else None
@@ -83,7 +83,7 @@ class Facts(NamedTuple):
         return None if "" in self.sides[name] else False
 
     def answer(self, task: Task) -> bool | None:
-        """Whether the study is positive for the task; None when it is left out."""
+        """Whether the study is positive for the task; None if it is excluded."""
         present = self.has(task.present)
         if task.absent is None:
             return present
@@ -93,7 +93,7 @@ class Facts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A task with its studies: rows i64[n] of the held-out data, positive bool[n]."""
+    """A task with its studies: rows i64[n] in the held-out data, classes positive bool[n]."""
 
     task: Task
     rows: np.ndarray
@@ -101,13 +101,13 @@ class Question:
 
 
 def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
-    """The truth of each record: its findings where the corpus has any, else its labels.
+    """The ground truth of each record: findings if the corpus has any, else labels.
 
-    Structured findings are taken as complete, and "bilateral" as both sides. Labels say nothing
-    of sides; a label that is masked by `policy`, or neither 1 nor 0 by it, leaves its finding open.
+    Findings are assumed to be complete; "bilateral" means both sides. Labels have no side. A
+    finding is unknown if `policy` masks its label or maps it to neither 1 nor 0.
 
     Returns:
-      One entry per record; empty when no record has a finding or a label of 1 or 0.
+      One entry per record; empty if no record has a finding or a label of 1 or 0.
     """
     if any(record.findings for record in records):
         facts = []
@@ -127,18 +127,18 @@ def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
 
 
 def finding_task(name: str) -> Task:
-    """Whether a finding is there, from `STATED` and `DENIED`."""
+    """Task: is the finding present? Prompts from `STATED` and `DENIED`."""
     return Task(_worded(STATED, name), _worded(DENIED, name), (name, ""))
 
 
 def laterality_task(name: str) -> Task:
-    """On which side a finding is, left or right, from `SIDED`; studies with one side only."""
+    """Task: is the finding left or right? Prompts from `SIDED`; studies with one side only."""
     left, right = (_worded(SIDED, name, side) for side in _SIDES)
     return Task(left, right, (name, "left"), (name, "right"))
 
 
 def _worded(templates: Iterable[str], name: str, side: str = "") -> tuple[str, ...]:
-    """Filled templates that begin with a capital; "Pleural_Effusion" is pleural effusion."""
+    """Fills and capitalises templates; name "Pleural_Effusion" becomes "pleural effusion"."""
     words = name.replace("_", " ").split()
     finding = " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
     filled = (template.format(finding=finding, side=side) for template in templates)
@@ -146,12 +146,12 @@ def _worded(templates: Iterable[str], name: str, side: str = "") -> tuple[str, .
 
 
 def _chosen(tasks: Any, names: Sequence[str]) -> dict[str, dict[str, Task]]:
-    """Task set -> task name -> task, from the option `tasks` and the findings there are.
+    """Task set -> task name -> task, from the option `tasks` and the finding names.
 
     Raises:
-      InputError: unknown sets, keys or findings, or an entry of the wrong form.
+      InputError: a set, key or finding is unknown, or an entry has the wrong form.
     """
-    if hasattr(tasks, "items"):  # dicts and those of configs, which are no `Mapping`
+    if hasattr(tasks, "items"):  # a ConfigDict is no `Mapping`
         return {"tasks": {name: _parsed(name, given, names) for name, given in tasks.items()}}
     sets = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     chosen: dict[str, dict[str, Task]] = {}
@@ -194,31 +194,30 @@ def _parsed(name: str, given: Any, names: Sequence[str]) -> Task:
 
 
 class ZeroShot(Evaluator):
-    """Tells findings, and their sides, from images by prompts alone.
+    """Classifies findings and their sides from text prompts, without training on labels.
 
-    An image's score is its cosine with the ensemble of the positive prompts minus that with the
-    negative ones; an ensemble is the L2-normalised mean of L2-normalised prompt embeddings
-    (as BioViL does, Boecking et al. 2022). Per task the AUROC with ties counted half, per set
-    its unweighted mean, the macro AUROC; 95 % intervals over patients, those drawn
-    without a positive or a negative skipped and counted. The same with every image replaced by
-    one of another patient shows what the truth alone leaves to chance; 0.5 is also what any
-    constant predictor reaches. Protocol "zero_shot@1"; values "{set}/auroc",
-    "{set}/auroc_images_permuted", then "{set}/{task}/..." for each task.
+    An image's score is its cosine with the ensemble of the positive prompts minus its cosine with
+    the ensemble of the negative ones. An ensemble is the L2-normalised mean of L2-normalised
+    prompt embeddings (BioViL, Boecking et al. 2022). Each task gives an AUROC, with ties counted
+    half; each set gives their unweighted mean (macro AUROC). Intervals (95 %) are from a bootstrap
+    over patients; draws without a positive or a negative are skipped and counted. As a baseline,
+    every image is replaced by one of another patient. Chance is 0.5. Protocol "zero_shot@1";
+    values "{set}/auroc", "{set}/auroc_images_permuted", then "{set}/{task}/..." for each task.
 
-    Sets: "findings" asks for each finding of the held-out studies whether it is there;
-    "laterality" asks, of the studies with the finding on exactly one side, left or right.
+    Sets: "findings" has one task per finding, whether it is present; "laterality" has one task per
+    finding, left or right, over studies with the finding on exactly one side.
 
     Args:
       predict, data: as for every evaluator.
       tasks: names of sets, or own tasks: name -> {"positive": prompts, "negative": prompts,
-        "present": (finding, side or "")} and, optionally, "absent" like it; see `Task`.
-      min_positives: tasks with fewer positives, or fewer negatives, are left out and named.
+        "present": (finding, side or "")} and, optionally, "absent" in the same form; see `Task`.
+      min_positives: tasks with fewer positives or negatives are excluded and listed.
       permutations: of the images.
       bootstrap: draws for the intervals; 0 gives none.
       seed: of the permutations and the bootstrap.
 
     Raises:
-      InputError: no truth in the records, no task left, unknown names, options out of range.
+      InputError: records lack findings and labels, no task is left, or an option is invalid.
     """
 
     def __init__(
@@ -242,7 +241,7 @@ class ZeroShot(Evaluator):
         if not facts:
             raise InputError(
                 f"no record of {data.name} has findings or labels ({len(data)} examples); "
-                "zero_shot needs them as truth"
+                "zero_shot needs them as ground truth"
             )
         names = sorted({name for fact in facts for name in {*fact.sides, *(fact.absent or ())}})
         self.sets: dict[str, dict[str, Question]] = {}
@@ -256,7 +255,7 @@ class ZeroShot(Evaluator):
             )
 
     def _ask(self, set_name: str, tasks: Mapping[str, Task], facts: Sequence[Facts]) -> None:
-        """Adds a set, leaving out the tasks that have too few studies."""
+        """Adds a set, without the tasks that have too few studies."""
         self.sets[set_name], self.tasks_excluded[set_name] = {}, {}
         for name, task in tasks.items():
             answers = [fact.answer(task) for fact in facts]
@@ -300,7 +299,7 @@ class ZeroShot(Evaluator):
                 values |= {f"{set_name}/{name}": row for name, row in rows.items()}
         return Results(
             protocol=PROTOCOL,
-            # The macro rows of all sets before the tasks.
+            # The macro AUROCs of all sets come before those of tasks.
             values=dict(sorted(values.items(), key=lambda item: item[0].count("/") > 1)),
             n=len(data),
             data={"name": data.name, "sha256": data.sha256},
@@ -332,7 +331,7 @@ class ZeroShot(Evaluator):
         prompt: Mapping[str, np.ndarray],
         foreign: np.ndarray,
     ) -> tuple[dict[str, Estimate], dict[str, Any]]:
-        """Values and details of one set; foreign i64[P, N] permutes the images."""
+        """Values and details of one set; `foreign` i64[P, N] are permutations of the images."""
         own: list[metrics.Ranked] = []
         blind: list[metrics.Ranked] = []
         details: dict[str, Any] = {}
@@ -351,7 +350,7 @@ class ZeroShot(Evaluator):
     def _estimates(
         self, row: str, names: Iterable[str], tasks: Sequence[metrics.Ranked]
     ) -> tuple[dict[str, Estimate], dict[str, int]]:
-        """The macro AUROC and that of each task; and the draws that each had to skip."""
+        """The macro AUROC and that of each task, and the number of skipped draws of each."""
         each, macro = metrics.intervals(
             tasks, self.data.patients, samples=self.bootstrap, seed=self.seed, tie=statistics.TIE
         )
@@ -374,7 +373,7 @@ class ZeroShot(Evaluator):
     def _task_details(
         self, asked: Question, images: np.ndarray, yes: np.ndarray, no: np.ndarray
     ) -> dict[str, Any]:
-        """What a task rests on, and how much its AUROC hangs on the choice of a prompt."""
+        """Counts and prompts of a task, and the range of its AUROC over single prompts."""
         to_yes, to_no = images @ yes.T, images @ no.T  # n prompts
         single = [
             metrics.auroc(to_yes[:, p] - to_no[:, q], asked.positive, tie=statistics.TIE)
@@ -390,7 +389,7 @@ class ZeroShot(Evaluator):
             "left_out": len(self.data) - len(asked.rows),
             "positive_prompts": list(asked.task.positive),
             "negative_prompts": list(asked.task.negative),
-            # One positive against one negative prompt, all pairs.
+            # AUROCs with one positive and one negative prompt, over all such pairs.
             "single_prompts": {"min": min(single), "max": max(single), "pairs": len(single)},
         }
 
