@@ -1,4 +1,4 @@
-"""Trained encoders as a small Python object: `mmrl.load(workdir)`."""
+"""The Python interface to trained encoders: `mmrl.load(workdir)`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class Encoder:
         """Loads a checkpoint of a run; the latest unless `step` names another.
 
         Raises:
-          InputError: no run in `workdir`, or no such step.
+          InputError: `workdir` holds no run, or the run has no such step.
         """
         return cls(run.restore(Path(workdir), step=step))
 
@@ -49,13 +49,13 @@ class Encoder:
 
         Args:
           items: paths of JPEG or PNG files, or one-channel arrays u8 or u16 of shape [H, W] or
-            [H, W, 1], in any mixture and of any sizes.
+            [H, W, 1]; kinds and sizes may be mixed.
 
         Returns:
           f32[N, D], L2-normalised.
 
         Raises:
-          InputError: an unreadable file or an array of another shape; names the item.
+          InputError: a file is unreadable or an array has another shape; the message names it.
         """
         if not len(items):
             return np.zeros((0, self.dim), np.float32)
@@ -69,7 +69,7 @@ class Encoder:
         Texts longer than config.data.text_length tokens are cut, as in training.
 
         Raises:
-          InputError: something that is no string.
+          InputError: an item is not a string.
         """
         for index, text in enumerate(texts):
             if not isinstance(text, str):

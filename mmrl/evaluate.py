@@ -50,7 +50,7 @@ def main() -> None:
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = cli.folder("out", _OUT.value) if _OUT.value else default
     run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
-    leaks: dict[str, Any] = {"note": "the training split itself was evaluated, as asked"}
+    leaks: dict[str, Any] = {"note": "the evaluated split is the training split"}
     if _SPLIT.value != "train":
         training = run.training_fingerprint(trained)
         leaks = run.check_leaks(training, corpus.fingerprint, chosen.data, console)
@@ -79,7 +79,7 @@ def main() -> None:
         config=config.plain(chosen),
         leaks=leaks,
     )
-    console.say(f"results: {folder / 'results.json'}\nreport: {page}")
+    console.say(f"results: {folder / 'results.json'}\nsummary page: {page}")
 
 
 if __name__ == "__main__":

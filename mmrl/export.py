@@ -55,7 +55,7 @@ _SHARD_SIZE = flags.DEFINE_integer(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What shapes the shards; equal options and inputs give equal shards."""
+    """Options of an export; equal options and inputs give equal shards."""
 
     split: str
     format: str
@@ -71,7 +71,7 @@ def export(
     manifest: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
-    """Embeds every usable record of `corpora`; returns the manifest, which is written last.
+    """Embeds every usable record of `corpora`; writes and returns the complete manifest.
 
     Args:
       manifest: from `begin`, of the same encoders, records and options.
@@ -83,7 +83,7 @@ def export(
             name = f"{split}-{number:05d}-of-{count:05d}.{options.format}"
             path = out / name
             if name in done and path.exists() and _sha256(path) == done[name]["sha256"]:
-                console.say(f"{name}: already there")
+                console.say(f"{name}: already complete")
                 continue
             rows = range(number * options.shard_size, len(corpus))[: options.shard_size]
             _write_shard(path, _columns(trained, corpus, split, rows, options))
@@ -101,10 +101,10 @@ def export(
 def begin(
     trained: run.Trained, corpora: Mapping[str, Corpus], out: Path, options: Options
 ) -> dict[str, Any]:
-    """The manifest to go on with: a new one, or that of an export which was cut off.
+    """Returns a new manifest, or that of an interrupted export, which is then resumed.
 
     Raises:
-      InputError: `out` holds something else than an export of the same encoders and records.
+      InputError: `out` is not empty and holds no export of the same encoders and records.
     """
     return _open(out, _identity(trained, corpora, options))
 
@@ -112,7 +112,7 @@ def begin(
 def _identity(
     trained: run.Trained, corpora: Mapping[str, Corpus], options: Options
 ) -> dict[str, Any]:
-    """What two exports must share to be the same export."""
+    """The entries that must be equal for an export to be resumed."""
     examples = {split: trained.examples(corpus) for split, corpus in corpora.items()}
     first = next(iter(examples.values()))
     dim, grid = int(trained.config.model.embed_dim), trained.predict.grid
@@ -135,7 +135,7 @@ def _identity(
 
 
 def _open(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest to continue, or a new one."""
+    """The manifest of an interrupted export, or a new one."""
     path = out / "manifest.json"
     if path.exists():
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +147,10 @@ def _open(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             )
         return manifest
     if out.is_dir() and [p for p in out.iterdir() if p.name != "rejects.jsonl"]:
-        raise InputError(f"--out={out} is not empty and holds no manifest.json; expected neither")
+        raise InputError(
+            f"--out={out} is not empty and holds no manifest.json; expected a new or empty folder, "
+            "or that of an earlier export"
+        )
     out.mkdir(parents=True, exist_ok=True)
     manifest = {**identity, "complete": False, "shards": []}
     files.write_json(path, manifest)
@@ -161,7 +164,7 @@ def _columns(
     examples = Subset(trained.examples(corpus), rows)
     records = [corpus.record(row) for row in rows]
     state, predict = trained.state, trained.predict
-    # Not predict.images and predict.texts: those remember, and an export has no second look.
+    # predict.images and predict.texts would cache every shard in memory.
     batches = examples.image_batches(predict.batch_size)
     images = predict.image_batches(state, batches, local=options.regions)
     texts = predict.token_rows(state, *examples.tokenize(examples.texts))
@@ -190,7 +193,7 @@ def _write_shard(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _arrow(values: Any) -> pa.Array:
-    """Strings as they are; f32[N, ...] as fixed-size lists, regions flattened row by row."""
+    """Strings unchanged; f32[N, ...] as fixed-size lists, with regions flattened in row order."""
     if not isinstance(values, np.ndarray):
         return pa.array(values, pa.string())
     flat = values.reshape(len(values), -1)

@@ -26,14 +26,14 @@ _REPORT = flags.DEFINE_bool(
 
 
 def main() -> None:
-    """Runs one training and writes its report."""
+    """Trains and writes the summary page."""
     config = cli.required("config", _CONFIG.value)
     workdir = cli.folder("workdir", _WORKDIR.value)
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
     if _REPORT.value:
         from mmrl.reporting import (
-            write as reporting,  # draws with matplotlib, which no refused command waits for
+            write as reporting,  # imported late, because matplotlib loads slowly
         )
 
         page = reporting.write(
@@ -46,7 +46,7 @@ def main() -> None:
             config=trained.meta["config"],
             leaks=trainer.leaks,
         )
-        trainer.console.say(f"report: {page}")
+        trainer.console.say(f"summary page: {page}")
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, ref
     content, kept = second.read_bytes(), first.stat().st_mtime_ns
     second.unlink()
     printed, _ = command(*arguments, "--shard_size=16", "--regions")
-    assert f"{first.name}: already there" in printed
+    assert f"{first.name}: already complete" in printed
     assert second.read_bytes() == content and first.stat().st_mtime_ns == kept
     err = refusal(*arguments, "--shard_size=8", "--regions")
     assert "holds another export; it differs in: options" in err

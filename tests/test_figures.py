@@ -114,7 +114,7 @@ def test_figures_without_anything_to_draw_say_why(tmp_path):
         figures.loss_curves([{"step": 1, "kind": "train", "loss": None}], path)
     with pytest.raises(InputError, match="no retrieval values in 0 lines"):
         figures.retrieval_over_time([], path)
-    with pytest.raises(InputError, match="holds no some@1, so no bars"):
+    with pytest.raises(InputError, match="has no values of some@1, so there are no bars"):
         bars.structure_per_kind({"protocol": "structure", "values": {}}, "some@1", path)
     with pytest.raises(InputError, match="no examples"):
         attention.attention_grid([], path)
@@ -194,5 +194,5 @@ def test_report_names_missing_figures_and_empty_results(tmp_path):
     )
     assert "Missing figure: no local features" in parsed.text
     assert "Missing figure: no file x.png. Caption" in parsed.text
-    assert "No values: nothing could be evaluated." in parsed.text and "no boxes" in parsed.text
+    assert "No values: there was nothing to evaluate." in parsed.text and "no boxes" in parsed.text
     assert "img" not in parsed.tags

@@ -1,4 +1,4 @@
-"""The figure of where words look: held-out images with the attention of words of their reports."""
+"""The attention figure: held-out images with attention maps of words of their reports."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Corners = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class AttentionExample:
-    """One study with its maps, ready to draw.
+    """One study with its attention maps.
 
     Attributes:
       image: u8[H, W], preprocessed.
@@ -36,10 +36,10 @@ class AttentionExample:
 
 @styled
 def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
-    """One row per study: the image with its boxes, then each word's attention; text beneath.
+    """Draws one row per study: the image with its boxes, a map per word, and the text below.
 
-    Every map is stretched from its own least to its own greatest value, because attention is
-    often nearly even; the title of each panel says how far its peak stands above even.
+    Each map is scaled from its minimum to its maximum, because attention is often nearly uniform.
+    The title of each panel gives the ratio of the maximum to uniform attention.
 
     Args:
       examples: at least one.
@@ -49,7 +49,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
       InputError: no examples.
     """
     if not examples:
-        raise InputError("no examples with words to look for, so no attention to draw")
+        raise InputError("no examples with words, so there is no attention to draw")
     columns = 1 + max(len(example.words) for example in examples)
     side, width = 2.7, 2.7 * columns
     texts = [wrapped(example.text, 8.5, width) for example in examples]
@@ -66,7 +66,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
         text = figure.add_subplot(grid[2 * row + 1, :])
         text.set_axis_off()
         written = text.text(0, 1, "\n".join(texts[row]), va="top", fontsize=8.5)
-        written.set_in_layout(False)  # its width is settled; panels must not make room for it
+        written.set_in_layout(False)  # already wrapped; the layout must not widen panels for it
     boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
     figure.suptitle(
         f"Attention of report words, {len(examples)} held-out studies{boxes}", fontsize=11
@@ -80,7 +80,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
         ticks=[0, 1],
         pad=0.01,
     )
-    bar.ax.set_xticklabels(["least", "greatest attention of the word"])
+    bar.ax.set_xticklabels(["minimum", "maximum attention of the word"])
     save(figure, path)
 
 
@@ -116,21 +116,21 @@ def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
 
 def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.ndarray) -> None:
     height, width = example.image.shape
-    over_even = weights.max() * weights.size
+    over_uniform = weights.max() * weights.size
     _image_panel(axis, example, "")
     spread = weights.max() - weights.min()
-    stretched = (weights - weights.min()) / (spread if spread > 0 else 1.0)
+    scaled = (weights - weights.min()) / (spread if spread > 0 else 1.0)
     axis.set_title(
         f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
-        f"\npeak {over_even:.1f} x even",
+        f"\npeak {over_uniform:.1f} x uniform",
         fontsize=9,
     )
     axis.imshow(
-        stretched,
+        scaled,
         cmap=_MAP,
         vmin=0,
         vmax=1,
-        alpha=0.15 + 0.5 * stretched,
+        alpha=0.15 + 0.5 * scaled,
         extent=(0, width, height, 0),
         interpolation="nearest",
     )

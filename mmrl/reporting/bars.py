@@ -1,4 +1,4 @@
-"""Bars of perturbed-report choice: what was won with the right image, a foreign one, and none."""
+"""Bar charts of perturbed-report choice: with the true image, another image, and no image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from mmrl.types import InputError
 
 @styled
 def structure_per_kind(results: Mapping[str, Any], protocol: str, path: Path) -> None:
-    """Accuracy with the true image, a foreign image and none, per kind; bars with chance.
+    """Draws accuracy with the true image, another image and no image, per kind, and chance.
 
-    The first group is the protocol's headline; the others are original against one copy.
+    The first group is the whole protocol; the others are the report against the copy of one kind.
 
     Args:
       results: `Results.to_dict()` of the structure evaluator.
@@ -31,7 +31,9 @@ def structure_per_kind(results: Mapping[str, Any], protocol: str, path: Path) ->
         if name.startswith(start)
     }
     if "accuracy" not in values:
-        raise InputError(f"{results['protocol']} holds no {protocol}, so no bars to draw")
+        raise InputError(
+            f"{results['protocol']} has no values of {protocol}, so there are no bars to draw"
+        )
     kinds = [name.split("/")[1] for name in values if name.endswith("/accuracy")]
     headline = "choice among all" if values["accuracy"]["chance"] < 0.5 else "all questions"
     groups = [("", headline)]
@@ -60,7 +62,7 @@ def structure_per_kind(results: Mapping[str, Any], protocol: str, path: Path) ->
     labels = [f"{label}\nn = {values[f'{prefix}accuracy']['n']:,}" for prefix, label in groups]
     axis.set_yticks(range(len(groups)), labels)
     axis.set(
-        xlim=(0, 1), ylim=(len(groups) - 0.5, -0.8), xlabel="share of questions answered right"
+        xlim=(0, 1), ylim=(len(groups) - 0.5, -0.8), xlabel="share of questions answered correctly"
     )
     axis.grid(visible=False, axis="y")
     axis.axhline(0.5, color=GREY, linewidth=0.8)

@@ -1,8 +1,8 @@
 """Figures of a run as PNG files: the common style, losses, and retrieval over time.
 
-Drawn on Figure objects without pyplot, so no window system and no global figure list is touched,
-and saved without dates or software versions: equal input gives equal bytes. Colours are those of
-Okabe and Ito (2008), distinct for colour-blind readers.
+Figures are drawn without pyplot, which needs no window system and keeps no global state. They are
+saved without dates or software versions, so equal input gives equal bytes. The colours are those
+of Okabe and Ito (2008), which colour-blind readers can distinguish.
 """
 
 import functools
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draws in the house style whatever the user's matplotlibrc says."""
+    """Makes a function draw in the common style, regardless of the user's matplotlibrc."""
 
     @functools.wraps(draw)
     def in_style(*args: P.args, **options: P.kwargs) -> T:
@@ -61,14 +61,14 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Size in inches at 150 dots per inch."""
+    """Creates a figure of this size in inches, at 150 dots per inch."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG that depends on the picture alone."""
+    """Writes a PNG whose bytes depend only on the figure."""
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
@@ -79,23 +79,23 @@ def _font() -> ft2font.FT2Font:
 
 
 def readable(text: str) -> str:
-    """Text on one line with a box in place of what the font lacks, which would warn."""
+    """Text on one line, with a box for each character that the font lacks."""
     line = " ".join(text.split())
     return "".join(c if _font().get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in line)
 
 
 def wrapped(text: str, size: float, inches: float) -> list[str]:
-    """At most five lines of `size` points that fit into `inches`."""
+    """Wraps text to at most five lines of at most `inches`, in a font of `size` points."""
     line = readable(text)
     _font().set_size(size, 72)
     _font().set_text(line)
     whole = max(_font().get_width_height()[0] / 64 / 72, 1e-6)  # from 1/64 points
-    # Lines differ in how many wide letters they hold, hence the margin.
+    # The margin allows for lines with more wide letters than average.
     return textwrap.wrap(line, max(20, int(0.9 * len(line) * inches / whole)), max_lines=5) or [""]
 
 
 def _series(lines: Iterable[Line], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of a key; absent values and those that are not finite are left out."""
+    """(steps, values) of a key, without missing values and values that are not finite."""
     found = [(line["step"], float(line[key])) for line in lines if line.get(key) is not None]
     array = np.array([pair for pair in found if np.isfinite(pair[1])], float).reshape(-1, 2)
     return array[:, 0], array[:, 1]
@@ -111,9 +111,9 @@ def _smooth(values: np.ndarray, span: int) -> np.ndarray:
 
 @styled
 def loss_curves(lines: Sequence[Line], path: Path) -> None:
-    """The total loss, each objective's loss and the learning rate against the step.
+    """Draws the total loss, each objective's loss and the learning rate against the step.
 
-    Points are logged values, lines their running mean over a twentieth of the run.
+    Points are logged values; lines are their running mean over a twentieth of the run.
 
     Args:
       lines: of metrics.jsonl.
@@ -126,7 +126,9 @@ def loss_curves(lines: Sequence[Line], path: Path) -> None:
     names = dict.fromkeys(key for line in train for key in line if key.endswith("/loss"))
     drawn = [name for name in ("loss", *sorted(names)) if len(_series(train, name)[0])]
     if "loss" not in drawn:
-        raise InputError(f"no finite training loss in {len(lines)} lines, so no curve to draw")
+        raise InputError(
+            f"no finite training loss in {len(lines)} lines, so there is no curve to draw"
+        )
     panels = list(drawn)
     if len(_series(train, "learning_rate")[0]):
         panels.append("learning_rate")
@@ -165,19 +167,19 @@ def _loss_panel(axis: Axes, lines: Sequence[Line], name: str) -> None:
 def retrieval_over_time(
     lines: Sequence[Line], path: Path, *, results: Mapping[str, Any] | None = None
 ) -> None:
-    """R@k in both directions against the step, with 95 % bands and chance.
+    """Draws R@k in both directions against the step, with 95 % bands and chance.
 
     Args:
-      lines: one per evaluation: "step", and "{direction}/R@{k}" with "/low" and "/high".
+      lines: one per evaluation, with "step" and "{direction}/R@{k}" and its "/low" and "/high".
       path: PNG to write, 1350 x 600 pixels.
-      results: `Results.to_dict()` of the retrieval evaluator: N, protocol and the chance lines.
+      results: `Results.to_dict()` of the retrieval evaluator, for N, protocol and chance.
 
     Raises:
       InputError: no line with a retrieval value.
     """
     names = {key for line in lines for key in line if key.rpartition("/R@")[2].isdigit()}
     if not names:
-        raise InputError(f"no retrieval values in {len(lines)} lines, so no curve to draw")
+        raise InputError(f"no retrieval values in {len(lines)} lines, so there is no curve to draw")
     values = results["values"] if results else {}
     figure = new_figure(9, 4)
     panels = figure.subplots(1, 2, sharey=True)
@@ -220,5 +222,5 @@ def _recall_curve(
 
 
 def _of(results: Mapping[str, Any]) -> str:
-    """The N and protocol that every title states."""
+    """Data, N and protocol, for titles."""
     return readable(f", {results['data']['name']}, N = {results['n']:,}, {results['protocol']}")

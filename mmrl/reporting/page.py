@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that carries its own figures and needs no network."""
+"""Writes the summary page of a run: one HTML file with embedded figures."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrl import files
 
-# Scripts and external resources are forbidden to the page itself, whatever text it shows.
+# Forbids scripts and external resources, even if text from the data contained them.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -54,15 +54,15 @@ def write_report(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes a self-contained page: inline style and images, no script, every text escaped.
+    """Writes a self-contained page with inline style and images, no scripts and escaped text.
 
     Args:
-      path: the HTML file; complete or not there.
+      path: of the HTML file, written atomically.
       title: of the page.
-      summary: (name, value, note) rows for the top.
+      summary: (name, value, note) rows of the first table.
       results: evaluator name -> `Results.to_dict()`.
-      figures: (title, PNG path, caption); with path None, or where no file is, the page says
-        that the figure is missing and gives the caption as the reason.
+      figures: (title, PNG path, caption). If the path is None or the file is missing, the page
+        states that and gives the caption as the reason.
       config: the run's configuration, JSON-able.
       provenance: step, data digests, package versions; may be nested.
     """
@@ -81,10 +81,10 @@ def write_report(
 def write_page(
     path: str | os.PathLike[str], *, title: str, sections: Sequence[str], style: str = ""
 ) -> None:
-    """Writes a page of HTML `sections`, complete or not at all; `style` is more CSS.
+    """Writes a page of HTML `sections` atomically; `style` is additional CSS.
 
-    Sections come from `section`, whose parts come from `table`, `figure` and the like; whatever
-    else goes into them must be `escaped`.
+    Use `section` for sections and `table`, `figure` and `folded` for their parts; pass all other
+    text through `escaped`.
     """
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -97,7 +97,7 @@ def write_page(
 
 
 def escaped(value: Any) -> str:
-    """Text as HTML shows it, whatever it holds."""
+    """Escapes text for HTML."""
     return html.escape(str(value), quote=True)
 
 
@@ -106,13 +106,13 @@ def _json(value: Any) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled section of HTML parts; "None." when they are all empty."""
+    """A titled section of HTML parts; "None." if all are empty."""
     body = "\n".join(part for part in parts if part) or '<p class="quiet">None.</p>'
     return f"<section>\n<h2>{escaped(title)}</h2>\n{body}\n</section>"
 
 
 def folded(title: str, *parts: str) -> str:
-    """HTML parts behind a title to click on."""
+    """HTML parts that are hidden until the title is clicked."""
     body = "\n".join(parts)
     return f"<details><summary>{escaped(title)}</summary>\n{body}\n</details>"
 
@@ -141,7 +141,7 @@ def table(
 
 
 def _shown(value: Any) -> str:
-    """Floats to three decimals, or one from 10 up; None and NaN as a dash."""
+    """Formats floats with three decimals, or one from 10 up; None and NaN as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "\N{EN DASH}"
     if not isinstance(value, float) or math.isinf(value):
@@ -152,7 +152,7 @@ def _shown(value: Any) -> str:
 
 
 def _result(name: str, result: Mapping[str, Any]) -> str:
-    """One evaluator: the main rows, breakdowns folded away, what it rests on."""
+    """One evaluator: its main values, and its breakdown and details, folded."""
     rows = [
         (
             value_name,
@@ -171,7 +171,7 @@ def _result(name: str, result: Mapping[str, Any]) -> str:
     parts = [
         f"<h3>{escaped(name)}</h3>",
         f'<p class="quiet">{escaped(_examples(result))}</p>',
-        table(header, main, numbers=numbers) or "<p>No values: nothing could be evaluated.</p>",
+        table(header, main, numbers=numbers) or "<p>No values: there was nothing to evaluate.</p>",
     ]
     for title, body in (
         (f"Breakdown, {len(breakdown)} rows", table(header, breakdown, numbers=numbers)),
@@ -183,7 +183,7 @@ def _result(name: str, result: Mapping[str, Any]) -> str:
 
 
 def _examples(result: Mapping[str, Any]) -> str:
-    """Name, number and digest of what was evaluated."""
+    """Name, number and digest of the evaluated examples."""
     data = result["data"]
     return f"{data['name']}, N = {result['n']:,}, sha256 {data['sha256'][:16]}"
 
@@ -207,7 +207,7 @@ def _excluded(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def figure(title: str, path: str | os.PathLike[str] | None, caption: str) -> str:
-    """A PNG file with its caption; says so when it is missing, see `write_report`."""
+    """A PNG file with its caption, or a notice if it is missing; see `write_report`."""
     heading = f"<h3>{escaped(title)}</h3>\n"
     if path is None or not pathlib.Path(path).is_file():
         reason = caption or "no reason was given"
@@ -222,19 +222,19 @@ def figure(title: str, path: str | os.PathLike[str] | None, caption: str) -> str
 
 
 def _preprocessing(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What came before the encoders, once per distinct recipe."""
-    recipes: dict[str, list[str]] = {}
+    """Tables of preprocessing; evaluators with equal preprocessing share one."""
+    shared: dict[str, list[str]] = {}
     for name, result in results.items():
-        recipes.setdefault(_json(result["preprocessing"]), []).append(name)
+        shared.setdefault(_json(result["preprocessing"]), []).append(name)
     return "\n".join(
         f'<p class="quiet">{escaped(", ".join(names))}</p>\n'
         + table(("", ""), _flat(results[names[0]]["preprocessing"]))
-        for names in recipes.values()
+        for names in shared.values()
     )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings to ("packages.jax", "0.8") rows."""
+    """Flattens nested mappings to rows such as ("packages.jax", "0.8")."""
     rows: list[tuple[str, Any]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):

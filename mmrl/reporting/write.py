@@ -1,4 +1,4 @@
-"""The summary page at the end of a run or an evaluation, with its figures."""
+"""Draws the figures and writes the summary page of a run or an evaluation."""
 
 import functools
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def write(
       trained: the encoders. examples: what `results` were measured on.
       evaluators: by name; `results` holds what each of them returned for the state of `trained`.
       config: JSON-able, as the page shows it.
-      leaks: which held-out records were seen in training, see `mmrl.data.overlap.leaks.summary`.
+      leaks: held-out records that also occur in training, see `mmrl.data.overlap.leaks.summary`.
 
     Returns:
       Path of the page.
@@ -61,7 +61,7 @@ def write(
 def _training_figures(lines: list[dict[str, Any]]) -> list[Figure]:
     if not any(line["kind"] == "train" for line in lines):
         return []
-    caption = "Each objective's loss before its weight."
+    caption = "Losses of the objectives are shown before weighting."
     draw = functools.partial(figures.loss_curves, lines)
     return [Figure("loss", "Training losses", caption, draw)]
 
