@@ -4,6 +4,7 @@ A name in a config is the name of a file, and the class in that file is the name
 grep finds both. To add an objective, an encoder, an evaluator or a corpus, add a file.
 """
 
+import ast
 import difflib
 import functools
 import importlib
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmrl.types import InputError
+from mmrl.values import Option, type_of
 
 # Where the modules of each kind are.
 _ROOMS = {
@@ -51,25 +53,79 @@ def find(kind: str, name: str) -> type:
     return getattr(importlib.import_module(f"{_ROOMS[kind]}.{name}"), _class_name(name))
 
 
+def document(kind: str, name: str) -> str:
+    """The docstring of the file of a module, which is not imported."""
+    (folder,) = importlib.import_module(_ROOMS[kind]).__path__
+    source = (pathlib.Path(folder) / f"{name}.py").read_text("utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
 def _class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-def options(target: type) -> dict[str, inspect.Parameter]:
+@functools.cache
+def options(target: type) -> dict[str, Option]:
     """The keyword-only options that a class takes, by name.
 
-    A constructor that hands **others on to its base takes the options of that, too.
+    A constructor that hands **others on to its base takes the options of that, too. The sentence
+    of an option is its entry in the Args section of the docstring of the class, or of a base.
     """
-    found: dict[str, inspect.Parameter] = {}
+    found: dict[str, Option] = {}
+    texts: dict[str, str] = {}
+    for one in target.__mro__:
+        for name, text in _described(one).items():
+            texts.setdefault(name, text)
     # Of __init__: the metaclass of nnx modules hides the signature of the class itself.
-    for constructor in (c.__dict__["__init__"] for c in target.__mro__ if "__init__" in vars(c)):
-        parameters = inspect.signature(constructor).parameters.values()
+    for one in (c for c in target.__mro__ if "__init__" in vars(c)):
+        parameters = _signature(one.__dict__["__init__"]).parameters.values()
         for p in parameters:
-            if p.kind is inspect.Parameter.KEYWORD_ONLY:
-                found.setdefault(p.name, p)
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in found:
+                accepts = type_of(p.default) if _unknown_type(p.annotation) else p.annotation
+                found[p.name] = Option(p.default, accepts, texts.get(p.name, ""), one)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def _signature(constructor: Any) -> inspect.Signature:
+    """The signature, with annotations that are texts resolved where that is possible."""
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except Exception:  # an annotation may name what exists for the type checker only
+        return inspect.signature(constructor)
+
+
+def _unknown_type(annotation: Any) -> bool:
+    return annotation is inspect.Parameter.empty or isinstance(annotation, str)
+
+
+def _described(target: type) -> dict[str, str]:
+    """Entries of the Args section of a class: name -> text, one line, as a sentence.
+
+    An entry is "name: text" or "name, other: text"; its further lines are indented deeper.
+    """
+    doc = inspect.cleandoc(vars(target).get("__doc__") or "")
+    _, _, section = f"\n{doc}\n".partition("\nArgs:\n")
+    entries: list[tuple[list[str], list[str]]] = []
+    for line in section.splitlines():
+        if line.strip() and not line.startswith("  "):
+            break
+        entry = re.match(r"  (\w+(?:, \w+)*): (.*)", line)
+        if entry:
+            entries.append((entry[1].split(", "), [entry[2]]))
+        elif line.startswith("    ") and entries:
+            entries[-1][1].append(line.strip())
+        elif not line.strip():
+            break
+    return {name: _sentence(" ".join(lines).strip()) for names, lines in entries for name in names}
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital letter and a full stop; "png or dcm, ..." keeps its letters."""
+    choices_first = re.match(r"\w+(, [\w-]+)* or [\w-]+[,:;.]", text)
+    first = text[:1] if choices_first else text[:1].upper()
+    return first + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def check_options(
@@ -84,15 +140,11 @@ def check_options(
     Raises:
       InputError: names the option and lists those allowed.
     """
-    allowed = {name: p for name, p in options(target).items() if name not in set(supplied)}
+    allowed = {name: one for name, one in options(target).items() if name not in set(supplied)}
     for name in given:
         if name not in allowed:
             raise InputError(unknown(f"option in {where}", name, sorted(allowed)))
-    missing = [
-        name
-        for name, parameter in allowed.items()
-        if parameter.default is inspect.Parameter.empty and given.get(name) is None
-    ]
+    missing = [name for name, one in allowed.items() if one.required and given.get(name) is None]
     if missing:
         raise InputError(f"{where} needs a value for: {', '.join(missing)}")
 

@@ -1,11 +1,14 @@
-"""The whole configuration with its defaults, its checks, and what a resumed run may change.
+"""The whole configuration: its keys with their defaults, its checks, what a resumed run may change.
 
-`base()` is the one list of keys; config files start from it and assign. A key that is not in it
-is refused with the nearest match, so a misspelt option cannot be ignored.
+`KEYS` is the one list of keys; config files start from `base()` and assign. A key that is not in it
+is refused with the nearest match, so a misspelt option cannot be ignored. `MODULES` says where a
+config chooses modules by name; what these take is stated by their constructors.
+`python -m mmrl.options` prints all of it.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -13,9 +16,10 @@ import ml_collections
 from mmrl import build
 from mmrl.data import settings
 from mmrl.types import InputError
+from mmrl.values import Option, defaults, setting
 
-# What may differ when a run is continued; it is recorded in config_history.jsonl. Everything
-# else defines the experiment: changing it would make one run out of two.
+# Keys that may differ when a run continues; config_history.jsonl records the changes. All other
+# keys define the experiment, and a run must not change them halfway.
 RESUMABLE_KEYS = (
     "total_steps",
     "log_every",
@@ -38,104 +42,181 @@ RESUMABLE_KEYS = (
 )
 
 
-def base() -> ml_collections.ConfigDict:
-    """Every key with its default: the recipe of the paper at a size for a laptop."""
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.total_steps = 1000
-    config.batch_size = 64  # global, over all devices and processes
-    config.accumulation = 1  # micro-batches per step; contrast then sees fewer negatives
-    # Micro-batches whose activations are held one at a time, for large batches in little memory;
-    # every pair still meets all negatives, at the price of a second forward pass. 1: off.
-    config.gradient_cache = 1
-    config.ema = 0.0  # decay of the parameter average that evaluation and export use; 0: off
-    config.log_every = 20
-    config.eval_every = 250  # 0: only at the end
-    config.compile_cache = "~/.cache/mmrl"  # compiled programs, shared by all runs; "": none
-    config.tensorboard = True
-    # A trace of so many steps goes to WORKDIR/profile, after the first `skip`. 0: none.
-    config.profile = ml_collections.ConfigDict({"steps": 0, "skip": 10})
-    config.data = ml_collections.ConfigDict(settings.defaults())
-    config.model = _model()
-    config.objectives = ml_collections.ConfigDict(
-        {
-            "global_contrastive": {"weight": 1.0, "temperature": 0.07},
-            "local_contrastive": {"weight": 0.1, "temperatures": (4.0, 5.0, 10.0)},
-            "perturbed_discrimination": {"weight": 0.1, "temperature": 0.07},
-        }
-    )
-    config.optimizer = _optimizer()
-    config.mesh = _mesh()
-    config.checkpoint = ml_collections.ConfigDict({"every": 250, "keep": 2})
-    config.evaluators = ml_collections.ConfigDict(
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a config chooses a module by name, with the options of that module beside the name.
+
+    Attributes:
+      kind: of the module, see `mmrl.build`.
+      chooser: the key that names the module. None: its own key in the config is the name.
+      beside: keys at the same place that are no options of the module, as in `KEYS`.
+      supplied: options of the module that follow from the rest of the config; not to be set.
+      many: the path holds a mapping from keys to such places, not one.
+    """
+
+    kind: str
+    chooser: str | None = None
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    supplied: tuple[str, ...] = ()
+    many: bool = False
+
+    def name(self, own: str, given: Mapping[str, Any]) -> str | None:
+        """The module chosen at a place whose own key is `own`; None when none is."""
+        default = own if self.many else None
+        return default if self.chooser is None else given.get(self.chooser, default)
+
+    def options(self, name: str) -> dict[str, Option]:
+        """The options of module `name` that a config may set."""
+        found = build.options(build.find(self.kind, name))
+        return {option: one for option, one in found.items() if option not in self.supplied}
+
+    def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given for the module itself, without its name and the keys beside it."""
+        return {k: given[k] for k in given if k != self.chooser and k not in self.beside}
+
+
+# Image size, vocabulary and the like follow from the data or the model as a whole.
+_TYPES = ("rngs", "dtype", "param_dtype")
+MODULES: dict[str, Place] = {
+    "data": Place("source", "source", beside=settings.KEYS, supplied=("split",)),
+    "model.image": Place("image encoder", "name", supplied=("image_size", *_TYPES)),
+    "model.text": Place("text encoder", "name", supplied=("vocab_size", "length", *_TYPES)),
+    "objectives": Place(
+        "objective",
+        beside={"weight": setting(1.0, "Factor of this loss in the sum that training minimises.")},
+        supplied=("kinds",),
+        many=True,
+    ),
+    "evaluators": Place("evaluator", many=True),
+}
+"""Dotted path -> what is chosen there."""
+
+# Defaults of the keys that hold a module or a mapping of modules.
+_IMAGE = {"name": "vit", "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4}
+_TEXT = {"name": "transformer", "width": 128, "depth": 2, "num_heads": 4}
+_OBJECTIVES = {
+    "global_contrastive": {"weight": 1.0, "temperature": 0.07},
+    "local_contrastive": {"weight": 0.1, "temperatures": (4.0, 5.0, 10.0)},
+    "perturbed_discrimination": {"weight": 0.1, "temperature": 0.07},
+}
+_RULES = (
+    {"match": r".*/(bias|scale|cls|positions?|log|logit_bias)", "weight_decay": 0.0},
+    {"match": r".*"},
+)
+
+KEYS: dict[str, Any] = {
+    "seed": setting(0, "Seed of every random number of the run."),
+    "total_steps": setting(1000, "Number of training steps."),
+    "batch_size": setting(64, "Image-report pairs per step, over all devices and processes."),
+    "accumulation": setting(
+        1,
+        "Micro-batches per step whose gradients are averaged. A pair meets only the negatives of "
+        "its own micro-batch.",
+    ),
+    "gradient_cache": setting(
+        1,
+        "Micro-batches per step that are encoded one after the other to save memory. Every pair "
+        "still meets all negatives of the batch, at the cost of a second forward pass. 1: off.",
+    ),
+    "ema": setting(
+        0.0,
+        "Decay of the moving average of the parameters that evaluation and export use. 0: they use "
+        "the parameters themselves.",
+    ),
+    "log_every": setting(20, "Steps between two lines of the log."),
+    "eval_every": setting(250, "Steps between two evaluations. 0: only one, after the last step."),
+    "compile_cache": setting(
+        "~/.cache/mmrl", "Folder of compiled programs, shared by all runs; empty: none."
+    ),
+    "tensorboard": setting(True, "Whether to write TensorBoard events to WORKDIR/tensorboard."),
+    "profile": {
+        "steps": setting(0, "Number of steps to trace into WORKDIR/profile. 0: none."),
+        "skip": setting(10, "Steps of this process before the trace begins."),
+    },
+    "data": settings.KEYS,
+    "model": {
+        "image": setting(_IMAGE, "The image encoder, by `name`, and its options."),
+        "text": setting(_TEXT, "The text encoder, by `name`, and its options."),
+        "embed_dim": setting(128, "Dimension of the space that images and reports share."),
+        "local_dim": setting(
+            128, "Dimension of the features of image regions and words. 0: no local features."
+        ),
+        "head": setting("linear", "Heads from encoder features to these spaces: linear or mlp."),
+        "pixel_mean": setting(0.5, "Mean that is subtracted from pixels in [0, 1]."),
+        "pixel_std": setting(0.25, "Standard deviation by which pixels are then divided."),
+        "dtype": setting("float32", "Type of the computation: float32 or bfloat16."),
+        "param_dtype": setting("float32", "Type of the parameters."),
+    },
+    "objectives": setting(_OBJECTIVES, "The losses, each by the name of its module, with options."),
+    "optimizer": {
+        "name": setting("adamw", "The optimizer: adamw or sgd."),
+        "learning_rate": setting(1e-3, "Learning rate after the warm-up."),
+        "warmup_steps": setting(50, "Steps over which the learning rate rises linearly from 0."),
+        "end_fraction": setting(
+            0.0,
+            "Learning rate at the last step, as a fraction of `learning_rate`; the decay is a "
+            "cosine.",
+        ),
+        "weight_decay": setting(0.05, "Decoupled weight decay."),
+        "b1": setting(0.9, "Decay of the first moment of adamw."),
+        "b2": setting(0.98, "Decay of the second moment of adamw."),
+        "momentum": setting(0.9, "Momentum of sgd."),
+        "clip_norm": setting(
+            1.0, "Greatest norm of the whole gradient; a larger one is scaled down. 0: off."
+        ),
+        "rules": setting(
+            _RULES,
+            "Rules for parameters by their path, such as model/image/block_00/mlp/up/kernel. The "
+            "first rule whose regular expression `match` covers the whole path applies: "
+            "`learning_rate` and `weight_decay` are factors on the values above, `freeze: True` "
+            "trains nothing. Every parameter needs a rule.",
+        ),
+    },
+    "mesh": {
+        "data": setting(-1, "Devices that share the batch. -1: all that the other axes leave."),
+        "fsdp": setting(
+            1, "Devices that share the batch, the parameters and the optimizer state. -1: the rest."
+        ),
+        "tensor": setting(
+            1, "Devices that share the heads and hidden features of each layer. -1: the rest."
+        ),
+        "dcn": {
+            "data": setting(
+                1,
+                "How often the axis `data` is repeated over the slower network between TPU slices "
+                "or GPU nodes; the sizes of the mesh are then those within one of them. -1: the "
+                "rest.",
+            ),
+            "fsdp": setting(1, "The same for the axis `fsdp`."),
+            "tensor": setting(1, "The same for the axis `tensor`."),
+        },
+    },
+    "checkpoint": {
+        "every": setting(250, "Steps between two checkpoints."),
+        "keep": setting(2, "Number of latest checkpoints to keep."),
+    },
+    "evaluators": setting(
         {
             "retrieval": {"max_pairs": 256},
             "structure": {},
             "pointing": {"count": 200, "optional": True},
-        }
-    )
-    return config
+        },
+        "The evaluations, each by the name of its module, with options.",
+    ),
+}
+"""Every key with its default and its meaning, nested as the config is."""
 
 
-def _mesh() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            # Devices that share the batch; that share batch, parameters and optimizer state; that
-            # share the heads and hidden features of each layer. -1: what is left.
-            "data": -1,
-            "fsdp": 1,
-            "tensor": 1,
-            # Several TPU slices need this, nodes of GPUs profit: how often each axis is repeated
-            # over the slower network between them. The sizes above are then those within a slice
-            # or node, and the mesh has the products. -1: what is left of slices or processes.
-            "dcn": {"data": 1, "fsdp": 1, "tensor": 1},
-        }
-    )
+def base() -> ml_collections.ConfigDict:
+    """Every key with its default: the recipe of the paper at a size for a laptop."""
+    return ml_collections.ConfigDict(defaults(KEYS))
 
 
-def _model() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            "image": {"name": "vit", "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4},
-            "text": {"name": "transformer", "width": 128, "depth": 2, "num_heads": 4},
-            "embed_dim": 128,
-            "local_dim": 128,  # width of regions and words; 0: no local features
-            "head": "linear",
-            "pixel_mean": 0.5,
-            "pixel_std": 0.25,
-            "dtype": "float32",  # of the computation; parameters are param_dtype
-            "param_dtype": "float32",
-        }
-    )
-
-
-def _optimizer() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            "name": "adamw",  # or sgd
-            "learning_rate": 1e-3,
-            "warmup_steps": 50,
-            "end_fraction": 0.0,  # of the peak learning rate, at the last step
-            "weight_decay": 0.05,
-            "b1": 0.9,
-            "b2": 0.98,
-            "momentum": 0.9,  # sgd only
-            "clip_norm": 1.0,  # global gradient norm; 0: off
-            # First match wins; every parameter must match. `learning_rate` and `weight_decay`
-            # are factors on the values above; freeze: no gradient, no optimizer state.
-            "rules": (
-                {"match": r".*/(bias|scale|cls|positions?|log|logit_bias)", "weight_decay": 0.0},
-                {"match": r".*"},
-            ),
-        }
-    )
-
-
-def variants(argument: str, known: tuple[str, ...]) -> set[str]:
-    """Splits the part after ":" of --config=FILE:a,b.
+def variants(argument: str, known: Iterable[str]) -> set[str]:
+    """The variants in the part after ":" of --config=FILE:a,b.
 
     Raises:
-      InputError: a variant that the file does not have.
+      InputError: a variant that the preset does not have.
     """
     given = {part for part in argument.split(",") if part}
     for name in sorted(given - set(known)):
@@ -160,16 +241,8 @@ def frozen(value: Any) -> Any:
 
 
 def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a stored run; what it lacks because it is older is as it was then."""
-    return ml_collections.ConfigDict(_with_later_keys(frozen(stored)))
-
-
-def _with_later_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return (
-        {**stored, "data": {**settings.LATER_KEYS, **stored["data"]}}
-        if "data" in stored
-        else {**stored}
-    )
+    """The config of a stored run; the inverse of `plain`."""
+    return ml_collections.ConfigDict(frozen(stored))
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -184,73 +257,62 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: unknown keys, names or options, and values out of range, each in one line.
     """
-    _check_keys("config", config, base(), open_keys=("data", "objectives", "evaluators", "model"))
-    _check_named("config.data", config.data)
-    _check_keys("config.model", config.model, _model(), open_keys=("image", "text"))
-    for side in ("image", "text"):
-        where, given = f"config.model.{side}", dict(config.model[side])
-        if "name" not in given:
-            raise InputError(f"{where} needs a name")
-        target = build.find(f"{side} encoder", given.pop("name"))
-        build.check_options(where, target, given, supplied=_SUPPLIED[side])
+    _check_keys("", config, KEYS)
     if not config.objectives:
         raise InputError("config.objectives is empty; a run needs at least one")
-    for kind in ("objective", "evaluator"):
-        for name, given in config[f"{kind}s"].items():
-            target = build.find(kind, name)
-            extra = {"weight"} if kind == "objective" else set()
-            kept = {key: given[key] for key in given if key not in extra}
-            supplied = _SUPPLIED.get(kind, ())
-            build.check_options(f"config.{kind}s.{name}", target, kept, supplied=supplied)
-            if kind == "objective" and not float(given.get("weight", 1.0)) >= 0:
-                raise InputError(f"config.objectives.{name}.weight={given.weight} must be >= 0")
+    for path, place, name, given in modules(config):
+        _check_module(f"config.{path}", place, name, given)
+    for name, given in config.objectives.items():
+        if not float(given.get("weight", 1.0)) >= 0:
+            raise InputError(f"config.objectives.{name}.weight={given.weight} must be >= 0")
     _check_ranges(config)
 
 
-# Options that follow from the data or the model as a whole.
-_SUPPLIED = {
-    "image": ("image_size", "rngs", "dtype", "param_dtype"),
-    "text": ("vocab_size", "length", "rngs", "dtype", "param_dtype"),
-    "objective": ("kinds",),
-}
+def modules(
+    config: Mapping[str, Any],
+) -> Iterator[tuple[str, Place, str | None, Mapping[str, Any]]]:
+    """Yields path, place, name and keys of every module that a config chooses."""
+    for path, place in MODULES.items():
+        node = config
+        for part in path.split("."):
+            node = node[part]
+        for own in node if place.many else ():
+            yield f"{path}.{own}", place, place.name(own, node[own]), node[own]
+        if not place.many:
+            yield path, place, place.name(path, node), node
 
 
-# What configs of runs from before it was an option do not have; then it is off.
-_OPTIONAL = ("config.mesh.dcn", *(f"config.mesh.dcn.{axis}" for axis in ("data", "fsdp", "tensor")))
-
-
-def _check_named(where: str, data: ml_collections.ConfigDict) -> None:
-    if "source" not in data:
-        raise InputError(f"{where} needs a source; choices: {', '.join(build.choices('source'))}")
-    target = build.find("source", data.source)
-    pipeline, source = split_data(data)
-    offered = set(settings.KEYS) | set(build.options(target)) - {"split"}
-    for name in source:
-        if name not in offered:
-            raise InputError(build.unknown(f"option in {where}", name, sorted(offered)))
-    for name in settings.KEYS - set(pipeline):
-        raise InputError(f"{where} lacks {name!r}; start from mmrl.config.base()")
-    build.check_options(where, target, source, supplied=("split",))
+def _check_module(where: str, place: Place, name: str | None, given: Mapping[str, Any]) -> None:
+    if not hasattr(given, "items"):
+        raise InputError(f"{where}={given!r}; expected a mapping of options")
+    if name is None:
+        listed = ", ".join(build.choices(place.kind))
+        raise InputError(f"{where} needs a {place.chooser}; choices: {listed}")
+    target = build.find(place.kind, name)
+    own = place.own(given)
+    offered = {*place.beside, *place.options(name)}
+    for option in own:
+        if option not in offered:
+            raise InputError(build.unknown(f"option in {where}", option, sorted(offered)))
+    build.check_options(where, target, own, supplied=place.supplied)
     if hasattr(target, "check_options"):
-        target.check_options(where, source)
+        target.check_options(where, own)
 
 
-def _check_keys(
-    where: str,
-    given: ml_collections.ConfigDict,
-    known: ml_collections.ConfigDict,
-    open_keys: tuple[str, ...] = (),
-) -> None:
-    for key in given:
-        if key not in known:
-            raise InputError(build.unknown(f"key in {where}", key, sorted(known)))
-    for key, default in known.items():
-        if key not in given:
-            if f"{where}.{key}" in _OPTIONAL:
-                continue
-            raise InputError(f"{where} lacks {key!r}; start from mmrl.config.base()")
-        if isinstance(default, ml_collections.ConfigDict) and key not in open_keys:
-            _check_keys(f"{where}.{key}", given[key], default)
+def _check_keys(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuses keys that are not known, and a config that lacks one."""
+    where = f"config.{path}".rstrip(".")
+    if path not in MODULES:
+        for name in given:
+            if name not in known:
+                raise InputError(build.unknown(f"key in {where}", name, sorted(known)))
+    for name, inner in known.items():
+        if name not in given:
+            raise InputError(f"{where} lacks {name!r}; start from mmrl.config.base()")
+        if isinstance(inner, Mapping):
+            if not hasattr(given[name], "items"):
+                raise InputError(f"{where}.{name}={given[name]!r}; expected a mapping of keys")
+            _check_keys(f"{path}.{name}".lstrip("."), given[name], inner)
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
@@ -287,6 +349,26 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"config.{key}={value} must be in [0, 1)")
 
 
+READ_ANEW = (
+    "data.source",
+    "data.sections",
+    "data.views",
+    "data.label_policy",
+    "data.max_reject_fraction",
+    "data.waive_leaks",
+    "evaluators",
+)
+"""What may differ when trained encoders read other data, beside the options of the source."""
+
+
+def is_read_anew(name: str) -> bool:
+    """Whether a dotted key is one of `READ_ANEW`, or an option of the source."""
+    first, _, rest = name.partition(".")
+    if first == "data" and rest.partition(".")[0] not in settings.KEYS:
+        return True
+    return f"{name}.".startswith(tuple(f"{key}." for key in READ_ANEW))
+
+
 def with_data(
     trained: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None
 ) -> ml_collections.ConfigDict:
@@ -300,8 +382,7 @@ def with_data(
     validate(other)
     pipeline, _ = split_data(chosen.data)
     given, given_source = split_data(other.data)
-    kept = ("source", "sections", "views", "label_policy", "max_reject_fraction", "waive_leaks")
-    taken = {key: given[key] for key in kept}
+    taken = {name: given[name] for name in given if is_read_anew(f"data.{name}")}
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators
     return chosen
@@ -330,7 +411,7 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     Raises:
       InputError: a change of model, data or objectives; lists the differing keys.
     """
-    changed = differences(_with_later_keys(old), new)
+    changed = differences(old, new)
     prefixes = tuple(f"{key}." for key in RESUMABLE_KEYS)
     refused = {k: v for k, v in changed.items() if not f"{k}.".startswith(prefixes)}
     if refused:

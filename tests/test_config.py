@@ -8,7 +8,6 @@ import pytest
 
 from mmrl import build
 from mmrl import config as configs
-from mmrl.data import settings
 from mmrl.types import InputError
 from tests.conftest import ROOT
 
@@ -142,21 +141,3 @@ def test_a_prefix_of_an_allowed_key_is_not_allowed():
     new = {**old, "mesh_kind": 1}
     with pytest.raises(InputError, match="mesh_kind"):
         configs.check_resumable(old, new)
-
-
-def test_configs_of_earlier_versions_mean_what_they_meant():
-    """Those stored before these options existed; a run of theirs is read and goes on."""
-    now = pretrain()
-    stored = configs.plain(now)
-    for key in settings.LATER_KEYS:
-        del stored["data"][key]
-    read = configs.from_plain(stored)
-    configs.validate(read)
-    assert read.to_dict() == now.to_dict()
-    assert configs.check_resumable(stored, configs.plain(now)) == {}
-    now.data.rotate = 5.0
-    with pytest.raises(InputError, match=r"data.rotate: 0.0 -> 5.0"):
-        configs.check_resumable(stored, configs.plain(now))
-    del now.data["rotate"]  # a file that a user writes must have them all
-    with pytest.raises(InputError, match="lacks 'rotate'; start from mmrl"):
-        configs.validate(now)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import jax
-import ml_collections
 import pytest
 
 from mmrl import plan
@@ -17,9 +16,6 @@ from mmrl.planning import measure, search, terminal, topology
 from mmrl.types import InputError
 from tests import toys
 from tests.conftest import ROOT
-
-# From ml_collections, which loads the config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def test_shortages_are_read_out_of_the_compiler_s_refusal():
@@ -51,7 +47,7 @@ def planned():
     config = toys.config(data__num_workers=0)
     config.model.text.width = 36
     config.model.image.num_heads = config.model.text.num_heads = 2
-    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": 8, "tensor": 1})
+    config.mesh.data, config.mesh.fsdp = 1, 8
     return measure.make_plan(config, topology.find("cpu:8"))
 
 
@@ -179,7 +175,10 @@ CONFIG = f"--config={ROOT / 'configs' / 'pretrain.py'}:smoke"
     ("arguments", "expected"),
     [
         ([CONFIG], "missing --topology=...; see --help"),
-        (["--topology=cpu:8"], "missing --config=...; see --help"),
+        (
+            ["--topology=cpu:8"],
+            "--config is required, for example --config=configs/pretrain.py; presets: ",
+        ),
         (
             [CONFIG, "--topology=v5e16"],
             "unknown topology in --topology 'v5e16' (did you mean 'v5e:16x16'?); choices: "

@@ -14,7 +14,7 @@ SOURCES = sorted((ROOT / "mmrl").rglob("*.py"))
 
 # What each folder, and each file beside them, may import besides itself. Data flows one way:
 # data -> models -> objectives -> training -> evaluators -> export.
-BASE = {"types", "build", "files", "streams", "version"}
+BASE = {"types", "values", "build", "files", "streams", "version"}
 AXES = {"devices.axes"}
 READING = {"data.reading", "data.image"}
 # What draws on plain data alone, so that an evaluator can bring its figures.
@@ -25,9 +25,11 @@ MAY_IMPORT = {
     "files": set(),
     "types": set(),
     "streams": set(),
-    "build": {"types"},
+    "values": {"types"},
+    "build": {"types", "values"},
     "config": BASE | {"data.settings"},
-    "cli": BASE | {"devices"},
+    "presets": BASE | {"config"},
+    "cli": BASE | {"config", "devices", "presets"},
     "devices": BASE,
     "data": BASE,
     "models": BASE | AXES,

@@ -1,4 +1,4 @@
-"""The options of `config.data` that belong to the pipeline, with their defaults and ranges."""
+"""The keys of `config.data` that belong to the pipeline, with their defaults and ranges."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,83 +7,129 @@ from mmrl.data import labels, views
 from mmrl.data.batches import excerpts
 from mmrl.data.overlap import leaks
 from mmrl.types import InputError
+from mmrl.values import setting
 
+_PAPER_KINDS = (
+    "shuffle_all_words",
+    "swap_adjacent_words",
+    "reverse_words",
+    "shuffle_within_trigrams",
+    "shuffle_trigrams",
+    "shuffle_nouns_and_adjectives",
+    "shuffle_all_but_nouns_and_adjectives",
+    "shuffle_nouns_verbs_adjectives",
+    "replace_adjectives_with_antonyms",
+)
+_PAIR = tuple[float, float]
 
-def defaults() -> dict[str, Any]:
-    """Every option of the pipeline with its default, and the corpus that needs no files."""
-    return {
-        "source": "phantom",  # a file in mmrl/data/sources; its options stand beside this
-        "sections": ("findings", "impression"),
-        # first, frontal, random or each; see mmrl/data/views.py.
-        "views": "first",
-        "image_size": 64,
-        # Training images are brought to this size, and cropped from there to image_size in one
-        # warp, or to a random window of it where crop_scale is (1, 1). 0: image_size.
-        "load_size": 0,
-        "resize": "pad",  # pad: keep the aspect, zero margins; stretch: squash to a square
-        # What training reads of them: report, section, sentence or sentences; see
-        # mmrl/data/batches/excerpts.py. Evaluation reads all.
-        "text": "report",
-        "text_length": 96,  # tokens, with begin and end marks
-        "vocab_size": 2000,
-        "tokenizer_model": "bpe",
-        "tokenizer": "",  # a sentencepiece .model; empty: trained on the training split
-        # Kinds in mmrl/data/perturb: names, or {name: weight}. These are the paper's nine.
-        "perturbations": (
-            "shuffle_all_words",
-            "swap_adjacent_words",
-            "reverse_words",
-            "shuffle_within_trigrams",
-            "shuffle_trigrams",
-            "shuffle_nouns_and_adjectives",
-            "shuffle_all_but_nouns_and_adjectives",
-            "shuffle_nouns_verbs_adjectives",
-            "replace_adjectives_with_antonyms",
+KEYS: dict[str, Any] = {
+    "source": setting("phantom", "The corpus, by name. Its own options stand beside these keys."),
+    "sections": setting(
+        ("findings", "impression"), "Sections of a report to read, in this order.", tuple[str, ...]
+    ),
+    "views": setting(
+        "first",
+        "Images of a study to use: first; frontal (the first PA, AP or FRONTAL image, and no study "
+        "without one); random (in training another one each time, in evaluation the first frontal "
+        "one); or each (every image is an example).",
+    ),
+    "image_size": setting(64, "Side of the square images that the encoder reads, in pixels."),
+    "load_size": setting(
+        0,
+        "Side to which training images are scaled before the augmentation crops them to "
+        "`image_size`, in pixels. 0: `image_size`.",
+    ),
+    "resize": setting(
+        "pad", "How an image becomes square: pad (black margins, same aspect ratio) or stretch."
+    ),
+    "text": setting(
+        "report",
+        "Part of a report that training reads at each step: report (all of it), section, sentence, "
+        "or sentences (a run of neighbouring ones). Evaluation always reads all of it.",
+    ),
+    "text_length": setting(
+        96, "Greatest length of a text in tokens, with begin and end marks; the rest is cut off."
+    ),
+    "vocab_size": setting(2000, "Size of the vocabulary when a tokenizer is trained."),
+    "tokenizer_model": setting("bpe", "Kind of tokenizer to train: bpe or unigram."),
+    "tokenizer": setting(
+        "", "A SentencePiece .model file to use. Empty: train one on the training split."
+    ),
+    "perturbations": setting(
+        _PAPER_KINDS,
+        "Kinds of perturbed copies to draw, as names or as {name: weight}. The default is the nine "
+        "kinds of the paper.",
+        tuple[str, ...] | Mapping[str, float],
+    ),
+    "perturbation_curriculum": setting(
+        (),
+        'Kinds that replace `perturbations` later in training: ({"from_step": 500, '
+        '"perturbations": names or weights}, ...).',
+        tuple[Mapping[str, Any], ...],
+    ),
+    "num_perturbed": setting(9, "Perturbed copies of each report and step."),
+    "crop_scale": setting(
+        (1.0, 1.0),
+        "Least and greatest area of the random resized crop, as a share of the image. (1, 1): no "
+        "such crop, but a random window where `load_size` is above `image_size`.",
+        _PAIR,
+    ),
+    "aspect": setting((0.9, 1.1), "Least and greatest width / height of the crop.", _PAIR),
+    "translate": setting(0.0, "Greatest random shift along each axis, as a share of the side."),
+    "rotate": setting(0.0, "Greatest random rotation in either direction, in degrees."),
+    "brightness": setting(
+        0.0, "Grey levels are multiplied by a random factor from 1 - brightness to 1 + brightness."
+    ),
+    "contrast": setting(
+        0.0,
+        "Distances of the grey levels from their mean are multiplied by a random factor from "
+        "1 - contrast to 1 + contrast.",
+    ),
+    "gamma": setting(
+        0.0,
+        "Grey levels in [0, 1] are raised to a random power from 1 / (1 + gamma) to 1 + gamma.",
+    ),
+    "cache_images": setting(
+        False, "Whether decoded images are kept in memory, at their loaded size."
+    ),
+    "cache_mib": setting(2048, "Greatest size of that cache in each process, in MiB."),
+    "label_policy": {
+        "preset": setting(
+            "",
+            f"A published convention for the next three keys: {', '.join(labels.PRESETS)}. Empty: "
+            "none.",
         ),
-        # What takes over later: ({"from_step": 500, "perturbations": (...)}, ...).
-        "perturbation_curriculum": (),
-        "num_perturbed": 9,  # K, copies of each report per step
-        "crop_scale": (1.0, 1.0),  # area range of the random resized crop; (1, 1): no crop
-        "aspect": (0.9, 1.1),  # width / height of that crop
-        "translate": 0.0,  # greatest shift, as a share of the side
-        "rotate": 0.0,  # greatest turn either way, in degrees
-        "brightness": 0.0,  # greatest relative change of levels, of their distances from the
-        "contrast": 0.0,  # mean, and of the power that they are raised to
-        "gamma": 0.0,
-        "cache_images": False,  # keep decoded, resized images in memory,
-        "cache_mib": 2048,  # up to so much in each process
-        # How evaluators read raw labels, see mmrl/data/labels.py: a preset, or what uncertain ones
-        # (ignore, zeros, ones, classes) and blank ones (ignore, zero) become; labels: for one by
-        # one, as {"Edema": "ones"}.
-        "label_policy": {"preset": "", "uncertain": "ignore", "blank": "ignore", "labels": {}},
-        "num_threads": 2,
-        "num_workers": 0,  # processes; 0: threads only
-        "stall_seconds": 60.0,  # a batch that takes longer is reported, with what it hangs on
-        "prefetch": 2,  # batches sent to the device ahead of the step that takes them
-        "max_reject_fraction": 0.01,
-        # Overlap of held-out with training records that is accepted, and written into results:
-        # (kind in mmrl/data/overlap/leaks.py, greatest share of the held-out records, reason).
-        "waive_leaks": (),
-    }
-
-
-# Options of `config.data` that belong to the pipeline; all others go to the source.
-KEYS = frozenset(defaults())
-
-# Those that configs of earlier runs do not have, and what those runs did.
-LATER_KEYS: dict[str, Any] = {
-    "waive_leaks": (),
-    "views": "first",
-    "text": "report",
-    "label_policy": {"preset": "", "uncertain": "ignore", "blank": "ignore", "labels": {}},
-    "load_size": 0,
-    "aspect": (0.9, 1.1),
-    "translate": 0.0,
-    "rotate": 0.0,
-    "gamma": 0.0,
-    "cache_mib": 2048,
-    "stall_seconds": 60.0,
+        "uncertain": setting(
+            "ignore",
+            "What evaluators make of an uncertain label: ignore, zeros (absent), ones (present) or "
+            "classes (a class of its own).",
+        ),
+        "blank": setting(
+            "ignore", "What evaluators make of a label that is not stated: ignore or zero (absent)."
+        ),
+        "labels": setting(
+            {},
+            'Exceptions to `uncertain` for single labels, such as {"Edema": "ones"}.',
+            Mapping[str, str],
+        ),
+    },
+    "num_threads": setting(2, "Threads that read and decode, in each process."),
+    "num_workers": setting(0, "Processes that make batches, for each process of the run. 0: none."),
+    "stall_seconds": setting(
+        60.0, "Seconds after which a batch that has not come is reported, with its record."
+    ),
+    "prefetch": setting(2, "Batches that are copied to the device before their step starts."),
+    "max_reject_fraction": setting(
+        0.01, "Share of the records of a split that may be rejected; above it the run stops."
+    ),
+    "waive_leaks": setting(
+        "",
+        "Overlap of held-out with training records that is accepted and written into the results: "
+        "KIND SHARE REASON, such as `report 0.25 normal reports repeat`; several are separated by "
+        "a semicolon.",
+    ),
 }
+"""Every key with its default and its meaning. All other keys of `config.data` go to the source."""
 
 
 def check(data: Mapping[str, Any]) -> None:

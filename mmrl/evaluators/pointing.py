@@ -308,13 +308,14 @@ class Pointing(Evaluator):
 
     Args:
       predict, data: as for every evaluator; the encoders must have local features.
-      temperature: of the attention over regions; 4.0 is the default of the local loss.
+      temperature: inverse temperature of the attention over regions; 4.0 is the default of the
+        local loss.
       count: maximum number of studies, taken from the findings in turn to include rare ones.
-      optional: True accepts data without boxes and encoders without local features: there are then
+      optional: accepts data without boxes and encoders without local features: there are then
         no values, and the summary page gives the reason.
-      permutations: of the boxes.
-      bootstrap: draws for the intervals; 0 gives none.
-      seed: of the permutations and the bootstrap.
+      permutations: how often the boxes are permuted between studies.
+      bootstrap: resamples of the patients for the intervals; 0: no intervals.
+      seed: seed of the permutations and the resamples.
 
     Raises:
       InputError: no local features or no study with a stated and boxed finding, unless `optional`;

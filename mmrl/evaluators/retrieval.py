@@ -112,11 +112,11 @@ class Retrieval(Evaluator):
 
     Args:
       predict, data: as for every evaluator.
-      max_pairs: size of a random subset of pairs, the same for every checkpoint; None takes all.
-      ks: the k of R@k.
-      chunk: rows and columns of one block of scores; bounds memory, does not change results.
-      bootstrap: draws for the intervals; 0 gives none.
-      seed: of the subset and of the bootstrap.
+      max_pairs: size of a random subset of pairs, the same for every checkpoint; None: all pairs.
+      ks: the values of k for which R@k is computed.
+      chunk: rows and columns of one block of scores; it bounds the memory and changes no result.
+      bootstrap: resamples of the patients for the intervals; 0: no intervals.
+      seed: seed of the subset and the resamples.
 
     Raises:
       InputError: there are no examples, or an option is out of range.

@@ -58,9 +58,9 @@ class Structure(Evaluator):
 
     Args:
       predict, data: as for every evaluator.
-      protocols: names from `protocols.PROTOCOLS`.
-      max_reports: size of a fixed random subset of reports; None takes all.
-      bootstrap: draws for the intervals; 0 gives none.
+      protocols: names of the frozen protocols to evaluate, see `protocols.PROTOCOLS`.
+      max_reports: size of a fixed random subset of reports; None: all reports.
+      bootstrap: resamples of the patients for the intervals; 0: no intervals.
 
     Raises:
       InputError: a protocol is unknown, an option is out of range, or no protocol has a question.

@@ -209,12 +209,13 @@ class ZeroShot(Evaluator):
 
     Args:
       predict, data: as for every evaluator.
-      tasks: names of sets, or own tasks: name -> {"positive": prompts, "negative": prompts,
-        "present": (finding, side or "")} and, optionally, "absent" in the same form; see `Task`.
+      tasks: names of sets (findings, laterality), or own tasks: name -> {"positive": prompts,
+        "negative": prompts, "present": (finding, side or "")} and, optionally, "absent" in the
+        same form; see `Task`.
       min_positives: tasks with fewer positives or negatives are excluded and listed.
-      permutations: of the images.
-      bootstrap: draws for the intervals; 0 gives none.
-      seed: of the permutations and the bootstrap.
+      permutations: how often the images are permuted between patients.
+      bootstrap: resamples of the patients for the intervals; 0: no intervals.
+      seed: seed of the permutations and the resamples.
 
     Raises:
       InputError: records lack findings and labels, no task is left, or an option is invalid.

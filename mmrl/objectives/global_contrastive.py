@@ -74,8 +74,11 @@ class GlobalContrastive(Objective):
     """`contrastive_loss` with a learned temperature.
 
     Args:
-      temperature: initial value; 0.07 as in CLIP. The scale is clipped at 100 after each update.
-      implementation, chunk_size: as in `contrastive_loss`.
+      temperature: initial value of the learned temperature, 0.07 as in CLIP. The scale, its
+        inverse, is clipped at 100 after each update.
+      implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
+        ring, or auto, which chooses by the size of the batch; see `contrastive_loss`.
+      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
 
     Raises:
       InputError: unknown implementation or negative chunk size.

@@ -258,8 +258,12 @@ class LocalContrastive(Objective):
     """`local_contrastive_loss` on the encoders' local features.
 
     Args:
-      temperatures: of the attention, of the pooling over words, and of the final contrast.
-      implementation, chunk_size, tile: as in `local_contrastive_loss`.
+      temperatures: inverse temperatures of the attention over regions, of the pooling over words,
+        and of the final contrast.
+      implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
+        ring, or auto, which chooses by the size of the batch; see `local_contrastive_loss`.
+      chunk_size: images and captions of a tile, at most; 0: about 16 MiB per array of weights.
+      tile: how a tile is computed: xla, or kernel (on TPU, see `local_kernel`).
 
     Raises:
       InputError: unknown implementation or tile, or negative chunk size.

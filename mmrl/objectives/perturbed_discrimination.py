@@ -65,7 +65,8 @@ class PerturbedDiscrimination(Objective):
     """`discrimination_loss` with its own learned temperature, as in the paper.
 
     Args:
-      temperature: initial value. The scale is clipped at 100 after each update.
+      temperature: initial value of the learned temperature. The scale, its inverse, is clipped at
+        100 after each update.
       kinds: kinds of perturbation in the batch, and how `batch["perturbation"]` numbers them. For
         each one the metrics hold its share of all copies, and the share of its copies that are
         valid.

@@ -78,9 +78,12 @@ class Siglip(Objective):
     """`siglip_loss` with learned scale and bias.
 
     Args:
-      temperature: initial value, 0.1 as in the paper (scale 10).
-      bias: initial value; -10 offsets the B - 1 negatives per positive at the start.
-      implementation, chunk_size: as in `siglip_loss`.
+      temperature: initial value of the learned temperature, 0.1 as in the paper (scale 10).
+      bias: initial value of the learned bias; -10 offsets the B - 1 negatives per positive at the
+        start.
+      implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
+        ring, or auto, which chooses by the size of the batch; see `siglip_loss`.
+      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
 
     Raises:
       InputError: unknown implementation or negative chunk size.

@@ -126,9 +126,8 @@ def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     copy.unlock()
     if copy.data.get("source") in build.choices("source"):
         _, given = configs.split_data(copy.data)
-        for name, parameter in build.options(build.find("source", copy.data.source)).items():
-            needed = parameter.default is parameter.empty and name != "split"
-            if needed and given.get(name) is None:
+        for name, option in build.options(build.find("source", copy.data.source)).items():
+            if option.required and name != "split" and given.get(name) is None:
                 copy.data[name] = "not read"
     configs.validate(copy)
     return copy

@@ -42,7 +42,9 @@ class Listing:
         says nothing, groups are divided by hash.
       val_fraction: share of the groups of an official train that becomes val, by hash; for corpora
         whose owner names no val. `Record.split_official` still says train.
-      fractions, split_salt: see `split_of`.
+      fractions: shares of train, val and test where groups are divided by hash, in this order or by
+        name, see `split_of`.
+      split_salt: name of that division; another name gives another division.
       verify: "decode" decodes every image once, "header" reads every file and finds those cut
         short, "exists" asks only whether it is there.
       num_threads: threads that verify.

@@ -50,7 +50,7 @@ class Roco(Listing):
 
     Args:
       subset: radiology, non-radiology or all; only "radiology" where the layout does not tell.
-      official_split: as in `Listing`, but off: the owner's split divides articles.
+      official_split: follow the owner's division, which divides articles; off by default.
       others: see `Listing`.
 
     Raises:

@@ -42,11 +42,16 @@ class Table:
         that says of itself that text is burned into its pixels is rejected).
       report_columns: section name -> column, or columns that are also the section names.
       patient_column: the leakage unit. No patient crosses a split.
-      study_column, view_column, id_column, license_column: see Record.
+      study_column: the study of a row; without it each row is a study.
+      view_column: projection of the image, such as PA or lateral.
+      id_column: the id of a row; without it the number of the row.
+      license_column: licence of the record.
       split_column: train, val (valid, validate, validation, dev) or test; without it patients
         are divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
-      fractions, split_salt: see `split_of`.
+      fractions: shares of train, val and test without `split_column`, in this order or by name, see
+        `split_of`.
+      split_salt: name of that division; another name gives another division.
       verify: "decode" decodes every image of the split once, "header" reads every file and
         finds those cut short, "exists" asks only whether it is there.
       num_threads: threads that verify.

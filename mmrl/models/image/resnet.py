@@ -136,10 +136,12 @@ class Resnet(nnx.Module):
 
     Args:
       image_size: side of the image in pixels.
-      depth: 18, 34 or 50.
+      depth: number of layers: 18, 34 or 50.
       width: channels of the stem; 64 in the paper.
-      region_stage: 1 to 4, the stage whose feature map becomes the regions.
-      norm: "batch" (over the global batch when jitted with global arrays) or "group".
+      region_stage: the stage, 1 to 4, whose feature map becomes the regions.
+      norm: kind of normalisation: batch (over the global batch when jitted with global arrays) or
+        group.
+      channels: channels of the image.
       small_stem: a 3x3 convolution without stride or pooling, for images below about 100 pixels.
 
     Attributes: width (of pooled, the last stage), region_width, grid (rows, columns of regions).

@@ -45,14 +45,21 @@ class Vit(nnx.Module):
 
     Args:
       image_size: side of the square image in pixels, a multiple of `patch_size`.
-      variant: Ti, S, B or L; explicit width, depth and num_heads win over it.
-      mlp_dim: hidden features of the MLPs, default 4 * width.
-      posemb: "learned" table or fixed "sincos2d". A class token has none, its own value is free.
-      pool: "cls", the class token after the final norm, or "mean" over the patches.
+      variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
+      patch_size: side of a patch in pixels.
+      width: features of a token.
+      depth: number of blocks.
+      num_heads: attention heads of a block; they divide the width.
+      mlp_dim: hidden features of the MLPs; by default 4 * width.
+      posemb: position embedding of the patches: learned (a table) or sincos2d (fixed). The class
+        token has none, as its own value is learned.
+      pool: pooled feature: cls (the class token after the final norm) or mean (over the patches).
       dropout: rate on the embedded patches and on both branches of every block, in training.
-      attention: "xla", "cudnn" or "splash", see Attention.
-      scan_layers: one scanned stack instead of `depth` blocks.
-      remat: "none", "full" or "dots": what the backward pass recomputes per block.
+      attention: implementation of attention: xla, cudnn (NVIDIA) or splash (TPU), see `Attention`.
+      scan_layers: compiles one block and scans it over the layers instead of compiling each.
+      remat: what the backward pass recomputes of a block: none, full (all of it) or dots (all but
+        the results of dense layers).
+      channels: channels of the image.
 
     Attributes: width, region_width (the same) and grid (rows, columns).
     Raises InputError for unknown choices and sizes that do not fit together.

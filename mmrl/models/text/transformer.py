@@ -48,15 +48,25 @@ class Transformer(nnx.Module):
     Args:
       vocab_size: rows of the token table; ids at valid positions must be below it.
       length: most tokens of a text; shorter arrays are fine.
-      width, depth, num_heads, variant: as of Vit. mlp_dim: default 4 * width.
-      pool: "cls" (position 0), "eos" (the last valid token) or "mean" over valid tokens.
+      width: features of a token.
+      depth: number of blocks.
+      num_heads: attention heads of a block; they divide the width.
+      mlp_dim: hidden features of the MLPs; by default 4 * width.
+      variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
+      pool: pooled feature: cls (position 0), eos (the last valid token) or mean (over valid
+        tokens).
       word_layers: word features are the final norm of the sum of that many last layers' outputs
         (Huang et al. 2021, GLoRIA, sums the last four).
-      dropout, attention, scan_layers, remat: as of Vit.
-      packing: rows that `candidates` computes in training, as a fraction of its texts, at most 1;
-        0 packs nothing. Changes no result but which features dropout hits; see
-      mmrl.models.text.packing. packing_group: reports whose texts share rows; divides a
-        micro-batch, and its share of each device unless rows may travel between devices.
+      dropout: rate on the embedded tokens and on both branches of every block, in training.
+      attention: implementation of attention: xla, cudnn (NVIDIA) or splash (TPU), see `Attention`.
+      scan_layers: compiles one block and scans it over the layers instead of compiling each.
+      remat: what the backward pass recomputes of a block: none, full (all of it) or dots (all but
+        the results of dense layers).
+      packing: rows that are computed for the texts of a training step, as a fraction of their
+        number, at most 1; 0 packs nothing. No result changes but which features dropout hits; see
+        `mmrl.models.text.packing`.
+      packing_group: reports whose texts share rows. It divides a micro-batch, and the share of each
+        device unless rows may travel between devices.
 
     Attribute: width. Raises InputError for unknown choices and sizes that do not fit together.
     """
