@@ -134,7 +134,7 @@ def train(
     command = [
         *(sys.executable, "-c", _ON_CORE, str(core)),
         *("-m", "mmrl.main", f"--config=configs/compare.py:{variant}"),
-        *(f"--config.seed={seed}", f"--workdir={folder}", "--noreport"),
+        *(f"--config.seed={seed}", f"--workdir={folder}", "--nosummary"),
         f"--config.compile_cache={(workdir / 'compile_cache').resolve()}",
         *options,
     ]
@@ -152,7 +152,7 @@ def train(
 
 def value(results: dict[str, Any], measure: Measure, variant: str) -> float | None:
     """The figure of one run; None where it has no meaning."""
-    if measure.needs and measure.needs not in experiment.VARIANTS[variant]:
+    if measure.needs and measure.needs not in experiment.OBJECTIVES[variant]:
         return None
     found = results[measure.evaluator]["values"].get(measure.key)
     return None if found is None else found["value"]

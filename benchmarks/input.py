@@ -22,7 +22,6 @@ import functools
 import json
 import multiprocessing
 import os
-import runpy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 from absl import flags
 
 from mmrl import config as configs
+from mmrl import presets
 from mmrl.data import counter
 from mmrl.data.batches.copies import Copies
 from mmrl.data.batches.pipeline import Options, training_batches
@@ -185,8 +185,7 @@ def needs() -> list[dict[str, Any]]:
 
 
 def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
-    file, _, variant = given.config.partition(":")
-    config = runpy.run_path(file)["get_config"](variant)
+    config = presets.load(given.config)
     if given.table:
         config.data.path = given.table
     if given.prepared:

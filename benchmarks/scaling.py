@@ -21,8 +21,7 @@ batch are made of, there and, as gradients, back.
 import argparse
 import dataclasses
 import math
-import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from flax import nnx
 
 from benchmarks import commands
 from mmrl import config as configs
+from mmrl import presets
 from mmrl.data.batches.pipeline import Options, batch_shapes
 from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
@@ -173,9 +173,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
-    file, _, variant = given.config.partition(":")
-    read: Callable[..., Any] = runpy.run_path(file)["get_config"] if file else default_config
-    config = read(variant) if variant else read()
+    config = presets.load(given.config) if given.config else default_config()
     with config.unlocked():
         config.batch_size = given.batch or config.batch_size
         for name in list(config.objectives):

@@ -1,1 +1,1 @@
-"""Experiments: one file, one `get_config`."""
+"""Presets: one file each, with one `get_config`."""

@@ -2,14 +2,8 @@
 
     python -m mmrl.main --config=configs/compare.py:paper --config.seed=1 --workdir=runs/paper-1
 
-Variants, exactly one after the colon:
-    global            image-report contrast alone (ConVIRT, CLIP)
-    local             global and local contrast (GLoRIA)
-    discrimination    global contrast and perturbed-report discrimination, the paper's nine kinds
-    paper             all three: the method
-    clinical          all three, half of the perturbed copies of clinical kinds
-
-`python -m benchmarks.compare` runs them all over several seeds and writes the table.
+Exactly one of `VARIANTS` is given after the colon. `python -m benchmarks.compare` trains all of
+them with several seeds and writes the table.
 """
 
 import ml_collections
@@ -19,6 +13,13 @@ from mmrl import config as defaults
 from mmrl.types import InputError
 
 VARIANTS = {
+    "global": "image-report contrast alone (ConVIRT, CLIP)",
+    "local": "global and local contrast (GLoRIA)",
+    "discrimination": "global contrast and discrimination of the paper's nine perturbations",
+    "paper": "all three: the method of the paper",
+    "clinical": "all three, with half of the perturbed copies of clinical kinds",
+}
+OBJECTIVES = {
     "global": ("global_contrastive",),
     "local": ("global_contrastive", "local_contrastive"),
     "discrimination": ("global_contrastive", "perturbed_discrimination"),
@@ -37,8 +38,8 @@ CLINICAL_KINDS = (
 
 
 def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
-    """The experiment of one variant."""
-    given = defaults.variants(variant, tuple(VARIANTS))
+    """The preset of one variant."""
+    given = defaults.variants(variant, VARIANTS)
     if len(given) != 1:
         raise InputError(f"config variants given: {variant!r}; expected one of {tuple(VARIANTS)}")
     (chosen,) = given
@@ -53,10 +54,10 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     config.tensorboard = False
     config.evaluators.zero_shot = {}
     del config.evaluators.pointing
-    if "local_contrastive" in VARIANTS[chosen]:
+    if "local_contrastive" in OBJECTIVES[chosen]:
         config.evaluators.pointing = {}
     for name in list(config.objectives):
-        if name not in VARIANTS[chosen]:
+        if name not in OBJECTIVES[chosen]:
             del config.objectives[name]
     if chosen == "clinical":
         paper = config.data.perturbations

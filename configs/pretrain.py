@@ -1,11 +1,8 @@
-"""The default experiment: the paper's three losses on the phantom corpus, sized for two cores.
+"""The default preset: the paper's three losses on the phantom corpus, sized for two CPU cores.
 
     python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
 
-Variants, comma-separated after a colon:
-    smoke     20 steps of a tiny model, for tests
-    table     your own CSV, TSV, JSONL or Parquet: --config.data.path=... (see the README)
-    prepared  a corpus that python -m mmrl.prepare wrote: --config.data.path=...
+`VARIANTS` are given after a colon, separated by commas: configs/pretrain.py:table,smoke.
 """
 
 from typing import Any
@@ -16,10 +13,16 @@ from ml_collections.config_dict import placeholder
 from mmrl import config as defaults
 from mmrl.types import InputError
 
+VARIANTS = {
+    "table": "images and reports of your own table, at config.data.path",
+    "prepared": "a corpus that python -m mmrl.prepare wrote, at config.data.path",
+    "smoke": "20 steps of a tiny model, for tests",
+}
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment, with the variants named after the colon applied in turn."""
-    chosen = defaults.variants(variant, ("smoke", "table", "prepared"))
+    """The preset with the variants named after the colon."""
+    chosen = defaults.variants(variant, VARIANTS)
     config = defaults.base()
     _phantom(config)
     if {"table", "prepared"} <= chosen:
@@ -34,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def _phantom(config: ml_collections.ConfigDict) -> None:
-    """Sized so that installing, training and judging take well under ten minutes on two cores."""
+    """A size that installs, trains and evaluates in less than ten minutes on two cores."""
     config.total_steps = 320
     config.batch_size = 32
     config.eval_every = 160

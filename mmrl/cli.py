@@ -1,41 +1,131 @@
-"""What all commands share: flags, one-line errors, exit codes.
+"""What all commands share: flags, help, errors in one line, exit statuses.
 
-Exit status 0: done; 2: something given was wrong (one line on stderr says what, and what is
-allowed); 3: training stopped on a non-finite loss; 69: not all processes of the run came; 75: told
-to stop, and saved, so the same command continues; anything else is a bug and shows a traceback.
+Exit status 0: the command succeeded. 2: an input is wrong; one line on stderr says what was given
+and what is allowed. 3: training stopped on a loss that is not finite. 69: not all processes of the
+run started. 75: the command was stopped and has saved its work; start the same command again and it
+continues. Every other status is a bug and comes with a traceback.
 
-Each command keeps its flags to itself (`new_flags`), so that importing two of them, from a
-notebook or a test, cannot clash.
+Each command has its own set of flags (`new_flags`), so that a notebook or a test can import two of
+them.
 """
 
+import functools
 import os
 import re
-import runpy
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
+from mmrl import config as configs
+from mmrl import presets
 from mmrl.devices import environment, rollcall
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 _UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
+_WIDTH = 90  # columns of help
+_HELP = {"--help", "-h", "-help"}
 
 
 def new_flags() -> flags.FlagValues:
-    """An empty set of flags for one command, with --help."""
+    """An empty set of flags for one command, with --help.
+
+    The help of a flag may begin with what stands for its value, as in "FOLDER: The run directory."
+    """
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # flags may follow what is none
+    values.set_gnu_getopt(True)  # flags may follow positional arguments
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=values, short_name="h")
     return values
 
 
-def define_config(values: flags.FlagValues, help_text: str) -> Any:
-    """--config=FILE.py[:variant,...] with --config.KEY=VALUE overrides of existing keys."""
-    return config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)
+class Config(flags.Flag):
+    """The flag --config=FILE[:VARIANT,...] together with all --config.KEY=VALUE.
+
+    Attributes:
+      changes: the keys and values.
+      say: prints a line, in the first process of a run.
+    """
+
+    def __init__(self, help_text: str) -> None:
+        parser: flags.ArgumentParser[str] = flags.ArgumentParser()
+        super().__init__(parser, flags.ArgumentSerializer(), "config", None, help_text)
+        self.changes: list[presets.Change] = []
+        self.say: Callable[[str], None] = lambda line: None
+        self._notes: list[str] = []
+        self._made: ml_collections.ConfigDict | None = None
+
+    def unparse(self) -> None:
+        """Forgets what was given."""
+        super().unparse()
+        self.changes, self._notes, self._made = [], [], None
+
+    def make(self) -> ml_collections.ConfigDict | None:
+        """The preset with the changes, locked; None when --config was not given.
+
+        Raises:
+          InputError: see `presets.load` and `presets.change`.
+        """
+        if self._made is None and self.value is not None:
+            config = presets.load(self.value)
+            self._notes = presets.change(config, self.changes)
+            self._made = config.lock()
+        return self._made
+
+    def read_by(self, trained: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+        """The config whose data and evaluators a command reads with trained encoders.
+
+        Returns:
+          The preset; without one the config of the run, changed; None when neither --config nor a
+          change of it was given.
+
+        Raises:
+          InputError: also a change of a key that trained encoders do not allow.
+        """
+        if self.value is not None or not self.changes:
+            return self.make()
+        for key, text in self.changes:
+            if not configs.is_read_anew(key):
+                raise InputError(
+                    f"--config.{key}={text}: trained encoders keep this key; without --config only "
+                    "the source and its options, "
+                    f"{', '.join(configs.READ_ANEW[1:])} can be changed"
+                )
+        config = ml_collections.ConfigDict(trained.to_dict())
+        self._notes = presets.change(config, self.changes)
+        self.say_notes()
+        return config
+
+    def say_notes(self) -> None:
+        """Says what the changes dropped."""
+        for note in self._notes:
+            self.say(note)
+
+
+def define_config(values: flags.FlagValues, help_text: str) -> Config:
+    """Defines --config=FILE[:VARIANT,...] and --config.KEY=VALUE."""
+    flag = Config(help_text)
+    flags.DEFINE_flag(flag, values)
+    return flag
+
+
+def define_processes(values: flags.FlagValues) -> None:
+    """Defines the flags of a run of several processes, see `mmrl.devices.distributed`."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT: Address of process 0, in a run of several processes.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "num_processes", None, "N: Number of processes of the run.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "process_id", None, "N: Number of this process, from 0.", flag_values=values
+    )
 
 
 def run(
@@ -44,29 +134,37 @@ def run(
     doc: str | None,
     *,
     positional: bool = False,
+    show_help: Callable[[Sequence[str]], str] | None = None,
 ) -> None:
-    """Parses sys.argv and runs `main`; what the user got wrong ends in one line, not a trace.
+    """Parses sys.argv and runs `main`; an error of the user ends in one line, without a trace.
 
-    A command with the flags of `distributed.define_flags` may be one of several processes; all
-    others refuse settings that ask for several. Flags may be written with dashes, --batch-sizes.
+    A command with the flags of `define_processes` may be one of several processes; all others
+    refuse settings for several. Flags may be written with dashes, --batch-sizes.
 
     Args:
       main: reads its flags from `values`.
-      doc: the module's docstring, for --help.
-      positional: `main` takes what is no flag as its arguments; else that is refused.
+      doc: the module's docstring, for --help, see `help_text`.
+      positional: `main` takes the arguments that are no flags; otherwise they are refused.
+      show_help: the text for --help, from all arguments; default: `help_text(doc, values)`.
     """
-    arguments = [_undashed(argument, values) for argument in sys.argv]
-    if {"--help", "-h", "-help"} & set(arguments[1:]):
-        print(f"{doc or ''}\n{values.get_help()}")
-        return
-    rest = _parse(arguments, values)
-    if rest and not positional:
-        _fail(f"unexpected argument {rest[0]!r}; options are written --name=value", 2)
-    _give_fake_devices_threads()
-    # Grain reads absl's global flags when it starts worker processes.
-    flags.FLAGS.mark_as_parsed()
+    arguments = sys.argv[1:]
     try:
-        _start(values)
+        if _HELP & set(arguments):
+            print(show_help(arguments) if show_help else help_text(doc or "", values))
+            return
+        rest = _parse(arguments, values)
+        if rest and not positional:
+            raise InputError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+        config = _config_of(values)
+        if config is not None:
+            config.make()  # before the start of several processes, so that errors come early
+        _give_fake_devices_threads()
+        # Grain reads absl's global flags when it starts worker processes.
+        flags.FLAGS.mark_as_parsed()
+        first = _start(values)
+        if config is not None and first:
+            config.say = functools.partial(print, flush=True)
+            config.say_notes()
         main(*rest)
     except InputError as error:
         _fail(str(error), 2)
@@ -83,19 +181,67 @@ def run(
         raise
 
 
+def help_text(
+    doc: str,
+    values: flags.FlagValues,
+    *,
+    before: Sequence[str] = (),
+    only: Container[str] | None = None,
+    dashes: bool = False,
+) -> str:
+    """The help of a command: its purpose, its flags, the shipped presets, examples.
+
+    Args:
+      doc: paragraphs of text, and examples in indented paragraphs.
+      before: lines to show before the flags.
+      only: the flags to show; None: all.
+      dashes: names of flags are written with dashes, not underscores; both are accepted.
+    """
+    paragraphs = [part for part in doc.strip("\n").split("\n\n") if part.strip()]
+    examples = [part for part in paragraphs if part.startswith("    ")]
+    purpose = "\n\n".join(part for part in paragraphs if part not in examples)
+    lines = [purpose, "", *before, *([""] if before else []), "Flags:"]
+    # In the order of their definition, which is that of their use.
+    shown = [name for name in values if name not in ("h", "help") and (not only or name in only)]
+    for name in shown:
+        lines += _flag_lines(values[name], dashes=dashes)
+        if name == "config":
+            lines += entry(
+                "--config.KEY=VALUE",
+                "Changes a key of the config; repeat it for several. `python -m mmrl.options` "
+                "lists all keys.",
+            )
+    if "config" in shown:
+        lines += ["", "Presets, with their variants:", *_preset_lines()]
+    if examples:
+        lines += ["", "Examples:" if len(examples) > 1 or "\n" in examples[0] else "Example:"]
+        lines.append("\n".join(examples))
+    return "\n".join(lines)
+
+
 def required(name: str, value: Any) -> Any:
     """The value of a flag that has no default.
 
     Raises:
       InputError: not given.
     """
-    try:
-        given = value is not None and len(list(value)) > 0
-    except OSError as error:  # a config whose file was not found answers so to every question
-        raise InputError(f"cannot read the file of --{name}: {error}") from None
-    if not given:
+    if value is None or value == "":
         raise InputError(f"missing --{name}=...; see --help")
     return value
+
+
+def required_config(flag: Config) -> ml_collections.ConfigDict:
+    """The config of a command that cannot do without.
+
+    Raises:
+      InputError: --config was not given.
+    """
+    config = flag.make()
+    if config is None:
+        raise InputError(
+            f"--config is required, for example --config=configs/pretrain.py; {presets.names()}"
+        )
+    return config
 
 
 def folder(name: str, value: Any) -> Path:
@@ -113,8 +259,8 @@ def folder(name: str, value: Any) -> Path:
     return Path(given)
 
 
-def _start(values: flags.FlagValues) -> None:
-    """Joins the other processes of the run, if there are any."""
+def _start(values: flags.FlagValues) -> bool:
+    """Joins the other processes of the run, if there are any; returns whether this is the first."""
     if "coordinator" in values:
         from mmrl.devices import distributed  # here, for commands that need no jax start without it
 
@@ -123,13 +269,17 @@ def _start(values: flags.FlagValues) -> None:
         }
         settings = distributed.read(given, os.environ)
         hosts = distributed.start(settings)
-        if hosts and settings is not None and settings.process == 0:
+        if settings is None:
+            return True
+        if hosts and settings.process == 0:
             listed = (f"{process} on {host}" for process, host in enumerate(hosts))
             print(f"processes: {', '.join(listed)}", flush=True)
-    elif asked := environment.wanted(os.environ):
+        return settings.process == 0
+    if asked := environment.wanted(os.environ):
         raise InputError(
             f"this command is always one process, but {', '.join(asked)} asks for several; unset it"
         )
+    return True
 
 
 def _give_fake_devices_threads() -> None:
@@ -158,6 +308,37 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _parse(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Sets the flags; returns the arguments that are none.
+
+    Raises:
+      InputError: an unknown flag, or a value that a flag does not accept.
+    """
+    kept, changes, config = [], [], _config_of(values)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for argument in arguments[:end]:
+        if re.match(r"--?config\.", argument) and config is not None:
+            changes.append(presets.split(argument))
+        else:
+            kept.append(_undashed(argument, values))
+    try:
+        rest = values([sys.argv[0], *kept, *arguments[end:]])
+    except flags.Error as error:
+        raise InputError(str(error)) from None
+    if config is not None:
+        config.changes = changes
+    return rest[1:]
+
+
+def _config_of(values: flags.FlagValues) -> Config | None:
+    """The flag --config of a command that has it."""
+    if "config" not in values:
+        return None
+    flag = values["config"]
+    assert isinstance(flag, Config)
+    return flag
+
+
 def _undashed(argument: str, values: flags.FlagValues) -> str:
     """The argument with the name of its flag as it was defined: --batch-sizes is --batch_sizes."""
     name, equals, value = argument.partition("=")
@@ -167,41 +348,33 @@ def _undashed(argument: str, values: flags.FlagValues) -> str:
     return argument
 
 
-def _parse(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:
-    """Sets the flags; returns what is none."""
-    try:
-        rest = values(list(arguments))
-    except (InputError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_explain(error, arguments), 2)
-    except (OSError, ImportError, SyntaxError) as error:
-        _fail(f"cannot read the file of --config: {error}", 2)
-    return rest[1:]
+def _flag_lines(flag: flags.Flag, *, dashes: bool) -> list[str]:
+    """A flag with its sentence and default."""
+    written = flag.name.replace("_", "-") if dashes else flag.name
+    # absl adds to the help of flags that may be repeated.
+    metavar, text = "VALUE", re.sub(r";\s+repeat this option.*", "", flag.help or "")
+    if found := re.match(r"([A-Z][A-Z ,.:=\[\]]*): ", text):
+        metavar, text = found[1], text[found.end() :]
+    if flag.boolean and isinstance(flag.default, bool):
+        head = f"--[no]{written}" if flag.default else f"--{written}"
+    elif flag.boolean:  # may stand alone or have a value
+        head = f"--{written}[={metavar}]"
+    else:
+        head = f"--{written}={metavar}"
+    if flag.default not in (None, "", [], False, True):
+        text += f" Default: {flag.default}."
+    return entry(head, text)
 
 
-def _explain(error: Exception, arguments: Sequence[str]) -> str:
-    """One line for a flag that failed; for a config override, with the keys that exist."""
-    text = str(error.args[0] if error.args else error).strip()
-    # The config library quotes the traceback of a config file that raised; its last line says why.
-    if "Traceback" in text:
-        text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.splitlines()[-1])
-    for argument in arguments if isinstance(error, AttributeError | KeyError) else ():
-        parts = argument.partition("=")[0].removeprefix("--config.").split(".")
-        named = [n for n, part in enumerate(parts) if re.search(rf"\b{re.escape(part)}\b", text)]
-        if argument.startswith("--config.") and named:
-            wrong = named[-1]
-            hint = re.search(r"Did you mean [^?]*\?", text)
-            reason = hint.group(0) if hint else f"no key {parts[wrong]!r};"
-            return f"{argument}: {reason} {_siblings(parts[:wrong], arguments)}"
-    return text
+def entry(head: str, text: str) -> list[str]:
+    """An entry of a list: what is explained, and the explanation below it."""
+    indent = " " * 6
+    wrapped = textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {head}", *wrapped]
 
 
-def _siblings(parents: Sequence[str], arguments: Sequence[str]) -> str:
-    """The keys below `parents`, from the config file itself: the flag failed to parse."""
-    given = (a.split("=", 1)[1] for a in arguments if a.startswith("--config="))
-    file, _, variant = next(given, "").partition(":")
-    if not file:
-        return "(no --config=FILE.py given)"
-    config = runpy.run_path(file)["get_config"](*([variant] if variant else []))
-    for part in parents:
-        config = config[part]
-    return f"keys of {'.'.join(('config', *parents))}: {', '.join(sorted(config))}"
+def _preset_lines() -> Iterator[str]:
+    for preset in presets.shipped():
+        yield from entry(preset.path, preset.title)
+        for name, text in preset.variants.items():
+            yield f"        :{name:<15} {text}"

@@ -1,38 +1,41 @@
-"""Runs evaluators on a checkpoint and writes results.json, figures and report.html.
+"""Evaluates a checkpoint and writes results.json, figures and a summary page.
+
+Model, tokenizer, preprocessing, data and evaluators are those of the run. --config takes the data
+and the evaluators from a preset instead; --config.KEY=VALUE without it changes those of the run.
 
     python -m mmrl.evaluate --workdir=runs/pretrain --split=test
-
-Everything comes from the checkpoint: model, tokenizer, preprocessing, data and evaluators.
-`--config=FILE` takes data source and evaluators from that file instead.
+    python -m mmrl.evaluate --workdir=runs/pretrain --config.evaluators.zero_shot.tasks=findings
 """
 
 from typing import Any
 
-import jax
 from absl import flags
 
 from mmrl import cli, config, files
-from mmrl.devices import compile_cache, distributed
-from mmrl.reporting import write as reporting
-from mmrl.training import run
-from mmrl.training.console import Console
 from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")
 
 _FLAGS = cli.new_flags()
-distributed.define_flags(_FLAGS)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=_FLAGS)
-_CONFIG = cli.define_config(
-    _FLAGS, "Data source and evaluators from this config, not from the run."
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "FOLDER: The run to evaluate. Required.", flag_values=_FLAGS
 )
-_SPLIT = flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.", flag_values=_FLAGS)
+_SPLIT = flags.DEFINE_string(
+    "split", "test", f"SPLIT: The records to evaluate: {', '.join(SPLITS)}.", flag_values=_FLAGS
+)
 _STEP = flags.DEFINE_integer(
-    "step", None, "The checkpoint; default: the latest.", flag_values=_FLAGS
+    "step", None, "N: The checkpoint to evaluate; by default the latest.", flag_values=_FLAGS
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "Default: WORKDIR/evaluations/SPLIT-STEP.", flag_values=_FLAGS
+    "out",
+    None,
+    "FOLDER: Where to write; by default WORKDIR/evaluations/SPLIT-STEP.",
+    flag_values=_FLAGS,
 )
+_CONFIG = cli.define_config(
+    _FLAGS, "FILE[:VARIANT,...]: A preset whose data and evaluators replace those of the run."
+)
+cli.define_processes(_FLAGS)
 
 
 def main() -> None:
@@ -40,12 +43,20 @@ def main() -> None:
     workdir = cli.folder("workdir", _WORKDIR.value)
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}; choices: {', '.join(SPLITS)}")
+    # These take seconds, which --help and refused commands do not need.
+    import jax
+
+    from mmrl.devices import compile_cache
+    from mmrl.reporting import write as reporting
+    from mmrl.training import run
+    from mmrl.training.console import Console
+
     first = jax.process_index() == 0
     console = Console(active=first)
     trained = run.restore(workdir, step=_STEP.value)
     if note := compile_cache.use(trained.config.compile_cache):
         console.say(note)
-    chosen = config.with_data(trained.config, _CONFIG.value)
+    chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
     corpus = run.load_corpus(chosen.data, _SPLIT.value)
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = cli.folder("out", _OUT.value) if _OUT.value else default

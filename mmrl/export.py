@@ -1,10 +1,10 @@
-"""Writes embeddings with their provenance: shards of Parquet or npz beside a manifest.
+"""Writes image and text embeddings with their provenance: Parquet or npz shards and a manifest.
+
+Each record becomes one row: id, patient_id, study_id, split, image and text embedding. A shard
+appears only when it is complete. If an export is stopped, start the same command again and it
+continues.
 
     python -m mmrl.export --workdir=runs/pretrain --out=embeddings --split=all
-
-One row per record: id, patient_id, study_id, split, image and text embedding, on request the
-region features. `--config=FILE` embeds the records of another source with the same encoders.
-A shard appears only when complete; the same command again continues where it was cut off.
 """
 
 import dataclasses
@@ -34,22 +34,28 @@ _SPLITS_OF_ALL = SPLITS[:3]
 
 _FLAGS = cli.new_flags()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run whose encoders to use.", flag_values=_FLAGS
+    "workdir", None, "FOLDER: The run whose encoders to use. Required.", flag_values=_FLAGS
 )
-_OUT = flags.DEFINE_string("out", None, "Folder for shards and manifest.json.", flag_values=_FLAGS)
-_SPLIT = flags.DEFINE_string("split", "all", f"One of {', '.join(SPLITS)}.", flag_values=_FLAGS)
-_CONFIG = cli.define_config(_FLAGS, "The data source from this config, not from the run.")
+_OUT = flags.DEFINE_string(
+    "out", None, "FOLDER: Where to write shards and manifest.json. Required.", flag_values=_FLAGS
+)
+_SPLIT = flags.DEFINE_string(
+    "split", "all", f"SPLIT: The records to embed: {', '.join(SPLITS)}.", flag_values=_FLAGS
+)
 _STEP = flags.DEFINE_integer(
-    "step", None, "The checkpoint; default: the latest.", flag_values=_FLAGS
+    "step", None, "N: The checkpoint to use; by default the latest.", flag_values=_FLAGS
 )
 _FORMAT = flags.DEFINE_string(
-    "format", "parquet", f"One of {', '.join(FORMATS)}.", flag_values=_FLAGS
+    "format", "parquet", f"FORMAT: Format of the shards: {', '.join(FORMATS)}.", flag_values=_FLAGS
 )
 _REGIONS = flags.DEFINE_bool(
-    "regions", False, "Also write region features f32[R, D'].", flag_values=_FLAGS
+    "regions", False, "Also writes the features of image regions, f32[R, D'].", flag_values=_FLAGS
 )
 _SHARD_SIZE = flags.DEFINE_integer(
-    "shard_size", 4096, "Records per shard.", lower_bound=1, flag_values=_FLAGS
+    "shard_size", 4096, "N: Records of a shard.", lower_bound=1, flag_values=_FLAGS
+)
+_CONFIG = cli.define_config(
+    _FLAGS, "FILE[:VARIANT,...]: A preset whose data replace those of the run."
 )
 
 
@@ -222,7 +228,7 @@ def main() -> None:
         console.say(note)
     if options.regions and not trained.config.model.local_dim:
         raise InputError("--regions needs a model with local features; this run has local_dim=0")
-    chosen = config.with_data(trained.config, _CONFIG.value)
+    chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
     names = _SPLITS_OF_ALL if options.split == "all" else (options.split,)
     whole = options.split == "all"
     read = {name: run.load_corpus(chosen.data, name, allow_empty=whole) for name in names}

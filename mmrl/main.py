@@ -1,37 +1,44 @@
-"""Trains; continues by itself when the run directory holds a checkpoint.
+"""Trains encoders; if the run directory holds a checkpoint, training continues from it.
+
+A run may consist of several processes: start the same command for each, with a WORKDIR that all of
+them share. Their flags may also come from the variables MMRL_COORDINATOR, MMRL_NUM_PROCESSES and
+MMRL_PROCESS_ID, or on Cloud TPU, Slurm and Kubernetes from MMRL_DISTRIBUTED=auto.
 
     python -m mmrl.main --config=configs/pretrain.py --workdir=runs/pretrain
-
-As several processes: the same command for each, with --coordinator=HOST:PORT --num_processes=N
---process_id=I (or MMRL_COORDINATOR, MMRL_NUM_PROCESSES, MMRL_PROCESS_ID; on Cloud TPU, Slurm and
-Kubernetes MMRL_DISTRIBUTED=auto), and a --workdir that all of them share.
+    python -m mmrl.main --config=configs/pretrain.py:table --config.data.path=pairs.csv \\
+        --workdir=runs/mine
 """
 
 from absl import flags
 
 from mmrl import cli
-from mmrl.devices import distributed
-from mmrl.training import train
 
 _FLAGS = cli.new_flags()
-distributed.define_flags(_FLAGS)
-_CONFIG = cli.define_config(_FLAGS, "The experiment.")
+_CONFIG = cli.define_config(_FLAGS, "FILE[:VARIANT,...]: The preset to train. Required.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run directory, created or continued.", flag_values=_FLAGS
+    "workdir",
+    None,
+    "FOLDER: The run directory; it is created, or the run in it continues. Required.",
+    flag_values=_FLAGS,
 )
-
-_REPORT = flags.DEFINE_bool(
-    "report", True, "Draw figures and write report.html at the end.", flag_values=_FLAGS
+_SUMMARY = flags.DEFINE_bool(
+    "summary",
+    True,
+    "Draws figures and writes the summary page, report.html, at the end.",
+    flag_values=_FLAGS,
 )
+cli.define_processes(_FLAGS)
 
 
 def main() -> None:
     """Trains and writes the summary page."""
-    config = cli.required("config", _CONFIG.value)
+    config = cli.required_config(_CONFIG)
     workdir = cli.folder("workdir", _WORKDIR.value)
+    from mmrl.training import train  # takes a second, which --help and refused commands do not need
+
     trainer = train.Trainer(config, workdir)
     trained, results = trainer.run()
-    if _REPORT.value:
+    if _SUMMARY.value:
         from mmrl.reporting import (
             write as reporting,  # imported late, because matplotlib loads slowly
         )

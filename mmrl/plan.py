@@ -1,11 +1,11 @@
-"""Plans a training step on devices that need not be there: memory, FLOPs, collectives, time.
+"""Plans a training step for devices that need not be present: memory, FLOPs, collectives, time.
+
+Compiles the step that training runs, for a TPU slice (this needs libtpu, requirements-tpu.txt, but
+no TPU) or for N virtual CPU devices, and reads the compiled program. No data are read: the size of
+the vocabulary is config.data.vocab_size. The exit status is 0 whether or not the step fits.
 
     python -m mmrl.plan --config=configs/recipes/vit_b16.py --topology=v5e:16x16
     python -m mmrl.plan --config=configs/pretrain.py --topology=cpu:8 --sweep
-
-Compiles the very step that training runs, for a TPU slice (needs libtpu, requirements-tpu.txt, but
-no TPU) or for N virtual CPU devices, and reads the compiled program. No data are read: the size of
-the vocabulary is config.data.vocab_size. Exit status 0 whether or not the step fits.
 """
 
 from collections.abc import Mapping
@@ -20,34 +20,39 @@ from mmrl.planning.topology import find
 from mmrl.types import InputError
 
 _FLAGS = cli.new_flags()
-_CONFIG = cli.define_config(_FLAGS, "The experiment.")
+_CONFIG = cli.define_config(_FLAGS, "FILE[:VARIANT,...]: The preset to plan. Required.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "v5e:16x16, v5p:4x4x4, cpu:8 and the like.", flag_values=_FLAGS
+    "topology",
+    None,
+    "DEVICES: The devices to plan for, such as v5e:16x16, v5p:4x4x4 or cpu:8. Required.",
+    flag_values=_FLAGS,
 )
 _BATCH = flags.DEFINE_integer(
-    "batch", None, "Global batch; default: config.batch_size.", flag_values=_FLAGS
+    "batch", None, "N: Global batch size; by default config.batch_size.", flag_values=_FLAGS
 )
 _LARGEST = flags.DEFINE_bool(
-    "largest_batch", False, "Search the largest global batch that fits.", flag_values=_FLAGS
+    "largest_batch", False, "Searches the largest global batch that fits.", flag_values=_FLAGS
 )
-_JSON = flags.DEFINE_string("json", None, "Write the plans there too.", flag_values=_FLAGS)
-# A flag that may stand alone, or name one of the sweeps.
+# A flag that may be given alone or with the name of a sweep.
 _SWEEP: flags.FlagHolder[str | None] = flags.DEFINE_flag(
     flags.Flag(
         flags.ArgumentParser(),
         flags.ArgumentSerializer(),
         "sweep",
         None,
-        f"Compare meshes and rematerialisation: {', '.join(search.SWEEPS)}.",
+        f"SWEEP: Compares meshes and rematerialisation: {', '.join(search.SWEEPS)}; alone: all.",
         boolean=True,
     ),
     _FLAGS,
+)
+_JSON = flags.DEFINE_string(
+    "json", None, "FILE: Also writes the plans to this file.", flag_values=_FLAGS
 )
 
 
 def main() -> None:
     """Plans one config on one topology."""
-    config = cli.required("config", _CONFIG.value)
+    config = cli.required_config(_CONFIG)
     name = cli.required("topology", _TOPOLOGY.value)
     if _BATCH.value is not None:
         if _BATCH.value < 1:

@@ -19,11 +19,7 @@ from tests import commands
 from tests.commands import COMPILATIONS, train_command
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    # From ml_collections, which loads the config file.
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
-]
+pytestmark = pytest.mark.slow
 
 # Small batches, where the machinery is tested.
 SMALL = ("--config.batch_size=8",)
@@ -113,7 +109,7 @@ def test_a_second_run_elsewhere_compiles_nothing(finished, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(COMPILATIONS.name, moved)
     before = sorted(path.name for path in moved.iterdir())
-    extra = ("--noreport", f"--config.compile_cache={moved}")
+    extra = ("--nosummary", f"--config.compile_cache={moved}")
     command(*train_command(tmp_path / "again", *extra))
     assert sorted(path.name for path in moved.iterdir()) == before and before
     assert weights(tmp_path / "again") == weights(finished[0])
@@ -123,7 +119,7 @@ def test_a_second_run_elsewhere_compiles_nothing(finished, tmp_path):
 def test_the_same_command_again_says_it_is_complete(finished):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    out, _ = command(*train_command(workdir, "--noreport"))
+    out, _ = command(*train_command(workdir, "--nosummary"))
     assert "already complete at step 20" in out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -131,7 +127,7 @@ def test_the_same_command_again_says_it_is_complete(finished):
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
     """SIGKILL at a random moment after a checkpoint: same bits, same metrics lines."""
-    extra = ["--noreport"]
+    extra = ["--nosummary"]
     if devices == 1:
         whole = finished[0]
     else:

@@ -16,9 +16,6 @@ from mmrl.training import checkpoint, run
 from tests import commands, stubs
 from tests.commands import train_command
 
-# From ml_collections, which loads the config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture
 def refusal(capsys):
@@ -48,7 +45,7 @@ def tiny(tmp_path_factory):
 
     def train(variant, workdir, *extra):
         config = f"--config={file}:{variant}"
-        return commands.run_here("mmrl.main", config, f"--workdir={workdir}", "--noreport", *extra)
+        return commands.run_here("mmrl.main", config, f"--workdir={workdir}", "--nosummary", *extra)
 
     with stubs.registered():
         yield train
@@ -160,10 +157,13 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--config.data.image_sise=3",), 'Did you mean "image_size"'),
-        (("--config.objectives.siglp.weight=1",), "no key 'siglp'; keys of config.objectives:"),
+        (("--config.data.image_sise=3",), "'image_sise' (did you mean 'image_size'?); choices: "),
+        (
+            ("--config.objectives.siglp.weight=1",),
+            "unknown objective 'siglp' (did you mean 'siglip'?); choices: global_contrastive, ",
+        ),
         (("--config.model.image.name=vgg",), "unknown image encoder 'vgg'; choices: resnet, vit"),
-        (("--config.total_steps=many",), "invalid literal for int()"),
+        (("--config.total_steps=many",), "--config.total_steps=many; expected int"),
         (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
         (("extra",), "unexpected argument 'extra'"),
         (("--workdir=gs://bucket/run",), "gs://bucket/run is an address; expected a folder"),
@@ -177,9 +177,16 @@ def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("mmrl.main", "--config=configs/none.py", "--workdir=x"), "cannot read the file of"),
+        (
+            ("mmrl.main", "--config=configs/none.py", "--workdir=x"),
+            "--config=configs/none.py: there is no file 'configs/none.py'; presets: "
+            "configs/compare.py, configs/pretrain.py, configs/recipes/vit_b16.py, ",
+        ),
         (("mmrl.main", "--config=configs/pretrain.py:smok", "--workdir=x"), "did you mean 'smoke'"),
-        (("mmrl.main", "--workdir=x"), "missing --config"),
+        (
+            ("mmrl.main", "--workdir=x"),
+            "--config is required, for example --config=configs/pretrain.py; presets: configs/",
+        ),
         (("mmrl.evaluate", "--workdir=/nonexistent"), "holds no trained run"),
         (("mmrl.export", "--workdir=/nonexistent", "--out=x"), "holds no trained run"),
     ],

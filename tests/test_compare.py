@@ -54,7 +54,7 @@ def test_spread_is_the_sample_deviation():
 def test_variants_differ_in_objectives_alone_and_are_valid(variant):
     config = experiment.get_config(variant)
     configs.validate(config)
-    assert tuple(config.objectives) == experiment.VARIANTS[variant]
+    assert tuple(config.objectives) == experiment.OBJECTIVES[variant]
     reference = configs.plain(experiment.get_config("paper"))
     plain = configs.plain(config)
     differing = {key for key in plain if plain[key] != reference[key]}

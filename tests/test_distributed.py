@@ -325,7 +325,7 @@ def preempted(folder):
     They evaluate after each step, so that a step takes longer than it does to pass the word on.
     """
     workdir = folder / "stopped"
-    processes = start_two(folder, workdir, "--config.eval_every=1", "--noreport")
+    processes = start_two(folder, workdir, "--config.eval_every=1", "--nosummary")
     log, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
     while not (log.exists() and '"step": 2' in log.read_text()):
         assert time.monotonic() < deadline and processes[1].poll() is None, finish(processes, 75)
@@ -355,7 +355,6 @@ def test_two_processes_train_as_one_does(uninterrupted, preempted):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_one_process_continues_where_two_were_stopped(folder, uninterrupted, preempted):
     workdir, step = shutil.copytree(preempted[0], folder / "continued"), preempted[1]
     assert step not in read_lines(workdir, "eval")

@@ -4,12 +4,8 @@
         --workdir=runs/vit_b16
     python -m mmrl.plan --config=configs/recipes/vit_b16.py --topology=v5e:16x16
 
-Your own table of images and reports, as with configs/pretrain.py:table. Variants after a colon:
-    prepared  a corpus that python -m mmrl.prepare wrote, at config.data.path
-    phantom   the built-in corpus: no data needed
-    smoke     20 steps of a tiny model, for tests
-
-The figures in the comments are those of docs/plan.md.
+It trains on your own table of images and reports, as configs/pretrain.py:table does. `VARIANTS` are
+given after a colon. The figures in the comments are those of docs/plan.md.
 """
 
 import ml_collections
@@ -17,11 +13,15 @@ import ml_collections
 from configs import pretrain
 from mmrl import config as defaults
 
-VARIANTS = ("prepared", "phantom", "smoke")
+VARIANTS = {
+    "prepared": "a corpus that python -m mmrl.prepare wrote, at config.data.path",
+    "phantom": "the built-in corpus: no data needed",
+    "smoke": "20 steps of a tiny model, for tests",
+}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment, with the variants named after the colon applied in turn."""
+    """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
     config = defaults.base()
     recipe(config)

@@ -4,9 +4,8 @@
         --workdir=runs/vit_l16
     python -m mmrl.plan --config=configs/recipes/vit_l16.py --topology=v5e:16x16
 
-configs/recipes/vit_b16.py with a larger image encoder, a larger batch, and parameters, optimizer
-state and gradients divided over the devices (FSDP). Variants after a colon, as there:
-prepared, phantom, smoke.
+The image encoder and the batch are larger than in configs/recipes/vit_b16.py, and parameters,
+optimizer state and gradients are divided over the devices (FSDP).
 """
 
 import ml_collections
@@ -14,10 +13,12 @@ import ml_collections
 from configs.recipes import vit_b16
 from mmrl import config as defaults
 
+VARIANTS = vit_b16.VARIANTS
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment, with the variants named after the colon applied in turn."""
-    chosen = defaults.variants(variant, vit_b16.VARIANTS)
+    """The preset with the variants named after the colon."""
+    chosen = defaults.variants(variant, VARIANTS)
     config = vit_b16.get_config()
     config.batch_size = 8192
     config.model.image.variant = "L"

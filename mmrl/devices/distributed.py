@@ -25,7 +25,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from mmrl.devices import gather, rollcall
@@ -52,13 +51,6 @@ class Settings:
     process: int
     timeout: float = 300.0
     devices: tuple[int, ...] | None = None
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """Gives a command the flags of a multi-process run."""
-    flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
-    flags.DEFINE_string("num_processes", None, "Processes of the run.", flag_values=values)
-    flags.DEFINE_string("process_id", None, "Which of them this is, from 0.", flag_values=values)
 
 
 def read(given: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings | None:
