@@ -172,11 +172,11 @@ def test_the_gate_stops_and_a_waiver_with_reason_opens_it(training, capsys):
     held_out = print_of("held", changes={row: {"patient_id": "p"} for row in range(4)})
     console = Console(active=True)
     with pytest.raises(leaks.LeakError, match=r"patient: 4 of 40 records \(10.0%\)") as caught:
-        run.check_leaks(training, held_out, {"waive_leaks": ()}, console)
-    assert "waive_leaks = (('patient', 0.1, 'WHY'),)" in str(caught.value)
+        run.check_leaks(training, held_out, {"waive_leaks": ""}, console)
+    assert '--config.data.waive_leaks="patient 0.1 WHY"' in str(caught.value)
     with pytest.raises(leaks.LeakError):
-        run.check_leaks(training, held_out, {"waive_leaks": (("patient", 0.05, "x"),)}, console)
-    accepted = {"waive_leaks": (("patient", 0.1, "a follow-up study"),)}
+        run.check_leaks(training, held_out, {"waive_leaks": "patient 0.05 x"}, console)
+    accepted = {"waive_leaks": "patient 0.1 a follow-up study"}
     found = run.check_leaks(training, held_out, accepted, console)
     assert found["overlaps"]["patient"]["records"] == 4
     assert found["waived"] == {"patient": {"up_to": 0.1, "why": "a follow-up study"}}
@@ -186,14 +186,16 @@ def test_the_gate_stops_and_a_waiver_with_reason_opens_it(training, capsys):
 @pytest.mark.parametrize(
     "given",
     [
-        ("patient",),
-        (("patient", 0.1),),
-        (("patients", 0.1, "why"),),
-        (("patient", 0, "why"),),
-        (("patient", 2, "why"),),
-        (("patient", 0.1, " "),),
-        (("patient", 0.1, "WHY"),),
-        (("patient", 0.1, "a"), ("patient", 0.2, "b")),
+        "patient",
+        "patient 0.1",
+        "patients 0.1 why",
+        "patient much why",
+        "patient 0 why",
+        "patient 2 why",
+        "patient 0.1  ",
+        "patient 0.1 WHY",
+        "patient 0.1 a; patient 0.2 b",
+        "patient 0.1 a; study",
     ],
 )
 def test_waivers_that_say_too_little_are_refused(given):
@@ -203,10 +205,15 @@ def test_waivers_that_say_too_little_are_refused(given):
         configs.validate(config)
 
 
-def test_runs_from_before_the_gate_can_be_read():
-    stored = configs.plain(toys.config())
-    del stored["data"]["waive_leaks"]
-    assert configs.from_plain(stored).data.waive_leaks == ()
+def test_several_waivers_are_separated_by_a_semicolon():
+    given = "report 0.25 normal reports repeat; patient 0.1 a follow-up, agreed"
+    assert leaks.parse_waivers(given) == {
+        "report": (0.25, "normal reports repeat"),
+        "patient": (0.1, "a follow-up, agreed"),
+    }
+    assert leaks.parse_waivers("") == {}
+    with pytest.raises(InputError, match="expected a text, KIND SHARE REASON"):
+        leaks.parse_waivers((("patient", 0.1, "why"),))
 
 
 def test_similarity_is_estimated_within_its_error():

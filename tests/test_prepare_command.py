@@ -117,7 +117,7 @@ def test_too_many_missing_images(
         (["phantom", "extra"], "unexpected argument 'extra'; options are written --name=value"),
         (["phantom"], "missing --output=...; see --help"),
         (["table", "--output=x"], "missing --input=...; see --help"),
-        (["phantom", "--input=x"], "--input=x: source phantom takes no such thing"),
+        (["phantom", "--input=x"], "--input=x: source phantom reads no files"),
         (["table", "--input=x", "--option=path=y"], "--option=path=... and --input; expected one"),
         (["phantom", "--output=x", "--size=3"], "--size=3; expected 16 to 8192 pixels"),
         (["phantom", "--format=gif"], "--format=gif; choices: jpeg, png"),
@@ -152,7 +152,7 @@ def test_audit_is_handed_its_flags(
     fake = types.SimpleNamespace(audit=audit)
     monkeypatch.setitem(sys.modules, "mmrl.preparation.audit", fake)
     given = ["audit", "a", "b", f"--out={tmp_path}", "--lengths=8,16", "--batch-sizes=4"]
-    given.append("--waive=(('report', 0.5, 'templates'),)")
+    given.append("--waive=report 0.5 templates")
     assert run(monkeypatch, *given, "--against=c,d") == 2
     assert taken == [
         ["a", "b"],
@@ -167,9 +167,7 @@ def test_audit_is_handed_its_flags(
     assert run(monkeypatch, "audit", "a", f"--out={tmp_path}", "--lengths=few") == 2
     assert "--lengths=few; expected whole numbers above 0" in capsys.readouterr().err
     assert run(monkeypatch, "audit", "a", "--waive=report") == 2
-    assert "--waive=report; expected ((kind, greatest share, reason), ...)" in (
-        capsys.readouterr().err
-    )
+    assert "--waive holds 'report'; expected KIND SHARE REASON" in capsys.readouterr().err
 
 
 def test_a_log_has_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,4 +220,4 @@ def test_told_to_stop_it_says_how_to_go_on(tmp_path: Path) -> None:
     child.send_signal(signal.SIGTERM)
     _, error = child.communicate(timeout=60)
     assert child.returncode == 75
-    assert error == "stopped by SIGTERM; the same command goes on where it was\n"
+    assert error == "stopped by SIGTERM; start the same command again to continue\n"

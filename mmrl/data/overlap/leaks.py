@@ -30,7 +30,7 @@ KINDS: Mapping[str, str] = {
     "relation": "of a corpus that shares records with a training corpus, which ones is not told",
 }
 Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest share of records allowed, and why
-SETTING = "config.data.waive_leaks = "
+SETTING = "--config.data.waive_leaks="
 RADIUS = 2  # bits that resizing and compressing a picture change of its hash, see `duplicates`
 
 
@@ -132,38 +132,41 @@ def check(
     ]
     if not open_ones:
         return
-    entries = ", ".join(
-        f"('{one.kind}', {min(1.0, np.ceil(one.share * 100) / 100):g}, 'WHY')" for one in open_ones
+    entries = "; ".join(
+        f"{one.kind} {min(1.0, np.ceil(one.share * 100) / 100):g} WHY" for one in open_ones
     )
     raise LeakError(
         f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept this,"
-        f" and have it written into every result: {setting}({entries},)"
+        f' and have it written into every result: {setting}"{entries}"'
     )
 
 
-def parse_waivers(given: Sequence[Any], where: str = "config.data.waive_leaks") -> Waivers:
-    """config.data.waive_leaks, (kind, greatest share, reason) triples -> kind to (share, reason).
+def parse_waivers(given: str, where: str = "config.data.waive_leaks") -> Waivers:
+    """config.data.waive_leaks, "KIND SHARE REASON; ...", as kind -> (greatest share, reason).
 
     Raises:
       InputError: another form, an unknown or repeated kind, a share outside (0, 1], no reason.
     """
+    if not isinstance(given, str):
+        raise InputError(f"{where}={given!r}; expected a text, KIND SHARE REASON")
     found: dict[str, tuple[float, str]] = {}
-    for entry in given:
+    for entry in filter(None, map(str.strip, given.split(";"))):
         try:
-            kind, share, why = entry
-            share = float(share)
-        except (TypeError, ValueError):
+            kind, number, why = entry.split(None, 2)
+            share = float(number)
+        except ValueError:
             raise InputError(
-                f"{where} holds {entry!r}; expected (kind, greatest share, reason)"
+                f"{where} holds {entry!r}; expected KIND SHARE REASON, such as"
+                " 'report 0.25 normal reports repeat'"
             ) from None
         if kind not in KINDS:
             raise InputError(build.unknown(f"kind in {where}", kind, KINDS))
-        if kind in found or not 0 < share <= 1 or not str(why).strip() or str(why) == "WHY":
+        if kind in found or not 0 < share <= 1 or why == "WHY":
             raise InputError(
                 f"{where} {entry!r}: expected each kind once, a share above 0 and"
                 " at most 1, and a reason"
             )
-        found[kind] = (share, str(why))
+        found[kind] = (share, why)
     return found
 
 
