@@ -1,0 +1,410 @@
+"""Options: every one can be set on the command line, is described, and is in the documentation."""
+
+import subprocess
+import sys
+import typing
+from collections.abc import Mapping
+
+import ml_collections
+import pytest
+
+from mmrl import build, cli, options, presets, values
+from mmrl import config as configs
+from mmrl.types import InputError
+from tests import commands
+from tests.conftest import ROOT
+
+PRETRAIN = f"--config={ROOT / 'configs' / 'pretrain.py'}"
+
+
+def parsed(*arguments: str, preset: str = PRETRAIN) -> ml_collections.ConfigDict:
+    """The config that a command would get."""
+    flags = cli.new_flags()
+    config = cli.define_config(flags, "")
+    assert cli._parse([preset, *arguments], flags) == []
+    made = config.make()
+    assert made is not None
+    return made
+
+
+def at(config, path):
+    """The value of a dotted key, with lists for tuples."""
+    value = configs.plain(config)
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def plain(value):
+    return configs.plain({"value": value})["value"]
+
+
+def leaves(keys, prefix=""):
+    """Dotted name and Option of every key of the config."""
+    for name, one in keys.items():
+        if isinstance(one, values.Option):
+            yield f"{prefix}{name}", one
+        else:
+            yield from leaves(one, f"{prefix}{name}.")
+
+
+KEYS = dict(leaves(configs.KEYS))
+# Path of the place, module, option; for every option of every shipped module.
+OPTIONS = [
+    (path, name, option)
+    for path, place in configs.MODULES.items()
+    for name in build.choices(place.kind)
+    for option in (*place.options(name), *(place.beside if place.many else ()))
+]
+PARTS = ({"source": "phantom"},)
+
+
+def sample(option: values.Option):
+    """A value that the option accepts, its default where there is one."""
+    if not option.required and option.default is not None:
+        return option.default
+    kind = next(part for part in values.members(option.accepts) if part is not type(None))
+    if typing.get_origin(kind) is not None:
+        return PARTS
+    return {str: "x", int: 8, float: 0.5}[kind]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_can_be_set(key):
+    value = KEYS[key].default
+    config = parsed(f"--config.{key}={values.show(value)}")
+    assert at(config, key) == plain(value)
+    configs.validate(config)
+
+
+@pytest.mark.parametrize(("path", "name", "option"), OPTIONS)
+def test_every_option_of_every_module_can_be_set(path, name, option):
+    place = configs.MODULES[path]
+    known = {**place.options(name), **(place.beside if place.many else {})}
+    own = f"{path}.{name}" if place.many else path
+    given = {other: sample(one) for other, one in known.items() if one.required}
+    if (path, name) in {("model.image", "vit"), ("model.text", "transformer")}:
+        given |= {"width": 32, "depth": 2, "num_heads": 2}
+    elif name == "resnet":
+        given |= {"depth": 18}
+    if option == "variant":
+        given |= {"variant": "S"}
+    given.setdefault(option, sample(known[option]))
+    arguments = [f"--config.{own}.{key}={values.show(value)}" for key, value in given.items()]
+    if place.chooser is not None:
+        arguments.append(f"--config.{path}.{place.chooser}={name}")
+    config = parsed(*arguments)
+    assert at(config, own)[option] == plain(given[option])
+    configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "model.image.remat=dots",
+        "model.image.scan_layers=true",
+        "model.image.variant=B",
+        "model.image.dropout=0.1",
+        "model.text.packing=0.5",
+        "objectives.siglip.weight=1",
+        "objectives.local_contrastive.chunk_size=8",
+        "evaluators.zero_shot.tasks=findings",
+        "evaluators.zero_shot.tasks=('findings',)",
+        "data.label_policy.preset=mgca",
+        "data.label_policy.labels.Edema=ones",
+        "data.perturbations={'swap_zone': 1, 'reverse_words': 0.5}",
+        "data.perturbation_curriculum=({'from_step': 9, 'perturbations': ('swap_zone',)},)",
+    ],
+)
+def test_options_that_the_preset_does_not_list(argument):
+    key, _, text = argument.partition("=")
+    config = parsed(f"--config.{argument}")
+    configs.validate(config)
+    assert at(config, key) == plain(values.literal(text))
+
+
+def test_another_module_starts_from_its_defaults_and_a_note_says_so():
+    config = parsed("--config.model.image.depth=50", "--config.model.image.name=resnet")
+    assert config.model.image.to_dict() == {"name": "resnet", "depth": 50}
+    config = configs.base()
+    notes = presets.change(config, [("data.source", "nih14"), ("data.path", "nih")])
+    assert notes == [] and config.data.path == "nih"  # base() gives phantom no options
+    notes = presets.change(config, [("data.source", "phantom"), ("data.length", "9")])
+    assert notes == ["config.data: phantom instead of nih14; dropped its options path=nih"]
+    assert config.data.source == "phantom" and config.data.length == 9
+    assert "path" not in config.data and config.data.image_size == 64
+    configs.validate(config)
+    assert presets.change(config, [("data.source", "phantom")]) == []
+    assert config.data.length == 9
+
+
+def test_objectives_and_evaluators_are_added_removed_and_replaced():
+    config = parsed(
+        "--config.objectives.siglip.bias=-5",
+        "--config.objectives.global_contrastive=none",
+        "--config.evaluators.zero_shot={}",
+        "--config.objectives.local_contrastive={'weight': 2}",
+    )
+    assert config.objectives.to_dict() == {
+        "siglip": {"bias": -5.0},
+        "local_contrastive": {"weight": 2.0},
+        "perturbed_discrimination": {"weight": 0.5, "temperature": 0.07},
+    }
+    assert config.evaluators.zero_shot.to_dict() == {} and "structure" in config.evaluators
+    config = parsed(
+        "--config.objectives.siglip.weight=0.5",
+        "--config.objectives={'siglip': {'bias': -1}}",
+        "--config.evaluators={}",
+        "--config.model.text={'name': 'transformer', 'variant': 'B'}",
+        "--config.optimizer={'b1': 0.8, 'name': 'sgd'}",
+    )
+    assert config.objectives.to_dict() == {"siglip": {"bias": -1.0, "weight": 0.5}}
+    assert config.evaluators.to_dict() == {}
+    assert config.model.text.to_dict() == {"name": "transformer", "variant": "B"}
+    assert (config.optimizer.b1, config.optimizer.b2, config.optimizer.name) == (0.8, 0.98, "sgd")
+    configs.validate(config)
+
+
+def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
+    file = tmp_path / "preset.py"
+    file.write_text(
+        "from mmrl import config as defaults\n"
+        "def get_config():\n"
+        "    config = defaults.base()\n"
+        "    config.eval_every = config.get_ref('log_every')\n"
+        "    return config\n"
+    )
+    config = parsed("--config.log_every=7", preset=f"--config={file}")
+    assert config.eval_every == 7 and config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("sed=1", "unknown key in config 'sed' (did you mean 'seed'?); choices: accumulation, "),
+        ("data.lenth=1", "unknown key in config.data 'lenth' (did you mean 'length'?); choices: "),
+        ("model.image.size=1", "unknown key in config.model.image 'size'; choices: attention, "),
+        ("model.image.image_size=1", "unknown key in config.model.image 'image_size'"),
+        ("model.image.name=vitt", "unknown image encoder 'vitt' (did you mean 'vit'?)"),
+        ("objectives.siglip.kinds={}", "unknown key in config.objectives.siglip 'kinds'"),
+        ("evaluators.retrieval.k=1", "unknown key in config.evaluators.retrieval 'k'"),
+        ("evaluators.recall={}", "unknown evaluator 'recall'"),
+        ("seed.x=1", "the value 0 has no keys; expected int"),
+        ("data.perturbations.swap_zone=1", "has no keys; expected list of str or mapping to float"),
+        ("seed=1.5", "--config.seed=1.5; expected int"),
+        ("seed=true", "--config.seed=true; expected int"),
+        ("tensorboard=1", "--config.tensorboard=1; expected true or false"),
+        ("ema=none", "--config.ema=none; expected float"),
+        ("data.crop_scale=0.5", "--config.data.crop_scale=0.5; expected (float, float)"),
+        ("model.image.remat=some", "expected one of none, full, dots"),
+        ("objectives.siglip=1", "--config.objectives.siglip=1; expected mapping or none"),
+        ("optimizer=adamw", "--config.optimizer=adamw; expected mapping"),
+        ("optimizer={'b3': 1}", "unknown key in config.optimizer 'b3'"),
+        ("seed", "--config.seed: expected --config.seed=VALUE"),
+    ],
+)
+def test_wrong_changes_end_in_one_line(argument, message):
+    with pytest.raises(InputError) as error:
+        parsed(f"--config.{argument}")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepts", "value"),
+    [
+        ("3", float, 3.0),
+        ("1e-3", float, 1e-3),
+        ("None", int | None, None),
+        ("none", str | None, None),
+        ("none", str, "none"),
+        ("17", str, "17"),
+        ("(1, 0.5)", tuple[float, float], (1.0, 0.5)),
+        ("1,2", tuple[int, ...], (1, 2)),
+        ("a, b", tuple[str, ...], ("a", "b")),
+        ("a,b", str | tuple[str, ...], "a,b"),
+        ("{'a': 1}", Mapping[str, float], {"a": 1.0}),
+        ("[1]", list[int], [1]),
+        ("(1, 'a')", tuple, (1, "a")),
+        ("[x", typing.Any, "[x"),
+        ("false", typing.Any, False),
+        ("2", typing.Literal[1, 2], 2),
+    ],
+)
+def test_texts_become_values(text, accepts, value):
+    found = values.parse("--x", text, accepts)
+    assert found == value and type(found) is type(value)
+
+
+def test_annotations_that_are_texts_are_resolved():
+    class Resolved:
+        def __init__(self, *, one: "int | None" = None, two: "Missing" = 0.5) -> None:  # noqa: F821
+            pass
+
+    class Later(Resolved):
+        """Options of its own and of its base.
+
+        Args:
+          three, four: what they
+            share. Two sentences
+          one: first of all.
+
+        Raises:
+          one: nothing.
+        """
+
+        def __init__(self, *, three: "bool" = True, four=(), **others) -> None:
+            super().__init__(**others)
+
+    found = build.options(Later)
+    assert list(found) == ["three", "four", "one", "two"]
+    assert found["three"].accepts is bool and found["two"].accepts is float
+    assert found["three"].text == found["four"].text == "What they share. Two sentences."
+    assert found["one"].text == "First of all." and found["two"].text == ""
+    assert found["one"].owner is Resolved and found["four"].owner is Later
+
+
+def test_every_key_and_option_has_a_sentence():
+    texts = {key: one.text for key, one in KEYS.items()}
+    for path, name, option in OPTIONS:
+        place = configs.MODULES[path]
+        texts[f"{path} {name}.{option}"] = {**place.options(name), **place.beside}[option].text
+    for where, text in texts.items():
+        assert text.endswith(".") and len(text.split()) > 2, where
+        assert not text.startswith(("See ", "As in ", "As of ", "As for ")), where
+
+
+def test_the_documentation_is_what_the_command_prints(capsys):
+    assert commands.run_here("mmrl.options", "--markdown") == 0
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    message = "run: python -m mmrl.options --markdown > docs/configuration.md"
+    assert capsys.readouterr().out == written, message
+
+
+def test_a_preset_is_printed_with_its_values(capsys):
+    change = "--config.model.image.name=resnet"
+    assert commands.run_here("mmrl.options", PRETRAIN + ":smoke", change) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "config.model.image: resnet instead of vit; dropped its options depth=1, num_heads=2, "
+        "patch_size=8, width=32",
+        "  total_steps: int = 20",
+        "  model.image.depth: int (required)",
+        "  model.image.region_stage: int = 4",
+        "  objectives.perturbed_discrimination.weight: float = 0.5",
+        "  data.length: int = 400",
+    ):
+        assert line in out.splitlines()
+    assert "siglip" not in out and "quilt" not in out
+
+
+def test_every_variant_that_is_listed_exists():
+    shipped = presets.shipped()
+    assert [preset.path for preset in shipped] == [
+        "configs/compare.py",
+        "configs/pretrain.py",
+        "configs/recipes/vit_b16.py",
+        "configs/recipes/vit_l16.py",
+    ]
+    for preset in shipped:
+        assert preset.title.endswith(".") and preset.variants
+        for variant in preset.variants:
+            presets.load(f"{ROOT / preset.path}:{variant}")
+
+
+PRESETS = [preset.path for preset in presets.shipped()] + [":discrimination", ":smoke", ":table"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (("mmrl.main",), ("--config.KEY=VALUE", "--workdir=", "--[no]summary", *PRESETS)),
+        (("mmrl.evaluate",), ("--split=SPLIT", "train, val, test", "Default: test.", *PRESETS)),
+        (("mmrl.export",), ("--regions", "--shard_size=N", *PRESETS)),
+        (("mmrl.plan",), ("--topology=DEVICES", "--sweep[=SWEEP]", *PRESETS)),
+        (("mmrl.options",), ("--markdown", *PRESETS)),
+        (("mmrl.prepare",), ("--input=PATH", "--beam-option=KEY=VALUE", "  openi\n", "audit")),
+        (("mmrl.prepare", "audit"), ("--against=", "--waive=KIND SHARE REASON")),
+        (("mmrl.prepare", "nih14"), ("Data_Entry_2017_v2020.csv", "--option=val_fraction=VALUE")),
+        (("mmrl.prepare", "phantom"), ("--option=length=VALUE  (int)", "Default: 6000.")),
+        (("mmrl.prepare", "medmnist"), ("--option=flag=VALUE  (str)", "Required.")),
+    ],
+)
+def test_help_shows_flags_and_presets_and_ends_with_an_example(arguments, texts, capsys):
+    assert commands.run_here(*arguments, "--help") == 0
+    out = capsys.readouterr().out
+    for text in texts:
+        assert text in out
+    *_, last = out.rstrip().split("\n\n")
+    assert last.startswith("Example") and f"    python -m {' '.join(arguments)} " in last
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_help_of_preparation_and_audit_is_apart(capsys):
+    audit = ("--lengths", "--batch-sizes", "--waive", "--against", "--sections")
+    commands.run_here("mmrl.prepare", "--help")
+    out = capsys.readouterr().out
+    assert not [flag for flag in audit if flag in out]
+    commands.run_here("mmrl.prepare", "audit", "--help")
+    out = capsys.readouterr().out
+    assert all(flag in out for flag in audit)
+    assert not [flag for flag in ("--input", "--size", "--option", "--tfds") if flag in out]
+    assert "error: unknown source 'opni' (did you mean 'openi'?)" in commands.refusal(
+        capsys, "mmrl.prepare", "opni", "--help"
+    )
+
+
+@pytest.mark.parametrize("name", build.choices("source"))
+def test_help_of_every_source_shows_its_layout_and_options(name, capsys):
+    commands.run_here("mmrl.prepare", name, "--help")
+    out = capsys.readouterr().out
+    assert out.startswith(build.document("source", name).partition("\n")[0])
+    for option, one in configs.MODULES["data"].options(name).items():
+        flag = {"path": "--input=PATH", "allow_missing_images": "--allow-missing-images"}
+        flag |= {"num_threads": "--workers=N"} | ({} if name == "prepared" else {"verify": "--ver"})
+        assert flag.get(option, f"--option={option}=VALUE") in out
+        assert one.text.split()[0] in out
+    assert "Pitfalls" not in out and "Also handled" not in out
+
+
+def test_help_starts_without_jax():
+    code = "import sys, mmrl.main, mmrl.evaluate; print({'jax', 'flax', 'grain'} & {*sys.modules})"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "the file has no function get_config"),
+        ("def get_config():\n    return 3\n", "get_config returned 3; expected a ConfigDict"),
+        ("import nothing_like_it\n", "ModuleNotFoundError: No module named"),
+        ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero (line 2 of"),
+        ("def get_config(:\n", "SyntaxError: "),
+    ],
+)
+def test_files_that_are_no_presets_end_in_one_line(content, message, tmp_path):
+    file = tmp_path / "preset.py"
+    file.write_text(content)
+    with pytest.raises(InputError) as error:
+        presets.load(str(file))
+    assert str(error.value).startswith(f"--config={file}: ") and message in str(error.value)
+    file.write_text("def get_config():\n    return 1\n")
+    with pytest.raises(InputError, match="this preset has no variants"):
+        presets.load(f"{file}:smoke")
+
+
+def test_evaluators_of_a_run_can_be_changed_without_a_preset():
+    flags = cli.new_flags()
+    config = cli.define_config(flags, "")
+    trained = parsed()
+    assert config.read_by(trained) is None
+    cli._parse(["--config.evaluators.structure.max_reports=5", "--config.data.length=80"], flags)
+    changed = configs.with_data(trained, config.read_by(trained))
+    assert changed.evaluators.structure.max_reports == 5 and changed.data.length == 80
+    assert "max_reports" not in trained.evaluators.structure
+    cli._parse(["--config.model.embed_dim=5"], flags)
+    with pytest.raises(InputError, match=r"config.model.embed_dim=5: trained encoders keep this"):
+        config.read_by(trained)
+    assert options.text(options.of(trained)).startswith("General")
