@@ -19,8 +19,6 @@ from mmrl.data.text.reports import WORD, sentence_spans
 
 _SLOT = re.compile(f"({WORD.pattern})")  # split: frame, word, frame, ..., word, frame
 
-_STOPS = frozenset(".?!;:\n")
-
 Span = tuple[int, int]
 Edit = tuple[int, int, str]
 """(start, end, replacement), in characters of the text edited."""
@@ -93,14 +91,8 @@ class ParsedReport:
 
     @functools.cached_property
     def tags(self) -> list[str]:
-        """Part of speech of each word, see `tagger.tag`; clause by clause, for these recur."""
-        tags: list[str] = []
-        first = 0
-        for slot, frame in enumerate(self.pieces[2::2], start=1):
-            if slot == len(self.words) or (frame != " " and not _STOPS.isdisjoint(frame)):
-                tags.extend(tagger.tag(tuple(self.words[first:slot])))
-                first = slot
-        return tags
+        """Part of speech of each word, see `tagger.tag`."""
+        return [tagger.tag(word) for word in self.words]
 
     def reordered(self, order: Sequence[int]) -> Draft:
         """Slot i receives word `order[i]`; words keep their case when they move."""

@@ -1,57 +1,72 @@
-"""Parts of speech of report words: a general tagger, overruled by a lexicon of radiology.
+"""Part of speech of a word of a report: noun, adjective, verb or other.
 
-The general tagger is TextBlob's PatternTagger (a Brill tagger; lexicon and rules lie inside its
-wheel, nothing is fetched). Trained on newspapers, it takes "basilar" for a noun and "effusions"
-for a verb now and then; the words that decide what a report means are therefore looked up in
-`tagger_lexicon` first. Tags are remembered: two thirds of the sentences of a report corpus recur
-in it word by word.
+A word is looked up in `tagger_lexicon`, which holds the words that radiology reports use most, then
+in a general English lexicon. A word in neither is classified by its ending. The neighbours of a
+word are not considered.
+
+The general lexicon (Brill 1992, "A simple rule-based part of speech tagger") is a data file of the
+textblob package. Endings and tags are those of `textblob.en.tag`. The package itself is not
+imported, because importing it loads nltk and scipy, which takes up to two seconds.
 """
 
 import functools
+import importlib.metadata
 import re
-import warnings
-from collections.abc import Callable
+from pathlib import Path
 
-from mmrl.data.perturb.tagger_lexicon import TAGS
+from mmrl.data.perturb.tagger_lexicon import LEXICON
 
-_CACHED_SENTENCES = 1 << 16
+TAGS = ("noun", "adjective", "verb", "other")
+
+_CACHED_WORDS = 1 << 16
 _LETTERS = re.compile(r"[^\W\d_]+")
+# First two letters of a tag of the Penn Treebank -> class; all other tags are "other".
 _CLASSES = {"NN": "noun", "JJ": "adjective", "VB": "verb"}
+_ADJECTIVE_ENDINGS = (
+    "able", "al", "ful", "ible", "ient", "ish", "ive", "less", "tic", "ous",
+)  # fmt: skip
 
 
 @functools.cache
-def _pattern_tagger() -> Callable[..., list[tuple[str, str]]]:
-    """TextBlob's tagging function; importing it takes more than a second, so only on demand."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its lexicon file to the gc
-        from textblob import en
-
-        en.tag("warm", tokenize=False)  # reads the lexicon now
-    return en.tag
-
-
-def _simple(word: str) -> str:
-    """A plain word for one with hyphens or slashes, whose last part decides: "well-expanded"."""
-    if word.isalpha():
-        return word
-    letters = _LETTERS.findall(word)
-    return letters[-1] if letters else "2"
+def _general_lexicon() -> dict[str, str]:
+    """Word -> class; about 94,000 words, read at the first word that `LEXICON` lacks."""
+    package = importlib.metadata.distribution("textblob")
+    file = Path(str(package.locate_file("textblob/en/en-lexicon.txt")))
+    lexicon = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith(";;;"):
+            word, tag = line.split()[:2]
+            lexicon[word] = _CLASSES.get(tag[:2], "other")
+    return lexicon
 
 
-@functools.lru_cache(_CACHED_SENTENCES)
-def tag(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The class of each word of one clause or sentence: noun, adjective, verb or other.
+def _by_ending(word: str) -> str:
+    """The class of an unknown word in lower case."""
+    if word.endswith(("ate", "ify", "ise", "ize", "ed")):
+        return "verb"
+    if word.endswith(_ADJECTIVE_ENDINGS):
+        return "adjective"
+    if word.endswith("s") and not word.endswith(("is", "ss")):
+        return "noun"
+    if word.endswith("ly"):
+        return "other"
+    return "verb" if word.endswith("ing") else "noun"
+
+
+@functools.lru_cache(_CACHED_WORDS)
+def tag(word: str) -> str:
+    """The class of one word, one of `TAGS`.
+
+    Of a word with hyphens, slashes or digits, the last run of letters decides: "well-expanded" is
+    tagged like "expanded". Numbers are "other".
 
     Args:
-      words: as `reports.WORD` finds them, in order.
+      word: as `reports.WORD` finds it.
     """
-    folded = [word.lower() for word in words]
-    if all(word in TAGS for word in folded):
-        return tuple(TAGS[word] for word in folded)
-    tagged = _pattern_tagger()(" ".join(map(_simple, folded)), tokenize=False)
-    if len(tagged) != len(words):
-        raise AssertionError(f"{len(words)} words, {len(tagged)} tags: {words}")
-    return tuple(
-        TAGS.get(word) or _CLASSES.get(given[:2], "other")
-        for word, (_, given) in zip(folded, tagged, strict=True)
-    )
+    word = word.lower()
+    if word in LEXICON:
+        return LEXICON[word]
+    letters = word if word.isalpha() else (_LETTERS.findall(word) or [""])[-1]
+    if not letters:
+        return "other"
+    return _general_lexicon().get(letters) or _by_ending(letters)

@@ -70,7 +70,7 @@ mildly moderately severely slightly markedly minimally grossly approximately par
 specifically likely normally probably possibly well stably significantly diffusely further
 """
 
-TAGS: dict[str, str] = {
+LEXICON: dict[str, str] = {
     word: tag
     for tag, words in (
         ("adjective", _ADJECTIVES),
