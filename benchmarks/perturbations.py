@@ -71,7 +71,7 @@ def apply(reports: Sequence[str], kind: str, seed: int) -> list[tuple[str, str]]
     """(report, copy) for every report that the kind can change."""
     rng = np.random.default_rng(seed)
     copies = ((report, perturb.perturb(report, kind, rng)) for report in reports)
-    return [(report, copy.text) for report, copy in copies if copy is not None]
+    return [(report, copy) for report, copy in copies if copy is not None]
 
 
 def sample(reports: Sequence[str], kind: str, count: int, seed: int) -> list[tuple[str, str]]:

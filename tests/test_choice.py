@@ -107,7 +107,7 @@ def test_ties_are_wrong_even_with_rounding_unless_counted_as_published():
 def test_one_tied_copy_makes_the_choice_wrong():
     data = FakeData(reports(20))
     encoder = informed(data)
-    reverse = {perturb.perturb(t, "reverse_words", None).text: t for t in data.texts}
+    reverse = {perturb.perturb(t, "reverse_words", None): t for t in data.texts}
     encoder.text_of = lambda text: code(reverse.get(text, text))
     values = Structure(encoder, data, protocols=("order-10way@1",)).run(None).values
     kind = "order-10way@1/kind/{}/accuracy"
@@ -178,7 +178,7 @@ def test_pairs_ask_every_kind_that_applies_once():
         asked.rows, asked.originals, asked.copies[:, 0], asked.kinds[:, 0], strict=True
     ):
         assert original == data.texts[row]
-        assert copy in [c.text for c in perturb.candidates(original, kind)]
+        assert copy in perturb.candidates(original, kind)
 
 
 def test_text_alone_is_right_in_half_of_the_balanced_questions_of_every_kind():
@@ -203,10 +203,10 @@ def test_balanced_questions_take_the_nearest_copy_on_either_side():
     model = LanguageModel(chest_reports(200, seed=1))
     text = chest_reports(1, seed=9)[0]
     found = perturb.candidates(text, "swap_laterality")
-    copies = [(0, "swap_laterality", c.text) for c in found]
+    copies = [(0, "swap_laterality", copy) for copy in found]
     base = model.score([text])
     (side,) = protocols._split(copies, base[None], [model])
-    gaps = {c.text: float(model.score([c.text])[0] - base[0]) for c in found}
+    gaps = {copy: float(model.score([copy])[0] - base[0]) for copy in found}
     for best, sign in ((side.likelier, 1), (side.unlikelier, -1)):
         of_side = {t: abs(g) for t, g in gaps.items() if g * sign > 0}
         assert best == (min(of_side, key=of_side.get) if of_side else None)
@@ -283,7 +283,7 @@ def test_true_reports_are_likelier_than_shuffled_ones():
     model = LanguageModel(chest_reports(200, seed=1))
     texts = chest_reports(30, seed=2)
     rng = np.random.default_rng(0)
-    shuffled = [perturb.perturb(t, "shuffle_all_words", rng).text for t in texts]
+    shuffled = [perturb.perturb(t, "shuffle_all_words", rng) for t in texts]
     assert (model.score(texts) > model.score(shuffled)).all()
 
 

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.data.perturb import (
+    CLINICAL_KINDS,
     CONTROL_KINDS,
-    FLUENT_KINDS,
     KINDS,
+    LEXICAL_KINDS,
     NEGATIVE_KINDS,
     ORDER_KINDS,
     SENTENCE_ORDER_KINDS,
-    Perturbation,
     parse,
     perturb,
 )
@@ -47,7 +47,7 @@ def test_sentences_equal_but_for_case_are_no_other_order():
     text = "No.. No heart. 1 No No. no.."
     for seed in range(20):
         result = perturb(text, "shuffle_sentences", np.random.default_rng(seed))
-        assert result is None or normal(result.text) != normal(text)
+        assert result is None or normal(result) != normal(text)
 
 
 @st.composite
@@ -65,24 +65,15 @@ def normal(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def check(report: str, result: Perturbation, kind: str) -> None:
+def check(report: str, result: str, kind: str) -> None:
     """What every perturbation promises, and what kinds that only reorder promise beyond it."""
-    assert result.kind == kind
-    assert normal(result.text) != normal(report)
-    assert result.changed_spans
+    assert normal(result) != normal(report)
     if kind in CONTROL_KINDS:
-        assert sorted(split_sentences(result.text)) == sorted(split_sentences(report))
+        assert sorted(split_sentences(result)) == sorted(split_sentences(report))
     if kind not in REORDERING:
         return
-    assert sorted(result.text) == sorted(report)
-    assert sorted(re.findall(r"\w+", result.text)) == sorted(re.findall(r"\w+", report))
-    words = set(parse(report).words)
-    assert sorted(result.changed_spans) == list(result.changed_spans)
-    last = 0
-    for low, high in result.changed_spans:
-        assert last <= low < high <= len(result.text)
-        assert result.text[low:high] in words
-        last = high
+    assert sorted(result) == sorted(report)
+    assert sorted(re.findall(r"\w+", result)) == sorted(re.findall(r"\w+", report))
 
 
 @given(reports(), SEEDS)
@@ -126,7 +117,7 @@ def test_none_exactly_when_nothing_can_change(kind: str) -> None:
             assert (result is None) == (not outcomes), words
             nothing += result is None
             if result is not None:
-                assert tuple(result.text.split()) in outcomes
+                assert tuple(result.split()) in outcomes
     assert nothing >= 1 + 2 * 7  # the empty report and the constant ones at least
 
 
@@ -145,7 +136,7 @@ def test_every_outcome_is_equally_likely(kind: str, words: str) -> None:
     rng = np.random.default_rng(3)
     count = 400 * len(outcomes)
     results = (perturb(words, kind, rng) for _ in range(count))
-    seen = collections.Counter(tuple(r.text.split()) for r in results if r is not None)
+    seen = collections.Counter(tuple(r.split()) for r in results if r is not None)
     assert set(seen) == outcomes and sum(seen.values()) == count
     chi_square = sum((n - 400) ** 2 / 400 for n in seen.values())
     freedom = len(outcomes) - 1
@@ -157,25 +148,18 @@ def test_deterministic_kinds_as_values() -> None:
     report = "1. The heart is normal. 2. No effusion, no 2.5 cm mass."
     swapped = perturb(report, "swap_adjacent_words", rng)
     assert swapped is not None
-    assert swapped.text == "1. heart The normal is. 2. effusion No, 2.5 no mass cm."
+    assert swapped == "1. heart The normal is. 2. effusion No, 2.5 no mass cm."
     reverse = perturb(report, "reverse_words", rng)
     assert reverse is not None
-    assert reverse.text == "1. mass cm 2.5 no. 2. effusion No, normal is heart The."
+    assert reverse == "1. mass cm 2.5 no. 2. effusion No, normal is heart The."
     odd = perturb("The heart is.", "swap_adjacent_words", rng)
-    assert odd is not None and odd.kind == "swap_adjacent_words"
-    assert (odd.text, odd.changed_spans) == ("heart The is.", ((0, 5), (6, 9)))
+    assert odd == "heart The is."
 
 
-def test_changed_spans_ignore_case_and_point_into_the_new_text() -> None:
+def test_words_equal_but_for_case_are_no_change() -> None:
     rng = np.random.default_rng(0)
-    result = perturb("No mass, no nodule.", "reverse_words", rng)
-    assert result is not None and result.text == "nodule no, mass No."
-    assert [result.text[low:high] for low, high in result.changed_spans] == (
-        ["nodule", "no", "mass", "No"]
-    )
-    result = perturb("No large nodule. no", "reverse_words", rng)
-    assert result is not None and result.text == "no nodule large. No"
-    assert [result.text[low:high] for low, high in result.changed_spans] == ["nodule", "large"]
+    assert perturb("No mass, no nodule.", "reverse_words", rng) == "nodule no, mass No."
+    assert perturb("No large nodule. no", "reverse_words", rng) == "no nodule large. No"
     assert perturb("No mass. no", "reverse_words", rng) is None
 
 
@@ -185,12 +169,12 @@ def test_trigram_kinds_keep_to_their_blocks() -> None:
     for _ in range(50):
         within = perturb(words, "shuffle_within_trigrams", rng)
         assert within is not None
-        new = within.text.split()
+        new = within.split()
         for at in range(0, 11, 3):
             assert sorted(new[at : at + 3]) == words.split()[at : at + 3]
         between = perturb(words, "shuffle_trigrams", rng)
         assert between is not None
-        assert sorted(re.findall("a b c|d e f|g h i|j k", between.text)) == (
+        assert sorted(re.findall("a b c|d e f|g h i|j k", between)) == (
             ["a b c", "d e f", "g h i", "j k"]
         )
 
@@ -211,7 +195,7 @@ def test_tagged_kinds_move_words_within_their_class() -> None:
         for _ in range(40):
             result = perturb(report, kind, rng)
             assert result is not None
-            for old, new in zip(words, parse(result.text).keys, strict=True):
+            for old, new in zip(words, parse(result).keys, strict=True):
                 if old != new:
                     assert any({old, new} <= words_of for words_of in classes), (kind, old, new)
                     moved.add(old)
@@ -224,14 +208,14 @@ def test_sentence_scope_keeps_words_in_their_sentences(kind: str) -> None:
     rng = np.random.default_rng(0)
     result = perturb(report, kind, rng)
     assert result is not None
-    for old, new in zip(split_sentences(report), split_sentences(result.text), strict=True):
+    for old, new in zip(split_sentences(report), split_sentences(result), strict=True):
         assert sorted(parse(old).keys) == sorted(parse(new).keys)
     # A report of one sentence is perturbed as a whole, by the same random numbers.
     one = "There is a small mass in the left lung."
     seeded = [np.random.default_rng(5) for _ in range(2)]
     whole = perturb(one, kind.removesuffix("_in_sentences"), seeded[0])
     within = perturb(one, kind, seeded[1])
-    assert whole is not None and within is not None and whole.text == within.text
+    assert whole is not None and within is not None and whole == within
 
 
 @pytest.mark.parametrize(
@@ -251,7 +235,7 @@ def test_sentence_scope_keeps_words_in_their_sentences(kind: str) -> None:
 def test_control_moves_whole_sentences(report: str, outcomes: set[str] | None) -> None:
     rng = np.random.default_rng(0)
     results = [perturb(report, "shuffle_sentences", rng) for _ in range(20)]
-    texts = {result.text for result in results if result is not None}
+    texts = {result for result in results if result is not None}
     if outcomes is None:
         assert len(texts) == 5 and all(re.search(r"^\w+[.!?]  \w+[.!?]\n", t) for t in texts)
     else:
@@ -262,7 +246,7 @@ def test_antonyms_as_values() -> None:
     kind, rng = "replace_adjectives_with_antonyms", np.random.default_rng(0)
     result = perturb("A mild LEFT effusion. An acute fracture. Clear right lung.", kind, rng)
     assert result is not None
-    assert result.text == "A severe RIGHT effusion. A chronic fracture. Opaque left lung."
+    assert result == "A severe RIGHT effusion. A chronic fracture. Opaque left lung."
     assert perturb("No mass.", kind, rng) is None
 
 
@@ -361,4 +345,6 @@ def test_real_reports_can_be_perturbed(stride: int, capsys: pytest.CaptureFixtur
                 applied += 1
         with capsys.disabled():
             print(f"\n{kind}: {applied} of {len(texts)}", end="")
-        assert applied >= (0.95 * len(texts) if kind not in FLUENT_KINDS else 1)
+        assert applied >= (
+            0.95 * len(texts) if kind not in (*LEXICAL_KINDS, *CLINICAL_KINDS) else 1
+        )

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mmrl.data import perturb
+from mmrl.data.perturb import candidates
 
 # sentence -> all that it may become, in order
 SEVERITY = {
@@ -201,38 +201,33 @@ TEMPORAL_NONE = (
 )
 
 
-def outcomes(report: str, kind: str) -> list[str]:
-    return [result.text for result in perturb.candidates(report, kind)]
-
-
 @pytest.mark.parametrize(("before", "after"), SEVERITY.items())
 def test_degrees_are_swapped(before: str, after: list[str]) -> None:
-    assert outcomes(before, "swap_severity") == after
+    assert candidates(before, "swap_severity") == after
 
 
 @pytest.mark.parametrize("report", SEVERITY_NONE)
 def test_degrees_left_alone(report: str) -> None:
-    assert outcomes(report, "swap_severity") == []
+    assert candidates(report, "swap_severity") == []
 
 
 @pytest.mark.parametrize(("before", "after"), TEMPORAL.items())
 def test_courses_are_swapped(before: str, after: list[str]) -> None:
-    assert outcomes(before, "swap_temporal") == after
+    assert candidates(before, "swap_temporal") == after
 
 
 @pytest.mark.parametrize("report", TEMPORAL_NONE)
 def test_courses_left_alone(report: str) -> None:
-    assert outcomes(report, "swap_temporal") == []
+    assert candidates(report, "swap_temporal") == []
 
 
 @pytest.mark.parametrize("kind", ["swap_severity", "swap_temporal"])
 def test_sentences_are_reworded_where_they_stand(kind: str) -> None:
-    """In a report of all sentences each change is marked, and articles fit everywhere."""
+    """In a report of all sentences each change shows, and articles fit everywhere."""
     report = " ".join([*SEVERITY, *TEMPORAL, *SEVERITY_NONE, *TEMPORAL_NONE])
-    results = perturb.candidates(report, kind)
+    results = candidates(report, kind)
     assert len(results) > 20
     for result in results:
-        assert result.text.casefold() != report.casefold()
-        assert result.changed_spans
-        assert not re.search(r"\b(?:an [bcdfgjklmnpqrstvwxz]|a [aeio])", result.text, re.IGNORECASE)
-        assert "  " not in result.text
+        assert result.casefold() != report.casefold()
+        assert not re.search(r"\b(?:an [bcdfgjklmnpqrstvwxz]|a [aeio])", result, re.IGNORECASE)
+        assert "  " not in result

@@ -2,12 +2,7 @@
 
 import pytest
 
-from mmrl.data.perturb import candidates
-
-
-def reworded(report: str, kind: str) -> list[str]:
-    return [found.text for found in candidates(report, kind)]
-
+from mmrl.data.perturb import candidates as reworded
 
 SIDES = [
     # Side for side; every mention of the side in the sentence at once; capitals are kept.

@@ -149,7 +149,7 @@ def draw(protocol: Protocol, data: HeldOut, half_models: Sequence[LanguageModel]
             if made is None:
                 counts[kind]["cannot change the report"] += 1
             else:
-                drawn.append((row, kind, made.text))
+                drawn.append((row, kind, made))
     groups: dict[int, list[Copy]] = {}
     seen = [{original} for original in originals]
     for copy, tokens in zip(drawn, _seen_by_encoder(data, [c[2] for c in drawn]), strict=True):
@@ -245,7 +245,7 @@ def _balanced(
     base = np.stack([model.score(texts) for model in models])
     for kind in protocol.kinds:
         possible: list[Copy] = [
-            (row, kind, copy.text)
+            (row, kind, copy)
             for row, text in enumerate(texts)
             for copy in perturb.candidates(text, kind)
         ]

@@ -81,7 +81,7 @@ class _Memory:
             columns[_TAGS, :count] = list(map(_TAG.__getitem__, report.tags))
         columns[_LOW] = place = np.arange(count + 1)
         columns[_HIGH] = place + 1
-        for low, high in report.sentence_slots:
+        for low, high in report.sentence_words:
             columns[_LOW, low:high], columns[_HIGH, low:high] = low, high
         if is_plain := plain(report.text):
             self._number_parts(report, columns)
@@ -161,9 +161,9 @@ class Copies:
         for row, copy in np.argwhere(~by_order).tolist():
             mark(row)
             rng = np.random.default_rng(int(own[row, copy]))
-            edited = perturb.perturb(texts[row], perturb.KINDS[kinds[row, copy]], rng)
-            if edited is not None:
-                written.append((row, copy, edited.text))
+            copy_text = perturb.perturb(texts[row], perturb.KINDS[kinds[row, copy]], rng)
+            if copy_text is not None:
+                written.append((row, copy, copy_text))
         if written:
             of_rows, of_copies, new = zip(*written, strict=True)
             copies[of_rows, of_copies] = self._tokenizer.encode_batch(new, self._length).tokens
@@ -285,7 +285,7 @@ class _Reordered:
         """One copy as text."""
         report, first = perturb.parse(self._texts[self._rows[copy]]), self._first[copy]
         order = self.order[first : first + len(report.words)] - first
-        return report.reordered(order.tolist()).text
+        return report.reordered(order.tolist())
 
 
 def _blocks(

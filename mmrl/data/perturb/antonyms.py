@@ -10,7 +10,8 @@ import itertools
 
 import numpy as np
 
-from mmrl.data.perturb.report import Draft, Edit, ParsedReport, edited
+from mmrl.data.perturb.edits import Edit, edited, like
+from mmrl.data.perturb.report import ParsedReport
 
 _BOTH_WAYS = """
 left right, left-sided right-sided, leftward rightward, bilateral unilateral, upper lower,
@@ -63,14 +64,7 @@ ANTONYMS: dict[str, str] = _pairs()
 """Adjective, lower case -> its antonym."""
 
 
-def like(word: str, replacement: str) -> str:
-    """`replacement` in the case of `word`: lower, Capitalised or UPPER."""
-    if word.isupper() and len(word) > 1:
-        return replacement.upper()
-    return replacement[0].upper() + replacement[1:] if word[:1].isupper() else replacement
-
-
-def replace(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
+def replace(report: ParsedReport, rng: np.random.Generator) -> str | None:
     """Every adjective that has an antonym is replaced, its "a" or "an" fitted; no randomness."""
     slots = [slot for slot, key in enumerate(report.keys) if key in ANTONYMS]
     slots = [slot for slot in slots if report.tags[slot] == "adjective"]

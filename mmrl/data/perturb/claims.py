@@ -12,8 +12,8 @@ import itertools
 import re
 from typing import NamedTuple
 
-from mmrl.data.perturb.antonyms import like
-from mmrl.data.perturb.report import Edit, ParsedReport, Span
+from mmrl.data.perturb.edits import Span
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import analyse
 
 SIDES = frozenset(("left", "right"))
@@ -83,7 +83,6 @@ _LEADING_PLACE = re.compile(r"[\s,]*(?:in|within|at|on|over|overlying|along|near
 _COMPARES = re.compile(
     r"compared (?:to|with) the (?:left|right)|relative to|rather than|than the|rule out", re.I
 )
-_ARTICLE = re.compile(r"(?<![\w-])(an?)(\s+)\Z", re.IGNORECASE)
 
 BOTH_OF = {
     "base": "bases", "apex": "apices", "lobe": "lobes", "lung": "lungs", "zone": "zones",
@@ -251,13 +250,3 @@ def in_zone(report: ParsedReport, unit: Unit, segment: Span, zone: str) -> bool:
         else len(claim.sides) == 2
         for claim in _elsewhere(report, unit, *segment)
     )
-
-
-def with_article(text: str, edit: Edit) -> Edit:
-    """The edit, widened over an "a" or "an" right before it that must change with it."""
-    start, end, new = edit
-    match = _ARTICLE.search(text, max(0, start - 4), start)
-    fitting = "an" if new[:1].lower() in ("a", "e", "i", "o", "u") else "a"
-    if match is None or match[1].lower() == fitting:
-        return edit
-    return match.start(1), end, like(match[1], fitting) + match[2] + new

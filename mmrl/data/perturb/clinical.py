@@ -22,7 +22,8 @@ from mmrl.data.perturb import (
     swap_temporal,
     swap_zone,
 )
-from mmrl.data.perturb.report import Draft, Edits, Kind, ParsedReport, edited
+from mmrl.data.perturb.edits import Edits, edited
+from mmrl.data.perturb.report import Kind, ParsedReport
 
 _CANDIDATES: dict[str, Callable[[ParsedReport], list[Edits]]] = {
     "swap_laterality": swap_laterality.candidates,
@@ -44,7 +45,7 @@ def candidates(report: ParsedReport, kind: str) -> list[Edits]:
 
 
 def _draw(kind: str) -> Kind:
-    def draw(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
+    def draw(report: ParsedReport, rng: np.random.Generator) -> str | None:
         found = candidates(report, kind)
         if not found:
             return None

@@ -2,10 +2,8 @@
 
 import re
 
-from mmrl.data.perturb.antonyms import like
-from mmrl.data.perturb.report import Edit
+from mmrl.data.perturb.edits import Edit, like, with_article
 from mmrl.data.perturb.statements import Statement
-from mmrl.data.perturb.swap_severity import with_article
 
 
 def _words(alternatives: str) -> str:
@@ -235,5 +233,5 @@ def simple(statement: Statement, rules: list[_Rule]) -> list[Edit]:
             if is_new and _LASTING.search(sentence[:start] + " " + sentence[end:]):
                 continue
             new = like(match["x"], match.expand(template))
-            found.append(with_article(sentence, start, end, new))
+            found.append(with_article(sentence, (start, end, new)))
     return found

@@ -16,9 +16,9 @@ import re
 
 from mmrl.data.perturb.affirm import affirmed
 from mmrl.data.perturb.deny import denied
+from mmrl.data.perturb.edits import Edits, shifted, word_edits
 from mmrl.data.perturb.normality import normality
-from mmrl.data.perturb.phrases import shifted, word_edits
-from mmrl.data.perturb.report import Edits, ParsedReport
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import analyse, statements
 
 _RELATED = tuple(

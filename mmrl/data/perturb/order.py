@@ -8,22 +8,16 @@ and punctuation stay where they are; the published code strips full stops before
 the same effect.
 
 Every kind reorders a run of consecutive words, so that it serves the whole report and, with the
-suffix `_in_sentences`, each sentence by itself. `shuffle_sentences` is the control: it moves whole
-sentences and keeps the meaning.
+suffix `_in_sentences`, each sentence by itself.
 """
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mmrl.data.perturb.report import Draft, Kind, ParsedReport
-from mmrl.data.text.reports import split_sentences
+from mmrl.data.perturb.report import Kind, ParsedReport
 
 IN_SENTENCES = "_in_sentences"
-
-_CONTROL_DRAWS = 8
 
 
 class _Run:
@@ -137,7 +131,7 @@ _ORDERS: dict[str, _Order] = {
 
 
 def _on_report(order: _Order) -> Kind:
-    def kind(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
+    def kind(report: ParsedReport, rng: np.random.Generator) -> str | None:
         new = order(_Run(report, 0, len(report.words)), rng)
         return None if new is None else report.reordered(new)
 
@@ -145,10 +139,10 @@ def _on_report(order: _Order) -> Kind:
 
 
 def _on_sentences(order: _Order) -> Kind:
-    def kind(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
+    def kind(report: ParsedReport, rng: np.random.Generator) -> str | None:
         whole = list(range(len(report.words)))
         possible = False
-        for low, high in report.sentence_slots:
+        for low, high in report.sentence_words:
             new = order(_Run(report, low, high), rng)
             if new is not None:
                 possible = True
@@ -158,45 +152,7 @@ def _on_sentences(order: _Order) -> Kind:
     return kind
 
 
-def _sentences(report: ParsedReport, rng: np.random.Generator) -> Draft | None:
-    """Permutes the sentences, each with its own punctuation; the white space between stays.
-
-    A last sentence without a full stop keeps its place, or it would run into its successor. None
-    when fewer than two sentences can move, or when, read anew, they would be other sentences
-    ("at 3 p.m." ends one only before a capital letter).
-    """
-    text, spans = report.text, report.sentences
-    movable = [span for span in spans if text[span[0] : span[1]].rstrip("\"'”’)]")[-1] in ".?!"]  # noqa: RUF001
-    pieces = [text[low:high] for low, high in movable]
-    if len({_folded(piece) for piece in pieces}) < 2:
-        return None
-    before = Counter(split_sentences(text))
-    for _ in range(_CONTROL_DRAWS):
-        order = rng.permutation(len(pieces)).tolist()
-        parts: list[str] = []
-        changed = []
-        taken = length = 0
-        for (low, high), source in zip(movable, order, strict=True):
-            parts += [text[taken:low], pieces[source]]
-            length += low - taken
-            if pieces[source] != text[low:high]:
-                changed.append((length, length + len(pieces[source])))
-            length += len(pieces[source])
-            taken = high
-        parts.append(text[taken:])
-        new = "".join(parts)
-        # Sentences that differ in case alone may have changed places.
-        if _folded(new) != _folded(text) and Counter(split_sentences(new)) == before:
-            return Draft(new, True, functools.partial(tuple, changed))
-    return None
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
 REPORT_KINDS: dict[str, Kind] = {name: _on_report(order) for name, order in _ORDERS.items()}
 SENTENCE_KINDS: dict[str, Kind] = {
     name + IN_SENTENCES: _on_sentences(order) for name, order in _ORDERS.items()
 }
-CONTROL_KINDS: dict[str, Kind] = {"shuffle_sentences": _sentences}

@@ -5,11 +5,9 @@ A phrase is read only when every word of it is known here; whatever else a repor
 """
 
 import dataclasses
-import difflib
 import functools
 import re
 
-from mmrl.data.perturb.report import Edits
 from mmrl.data.perturb.terms import MASS, TERM, TERMS, Term, word_set
 
 DEGREES = word_set(
@@ -165,26 +163,3 @@ def join(parts: list[str], word: str) -> str:
     if len(parts) < 3:
         return f" {word} ".join(parts)
     return f"{', '.join(parts[:-1])}, {word} {parts[-1]}"
-
-
-_TOKEN = re.compile(r"\w[\w/-]*|\s+|[^\w\s]")
-
-
-@functools.lru_cache(1 << 14)
-def word_edits(old: str, new: str) -> Edits:
-    """The edits, of whole words, that make `old` into `new`."""
-    before, after = _TOKEN.findall(old), _TOKEN.findall(new)
-    starts = [0]
-    for token in before:
-        starts.append(starts[-1] + len(token))
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    return tuple(
-        (starts[a], starts[b], "".join(after[c:d]))
-        for tag, a, b, c, d in matcher.get_opcodes()
-        if tag != "equal"
-    )
-
-
-def shifted(edits: Edits, offset: int) -> Edits:
-    """The same edits, `offset` characters further on."""
-    return tuple([(low + offset, high + offset, new) for low, high, new in edits])

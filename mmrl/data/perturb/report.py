@@ -1,69 +1,55 @@
-"""A report taken apart once: words and frame, sentences, part-of-speech tags.
+"""A parsed report: its words, sentences and part-of-speech tags.
 
-A report is a frame with slots. Words sit in the slots; white space, punctuation and the marks of
-numbered lists are the frame. Kinds that reorder words decide which word goes into which slot, so
-that words and punctuation are kept exactly. Kinds that reword edit spans of the text.
+The text is split into words and the pieces between them: white space, punctuation and the marks of
+numbered lists. Kinds that reorder words put them into other positions and leave the pieces between
+them where they are, so that both are kept exactly. Kinds that reword edit spans of the text.
 """
 
 import functools
-import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mmrl.data.perturb import tagger
+from mmrl.data.perturb.edits import Edits, Span
 from mmrl.data.text.reports import WORD, sentence_spans
 
-_SLOT = re.compile(f"({WORD.pattern})")  # split: frame, word, frame, ..., word, frame
+_WORDS = re.compile(f"({WORD.pattern})")
 
-Span = tuple[int, int]
-Edit = tuple[int, int, str]
-"""(start, end, replacement), in characters of the text edited."""
-Edits = tuple[Edit, ...]
-"""Edits that together make one perturbation: ascending, without overlap."""
+Kind = Callable[["ParsedReport", np.random.Generator], str | None]
+"""One way to perturb a report: the perturbed text, or None when no draw could change the report.
 
-
-class Draft(NamedTuple):
-    """A perturbed text, whether it differs, and its changed spans, worked out when asked for."""
-
-    text: str
-    changed: bool
-    spans: Callable[[], tuple[Span, ...]]
-
-
-Kind = Callable[["ParsedReport", np.random.Generator], Draft | None]
-"""One way to perturb; None when no draw could ever change this report.
-
-A random kind may change nothing by bad luck; it is then drawn again.
+A random kind whose draw happens to change nothing returns the text of the report. It is then drawn
+again.
 """
 
 
 def word_key(word: str) -> str:
-    """A word as it is compared: NFKC, case-folded."""
+    """The form in which words are compared: NFKC, case-folded."""
     if word.isascii():
         return word.lower()
     return unicodedata.normalize("NFKC", word).casefold()
 
 
 class ParsedReport:
-    """A report with what the kinds ask of it; every part is worked out when first needed.
+    """A report and what the kinds need of it; each part is computed at its first use.
 
     Attributes:
       text: the report.
-      pieces: frame, word, frame, ..., word, frame; joined they are the report.
+      pieces: alternately what stands between words, and words, beginning and ending with the
+        former (which may be empty); joined they are the report.
       words: the words, in order.
-      keys: the words as they are compared, see `word_key`.
+      keys: `word_key` of each word.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.pieces = _SLOT.split(text)
+        self.pieces = _WORDS.split(text)
         self.words = self.pieces[1::2]
         self.keys = [word_key(word) for word in self.words]
-        self.candidates: dict[str, list[Edits]] = {}  # of fluent kinds, filled by `clinical`
+        self.candidates: dict[str, list[Edits]] = {}  # of clinical kinds, filled by `clinical`
 
     @functools.cached_property
     def sentences(self) -> list[Span]:
@@ -71,22 +57,22 @@ class ParsedReport:
         return sentence_spans(self.text)
 
     @functools.cached_property
-    def sentence_slots(self) -> list[Span]:
-        """For every sentence with words, the range of its slots."""
+    def sentence_words(self) -> list[Span]:
+        """(first, end) word indices of every sentence that has words."""
         starts = []
         position = 0
-        for frame, word in zip(self.pieces[0::2], self.pieces[1::2], strict=False):
-            position += len(frame)
+        for between, word in zip(self.pieces[0::2], self.pieces[1::2], strict=False):
+            position += len(between)
             starts.append(position)
             position += len(word)
         ranges = []
-        slot = 0
-        for _, high in self.sentences:
-            first = slot
-            while slot < len(starts) and starts[slot] < high:
-                slot += 1
-            if slot > first:
-                ranges.append((first, slot))
+        index = 0
+        for _, end in self.sentences:
+            first = index
+            while index < len(starts) and starts[index] < end:
+                index += 1
+            if index > first:
+                ranges.append((first, index))
         return ranges
 
     @functools.cached_property
@@ -94,33 +80,13 @@ class ParsedReport:
         """Part of speech of each word, see `tagger.tag`."""
         return [tagger.tag(word) for word in self.words]
 
-    def reordered(self, order: Sequence[int]) -> Draft:
-        """Slot i receives word `order[i]`; words keep their case when they move."""
-        words, keys = self.words, self.keys
+    def reordered(self, order: Sequence[int]) -> str:
+        """The text with word `order[i]` at position i; words keep their case when they move.
+
+        The text of the report where all words are equal, by their keys, to those they replace.
+        """
+        if [self.keys[source] for source in order] == self.keys:
+            return self.text
         pieces = list(self.pieces)
-        pieces[1::2] = [words[source] for source in order]
-        changed = [slot for slot, source in enumerate(order) if keys[source] != keys[slot]]
-
-        def spans() -> tuple[Span, ...]:
-            ends = list(itertools.accumulate(map(len, pieces)))
-            return tuple((ends[2 * slot], ends[2 * slot + 1]) for slot in changed)
-
-        return Draft("".join(pieces), bool(changed), spans)
-
-
-def edited(text: str, edits: Iterable[Edit]) -> Draft:
-    """Applies edits that ascend without overlap.
-
-    The span of an edit that removes text is the character that follows.
-    """
-    parts: list[str] = []
-    changed: list[Span] = []
-    taken = length = 0
-    for start, end, new in edits:
-        parts += [text[taken:start], new]
-        length += start - taken
-        changed.append((length, length + max(len(new), 1)))
-        length += len(new)
-        taken = end
-    parts.append(text[taken:])
-    return Draft("".join(parts), bool(changed), lambda: tuple(changed))
+        pieces[1::2] = [self.words[source] for source in order]
+        return "".join(pieces)

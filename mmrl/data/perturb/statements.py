@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import re
 
-from mmrl.data.perturb.report import ParsedReport, Span
+from mmrl.data.perturb.edits import Span
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.terms import TERM, TERMS
 
 _CACHED_SENTENCES = 1 << 16
@@ -94,16 +95,6 @@ class Statement:
     def is_negated(self, position: int) -> bool:
         """Whether the character at `position` lies under a negation."""
         return any(low <= position < high for low, high in self.negated)
-
-    @property
-    def affirmed(self) -> tuple[Mention, ...]:
-        """The mentions that the sentence asserts."""
-        return tuple(mention for mention in self.mentions if not mention.negated)
-
-    @property
-    def plainly_positive(self) -> bool:
-        """Whether it asserts something, denies nothing and calls nothing normal."""
-        return bool(self.mentions) and not self.negated and not self.normal
 
 
 def _negated(sentence: str) -> tuple[Span, ...]:

@@ -16,8 +16,9 @@ import dataclasses
 import functools
 import re
 
-from mmrl.data.perturb.claims import asserted, marks, units, with_article
-from mmrl.data.perturb.report import Edit, Edits, ParsedReport
+from mmrl.data.perturb.claims import asserted, marks, units
+from mmrl.data.perturb.edits import Edit, Edits, with_article
+from mmrl.data.perturb.report import ParsedReport
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,10 @@ import functools
 import itertools
 import re
 
+from mmrl.data.perturb.edits import Edit, Edits, shifted, word_edits
 from mmrl.data.perturb.finding_traits import FINDINGS, ROUND, VAGUE
-from mmrl.data.perturb.phrases import is_attribute, shifted, word_edits
-from mmrl.data.perturb.report import Edit, Edits, ParsedReport
+from mmrl.data.perturb.phrases import is_attribute
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import Statement, analyse, statements
 from mmrl.data.perturb.terms import TERMS, word_set
 

@@ -16,9 +16,9 @@ import functools
 import re
 from collections.abc import Iterator
 
-from mmrl.data.perturb.antonyms import like
 from mmrl.data.perturb.claims import BOTH_OF, ONE_OF, UNCOUNTED, asserted, on_side, units
-from mmrl.data.perturb.report import Edit, Edits, ParsedReport, Span
+from mmrl.data.perturb.edits import Edit, Edits, Span, like
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import analyse
 
 _OTHER = {"left": "right", "right": "left", "dextro": "levo", "levo": "dextro"}

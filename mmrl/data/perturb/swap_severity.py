@@ -16,15 +16,13 @@ import functools
 import re
 
 from mmrl.data.perturb import degrees
-from mmrl.data.perturb.antonyms import like
-from mmrl.data.perturb.report import Edits, ParsedReport
+from mmrl.data.perturb.edits import Edits, like, with_article
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import Statement, analyse
 
 _CACHED_SENTENCES = 1 << 16
 
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
-_ARTICLE = re.compile(r"(?<![\w-])(an?)\s+$", re.I)
-_VOWEL = re.compile(r"[aeio]|un(?!i)|8|1[18](?!\d)", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +38,6 @@ class _Degree:
 
 
 _Placed = tuple[int, _Degree]  # offset of the sentence in the report, degree
-
-
-def with_article(text: str, start: int, end: int, new: str) -> tuple[int, int, str]:
-    """The edit, widened by an "a" or "an" before it that would not fit `new`."""
-    article = _ARTICLE.search(text, max(0, start - 4), start)
-    fitting = "an" if _VOWEL.match(new) else "a"
-    if article is None or article[1].lower() == fitting:
-        return start, end, new
-    first = article.start(1)
-    return first, end, like(article[1], fitting) + text[article.end(1) : start] + new
 
 
 def _adverb_style(sentence: str, end: int) -> tuple[str, str] | None:
@@ -230,7 +218,7 @@ def candidates(report: ParsedReport) -> list[Edits]:
         return []
     placed = [(low, d) for low, high in report.sentences for d in _of_sentence(text[low:high])]
     return [
-        tuple(with_article(text, at + d.start, at + d.end, d.words[level]) for at, d in group)
+        tuple(with_article(text, (at + d.start, at + d.end, d.words[level])) for at, d in group)
         for group in _groups(placed)
         for level in _targets(group, placed)
     ]

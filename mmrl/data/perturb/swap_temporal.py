@@ -13,7 +13,6 @@ that would contradict themselves ("new chronic changes").
 import functools
 import re
 
-from mmrl.data.perturb.antonyms import like
 from mmrl.data.perturb.course import (
     ADJECTIVE,
     BY_WORD,
@@ -29,9 +28,9 @@ from mmrl.data.perturb.course import (
     compiled,
     simple,
 )
-from mmrl.data.perturb.report import Edit, Edits, ParsedReport
+from mmrl.data.perturb.edits import Edit, Edits, like, with_article
+from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.statements import Statement, analyse
-from mmrl.data.perturb.swap_severity import with_article
 
 _CACHED_SENTENCES = 1 << 16
 
@@ -147,7 +146,9 @@ def _attributive(match: re.Match[str], before: str, sentence: str) -> Edit | Non
     if new and stop and stop[0].lower() == "and" and IS_STRUCTURE.search(sentence, stop.end()):
         return None  # "stable cardiomegaly and mediastinal contours"
     if new:
-        return with_article(sentence, start, match.end(), like(sentence[start : match.end()], new))
+        return with_article(
+            sentence, (start, match.end(), like(sentence[start : match.end()], new))
+        )
     clause = re.split(r"[.;,]", sentence[match.end() :])[0]
     if not IS_STRUCTURE.search(phrase) or _VERB.search(clause):
         return None

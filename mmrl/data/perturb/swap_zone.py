@@ -14,9 +14,9 @@ elsewhere; "upper limits", "lower lung volumes", "apical lordotic view", segment
 import functools
 import re
 
-from mmrl.data.perturb.antonyms import like
-from mmrl.data.perturb.claims import ZONES, asserted, in_zone, marks, units, with_article
-from mmrl.data.perturb.report import Edit, Edits, ParsedReport, Span
+from mmrl.data.perturb.claims import ZONES, asserted, in_zone, marks, units
+from mmrl.data.perturb.edits import Edit, Edits, Span, like, with_article
+from mmrl.data.perturb.report import ParsedReport
 
 _ANY = ("upper", "lower", "mid", "bas", "apic", "apex", "lingul")
 _LANDMARK = re.compile(
