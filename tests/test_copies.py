@@ -179,7 +179,7 @@ def test_a_copy_depends_on_its_report_its_kind_and_its_seed_alone():
 def test_blocks_and_full_memories_change_nothing(monkeypatch):
     texts = [*REPORTS, " ".join(REPORTS)] * 2
     expected = make(texts, "shuffle_nouns_and_adjectives", count=4)
-    monkeypatch.setattr(module.batched, "MAX_WORDS", 128)
+    monkeypatch.setattr(module.order_batches, "MAX_WORDS", 128)
     monkeypatch.setattr(module, "_CACHED_BYTES", 0)
     monkeypatch.setattr(module, "_CACHED_PARTS", 0)
     made = make(texts, "shuffle_nouns_and_adjectives", count=4)

@@ -1,8 +1,9 @@
 """Perturbed copies of a batch's reports, as token ids.
 
-Kinds that reorder words are drawn for the whole batch (`perturb.batched`) and their ids put
-together from those of the words (`segments`); the others edit the text of one report after the
-other (`perturb.perturb`). What a copy holds depends on its report, its kind and its seed alone.
+Kinds that reorder words are drawn for the whole batch at once (`perturb.order_batches`), and the
+ids of a copy are put together from those of its words (`text.segments`). All other kinds edit the
+text of one report at a time (`perturb.perturb`), which is then tokenised. A copy depends only on
+its report, its kind and its seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,35 +12,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrl.data import counter, perturb
-from mmrl.data.perturb import batched
+from mmrl.data.perturb import order_batches, order_rules
 from mmrl.data.perturb.report import ParsedReport
+from mmrl.data.perturb.tagger import TAGS
 from mmrl.data.text.segments import Segments, plain
 from mmrl.data.text.tokenizer import PAD, Tokenizer
 
-_IS_ORDER = np.array(
-    [k in perturb.ORDER_KINDS + perturb.SENTENCE_ORDER_KINDS for k in perturb.KINDS]
+# For every kind: whether it reorders words, and whether it needs their parts of speech.
+_REORDERS = np.array([kind in order_rules.RULES for kind in perturb.KINDS])
+_NEEDS_TAGS = np.array(
+    [kind in order_rules.RULES and bool(order_rules.RULES[kind].classes) for kind in perturb.KINDS]
 )
-_NEEDS_TAGS = _IS_ORDER & np.array(["nouns" in kind for kind in perturb.KINDS])
-_TAG = {tag: number for number, tag in enumerate(batched.TAGS)}
-_FURTHER = 2**32
-"""Numbers from here on of a stream seed further streams; those below are drawn from."""
+_TAG_NUMBER = {tag: number for number, tag in enumerate(TAGS)}
+
+_SUBSTREAMS = 2**32
+"""Outputs of a random stream (see `counter`) below this number are used as random numbers; those
+from it on are seeds of further streams: of each copy of a report, and of each new attempt at a
+copy. A seed therefore never equals a random number that was used."""
 
 _CACHED_BYTES = 64 * 2**20
 _CACHED_PARTS = 1 << 18
 
-# Rows of a layout; the last four are fields of `batched.Words`.
-_FRAME, _INITIAL, _INNER, _STARTS, _KEY, _TAGS, _LOW, _HIGH = range(8)
+# Rows of `_Layout.columns`; the last four are fields of `order_batches.Words`.
+_BETWEEN, _INITIAL, _INNER, _STARTS, _KEY, _TAG, _LOW, _HIGH = range(8)
 
 
 class _Layout(NamedTuple):
     """A report as numbers.
 
+    A *chunk* is a run of characters without white space, which the tokenizer encodes by itself. A
+    *part* is a piece of a chunk, numbered by `Segments`: a word, or what stands between two words.
+
     Attributes:
-      columns: i32[8, W + 1], one column per word and one for what follows the last: the part (see
-        `Segments`) before the word; the word's part at the start of a chunk and within one;
-        whether it starts a chunk; then the fields of `batched.Words`.
-      plain: whether its parts' ids add up to those of the text.
-      tagged: whether the tags are there.
+      columns: i32[8, W + 1], a column for each of W words and one for the text after the last. Its
+        rows: the part before the word (0 for none but a blank); the part that the word is at the
+        start of a chunk; the part that it is within a chunk; whether this position starts a chunk;
+        a number that is equal for equal words; then tag, low and high of `order_batches.Words`.
+      plain: whether the ids of the text are those of its parts in a row, see `segments.plain`.
+      tagged: whether the tags are filled in.
     """
 
     columns: np.ndarray
@@ -47,8 +57,8 @@ class _Layout(NamedTuple):
     tagged: bool
 
 
-class _Memory:
-    """Reports taken apart before, and the parts they share."""
+class _Cache:
+    """The layouts of reports seen before, and the parts that they share."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.segments = Segments(tokenizer)
@@ -57,14 +67,17 @@ class _Memory:
 
     @property
     def full(self) -> bool:
-        """Whether there are more parts than should be kept."""
+        """Whether it holds more parts than it should."""
         return len(self.segments) > _CACHED_PARTS
 
     def layout(self, text: str, tagged: bool) -> _Layout:
-        """The report as numbers; kept until the memory is full, and none given up for another."""
+        """The layout of a report, with tags if asked for.
+
+        Layouts are kept until `_CACHED_BYTES` are used; none is evicted.
+        """
         found = self._layouts.get(text)
         if found is None or (tagged and not found.tagged):
-            made = self._take_apart(perturb.parse(text), tagged)
+            made = self._make(perturb.parse(text), tagged)
             if found is None:
                 self._bytes += made.columns.nbytes
             if found is not None or self._bytes <= _CACHED_BYTES:
@@ -72,29 +85,29 @@ class _Memory:
             return made
         return found
 
-    def _take_apart(self, report: ParsedReport, tagged: bool) -> _Layout:
+    def _make(self, report: ParsedReport, tagged: bool) -> _Layout:
         count = len(report.words)
         columns = np.zeros((8, count + 1), np.int32)
         keys: dict[str, int] = {}
         columns[_KEY, :count] = [keys.setdefault(key, len(keys)) for key in report.keys]
         if tagged:
-            columns[_TAGS, :count] = list(map(_TAG.__getitem__, report.tags))
+            columns[_TAG, :count] = list(map(_TAG_NUMBER.__getitem__, report.tags))
         columns[_LOW] = place = np.arange(count + 1)
         columns[_HIGH] = place + 1
         for low, high in report.sentence_words:
             columns[_LOW, low:high], columns[_HIGH, low:high] = low, high
         if is_plain := plain(report.text):
-            self._number_parts(report, columns)
+            self._fill_parts(report, columns)
         return _Layout(columns, is_plain, tagged)
 
-    def _number_parts(self, report: ParsedReport, columns: np.ndarray) -> None:
-        number, frames, words = self.segments.number, report.pieces[0::2], report.words
-        starts = [frame[-1:].isspace() for frame in frames]
-        starts[0] |= not frames[0]  # a text begins a chunk
-        for slot, frame in enumerate(frames):
-            if frame != " " and (body := frame.strip()):
-                begins = slot == 0 or frame[0].isspace()
-                columns[_FRAME, slot] = number(" " + body if begins else body)
+    def _fill_parts(self, report: ParsedReport, columns: np.ndarray) -> None:
+        number, words, between = self.segments.number, report.words, report.pieces[0::2]
+        starts = [text[-1:].isspace() for text in between]
+        starts[0] |= not between[0]  # the text begins with a word
+        for place, text in enumerate(between):
+            if text != " " and (body := text.strip()):
+                begins_chunk = place == 0 or text[0].isspace()
+                columns[_BETWEEN, place] = number(" " + body if begins_chunk else body)
         columns[_STARTS] = starts
         columns[_INITIAL, :-1] = [number(" " + word) for word in words]
         if not all(starts[:-1]):
@@ -105,15 +118,15 @@ class Copies:
     """Makes K perturbed copies of each of n reports; see `__call__`. Threads may share one.
 
     Args:
-      length: of the token rows.
+      length: L, of the token rows.
     """
 
     def __init__(self, tokenizer: Tokenizer, length: int) -> None:
         self._tokenizer, self._length = tokenizer, length
-        self._memory = _Memory(tokenizer)
+        self._cache = _Cache(tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process learns the reports that it reads.
+        # Without the cache: a worker process fills its own with the reports that it reads.
         return {"tokenizer": self._tokenizer, "length": self._length}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,46 +140,48 @@ class Copies:
         seeds: np.ndarray,
         mark: Callable[[int], None] = lambda row: None,
     ) -> dict[str, np.ndarray]:
-        """Copies of reports.
+        """Makes the copies.
 
         Args:
-          texts, tokens: n reports and what they are tokenised to, i32[n, L].
+          texts: n reports.
+          tokens: i32[n, L], their tokens.
           kinds: i64[n, K], indices into perturb.KINDS.
-          seeds: u64[n].
-          mark: is told the row whose report is looked at next.
+          seeds: u64[n], of a random stream for each report.
+          mark: called with the row of each report before it is worked on.
 
         Returns:
-          perturbed_tokens i32[n, K, L], perturbed_mask bool[n, K, L], perturbed_valid bool[n, K]
-          (False where the kind cannot change the report, or changes only what truncation cut off;
-          the copy is then the report) and perturbation i8[n, K], the kinds.
+          perturbed_tokens i32[n, K, L]; perturbed_mask bool[n, K, L], True where there is a token;
+          perturbed_valid bool[n, K], False where the copy equals the report, because the kind
+          cannot change it or changes only what truncation removes; perturbation i8[n, K], the
+          kinds.
         """
-        memory = self._remembered()
+        cache = self._current_cache()
         copies = np.repeat(tokens[:, None], kinds.shape[1], axis=1)
-        own = counter.bits(seeds[:, None], _FURTHER + np.arange(kinds.shape[1]))  # n K
-        written: list[tuple[int, int, str]] = []
-        by_order = _IS_ORDER[kinds]
+        own_seeds = counter.bits(seeds[:, None], _SUBSTREAMS + np.arange(kinds.shape[1]))  # n K
+        to_encode: list[tuple[int, int, str]] = []  # row, number of the copy, its text
+        by_batch = _REORDERS[kinds]
         tagged = _NEEDS_TAGS[kinds].any(axis=1).tolist()
         layouts: list[_Layout | None] = [None] * len(texts)
-        for row in np.flatnonzero(by_order.any(axis=1)).tolist():
+        for row in np.flatnonzero(by_batch.any(axis=1)).tolist():
             mark(row)
-            layouts[row] = made = memory.layout(texts[row], tagged[row])
-            by_order[row] &= made.columns.shape[1] <= batched.MAX_WORDS  # longer: like the others
-        for rows, numbers in _blocks(layouts, kinds, by_order):
-            batch = _Reordered(texts, layouts, rows, kinds[rows, numbers], own[rows, numbers])
-            ids, exact = batch.tokens(memory.segments, self._length)
-            whole = batch.changed & exact
-            copies[rows[whole], numbers[whole]] = ids[whole]
-            for copy in np.flatnonzero(batch.changed & ~exact).tolist():
-                written.append((rows[copy], numbers[copy], batch.text(copy)))
-        for row, copy in np.argwhere(~by_order).tolist():
+            layouts[row] = made = cache.layout(texts[row], tagged[row])
+            by_batch[row] &= made.columns.shape[1] <= order_batches.MAX_WORDS
+        for rows, numbers in _blocks(layouts, kinds, by_batch):
+            block = _Reordered(texts, layouts, rows, kinds[rows, numbers], own_seeds[rows, numbers])
+            ids, exact = block.tokens(cache.segments, self._length)
+            done = block.changed & exact
+            copies[rows[done], numbers[done]] = ids[done]
+            for copy in np.flatnonzero(block.changed & ~exact).tolist():
+                to_encode.append((rows[copy], numbers[copy], block.text(copy)))
+        for row, number in np.argwhere(~by_batch).tolist():
             mark(row)
-            rng = np.random.default_rng(int(own[row, copy]))
-            copy_text = perturb.perturb(texts[row], perturb.KINDS[kinds[row, copy]], rng)
-            if copy_text is not None:
-                written.append((row, copy, copy_text))
-        if written:
-            of_rows, of_copies, new = zip(*written, strict=True)
-            copies[of_rows, of_copies] = self._tokenizer.encode_batch(new, self._length).tokens
+            rng = np.random.default_rng(int(own_seeds[row, number]))
+            text = perturb.perturb(texts[row], perturb.KINDS[kinds[row, number]], rng)
+            if text is not None:
+                to_encode.append((row, number, text))
+        if to_encode:
+            of_rows, of_numbers, new = zip(*to_encode, strict=True)
+            copies[of_rows, of_numbers] = self._tokenizer.encode_batch(new, self._length).tokens
         return {
             "perturbed_tokens": copies,
             "perturbed_mask": copies != PAD,
@@ -174,23 +189,28 @@ class Copies:
             "perturbation": kinds.astype(np.int8),
         }
 
-    def _remembered(self) -> _Memory:
-        memory = self._memory
-        if memory.full:
-            memory = self._memory = _Memory(self._tokenizer)
-        return memory
+    def _current_cache(self) -> _Cache:
+        """The cache, replaced by an empty one when it is full."""
+        cache = self._cache
+        if cache.full:
+            cache = self._cache = _Cache(self._tokenizer)
+        return cache
 
 
 class _Reordered:
-    """C copies whose words change places.
+    """C copies whose words are reordered.
+
+    The layouts of the copies are put side by side. A *place* is a column of that arrangement: T
+    places, one copy after the other.
 
     Args:
-      texts, layouts: of the batch. rows: i64[C], which report each copy is of.
-      kinds: i64[C], ascending indices into perturb.KINDS. seeds: u64[C].
+      texts, layouts: of all reports of the batch.
+      rows: i64[C], the report of each copy.
+      kinds: i64[C], ascending indices into perturb.KINDS.
+      seeds: u64[C], of the random stream of each copy.
 
     Attributes:
-      order: i32[T]: the place of the word that comes to each place; places count the columns of the
-        copies' layouts, one copy after the other.
+      order: i32[T], the place of the word that moves to each place.
       changed: bool[C], whether the copy differs from its report.
     """
 
@@ -203,36 +223,36 @@ class _Reordered:
         seeds: np.ndarray,
     ) -> None:
         self._texts, self._rows, self._kinds, self._seeds = texts, rows, kinds, seeds
-        chosen, number = np.unique(rows, return_inverse=True)
-        self._layouts = [layout for row in chosen.tolist() if (layout := layouts[row])]
-        self._of = number  # which of those layouts
-        self._width = np.array([layout.columns.shape[1] for layout in self._layouts])
-        self._columns = np.concatenate([layout.columns for layout in self._layouts], axis=1)
-        self._begin = np.cumsum(self._width) - self._width
+        used, self._layout_of = np.unique(rows, return_inverse=True)
+        self._layouts = [layout for row in used.tolist() if (layout := layouts[row])]
+        widths = np.array([layout.columns.shape[1] for layout in self._layouts])
+        self._width = widths[self._layout_of]  # of each copy
+        self._begin = (np.cumsum(widths) - widths)[self._layout_of]  # of its layout, in `_all`
+        self._all = np.concatenate([layout.columns for layout in self._layouts], axis=1)
         every = np.arange(len(rows))
-        self._taken, self._first = self._take(every)
-        self.order = self._drawn(self._taken, self._first, every, seeds)
-        self.changed = self._changes(self._taken, self._first, self.order)
+        self._columns, self._first = self._columns_of(every)
+        self.order = self._drawn(self._columns, self._first, every, seeds)
+        self.changed = self._changes(self._columns, self._first, self.order)
         self._draw_again()
 
-    def _take(self, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Columns i32[8, t] of some copies, and where each begins."""
-        width = self._width[self._of[copies]]
+    def _columns_of(self, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The layouts of some copies side by side, i32[8, t], and where each begins, i64[c]."""
+        width = self._width[copies]
         first = np.cumsum(width) - width
-        shift = np.repeat(self._begin[self._of[copies]] - first, width)
-        return np.take(self._columns, np.arange(len(shift)) + shift, axis=1), first
+        shift = np.repeat(self._begin[copies] - first, width)
+        return np.take(self._all, np.arange(len(shift)) + shift, axis=1), first
 
     def _drawn(
-        self, taken: np.ndarray, first: np.ndarray, copies: np.ndarray, seeds: np.ndarray
+        self, columns: np.ndarray, first: np.ndarray, copies: np.ndarray, seeds: np.ndarray
     ) -> np.ndarray:
-        """A new order of some copies, whose kinds ascend."""
-        width = self._width[self._of[copies]]
+        """i32[t], a new order of some copies, given what `_columns_of` returns for them."""
+        width = self._width[copies]
         start = np.repeat(first.astype(np.int32), width)
         place = np.arange(len(start), dtype=np.int32)
-        words = batched.Words(
-            tag=taken[_TAGS],
-            low=taken[_LOW] + start,
-            high=taken[_HIGH] + start,
+        words = order_batches.Words(
+            tag=columns[_TAG],
+            low=columns[_LOW] + start,
+            high=columns[_HIGH] + start,
             first=start,
             last=np.repeat((first + width - 1).astype(np.int32), width),
             bits=counter.bits(np.repeat(seeds, width), place - start),
@@ -240,46 +260,46 @@ class _Reordered:
         kinds = self._kinds[copies]
         ends = [*(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(copies)]
         stops = [*first.tolist(), len(start)]
-        return batched.orders(words, [(perturb.KINDS[kinds[end - 1]], stops[end]) for end in ends])
+        return order_batches.orders(
+            words, [(perturb.KINDS[kinds[end - 1]], stops[end]) for end in ends]
+        )
 
     @staticmethod
-    def _changes(taken: np.ndarray, first: np.ndarray, order: np.ndarray) -> np.ndarray:
-        keys = taken[_KEY]
+    def _changes(columns: np.ndarray, first: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """bool[c], whether any word of a copy differs from the one that it replaces."""
+        keys = columns[_KEY]
         return np.logical_or.reduceat(keys[order] != keys, first)
 
     def _draw_again(self) -> None:
-        """Until the copy differs, as `perturb.perturb` does, where that is possible at all."""
-        again = np.array(
-            [
-                copy
-                for copy in np.flatnonzero(~self.changed).tolist()
-                if perturb.possible(self._texts[self._rows[copy]], perturb.KINDS[self._kinds[copy]])
-            ],
-            np.int64,
-        )
+        """Draws copies that equal their report again, as `perturb.perturb` does."""
+        unchanged = np.flatnonzero(~self.changed).tolist()
+        again = np.array([copy for copy in unchanged if self._possible(copy)], np.int64)
         for attempt in range(1, perturb.DRAWS):
             if not len(again):
                 break
-            taken, first = self._take(again)
-            order = self._drawn(
-                taken, first, again, counter.bits(self._seeds[again], _FURTHER + attempt)
-            )
-            changed = self._changes(taken, first, order)
+            columns, first = self._columns_of(again)
+            seeds = counter.bits(self._seeds[again], _SUBSTREAMS + attempt)
+            order = self._drawn(columns, first, again, seeds)
+            changed = self._changes(columns, first, order)
             for number in np.flatnonzero(changed).tolist():
                 copy, start = again[number], first[number]
-                width = self._width[self._of[copy]]
-                own = slice(self._first[copy], self._first[copy] + width)
-                self.order[own] = order[start : start + width] - start + self._first[copy]
+                own = slice(self._first[copy], self._first[copy] + self._width[copy])
+                drawn = order[start : start + self._width[copy]]
+                self.order[own] = drawn - start + self._first[copy]
             self.changed[again] = changed
             again = again[~changed]
 
+    def _possible(self, copy: int) -> bool:
+        return perturb.possible(self._texts[self._rows[copy]], perturb.KINDS[self._kinds[copy]])
+
     def tokens(self, segments: Segments, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens i32[C, L], and where they are those of the copy's text, bool[C]."""
-        taken, order = self._taken, self.order
-        word = np.where(taken[_STARTS], taken[_INITIAL][order], taken[_INNER][order])
-        parts = np.stack([taken[_FRAME], word], axis=1).ravel()
-        tokens, exact = segments.rows(parts, 2 * self._width[self._of], length)
-        return tokens, exact & np.array([layout.plain for layout in self._layouts])[self._of]
+        """Tokens i32[C, L]; and bool[C], whether they are those of the copy's text."""
+        columns, order = self._columns, self.order
+        word = np.where(columns[_STARTS], columns[_INITIAL][order], columns[_INNER][order])
+        parts = np.stack([columns[_BETWEEN], word], axis=1).ravel()
+        tokens, exact = segments.rows(parts, 2 * self._width, length)
+        is_plain = np.array([layout.plain for layout in self._layouts])
+        return tokens, exact & is_plain[self._layout_of]
 
     def text(self, copy: int) -> str:
         """One copy as text."""
@@ -289,20 +309,21 @@ class _Reordered:
 
 
 def _blocks(
-    layouts: Sequence[_Layout | None], kinds: np.ndarray, by_order: np.ndarray
+    layouts: Sequence[_Layout | None], kinds: np.ndarray, by_batch: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, numbers) of the copies that reorder words, ascending by kind, in blocks.
+    """The copies to reorder in blocks of at most `order_batches.MAX_WORDS` words.
 
-    A block has at most `batched.MAX_WORDS` words, which also bounds its memory.
+    Yields:
+      rows i64[C] and numbers i64[C] of copies, by ascending kind.
     """
-    rows, numbers = np.nonzero(by_order)
+    rows, numbers = np.nonzero(by_batch)
     ascending = np.argsort(kinds[rows, numbers], kind="stable")
     rows, numbers = rows[ascending], numbers[ascending]
     widths = [0 if layout is None else layout.columns.shape[1] for layout in layouts]
     start = words = 0
     for copy, row in enumerate(rows.tolist()):
         words += widths[row]
-        if words > batched.MAX_WORDS:
+        if words > order_batches.MAX_WORDS:
             yield rows[start:copy], numbers[start:copy]
             start, words = copy, widths[row]
     if len(rows):

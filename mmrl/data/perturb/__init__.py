@@ -3,7 +3,7 @@
 Every kind is one entry of a registry. There are four groups:
 
 * *order* (`ORDER_KINDS` on the whole report, `SENTENCE_ORDER_KINDS` on each sentence): the same
-  words and punctuation in another order, see `order`;
+  words and punctuation in another order, see `order_rules`;
 * *lexical*: `replace_adjectives_with_antonyms`, the ninth kind of the paper (`PAPER_KINDS`);
 * *clinical* (`CLINICAL_KINDS`): fluent sentences that contradict the image: another side, zone,
   degree, course, device or finding, or the negation of a statement;
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmrl import build
-from mmrl.data.perturb import antonyms, clinical, order, shuffle_sentences
+from mmrl.data.perturb import antonyms, clinical, order_questions, order_rules, shuffle_sentences
 from mmrl.data.perturb.edits import edited
 from mmrl.data.perturb.report import Kind, ParsedReport
 from mmrl.types import InputError
@@ -27,8 +27,8 @@ DRAWS = 64
 _CACHED_REPORTS = 1 << 12
 _CACHED_ANSWERS = 1 << 16
 
-ORDER_KINDS = tuple(order.REPORT_KINDS)
-SENTENCE_ORDER_KINDS = tuple(order.SENTENCE_KINDS)
+ORDER_KINDS = tuple(order_rules.REPORT_RULES)
+SENTENCE_ORDER_KINDS = tuple(order_rules.SENTENCE_RULES)
 LEXICAL_KINDS = ("replace_adjectives_with_antonyms",)
 CLINICAL_KINDS = tuple(clinical.KINDS)
 CONTROL_KINDS = ("shuffle_sentences",)
@@ -36,8 +36,7 @@ PAPER_KINDS = (*ORDER_KINDS, *LEXICAL_KINDS)
 """The nine kinds of the method (Zhong, Batmanghelich, Sun 2025)."""
 
 _REGISTRY: dict[str, Kind] = {
-    **order.REPORT_KINDS,
-    **order.SENTENCE_KINDS,
+    **order_questions.KINDS,
     "replace_adjectives_with_antonyms": antonyms.replace,
     **clinical.KINDS,
     "shuffle_sentences": shuffle_sentences.shuffle,
