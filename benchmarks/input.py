@@ -35,7 +35,7 @@ from mmrl import config as configs
 from mmrl import presets
 from mmrl.data import counter
 from mmrl.data.batches.copies import Copies
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import Corpus
 from mmrl.data.image import jitter
 from mmrl.data.reading import shards
@@ -70,7 +70,7 @@ class Stages:
 
 
 def stages(
-    corpus: Corpus, tokenizer: Tokenizer, options: Options, count: int, batch_size: int
+    corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
 ) -> dict[str, float]:
     """CPU seconds per example of every stage, on one core, batch by batch."""
     rng = np.random.default_rng(0)
@@ -89,12 +89,12 @@ def stages(
 
 def _image_stages(
     corpus: Corpus,
-    options: Options,
+    options: PipelineOptions,
     measured: Stages,
     batch: Sequence[int],
     targets: Iterable[tuple[list[float], np.ndarray]],
 ) -> None:
-    recipe, source = options.recipe(), corpus.source
+    example, source = options.example(), corpus.source
     if isinstance(source, Prepared):
         places = [source.image.place(int(corpus.positions[index])) for index in batch]
         stored = measured.timed("read", lambda place: shards.read_payload(*place), places)
@@ -106,8 +106,8 @@ def _image_stages(
 
     def place(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
         image, (numbers, row) = item
-        made = functools.partial(recipe.preprocess, image)
-        recipe.jitter.fill(row, recipe.preprocess.size, numbers, made)
+        made = functools.partial(example.preprocess, image)
+        example.jitter.fill(row, example.preprocess.size, numbers, made)
 
     measured.timed("crop and jitter", place, zip(images, targets, strict=True))
 
@@ -115,7 +115,7 @@ def _image_stages(
 def _text_stages(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    options: Options,
+    options: PipelineOptions,
     measured: Stages,
     batch: Sequence[int],
     copies: Copies,
@@ -147,7 +147,7 @@ def _cpu_seconds() -> float:
 
 
 def pipeline(
-    corpus: Corpus, tokenizer: Tokenizer, options: Options, count: int, batch_size: int
+    corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
 ) -> dict[str, float]:
     """Examples per second of the training iterator, of the clock and of CPU time."""
     batches = training_batches(
@@ -207,7 +207,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Everything that is printed."""
     config = _config(given)
     corpus = run.load_corpus(config.data, "train")
-    options = Options.from_config(config.data)
+    options = PipelineOptions.from_config(config.data)
     tokenizer = Tokenizer.train(corpus.texts, vocab_size=config.data.vocab_size)
     cores = sorted(os.sched_getaffinity(0))
     # What was measured of a stage should be the work of one core, whatever a library may start.
@@ -218,7 +218,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     rates = []
     for threads, workers in ways:
         config.data.num_threads, config.data.num_workers = threads, workers
-        chosen = Options.from_config(config.data)
+        chosen = PipelineOptions.from_config(config.data)
         rates.append(pipeline(corpus, tokenizer, chosen, given.examples, config.batch_size))
     usual = sum(value for name, value in parts.items() if not name.endswith(FIRST))
     return {

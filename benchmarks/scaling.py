@@ -32,7 +32,7 @@ from flax import nnx
 from benchmarks import commands
 from mmrl import config as configs
 from mmrl import presets
-from mmrl.data.batches.pipeline import Options, batch_shapes
+from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes
 from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
 from mmrl.training import learner
@@ -85,7 +85,7 @@ def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: i
     """Compiles the step for the first `count` devices."""
     mesh = sharding.make_mesh(axes, jax.devices()[:count])
     copies = learner.needs_perturbed(config.objectives)
-    options = Options.from_config(config.data)
+    options = PipelineOptions.from_config(config.data)
     batch = batch_shapes(options, config.batch_size, with_perturbed=copies)
     step = TrainStep(config, config.data.vocab_size, mesh, batch)
     state = step.target()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.batches.pipeline import Options
+from mmrl.data.batches.pipeline import PipelineOptions
 from mmrl.data.image import images
 from mmrl.data.text import reports
 from mmrl.training import run
@@ -30,7 +30,7 @@ class Encoder:
 
     def __init__(self, trained: run.Trained) -> None:
         self._trained = trained
-        self._options = Options.from_config(trained.config.data)
+        self._options = PipelineOptions.from_config(trained.config.data)
         self._preprocess = self._options.preprocess()
         self.dim = int(trained.config.model.embed_dim)
         self.step = trained.step

@@ -7,8 +7,8 @@ import pytest
 
 from mmrl.data import counter
 from mmrl.data.batches import sequence
-from mmrl.data.batches.example import Load, Seeds
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.example import Load, seeds_at
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.image.images import Preprocess
 from mmrl.data.image.jitter import DRAWS, Jitter
@@ -56,26 +56,26 @@ JITTERS = [
 def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
     changes = {"resize": resize, "cache_images": False, "aspect": (0.9, 1.1), **jitter}
     read = toys.config().data.to_dict() | changes
-    options = Options.from_config(read)
-    recipe, seeds = options.recipe(), Seeds(sequence.example_seed(3))
+    options = PipelineOptions.from_config(read)
+    example, seed = options.example(), sequence.example_seed(3)
     whole = {}
     for kept in (False, True):
         iterator = training_batches(
             corpus(),
             TOKENIZER,
-            Options.from_config(read | {"cache_images": kept, "cache_mib": 1}),
+            PipelineOptions.from_config(read | {"cache_images": kept, "cache_mib": 1}),
             seed=3,
             batch_size=8,
             with_perturbed=False,
         )
         for step in range(6):  # more than an epoch, so that caches are read, too
             batch = next(iterator)
-            drawn = seeds(range(8 * step, 8 * step + 8)).image
+            drawn = seeds_at(seed, range(8 * step, 8 * step + 8)).jitter
             numbers = counter.uniforms(drawn[:, None], np.arange(DRAWS)).tolist()
             for row, index in enumerate(batch["index"].tolist()):
-                square = whole.setdefault(index, recipe.preprocess(image(index)))
+                square = whole.setdefault(index, example.preprocess(image(index)))
                 expected = np.empty(batch["image"].shape[1:3], np.uint8)
-                recipe.jitter.apply(square, numbers[row], expected)
+                example.jitter.apply(square, numbers[row], expected)
                 np.testing.assert_array_equal(batch["image"][row, :, :, 0], expected)
         iterator.close()
 
@@ -129,11 +129,11 @@ def test_a_part_of_a_cached_image_leaves_the_cache_as_it_was():
     np.testing.assert_array_equal(load(2), whole)
 
 
-def test_draws_depend_on_seed_and_position_alone_and_never_agree():
-    whole, part = Seeds(5)(range(1000)), Seeds(5)([3, 999, 10**15])
+def test_seeds_depend_on_seed_and_position_alone_and_never_agree():
+    whole, part = seeds_at(5, range(1000)), seeds_at(5, [3, 999, 10**15])
     for one, two in zip(whole, part, strict=True):
         np.testing.assert_array_equal(one[[3, 999]], two[:2])
-    seen = np.concatenate([*whole, *Seeds(6)(range(1000)), [draw[2] for draw in part]])
+    seen = np.concatenate([*whole, *seeds_at(6, range(1000)), [draw[2] for draw in part]])
     assert len(np.unique(seen)) == len(seen) == 6003
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.batches import sequence
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.sources.mixture import Mixture
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.training import run
@@ -42,7 +42,7 @@ def batches(made, count, start=0, rows=None, **changes):
     iterator = training_batches(
         made,
         tokenizer,
-        Options.from_config(data),
+        PipelineOptions.from_config(data),
         seed=3,
         batch_size=8,
         with_perturbed=False,

@@ -8,7 +8,7 @@ import pytest
 
 from mmrl.data import perturb
 from mmrl.data.batches.example import Load
-from mmrl.data.batches.pipeline import Examples, Options, training_batches
+from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
 from mmrl.data.corpus import group_ids, read_corpus
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
@@ -19,7 +19,7 @@ TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
 
 
 def options(**changes):
-    return Options.from_config({**toys.config().data.to_dict(), **changes})
+    return PipelineOptions.from_config({**toys.config().data.to_dict(), **changes})
 
 
 def batches(count, start=0, rows=None, seed=0, **changes):

@@ -11,7 +11,7 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.batches.example import Load
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import Corpus, read_corpus, records
 from mmrl.data.image.images import Preprocess
 from mmrl.data.image.jitter import Jitter
@@ -27,7 +27,7 @@ TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
 
 
 def options(**changes):
-    return Options.from_config({**toys.config().data.to_dict(), **changes})
+    return PipelineOptions.from_config({**toys.config().data.to_dict(), **changes})
 
 
 def batches(corpus, count, **changes):
@@ -108,9 +108,9 @@ def test_a_random_window_is_cut_from_the_loaded_size():
 
 
 def test_crops_from_the_loaded_size_are_warped_once():
-    recipe = options(load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2).recipe()
-    assert recipe.preprocess == Preprocess(48)
-    assert recipe.jitter == Jitter(32, (0.5, 0.9), rotate=5.0, gamma=0.2)
+    example = options(load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2).example()
+    assert example.preprocess == Preprocess(48)
+    assert example.jitter == Jitter(32, (0.5, 0.9), rotate=5.0, gamma=0.2)
     (batch,) = batches(CORPUS, 1, load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2)
     assert batch["image"].shape == (8, 32, 32, 1)
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.batches.excerpts import CHOICES, Excerpts
-from mmrl.data.batches.pipeline import Examples, Options, training_batches
+from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
 from mmrl.data.corpus import read_corpus
 from mmrl.data.text import reports
 from mmrl.data.text.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def test_batches_hold_the_part_its_copies_and_its_group(choice):
     data = toys.config().data.to_dict()
 
     def batches(rows=None, **changes):
-        options = Options.from_config(
+        options = PipelineOptions.from_config(
             {
                 **data,
                 "text": choice,
@@ -159,7 +159,9 @@ def test_batches_hold_the_part_its_copies_and_its_group(choice):
 def test_evaluation_reads_the_whole_report():
     made = corpus(one("No effusion. Clear.", "Normal."))
     tokenizer = Tokenizer.train(made.texts, vocab_size=300)
-    preprocess = Options.from_config({**toys.config().data, "text": "sentence"}).preprocess()
+    preprocess = PipelineOptions.from_config(
+        {**toys.config().data, "text": "sentence"}
+    ).preprocess()
     assert Examples(made, tokenizer, preprocess, 24).texts == ("No effusion. Clear. Normal.",)
 
 

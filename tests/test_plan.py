@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from mmrl import plan
-from mmrl.data.batches.pipeline import Options, batch_shapes, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes, training_batches
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.planning import measure, search, terminal, topology
 from mmrl.types import InputError
@@ -29,7 +29,7 @@ def test_shortages_are_read_out_of_the_compiler_s_refusal():
 
 def test_batch_shapes_are_those_of_the_pipeline():
     config, corpus = toys.config(), toys.corpus()
-    options = Options.from_config(config.data)
+    options = PipelineOptions.from_config(config.data)
     tokenizer = Tokenizer.train(corpus.texts, vocab_size=300)
     for with_perturbed in (False, True):
         batches = training_batches(

@@ -11,7 +11,7 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.batches import stall
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import read_corpus
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.training.prefetch import Prefetch
@@ -35,7 +35,7 @@ class Blocking(toys.ToySource):
 def feed(gate, workers, late, patience=0.3):
     corpus = read_corpus("toy/train", Blocking(gate), sections=("findings",))
     tokenizer = Tokenizer.train(corpus.texts, vocab_size=300)
-    options = Options.from_config({**toys.config().data, "num_workers": workers})
+    options = PipelineOptions.from_config({**toys.config().data, "num_workers": workers})
     batches = training_batches(
         corpus, tokenizer, options, seed=0, batch_size=16, with_perturbed=True
     )

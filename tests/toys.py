@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mmrl.data.batches.pipeline import Options, training_batches
+from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.reading import shards
 from mmrl.data.text.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def batches(config: ml_collections.ConfigDict, count: int = 1) -> list[dict[str,
     iterator = training_batches(
         corpus(),
         tokenizer(),
-        Options.from_config(config.data),
+        PipelineOptions.from_config(config.data),
         seed=0,
         batch_size=config.batch_size,
         with_perturbed=True,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mmrl import build
 from mmrl import config as configs
-from mmrl.data.batches.pipeline import Options, batch_shapes
+from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes
 from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
 from mmrl.planning.roofline import Roofline, roofline
@@ -142,7 +142,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
     config = without_data(config)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     example = batch_shapes(
-        Options.from_config(config.data),
+        PipelineOptions.from_config(config.data),
         config.batch_size,
         with_perturbed=learner.needs_perturbed(config.objectives),
     )

@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mmrl import build, config
-from mmrl.data.batches.pipeline import Examples, Options
+from mmrl.data.batches.pipeline import Examples, PipelineOptions
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.overlap import leaks
 from mmrl.data.overlap.fingerprints import Fingerprint
@@ -181,7 +181,7 @@ class Trained:
 
     def examples(self, corpus: Corpus, training: Callable[[], Corpus] | None = None) -> Examples:
         """Prepares `corpus` as the run's own evaluation does; `training` as in `Examples`."""
-        options = Options.from_config(self.config.data)
+        options = PipelineOptions.from_config(self.config.data)
         preprocess, length = options.preprocess(), options.text_length
         return Examples(
             corpus,

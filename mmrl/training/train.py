@@ -24,7 +24,7 @@ from clu import parameter_overview
 from mmrl import config as configs
 from mmrl import files, streams
 from mmrl.data.batches import stall
-from mmrl.data.batches.pipeline import Examples, Options, training_batches
+from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
 from mmrl.data.corpus import describe
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import compile_cache, distributed, sharding
@@ -72,7 +72,7 @@ class Trainer:
         _prepare_process(config)
         if note := compile_cache.use(config.compile_cache):
             self.console.say(note)
-        self.options = Options.from_config(config.data)
+        self.options = PipelineOptions.from_config(config.data)
 
         # Data before the model, so that errors in them show before anything is compiled.
         self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}

@@ -1,7 +1,7 @@
-"""Training examples: one position of the endless sequence after the other, made into a batch.
+"""Training examples: a batch made from its positions in the endless sequence of training.
 
-What an example holds depends on (corpus, config, seed, position) alone. A batch is made whole, by
-one thread: its rows are written where they will lie, and its texts are tokenised together.
+An example depends only on (corpus, config, seed, position). One thread makes a whole batch: rows
+are written directly into the arrays of the batch, and its reports are tokenised together.
 """
 
 import dataclasses
@@ -25,8 +25,16 @@ from mmrl.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How an example is made; the fields are those of `pipeline.Options`."""
+class ExampleOptions:
+    """How an example is made: config.data as `pipeline.PipelineOptions` has it.
+
+    Attributes:
+      preprocess: decoded image -> the square that is jittered.
+      jitter: random part of image preparation.
+      text: which part of a report is read, one of `excerpts.CHOICES`.
+      mix: kinds of perturbation with their weights.
+      cache_mib: MiB of preprocessed images kept in memory, if `cache_images`.
+    """
 
     preprocess: Preprocess
     jitter: Jitter
@@ -38,43 +46,43 @@ class Recipe:
     cache_mib: int
 
 
-class Draws(NamedTuple):
-    """What is random about n examples, u64[n] each: seeds of image and text, and a number.
+class ExampleSeeds(NamedTuple):
+    """The random numbers of n examples, u64[n] each.
 
-    Separate ones: switching an image jitter on leaves the perturbations as they were.
+    They are independent, so that an option which draws from one (a further jitter, say) changes
+    nothing that another decides.
+
+    Attributes:
+      jitter: seed of the image jitter.
+      copies: seed of the perturbed copies of the report.
+      view: chooses one of the images of a record, where training may choose.
     """
 
-    image: np.ndarray
-    text: np.ndarray
+    jitter: np.ndarray
+    copies: np.ndarray
     view: np.ndarray
 
 
-class Seeds:
-    """The draws of positions in the endless sequence: numbers of the stream that a position seeds.
+def seeds_at(seed: int, positions: Sequence[int]) -> ExampleSeeds:
+    """The random numbers of the examples at some positions, counted from 0.
 
     Args:
-      seed: of the positions' seeds.
+      seed: see `sequence.example_seed`.
     """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = np.uint64(seed)
-
-    def __call__(self, positions: Sequence[int]) -> Draws:
-        """The draws of positions, counted from 0."""
-        own = counter.bits(self._seed, np.asarray(positions))
-        return Draws(*counter.bits(own, np.arange(len(Draws._fields))[:, None]))
+    own = counter.bits(np.uint64(seed), np.asarray(positions))
+    return ExampleSeeds(*counter.bits(own, np.arange(len(ExampleSeeds._fields))[:, None]))
 
 
 class Load:
-    """(index, view) -> u8[S, S]: decoding and resizing, kept in memory when asked for.
+    """(index, view) -> preprocessed image, u8[S, S].
 
-    Images are kept as they come until `cache_mib` MiB are full, in each process by itself. None is
-    ever given up for another: every epoch asks for each image once, so that of a cache that drops
-    the oldest nothing would be found again.
+    Images are kept in memory until `cache_mib` MiB are used, in each process separately. None is
+    evicted: an epoch reads each image once, so a cache that evicts the oldest image would have
+    evicted every image before its next use.
 
     Args:
       cache_mib: 0 keeps none.
-      mark: is told what begins, see `stall.Board.mark`.
+      mark: called with each stage before it begins, see `stall.Board.mark`.
     """
 
     def __init__(
@@ -98,28 +106,30 @@ class Load:
         out: np.ndarray | None = None,
         corner: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """The image of one example; it may be the cache's own, so nobody may write to it.
+        """The image of one example.
 
         Args:
-          view: a random number that chooses among the images, where there is a choice.
-          out: u8[h, w], where to write the part of the image that begins at row and column
-            `corner` instead.
+          index: of the example in the corpus.
+          view: random number that chooses among the images of the record, see `Corpus.choices`.
+          out: u8[h, w]. If given, the window of the image whose first pixel is at (row, column)
+            `corner` is written there.
 
         Returns:
-          u8[S, S], or `out`.
+          `out`, or else the whole image, u8[S, S], which must not be modified: it may be in the
+          cache.
 
         Raises:
-          InputError: unreadable; names the record.
+          InputError: the image cannot be read; names the record.
         """
         count = int(self._choices[index])
         number = view % count if count > 1 else int(self._numbers[index])
-        place = int(self._positions[index]), number
-        image = self.cache.get(place)
+        key = int(self._positions[index]), number
+        image = self.cache.get(key)
         if image is None:
             keep = len(self.cache) < self._kept
             try:
                 self._mark(stall.READ, index)
-                image = self._load(*place)
+                image = self._load(*key)
                 self._mark(stall.PREPROCESS, index)
                 if out is not None and not keep:
                     return self._preprocess(image, out, corner)
@@ -129,7 +139,7 @@ class Load:
             if keep:
                 with self._adding:
                     if len(self.cache) < self._kept:
-                        self.cache[place] = image
+                        self.cache[key] = image
         if out is None:
             return image
         (top, left), (height, width) = corner, out.shape
@@ -137,7 +147,7 @@ class Load:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process gets the recipe, not the pixels.
+        # Without the pixels: a worker process fills a cache of its own.
         kept = {name: value for name, value in self.__dict__.items() if name != "_adding"}
         return {**kept, "cache": {}}
 
@@ -146,75 +156,81 @@ class Load:
 
 
 class Make:
-    """Rows of a batch from their positions: types.Batch with as many rows.
+    """positions -> rows of a batch: types.Batch with as many rows.
 
     Args:
-      seeds: of every position. text_seed: of the parts of reports that are read.
-      batch_size: of the global batch; it tells the step, which the curriculum asks for.
-      with_perturbed: whether perturbed copies are made.
-      mark: is told what begins, see `stall.Board.mark`.
+      example_seed: see `sequence.example_seed`.
+      text_seed: of the choice of excerpts, see `Excerpts`.
+      batch_size: of the global batch; it converts a position into a step.
+      with_perturbed: whether to make perturbed copies.
+      mark: called with each stage before it begins, see `stall.Board.mark`.
     """
 
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        recipe: Recipe,
-        seeds: Seeds,
+        options: ExampleOptions,
         *,
+        example_seed: int,
         text_seed: int,
         batch_size: int,
         with_perturbed: bool,
         mark: Callable[[int, int], None] = stall.ignore,
     ) -> None:
-        kept = recipe.cache_mib if recipe.cache_images else 0
-        self.load = Load(corpus, recipe.preprocess, kept, mark)
+        kept = options.cache_mib if options.cache_images else 0
+        self.load = Load(corpus, options.preprocess, kept, mark)
         self._mark = mark
-        self._excerpts = Excerpts(corpus, recipe.text, text_seed)
-        self._tokenizer, self._recipe, self._seeds = tokenizer, recipe, seeds
-        self._copies = Copies(tokenizer, recipe.text_length)
+        self._excerpts = Excerpts(corpus, options.text, text_seed)
+        self._tokenizer, self._options, self._seed = tokenizer, options, example_seed
+        self._copies = Copies(tokenizer, options.text_length)
         self._batch_size, self._with_perturbed = batch_size, with_perturbed
 
     def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The rows whose place in the endless sequence is `positions`; see the class."""
-        draws = self._seeds(positions)
+        """Makes the rows.
+
+        Args:
+          positions: n positions in the endless sequence, all of one batch.
+          indices: the index in the corpus of the example at each position.
+        """
+        options, seeds = self._options, seeds_at(self._seed, positions)
         step = positions[0] // self._batch_size
-        read = [self._excerpts(index, step) for index in indices]
-        texts = [text for text, _ in read]
-        images = self._images(indices, draws)[..., None]
+        excerpts = [self._excerpts(index, step) for index in indices]
+        texts = [text for text, _ in excerpts]
+        images = self._images(indices, seeds)[..., None]
         self._mark(stall.TOKENISE, indices[0])
-        originals = self._tokenizer.encode_batch(texts, self._recipe.text_length)
+        originals = self._tokenizer.encode_batch(texts, options.text_length)
         rows = {
             "image": images,
             "tokens": originals.tokens,
             "token_mask": originals.mask,
-            "group": np.asarray([group for _, group in read], np.int32),
+            "group": np.asarray([group for _, group in excerpts], np.int32),
             "index": np.asarray(indices, np.int32),
         }
         if self._with_perturbed:
-            kinds = self._recipe.mix.draw(step, self._recipe.num_perturbed, draws.text)
+            kinds = options.mix.draw(step, options.num_perturbed, seeds.copies)
 
             def mark(row: int) -> None:
                 self._mark(stall.PERTURB, indices[row])
 
-            rows |= self._copies(texts, originals.tokens, kinds, draws.text, mark)
+            rows |= self._copies(texts, originals.tokens, kinds, seeds.copies, mark)
         self._mark(stall.IDLE, 0)
         return rows
 
-    def _images(self, indices: Sequence[int], draws: Draws) -> np.ndarray:
+    def _images(self, indices: Sequence[int], seeds: ExampleSeeds) -> np.ndarray:
         """u8[n, S, S], jittered."""
-        jitter, preprocess = self._recipe.jitter, self._recipe.preprocess
+        jitter, preprocess = self._options.jitter, self._options.preprocess
         side = preprocess.size if jitter.size is None else jitter.size
         out = np.empty((len(indices), side, side), np.uint8)
-        numbers = counter.uniforms(draws.image[:, None], np.arange(DRAWS)).tolist()
-        views = draws.view.tolist()
-        for row, index, view, drawn in zip(out, indices, views, numbers, strict=True):
+        uniforms = counter.uniforms(seeds.jitter[:, None], np.arange(DRAWS)).tolist()
+        views = seeds.view.tolist()
+        for row, index, view, drawn in zip(out, indices, views, uniforms, strict=True):
             image = functools.partial(self._loaded, index, view)
             jitter.fill(row, preprocess.size, drawn, image)
         return out
 
-    def _loaded(self, index: int, view: int, *part: Any) -> np.ndarray:
-        """What `Load` gives; what follows is augmentation."""
-        image = self.load(index, view, *part)
+    def _loaded(self, index: int, view: int, *window: Any) -> np.ndarray:
+        """What `Load` returns; the stage after it is augmentation."""
+        image = self.load(index, view, *window)
         self._mark(stall.AUGMENT, index)
         return image

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mmrl.data.batches import sequence, stall
-from mmrl.data.batches.example import Make, Recipe, Seeds
+from mmrl.data.batches.example import ExampleOptions, Make
 from mmrl.data.corpus import Corpus
 from mmrl.data.image.images import Preprocess
 from mmrl.data.image.jitter import Jitter
@@ -32,7 +32,7 @@ _JITTERS = ("crop_scale", "aspect", "translate", "rotate", "brightness", "contra
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PipelineOptions:
     """The part of config.data that shapes an example."""
 
     image_size: int
@@ -56,7 +56,7 @@ class Options:
     num_workers: int
 
     @classmethod
-    def from_config(cls, data: Mapping[str, Any]) -> "Options":
+    def from_config(cls, data: Mapping[str, Any]) -> "PipelineOptions":
         """Picks the fields out of config.data.
 
         Raises:
@@ -68,16 +68,16 @@ class Options:
         policy = Policy.from_config(data["label_policy"])
         mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
         options = cls(mix=mix, label_policy=policy, **{name: data[name] for name in names})
-        options.recipe()  # checks what it is made of
+        options.example()  # checks the ranges
         return options
 
     def preprocess(self) -> Preprocess:
         """The deterministic part of image preparation, as evaluation does it."""
         return Preprocess(self.image_size, self.resize)
 
-    def recipe(self) -> Recipe:
+    def example(self) -> ExampleOptions:
         """How training makes an example."""
-        return Recipe(
+        return ExampleOptions(
             preprocess=Preprocess(self.load_size or self.image_size, self.resize),
             jitter=Jitter(
                 size=self.image_size,
@@ -205,7 +205,7 @@ class BatchIterator:
 def training_batches(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    options: Options,
+    options: PipelineOptions,
     *,
     seed: int,
     batch_size: int,
@@ -230,8 +230,8 @@ def training_batches(
     make = Make(
         corpus,
         tokenizer,
-        options.recipe(),
-        Seeds(sequence.example_seed(seed)),
+        options.example(),
+        example_seed=sequence.example_seed(seed),
         text_seed=seed,
         batch_size=batch_size,
         with_perturbed=with_perturbed,
@@ -252,7 +252,7 @@ def training_batches(
 
 
 def batch_shapes(
-    options: Options, batch_size: int, *, with_perturbed: bool
+    options: PipelineOptions, batch_size: int, *, with_perturbed: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a global batch of `training_batches`, without any data."""
     side, length, copies = options.image_size, options.text_length, options.num_perturbed
