@@ -14,8 +14,8 @@ from mmrl.data import counter, perturb
 from mmrl.data.batches import copies as module
 from mmrl.data.batches.copies import Copies
 from mmrl.data.perturb import report
-from mmrl.data.perturb import systematic as sampling
 from mmrl.data.perturb.mix import Mix
+from mmrl.data.perturb.systematic import systematic
 from mmrl.data.text.segments import Segments, plain
 from mmrl.data.text.tokenizer import Tokenizer
 
@@ -237,7 +237,7 @@ def test_counters_are_splitmix64_and_uniform():
 
 
 def test_systematic_sampling_takes_each_kind_once_where_there_are_enough():
-    drawn = sampling.systematic(np.ones(9), 4, np.random.default_rng(0).random((500, 14)))
+    drawn = systematic(np.ones(9), 4, np.random.default_rng(0).random((500, 14)))
     assert drawn.shape == (500, 4)
     assert all(len(set(row)) == 4 for row in drawn.tolist())
     pairs = collections.Counter(map(tuple, np.sort(drawn[:, :2], axis=1).tolist()))

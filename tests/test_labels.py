@@ -74,7 +74,7 @@ def test_presets_are_read_from_the_config():
         ({"blank": "zeros"}, "unknown config.data.label_policy.blank 'zeros'"),
         ({"labels": {"Edema": "two"}}, r"label_policy.labels.Edema 'two'"),
         ({"preset": "chexnet"}, r"label_policy.preset 'chexnet'"),
-        ({"preset": "gloria", "blank": "zero"}, "preset 'gloria' beside other choices"),
+        ({"preset": "gloria", "blank": "zero"}, "preset 'gloria' together with other keys"),
         ({"mask": 1}, r"unknown key in config.data.label_policy 'mask'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One split of one source, read once as text: what training and evaluation both stand on."""
+"""One split of one source, with its texts read into memory; training and evaluation use it."""
 
 import collections
 import dataclasses
@@ -20,20 +20,25 @@ from mmrl.types import InputError, Record, Reject, Source
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The usable records of a split with the text that the encoders will read.
+    """The N examples of a split with the text that the encoders read.
+
+    A usable record is one example, or several if `views` is "each".
 
     Attributes:
       name: "source/split".
-      source: where records come from; `positions` are the indices used.
-      ids, patients, texts: one entry per usable record.
-      groups: i32[N]; records of the same study, or with the same text up to case, space and
-        punctuation, share a group and so are not negatives of each other.
-      rejects: what the source and this scan refused. total: records before that.
-      numbers: i32[N], which image of its record each example is.
-      choices: i32[N], how many images training may draw from; 1 where it takes that of `numbers`.
-      cuts: per example, where each section of its text but the last ends; a blank follows.
-      views: how they were chosen, see `mmrl.data.views`.
-      collector: has seen every usable record; `fingerprint` asks it.
+      source: of the records.
+      positions: i64[N], index of the record of each example in `source`.
+      ids, patients, texts: of the examples.
+      groups: i32[N], duplicate groups. Examples of the same study, or whose texts are equal but for
+        case, white space and punctuation, share a group; they are not negatives of each other.
+      rejects: records that the source or `read_corpus` rejected.
+      total: number of records before any was rejected.
+      collector: has seen every usable record, for `fingerprint`.
+      numbers: i32[N], which image of its record each example uses.
+      choices: i32[N], how many images training may draw from; 1 if it uses that of `numbers`.
+      cuts: of each example, the ends of the sections of its text but the last, in characters; a
+        blank follows each.
+      views: how images were chosen, see `mmrl.data.views`.
     """
 
     name: str
@@ -55,7 +60,10 @@ class Corpus:
         return len(self.ids)
 
     def record(self, index: int) -> Record:
-        """The full record of usable item `index`; with views, as seen by its image alone."""
+        """The record of an example. If it has several images, only that of the example is kept.
+
+        With views="first" the record keeps all of its images.
+        """
         record = self.source[int(self.positions[index])]
         if self.views == "first" or len(record.images) < 2:
             return record
@@ -64,30 +72,30 @@ class Corpus:
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
-        """Digests that tell whether another corpus holds the same records.
+        """Digests by which the leak check finds records that another corpus holds, too.
 
-        Made when first asked for: signing every report takes a while, and only the leak gate asks.
+        Computed at the first use, because it needs a signature of every report.
         """
         return self.collector.finish(self.texts)
 
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
-        """(position in the source, number of the image) -> u8 or u16[H, W]; pickles."""
+        """(position in the source, number of the image) -> u8 or u16[H, W]; can be pickled."""
         return loader(self.source)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Of the parts of a mixture; None where records are drawn alike."""
+        """The weights of the parts of a mixture; None if all examples are equally frequent."""
         return getattr(self.source, "weights", None)
 
     @property
     def parts(self) -> np.ndarray:
-        """i64[N], the part of a mixture that each example is of."""
+        """i64[N], the part of a mixture that each example belongs to; 0 without a mixture."""
         starts = getattr(self.source, "starts", np.zeros(1, np.int64))
         return np.searchsorted(starts, self.positions, side="right") - 1
 
     def image(self, index: int) -> np.ndarray:
-        """The image of usable item `index`, as evaluation sees it: u8 or u16[H, W].
+        """The image that evaluation uses of example `index`, u8 or u16[H, W].
 
         Raises:
           InputError: it cannot be read; names the record.
@@ -98,12 +106,12 @@ class Corpus:
             raise InputError(f"record {self.ids[index]}: {error}") from None
 
     def duplicate_share(self) -> float:
-        """Share of records that have at least one other record in their group."""
+        """Share of examples that have at least one other example in their duplicate group."""
         counts = np.bincount(self.groups, minlength=1)
         return float(np.mean(counts[self.groups] > 1)) if len(self) else 0.0
 
     def sha256(self) -> str:
-        """Identity of ids, texts, groups and choice of images, in order."""
+        """Digest of ids, patients, texts, groups and choice of images, in order."""
         content = [self.ids, self.patients, self.texts, self.groups.tolist()]
         if self.numbers.any():
             content.append(self.numbers.tolist())
@@ -111,7 +119,7 @@ class Corpus:
 
 
 def loader(source: Source) -> Callable[[int, int], np.ndarray]:
-    """(position, number of the image) -> u8 or u16[H, W], in the quickest way the source has."""
+    """(position, number of the image) -> u8 or u16[H, W], in the fastest way the source has."""
     fast = getattr(source, "image", None)
     return functools.partial(_load, source) if fast is None else fast
 
@@ -124,7 +132,7 @@ def _load(source: Source, position: int, number: int) -> np.ndarray:
 
 
 def records(source: Source) -> Iterator[Record]:
-    """All records in order, in the quickest way the source has."""
+    """All records in order, in the fastest way the source has."""
     if isinstance(source, Iterable):
         return iter(source)
     return map(source.__getitem__, range(len(source)))
@@ -143,13 +151,13 @@ def read_corpus(
 
     Args:
       name: "source/split", for messages.
-      sections: which report sections, in this order, make up the text.
+      sections: the report sections that make up the text, in this order.
       views: which images become examples, see `mmrl.data.views`.
-      need_images: False also takes records without an image, for what reads texts alone.
-      allow_empty: return an empty corpus instead of refusing it.
+      need_images: whether to reject records without an image; False is for uses of texts alone.
+      allow_empty: whether to return an empty corpus instead of raising.
 
-    Records without any of the sections, without an image, or without one of the wanted view are
-    rejected with their reason.
+    Records without any of the sections, without an image, or without an image that `views` accepts
+    are rejected with their reason.
 
     Raises:
       InputError: no usable record, unless `allow_empty`; an unknown choice of views.
@@ -189,7 +197,7 @@ def _scan(
     need_images: bool,
     refused: list[Reject],
 ) -> tuple["_Read", Collector]:
-    """Reads every record; adds to `refused`."""
+    """Reads every record; adds rejected ones to `refused`."""
     read, collector = _Read(), Collector(name)
     for position, record in enumerate(records(source)):
         text, cuts = _compose(record.sections, sections)
@@ -220,7 +228,7 @@ def _scan(
 
 
 def _compose(sections: Mapping[str, str], wanted: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    """The wanted sections as one text, and where each but the last ends."""
+    """The wanted sections as one text, and `Corpus.cuts` of it."""
     each = (reports.normalise(reports.compose(sections, (name,))) for name in wanted)
     parts = [part for part in each if part]
     ends = itertools.accumulate((len(part) + 1 for part in parts[:-1]), initial=-1)
@@ -229,7 +237,7 @@ def _compose(sections: Mapping[str, str], wanted: Sequence[str]) -> tuple[str, t
 
 @dataclasses.dataclass
 class _Read:
-    """Columns of the examples found so far."""
+    """The examples found so far, column by column; see `Corpus`."""
 
     positions: list[int] = dataclasses.field(default_factory=list)
     ids: list[str] = dataclasses.field(default_factory=list)
@@ -242,9 +250,9 @@ class _Read:
 
 
 def group_ids(studies: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """i32[N]: connected components of "same study" and "same canonical text".
+    """Duplicate groups, i32[N]: connected components of "same study" and "same canonical text".
 
-    A group's id is the index of its first member.
+    The number of a group is the index of its first member.
     """
     parent = list(range(len(studies)))  # of single numbers, lists are read faster than arrays
 
@@ -263,7 +271,7 @@ def group_ids(studies: Sequence[str], texts: Sequence[str]) -> np.ndarray:
 
 
 def describe(corpus: Corpus) -> Mapping[str, Any]:
-    """The figures worth printing before training starts."""
+    """Figures of a corpus that are printed before training starts."""
     words = np.asarray([len(text.split()) for text in corpus.texts])
     return {
         "records": len(corpus),

@@ -1,8 +1,8 @@
-"""Random numbers by place: any number of many streams at once, without a generator for each.
+"""Counter-based random numbers: any output of any number of streams, computed directly.
 
-SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", section 4)
-read as a function of its counter: the n-th output for a seed is a mix of seed + (n + 1) gamma, so
-that any number of any stream costs the same, and arrays of them no loop in Python.
+The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+generators", section 4). Its n-th output for a seed is a mix of seed + (n + 1) gamma, so that no
+state is kept, and arrays of outputs of many streams are computed without a loop in Python.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def bits(seeds: np.ndarray | np.uint64, numbers: np.ndarray | int) -> np.ndarray:
-    """u64[...]: output `numbers` of the streams `seeds` (u64), broadcast against each other."""
+    """u64[...]: outputs `numbers`, from 0, of the streams with `seeds` (u64), broadcast."""
     with np.errstate(over="ignore"):  # of scalars; arithmetic is modulo 2**64
         mixed = seeds + (np.asarray(numbers, np.uint64) + np.uint64(1)) * _GAMMA
         for shift, factor in _MIX:
@@ -21,5 +21,5 @@ def bits(seeds: np.ndarray | np.uint64, numbers: np.ndarray | int) -> np.ndarray
 
 
 def uniforms(seeds: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
-    """f64[...] in [0, 1), multiples of 2**-53, of the same `bits`."""
+    """f64[...] in [0, 1), multiples of 2**-53: the upper 53 of the same `bits`."""
     return (bits(seeds, numbers) >> np.uint64(11)) * 2.0**-53

@@ -1,8 +1,8 @@
-"""What raw labels (1 present, 0 absent, -1 uncertain, -2 not stated) count as, and which count.
+"""How raw labels are read: 1 present, 0 absent, -1 uncertain, -2 not stated ("blank").
 
-Sources and shards keep labels raw; config.data.label_policy says how they are read. The names are
-those of CheXpert (Irvin et al. 2019, section 3): U-Ignore, U-Zeros, U-Ones and
-U-MultiClass.
+Sources and shards store raw labels. config.data.label_policy decides what evaluators make of
+uncertain and blank ones. The policies for uncertain labels are those of CheXpert (Irvin et al.
+2019, section 3): U-Ignore, U-Zeros, U-Ones and U-MultiClass.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from mmrl.types import InputError, Record
 PRESENT, ABSENT, UNCERTAIN, BLANK = 1, 0, -1, -2
 
 UNCERTAIN_POLICIES = ("ignore", "zeros", "ones", "classes")
-"""What becomes of an uncertain label: masked, absent, present, or 2, a class of its own."""
+"""What an uncertain label becomes: masked, absent, present, or 2, a class of its own."""
 
 BLANK_POLICIES = ("ignore", "zero")
-"""What becomes of a label that is not stated: masked or absent."""
+"""What a label that is not stated becomes: masked or absent."""
 
 _KEYS = ("preset", "uncertain", "blank", "labels")
 
@@ -30,12 +30,12 @@ class Policy:
     """How raw labels are read.
 
     Attributes:
-      uncertain: one of `UNCERTAIN_POLICIES`, for every label that `labels` does not name.
+      uncertain: one of `UNCERTAIN_POLICIES`, for every label that is not in `labels`.
       blank: one of `BLANK_POLICIES`.
       labels: label name -> one of `UNCERTAIN_POLICIES`.
 
     Raises:
-      InputError: another choice.
+      InputError: an unknown policy.
     """
 
     uncertain: str = "ignore"
@@ -54,10 +54,10 @@ class Policy:
 
     @classmethod
     def from_config(cls, given: Mapping[str, Any]) -> "Policy":
-        """Reads config.data.label_policy: preset, or uncertain, blank and labels.
+        """Reads config.data.label_policy: a preset, or uncertain, blank and labels.
 
         Raises:
-          InputError: an unknown key, preset or choice; a preset beside other choices.
+          InputError: an unknown key, preset or policy; a preset together with policies.
         """
         where = "config.data.label_policy"
         fields = dict(given.items())
@@ -73,7 +73,7 @@ class Policy:
             raise InputError(build.unknown(f"{where}.preset", preset, PRESETS))
         if own != cls():
             raise InputError(
-                f"{where}: preset {preset!r} beside other choices; expected one of them"
+                f"{where}: preset {preset!r} together with other keys; expected one of them"
             )
         return PRESETS[preset]
 
@@ -85,15 +85,15 @@ class Policy:
         """Applies the policy.
 
         Args:
-          names: of the C labels. raw: i8[..., C] of 1, 0, -1 and -2.
+          names: of the C labels.
+          raw: i8[..., C] of 1, 0, -1 and -2.
 
         Returns:
-          labels i8[..., C] of 0 and 1, or 2 for uncertain ones that are a class of their own; 0
-          where masked. mask bool[..., C], False exactly where a label is blank or uncertain and so
-          ignored.
+          labels i8[..., C]: 0 and 1, 2 for uncertain labels that are a class of their own, 0 where
+          masked; mask bool[..., C]: False where a label is uncertain or blank and ignored.
 
         Raises:
-          InputError: another number of labels than names, or another value.
+          InputError: the last axis of `raw` is not C, or a label has another value.
         """
         raw = np.asarray(raw)
         if raw.shape[-1:] != (len(names),):
@@ -110,16 +110,16 @@ class Policy:
         return labels, mask
 
     def of(self, record: Record) -> dict[str, int]:
-        """Label name -> 0, 1 or 2, of the labels that the mask keeps."""
+        """Label name -> 0, 1 or 2, without the masked labels."""
         labels, mask = self(record.label_names, np.asarray(record.labels, np.int8))
-        each = zip(record.label_names, labels.tolist(), mask.tolist(), strict=True)
-        return {name: label for name, label, kept in each if kept}
+        columns = zip(record.label_names, labels.tolist(), mask.tolist(), strict=True)
+        return {name: label for name, label, kept in columns if kept}
 
 
 _VALUES = {"ignore": 0, "zeros": 0, "ones": 1, "classes": 2}
 
-# The public code of GLoRIA (Huang et al. 2021), which that of MGCA (Wang et al. 2022) takes over,
-# for the five tasks of the CheXpert competition; it reads no other label.
+# As in the public code of GLoRIA (Huang et al. 2021) and of MGCA (Wang et al. 2022), which read the
+# five labels of the CheXpert competition and no other.
 _COMPETITION = {
     "Atelectasis": "ones",
     "Cardiomegaly": "zeros",
@@ -136,4 +136,4 @@ PRESETS: dict[str, Policy] = {
     "gloria": Policy("ignore", "zero", _COMPETITION),
     "mgca": Policy("ignore", "zero", _COMPETITION),
 }
-"""Published conventions by name. All take a label that a report does not mention for absent."""
+"""Published conventions by name. All read a blank label as absent."""

@@ -1,4 +1,7 @@
-"""Which images of a study training and evaluation look at: config.data.views."""
+"""config.data.views: which images of a study training and evaluation use.
+
+A *view* here is an image that was chosen, whatever its projection (PA, AP, lateral).
+"""
 
 import dataclasses
 import functools
@@ -9,9 +12,10 @@ from mmrl.data.reading.lazy import LazyBoxes
 from mmrl.types import Box, InputError, Record
 
 CHOICES = ("first", "frontal", "random", "each")
-"""first: the first image. frontal: the first PA, AP or FRONTAL view; records without one are
-rejected. random: training draws one of all images for each example and epoch, evaluation takes the
-first frontal view, or the first image where there is none. each: every image is an example."""
+"""first: the first image. frontal: the first image of PA, AP or FRONTAL projection; records without
+one are rejected. random: training draws one of all images for each example and epoch, evaluation
+uses the first frontal image, or the first image where there is none. each: every image is an
+example of its own."""
 
 FRONTAL = ("PA", "AP", "FRONTAL")
 
@@ -23,7 +27,10 @@ def check(views: str) -> None:
 
 
 def numbers(record: Record, views: str) -> tuple[int, ...]:
-    """The images that become an example each, as evaluation sees them; () rejects the record."""
+    """The numbers of the images that become an example each, as evaluation uses them.
+
+    () if the record is to be rejected.
+    """
     if views == "first":
         return (0,) if record.images else ()
     if views == "each":
@@ -35,14 +42,14 @@ def numbers(record: Record, views: str) -> tuple[int, ...]:
 
 
 def example_id(record: Record, number: int, views: str) -> str:
-    """The record's id; of its second image and further ones, where each counts, "id#2"."""
+    """The id of an example: that of the record, or "ID#2" for its second image if views is each."""
     return f"{record.id}#{number + 1}" if views == "each" and number else record.id
 
 
 def seen_by(record: Record, number: int) -> Record:
-    """The record as if `number` were its only image: boxes are those on it.
+    """The record with image `number` alone and the boxes on it.
 
-    Masks belong to the first image of a record, and are left out with it.
+    Masks belong to the first image, so they are kept only with that one.
     """
     return dataclasses.replace(
         record,
@@ -53,6 +60,6 @@ def seen_by(record: Record, number: int) -> Record:
 
 
 def _boxes_on(boxes: Sequence[Box], number: int) -> tuple[Box, ...]:
-    """The boxes on one image, which is then the first."""
+    """The boxes on image `number`, numbered as boxes of the only image."""
     on = (box for box in boxes if box.image == number)
     return tuple(dataclasses.replace(box, image=0) for box in on)

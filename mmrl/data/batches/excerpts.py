@@ -1,4 +1,4 @@
-"""What training reads of a report: all of it, or a part drawn for each step. config.data.text."""
+"""config.data.text: whether training reads whole reports, or a part drawn anew at each step."""
 
 import functools
 import hashlib
@@ -12,10 +12,10 @@ from mmrl.data.text import reports
 from mmrl.types import InputError
 
 CHOICES = ("report", "section", "sentence", "sentences")
-"""report: all wanted sections. section: one of those that are present. sentence: one sentence, as
-ConVIRT samples them (Zhang et al. 2022, "Contrastive learning of medical visual representations",
-section 3). sentences: a run of neighbouring sentences, its length drawn uniformly from one to all,
-then its start. Evaluation always reads all."""
+"""report: all wanted sections. section: one of the wanted sections. sentence: one sentence, as in
+ConVIRT (Zhang et al. 2022, "Contrastive learning of medical visual representations", section 3).
+sentences: consecutive sentences; first their number is drawn uniformly, from one to all, then the
+first of them. Evaluation always reads whole reports."""
 
 
 def check(choice: str) -> None:
@@ -25,19 +25,20 @@ def check(choice: str) -> None:
 
 
 class Excerpts:
-    """(index, step) -> what is read of a report at a step, and the group it then belongs to.
+    """(index, step) -> the text of an example at a step, and its duplicate group at that step.
 
-    The draw depends on (seed, step, group of the record in its corpus), so that examples of the
-    same study, and of equal reports, read the same part wherever they stand in a batch. The group
-    of a whole report is that of the corpus. That of a part is the hash of its canonical text (32
-    bits: two different texts meet once in 4e9 pairs): in one batch two examples are no negatives of
-    each other when they are of one study, when their reports are equal, or when their parts are.
-    Only where a group of the corpus joins reports that differ (two reports of one study), its
-    examples keep a number of the group instead: they stay no negatives of each other, and are not
-    marked as equal to parts of other studies.
+    Examples of one duplicate group are not negatives of each other. A whole report keeps its
+    group of the corpus. The group of a part is a hash of its canonical text, so that equal parts of
+    different reports share a group; two different texts share one with probability 2**-32.
+
+    The draw depends on (seed, step, group in the corpus). All examples of a group therefore read
+    the same part, and stay one group, if their reports are equal. A group can also join different
+    reports of one study. Its examples then get a hash of the group instead of the text, so that
+    they stay one group; equal parts of other reports do not join it.
 
     Args:
-      choice: one of `CHOICES`. seed: of the draws.
+      choice: one of `CHOICES`.
+      seed: of the draws.
     """
 
     def __init__(self, corpus: Corpus, choice: str, seed: int) -> None:
@@ -47,7 +48,7 @@ class Excerpts:
         self._mixed = frozenset() if choice == "report" else self._find_mixed()
 
     def __call__(self, index: int, step: int) -> tuple[str, int]:
-        """The text, and its group as i32."""
+        """(text, duplicate group in the range of i32) of the example `index`."""
         group = int(self._groups[index])
         if self._choice == "report":
             return self._texts[index], group
@@ -64,20 +65,18 @@ class Excerpts:
         return text, int(np.int64(_hash(name) & 0xFFFFFFFF).astype(np.int32))
 
     def _parts(self, index: int) -> Sequence[str]:
-        """What is drawn from; never empty."""
+        """The sections or sentences to draw from; never empty."""
         text = self._texts[index]
         return _sections(text, self._cuts[index]) if self._choice == "section" else _sentences(text)
 
     def _find_mixed(self) -> frozenset[int]:
-        """The groups whose examples would not read the same part at the same draw."""
+        """The groups whose examples could read different parts at one draw."""
         first: dict[int, int] = {}
         mixed: set[int] = set()
         for index, group in enumerate(self._groups.tolist()):
             other = first.setdefault(group, index)
-            same = (self._texts[other], self._cuts[other]) == (
-                self._texts[index],
-                self._cuts[index],
-            )
+            same_text = self._texts[other] == self._texts[index]
+            same = same_text and self._cuts[other] == self._cuts[index]
             if not same and group not in mixed and self._keys(other) != self._keys(index):
                 mixed.add(group)
         return frozenset(mixed)
@@ -87,7 +86,7 @@ class Excerpts:
 
 
 def _sections(text: str, cuts: Sequence[int]) -> tuple[str, ...]:
-    """The sections of a text that end at `cuts`, the last at its end."""
+    """The sections of a text; all but the last end at `cuts`, see `Corpus.cuts`."""
     starts, ends = [0, *(cut + 1 for cut in cuts)], [*cuts, len(text)]
     return tuple(text[start:end] for start, end in zip(starts, ends, strict=True))
 
@@ -98,5 +97,5 @@ def _sentences(text: str) -> tuple[str, ...]:
 
 
 def _hash(text: str) -> int:
-    """64 bits."""
+    """A 64-bit hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

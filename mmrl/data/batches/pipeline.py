@@ -1,7 +1,7 @@
-"""From a corpus to batches: training through Grain, held-out examples in a fixed order.
+"""From a corpus to batches: training batches through Grain, held-out examples in a fixed order.
 
-Training batches depend only on (corpus, config, seed, position): not on the number of processes,
-threads or workers. The position is one integer, so a run resumes at the exact next sample.
+Training batches depend only on (corpus, config, seed, position), not on the number of processes,
+threads or workers. The position is one integer, so a run resumes at the exact next example.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from mmrl.data.perturb.mix import Mix
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import Record
 
-_SHARED = 2**16  # bytes from which an array is worth a file of its own between processes
-_SHARED_FILES = "/dev/shm"  # of Linux; elsewhere Grain does what it does
+_SHARED_BYTES = 2**16  # smaller arrays are pickled between processes, larger ones share memory
+_SHARED_FOLDER = "/dev/shm"  # where Linux keeps shared memory as files
 _JITTERS = ("crop_scale", "aspect", "translate", "rotate", "brightness", "contrast", "gamma")
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineOptions:
-    """The part of config.data that shapes an example."""
+    """The part of config.data that decides what examples hold and how they are made."""
 
     image_size: int
     load_size: int
@@ -57,14 +57,14 @@ class PipelineOptions:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any]) -> "PipelineOptions":
-        """Picks the fields out of config.data.
+        """Reads config.data.
 
         Raises:
           InputError: unknown kinds of perturbation, see `Mix.from_config`; a jitter out of its
             range.
         """
-        made = ("mix", "label_policy")
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in made]
+        parsed = ("mix", "label_policy")
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in parsed]
         policy = Policy.from_config(data["label_policy"])
         mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
         options = cls(mix=mix, label_policy=policy, **{name: data[name] for name in names})
@@ -72,11 +72,15 @@ class PipelineOptions:
         return options
 
     def preprocess(self) -> Preprocess:
-        """The deterministic part of image preparation, as evaluation does it."""
+        """The image preparation of evaluation, which has no random part."""
         return Preprocess(self.image_size, self.resize)
 
     def example(self) -> ExampleOptions:
-        """How training makes an example."""
+        """How training makes an example.
+
+        Raises:
+          InputError: a jitter out of its range.
+        """
         return ExampleOptions(
             preprocess=Preprocess(self.load_size or self.image_size, self.resize),
             jitter=Jitter(
@@ -93,10 +97,11 @@ class PipelineOptions:
 
 
 class _Batches(grain.MapDataset):
-    """Element n is this process's rows of global batch n, made whole.
+    """Element n holds this process's rows of global batch n.
 
     Args:
       order: position in the endless sequence -> index in the corpus.
+      rows: i64[n], the rows of a global batch that this process makes.
     """
 
     def __init__(
@@ -120,31 +125,35 @@ class _Batches(grain.MapDataset):
 
 
 def _to_shared_memory(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Large arrays where a worker process hands them over without a further copy.
+    """Moves large arrays to shared memory, from which the training process reads them.
 
-    Grain would copy them there itself, but into a mapping, every page of which the kernel clears
-    and maps at its first touch; that takes thrice as long as writing the same file.
+    Grain would do the same through a memory mapping. The kernel clears and maps each page of a
+    mapping when it is first touched, which takes three times as long as writing the file. Where
+    shared memory is not a folder, this is left to Grain.
     """
-    if not os.path.isdir(_SHARED_FILES):
+    if not os.path.isdir(_SHARED_FOLDER):
         return batch
     shared = {}
     for name, array in batch.items():
         shared[name] = array
-        if array.nbytes >= _SHARED and array.flags.c_contiguous:
-            place = grain.multiprocessing.SharedMemoryArray(array.shape, array.dtype)
-            name_of_file = os.path.join(_SHARED_FILES, place.shm.name)
-            with open(name_of_file, "r+b", buffering=_SHARED) as file:
+        if array.nbytes >= _SHARED_BYTES and array.flags.c_contiguous:
+            target = grain.multiprocessing.SharedMemoryArray(array.shape, array.dtype)
+            path = os.path.join(_SHARED_FOLDER, target.shm.name)
+            with open(path, "r+b", buffering=_SHARED_BYTES) as file:
                 file.write(array.data)
-            shared[name] = place
+            shared[name] = target
     return shared
 
 
 class BatchIterator:
-    """Batches in order, made ahead by threads or worker processes; one integer says where it is.
+    """Batches in order, made ahead by threads or worker processes.
 
     Args:
-      read: threads, and how many batches they run ahead. workers: processes, None for none.
-      board: where those say what they are at. ids: of the records, to name them.
+      batch_size: of the global batch.
+      read: the number of threads, and of batches that they make ahead.
+      workers: worker processes; None makes batches in this process.
+      board: where threads and workers record their stage.
+      ids: of the records, for `whereabouts`.
     """
 
     def __init__(
@@ -167,7 +176,7 @@ class BatchIterator:
             self._board.clear()
             ahead = self._dataset[self._next :].to_iter_dataset(self._read)
             if self._workers is not None:
-                small = grain.experimental.DatasetOptions(min_shm_size=_SHARED)
+                small = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
                 ahead = grain.experimental.WithOptionsIterDataset(
                     ahead.map(_to_shared_memory), small
                 ).mp_prefetch(self._workers)
@@ -177,7 +186,7 @@ class BatchIterator:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """{"global_next_index": examples of the global sequence used}, on every process."""
+        """{"global_next_index": number of examples used so far}, equal on every process."""
         return {"global_next_index": self._next * self._batch_size}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -188,7 +197,7 @@ class BatchIterator:
             raise ValueError(f"{state} lies within a batch of {self._batch_size}")
 
     def whereabouts(self) -> str:
-        """What the pipeline is at: the stage that has taken longest so far, its record and time."""
+        """The stage that has been running longest, with its record and seconds."""
         places = self._board.places()
         if not places:
             return "waiting for worker processes" if self._workers else "waiting for threads"
@@ -196,7 +205,7 @@ class BatchIterator:
         return f"{stall.STAGES[stage]} of record {self._ids[record]} for {seconds:.0f} s"
 
     def close(self) -> None:
-        """Ends threads and processes; the next batch starts them again."""
+        """Stops threads and workers; the next call of `__next__` starts them again."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -214,17 +223,16 @@ def training_batches(
 ) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
 
-    Every epoch is a fresh shuffle with fresh augmentation and fresh perturbations. The state is
-    {"global_next_index": int} on every process.
+    Every epoch has a new shuffle, new augmentation and new perturbations.
 
     Args:
       batch_size: of the global batch.
-      with_perturbed: whether any objective reads perturbed copies; else they are not made.
-      rows: i64[n], ascending, those of the global batch that this process loads; see
-        `sharding.local_rows`. None: all.
+      with_perturbed: whether to make perturbed copies.
+      rows: i64[n], ascending, the rows of the global batch that this process makes, see
+        `sharding.local_rows`; None for all.
 
     Raises:
-      InputError: fewer records, in all or in a part of a mixture, than a global batch takes.
+      InputError: the corpus, or a part of a mixture, has fewer records than one global batch takes.
     """
     board = stall.Board()
     make = Make(
@@ -240,7 +248,7 @@ def training_batches(
     order = sequence.order(corpus, seed, batch_size)
     rows = np.arange(batch_size) if rows is None else rows
     dataset = _Batches(order, make, rows, batch_size)
-    # Each thread makes a batch while one more waits: memory is a few batches, whatever their size.
+    # Each thread makes one batch, and one more waits, so that few batches are in memory.
     threads = max(1, options.num_threads)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     workers = None
@@ -254,7 +262,7 @@ def training_batches(
 def batch_shapes(
     options: PipelineOptions, batch_size: int, *, with_perturbed: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a global batch of `training_batches`, without any data."""
+    """Shapes and dtypes of a global batch of `training_batches`, without reading data."""
     side, length, copies = options.image_size, options.text_length, options.num_perturbed
     rows: dict[str, tuple[tuple[int, ...], type]] = {
         "image": ((side, side, 1), np.uint8),
@@ -277,13 +285,13 @@ def batch_shapes(
 
 
 class Examples:
-    """Held-out examples in corpus order; see evaluators.base.HeldOut.
+    """Held-out examples in corpus order, see `evaluators.base.HeldOut`.
 
     Args:
       corpus: the split to evaluate.
-      training: answers the training split of the same corpus, for evaluators that judge texts by
-        it; asked at most once, None where there is none.
-      label_policy: how evaluators read labels; None: uncertain and blank ones count for nothing.
+      training: () -> the training split of the same corpus, for evaluators that fit a model of
+        texts to it; None where there is none.
+      label_policy: how evaluators read labels; None ignores uncertain and blank ones.
     """
 
     def __init__(
@@ -315,11 +323,11 @@ class Examples:
         return len(self.corpus)
 
     def record(self, index: int) -> Record:
-        """The full record of example `index`."""
+        """The record of example `index`."""
         return self.corpus.record(index)
 
     def training_texts(self) -> Sequence[str]:
-        """Reports of the training split; empty where there is none."""
+        """Reports of the training split, () where there is none."""
         return () if self._training is None else self._training().texts
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -328,11 +336,11 @@ class Examples:
         return tokens, mask
 
     def image(self, index: int) -> np.ndarray:
-        """u8[H, W, 1], without augmentation."""
+        """The image of example `index` as the encoder reads it, u8[H, W, 1]."""
         return self.preprocess(self.corpus.image(index))[:, :, None]
 
     def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-        """(u8[batch_size, H, W, 1], real rows); the last batch is padded by zeros."""
+        """(u8[batch_size, H, W, 1], number of real rows); the last batch is padded with zeros."""
         side = self.preprocess.size
         for start in range(0, len(self), batch_size):
             count = min(batch_size, len(self) - start)

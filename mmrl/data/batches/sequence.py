@@ -1,4 +1,4 @@
-"""The endless sequence of training: which record stands at which position."""
+"""The endless sequence of training: which example is at which position."""
 
 import fractions
 import math
@@ -10,24 +10,23 @@ import numpy as np
 from mmrl.data.corpus import Corpus
 from mmrl.types import InputError
 
-# Grain's own numbers of the two streams when they hung on its chain of steps: runs that were
-# started then continue on the same batches.
+# Numbers of the random streams of the seed. Changing one would change every batch.
 _SHUFFLE, _EXAMPLES = 1, 5
 
 
 def example_seed(seed: int) -> int:
-    """The seed of what is random within examples."""
+    """The seed of everything random within examples, see `example.seeds_at`."""
     return _stream(seed, _EXAMPLES)
 
 
 def order(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], int]:
-    """Position -> index in the corpus, endless and at random access.
+    """The order of training: position -> index in the corpus, for any position from 0 on.
 
-    Every epoch is a fresh shuffle, complete before the next begins; of a mixture with weights,
-    every part has epochs of its own.
+    Every epoch is a new shuffle of all examples. In a mixture with weights, every part has epochs
+    of its own.
 
     Raises:
-      InputError: fewer records, in all or in a weighted part, than one batch takes.
+      InputError: the corpus, or a part with a weight, has fewer records than one batch takes.
     """
     if len(corpus) < batch_size:
         raise InputError(
@@ -51,20 +50,21 @@ def order(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], int]:
 
 
 class Shuffled:
-    """Position -> index: every epoch a permutation of all, of its own.
+    """Position -> index: every epoch is another permutation.
 
-    What `grain.MapDataset.source(...).shuffle(seed).repeat()` gives, by the same function, without
-    the three layers of bookkeeping in which an index would spend most of its time.
+    The same order as `grain.MapDataset.source(...).shuffle(seed).repeat()`, from the same function,
+    without the overhead of three nested data sets for every index.
 
     Args:
-      size: how many there are. members: i64[size], what is shuffled; None: 0 to size - 1.
+      size: number of items.
+      members: i64[size], the items; None for 0 to size - 1.
     """
 
     def __init__(self, size: int, seed: int, members: np.ndarray | None = None) -> None:
         self._size, self._seed, self._members = size, seed, members
 
     def __call__(self, position: int) -> int:
-        """The index at a position, counted from 0 through all epochs."""
+        """The item at a position, counted from 0 through all epochs."""
         epoch, place = divmod(position, self._size)
         index = grain.experimental.index_shuffle(
             place, max_index=self._size - 1, seed=(self._seed + epoch) % 2**32, rounds=4
@@ -73,7 +73,7 @@ class Shuffled:
 
 
 def proportions(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """The least integers in the proportions of weights as they print: (0.7, 0.3) -> (7, 3)."""
+    """The smallest integers in the ratio of decimal weights: (0.7, 0.3) -> (7, 3)."""
     exact = [fractions.Fraction(repr(float(weight))) for weight in weights]
     common = math.lcm(*(part.denominator for part in exact))
     whole = [int(part * common) for part in exact]
@@ -82,11 +82,11 @@ def proportions(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 
 def part_at(position: int, weights: tuple[int, ...]) -> tuple[int, int]:
-    """(part, how many of its examples came before) of a position among weighted parts.
+    """(part, number of examples of that part before this position), for weighted parts.
 
-    Of the first n positions part 0 has n - floor(n (W - w) / W), the others divide the rest in the
-    same way: each comes in proportion to its weight, up to less than one example for each part
-    before it and itself.
+    Part 0, of weight w of W in all, has n - floor(n (W - w) / W) of the first n positions. The
+    other parts divide the remaining positions in the same way. At any n, the count of part k
+    differs from its exact share by less than k + 1 examples.
     """
     left = sum(weights)
     for part, weight in enumerate(weights):
@@ -101,7 +101,7 @@ def part_at(position: int, weights: tuple[int, ...]) -> tuple[int, int]:
 
 
 class _Mixed:
-    """Endless parts, interleaved by their weights."""
+    """Position -> index in a mixture: the orders of its parts, interleaved by their weights."""
 
     def __init__(self, parts: Sequence[Callable[[int], int]], weights: tuple[int, ...]) -> None:
         self._parts, self._weights = parts, weights

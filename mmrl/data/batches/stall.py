@@ -1,8 +1,8 @@
-"""Where a pipeline that does not deliver is stuck: which stage, on which record, for how long.
+"""Finds where the input pipeline hangs: at which stage, on which record, and for how long.
 
-Every thread that makes batches, in this process or a worker, writes down what it begins: a time, a
-stage and a record, 24 bytes in a file of its own that is mapped into memory. Nobody waits for
-anybody; who reads while a thread writes may see the time of the stage before.
+Every thread that makes batches, in this process or in a worker, records each stage that it begins:
+time, stage and record, 24 bytes in a memory-mapped file of its own. There are no locks. A reader
+may therefore see a new stage with the time of the stage before it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SLOT = struct.Struct("<dqq")  # monotonic seconds, which all processes of a mac
 
 
 class Place(NamedTuple):
-    """What a thread is at: the stage, the index of the record, seconds since it began."""
+    """The stage a thread is in, the index of its record, and seconds since the stage began."""
 
     stage: int
     record: int
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 class Board:
-    """What all threads and worker processes are at; pickles as the name of its folder."""
+    """The current stage of every thread and worker; pickles as the path of its folder."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="mmrl-stages-")
@@ -47,7 +47,7 @@ class Board:
         self._folder, self._own = state["folder"], threading.local()
 
     def mark(self, stage: int, index: int) -> None:
-        """This thread begins a stage on the record `index`."""
+        """Records that this thread begins a stage on the record `index`."""
         slot = getattr(self._own, "slot", None)
         if slot is None:
             slot = self._own.slot = self._open()
@@ -59,16 +59,16 @@ class Board:
             with open(name, "w+b") as file:
                 file.truncate(_SLOT.size)
                 return mmap.mmap(file.fileno(), _SLOT.size)
-        except OSError:  # the training that would look is over, or its disk is full
+        except OSError:  # the folder is gone because training is over, or the disk is full
             return bytearray(_SLOT.size)
 
     def clear(self) -> None:
-        """Forgets threads and workers that were ended wherever they stood."""
+        """Deletes all entries, also those of threads and workers that have been stopped."""
         for file in Path(self._folder).glob("*"):
             file.unlink(missing_ok=True)
 
     def places(self) -> list[Place]:
-        """What every thread is at that is not idle, the longest first."""
+        """The stages of all threads that are not idle, longest first."""
         now, found = time.monotonic(), []
         for file in Path(self._folder).glob("*"):
             with contextlib.suppress(OSError):
@@ -81,12 +81,12 @@ class Board:
 
 
 def ignore(stage: int, index: int) -> None:
-    """Marks nothing."""
+    """A `Board.mark` that does nothing."""
 
 
 @contextlib.contextmanager
 def watch(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """Calls `tell` once, from a thread, if the block takes longer than `seconds`."""
+    """Calls `tell` once, in another thread, if the block takes longer than `seconds`."""
     timer = threading.Timer(seconds, tell)
     timer.daemon = True
     timer.start()

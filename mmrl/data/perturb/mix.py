@@ -1,4 +1,4 @@
-"""Which kinds of perturbation training draws, and how that changes over its steps."""
+"""Which kinds of perturbation training draws, with which weights, and from which step on."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.data import counter, perturb
-from mmrl.data.perturb import systematic as sampling
+from mmrl.data.perturb.systematic import systematic, uniforms_needed
 from mmrl.types import InputError
 
 Weights = Mapping[str, float]
@@ -15,10 +15,10 @@ Weights = Mapping[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Kinds with their weights, in stages over training.
+    """Kinds with their weights, in stages of training.
 
     Attributes:
-      stages: (first step, kind -> weight), ascending; the first begins with step 0.
+      stages: (first step, kind -> weight), ascending by step; the first stage begins at step 0.
     """
 
     stages: tuple[tuple[int, Weights], ...]
@@ -32,13 +32,13 @@ class Mix:
         """Reads config.data.perturbations and config.data.perturbation_curriculum.
 
         Args:
-          perturbations: names with equal weights, or name -> weight, from step 0 on.
-          curriculum: {"from_step": int, "perturbations": names or weights}, ascending: what takes
-            over at that step.
+          perturbations: kinds with equal weights, or kind -> weight, from step 0 on.
+          curriculum: stages {"from_step": int, "perturbations": kinds or weights}, ascending by
+            step; each replaces the stage before it.
 
         Raises:
-          InputError: unknown kinds or keys, kinds that keep the meaning, none at all, weights that
-            are not positive, or steps that do not ascend.
+          InputError: an unknown kind or key, a kind that keeps the meaning, a stage without kinds,
+            a weight that is not positive, or steps that do not ascend.
         """
         stages = [(0, _weights("config.data.perturbations", perturbations))]
         for number, stage in enumerate(curriculum):
@@ -64,22 +64,22 @@ class Mix:
         return current
 
     def draw(self, step: int, count: int, seeds: np.ndarray) -> np.ndarray:
-        """Kinds of `count` copies of each of n reports in the batch of `step`.
+        """Draws the kinds of `count` copies of each of n reports in the batch of `step`.
 
-        With as many copies as equal weights every kind comes once, see `sampling.systematic`; the
-        first numbers of each report's stream decide.
+        The kinds of a report differ as far as their weights allow, see `systematic`: as many
+        copies as kinds of equal weight have every kind once.
 
         Args:
-          seeds: u64[n].
+          seeds: u64[n], of a random stream for each report, whose first outputs are used.
 
         Returns:
           i64[n, count], indices into perturb.KINDS.
         """
         weights = self.at(step)
         names = np.array([perturb.KINDS.index(kind) for kind in weights])
-        needed = np.arange(sampling.numbers_needed(len(weights), count))
+        needed = np.arange(uniforms_needed(len(weights), count))
         uniforms = counter.uniforms(seeds[:, None], needed)
-        return names[sampling.systematic(np.array(list(weights.values())), count, uniforms)]
+        return names[systematic(np.array(list(weights.values())), count, uniforms)]
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -102,5 +102,5 @@ def _weights(where: str, given: Sequence[str] | Weights) -> dict[str, float]:
     bad = [f"{name}={weight}" for name, weight in weights.items() if not 0 < weight < float("inf")]
     if bad:
         raise InputError(f"{where}: weight {', '.join(bad)}; expected positive numbers")
-    # In one order, so that draws do not depend on how the config was written.
+    # Sorted as in KINDS, so that draws do not depend on the order in the config.
     return {kind: float(weights[kind]) for kind in perturb.KINDS if kind in weights}
