@@ -1,4 +1,4 @@
-"""Which words of a report state a finding whose place is known: what grounding asks a model for."""
+"""Selects the studies and words of grounding: words that state a finding whose boxes are known."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from mmrl.data.text.reports import normalise
 from mmrl.types import Record
 
-# tokens i32[L] -> (word, its token positions), in reading order.
+# tokens i32[L] -> (word, positions of its tokens), in reading order.
 WordsOf = Callable[[np.ndarray], Sequence[tuple[str, Sequence[int]]]]
 Word = tuple[str, tuple[int, ...]]
 Corners = tuple[float, float, float, float]
@@ -37,7 +37,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 class Reports(Protocol):
-    """What is read of the examples: their texts, whose they are, and the truth behind them."""
+    """The part of `evaluators.base.HeldOut` that is needed here."""
 
     ids: Sequence[str]
     texts: Sequence[str]
@@ -45,7 +45,7 @@ class Reports(Protocol):
 
     def __len__(self) -> int: ...
     def record(self, index: int) -> Record:
-        """The full record behind example `index`."""
+        """The record of example `index`."""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
@@ -53,12 +53,12 @@ class Reports(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """One study to look at: the words to ask for and the boxes of the finding they state.
+    """A study, the words to look up in its image, and the boxes of the finding that they state.
 
     Attributes:
       index: position in the held-out data.
       label: the boxed finding, "" without boxes.
-      words: (word, positions of its tokens) pairs, most telling first.
+      words: (word, positions of its tokens) pairs, most specific first.
       boxes: (x0, y0, x1, y1) in pixels of the original image.
     """
 
@@ -76,23 +76,24 @@ def select_examples(
     words_per_example: int = 2,
     scan: int = 2000,
 ) -> list[Selected]:
-    """Chooses studies with boxed findings, spread over findings and patients.
+    """Selects studies with boxed findings, spread over findings and patients.
 
-    A study qualifies when the sentence that states the boxed finding is found, whole, in the
-    tokenised text; its words are taken in the order finding, side, zone, rarest. A box without
-    a sentence needs a word of its label in the text, and only such words are taken. Findings
-    take turns, the commonest first; a patient returns only when no other is left. When no study
-    has a usable box, studies without boxes are chosen and their rarest words that are not unique.
+    A study qualifies if the whole sentence that states the boxed finding is in the tokenised text.
+    Words of that sentence are taken in the order finding, side, zone, then by rarity. For a box
+    without a sentence, only words of its label that are in the text are taken. Findings take turns,
+    the most frequent first; a second study of a patient is selected only when no other patient is
+    left. If no study has a usable box, studies without boxes are selected, with their rarest words
+    that occur in more than one report.
 
     Args:
       data: the held-out examples.
       words_of: maps tokens to words, such as `Tokenizer.words`.
       count: of studies, at most.
       words_per_example: of words per study, at most.
-      scan: how many examples to look through, the first by the hash of their ids.
+      scan: number of examples to search, the first by the hash of their ids.
 
     Returns:
-      At most `count` choices; the same for the same data.
+      At most `count` studies, a function of the data alone.
     """
     order = sorted(range(len(data)), key=lambda i: hashlib.sha256(data.ids[i].encode()).digest())
     order = order[:scan]
@@ -122,7 +123,7 @@ def select_examples(
 def _take_turns(
     patients: Sequence[str], by_label: Mapping[str, list[Selected]], count: int
 ) -> list[Selected]:
-    """Labels take turns, the commonest first, with new patients while there are any."""
+    """Takes from all labels in turn, the most frequent first; new patients before others."""
     chosen: list[Selected] = []
     studies: set[int] = set()
     seen: set[str] = set()
@@ -148,7 +149,7 @@ def _take_turns(
 def _boxed(
     index: int, record: Record, words: Sequence[Word], frequency: Counter[str]
 ) -> Iterator[Selected]:
-    """One choice per boxed finding whose words are found in the text."""
+    """One selection for each boxed finding whose words are in the text."""
     findings: dict[tuple[str, int], list[Corners]] = {}
     for box in record.boxes:
         findings.setdefault((box.label, box.sentence), []).append(box.xyxy)
@@ -156,7 +157,7 @@ def _boxed(
         parts = re.findall(r"[a-z0-9]+", label.casefold())
         if 0 <= sentence < len(record.sentences):
             stated = _find(record.sentences[sentence][1], words)
-            ordered = _most_telling(stated, parts, frequency)
+            ordered = _most_specific(stated, parts, frequency)
         else:
             ordered = [word for word in _rarest(words, frequency) if _names(word[0], parts)]
         if ordered:
@@ -164,9 +165,9 @@ def _boxed(
 
 
 def _find(sentence: str, words: Sequence[Word]) -> Sequence[Word]:
-    """The run of `words` that spells `sentence`, empty when there is none.
+    """The consecutive `words` that spell `sentence`, () if there are none.
 
-    Letters are compared, not words: the tokenizer need not cut words where the sentence does.
+    Letters are compared instead of words, because the tokenizer may split the words differently.
     """
     wanted = _letters(sentence)
     spelled = [_letters(word) for word, _ in words]
@@ -180,13 +181,13 @@ def _letters(text: str) -> str:
     return re.sub(r"[\W_]", "", normalise(text).casefold())
 
 
-def _most_telling(
+def _most_specific(
     words: Sequence[Word], parts: Sequence[str], frequency: Counter[str]
 ) -> list[Word]:
-    """The finding's own word, a side, a zone, then the rest of its words, rarest first."""
+    """A word of the label, a side, a zone, then all other words, rarest first."""
     rarest = _rarest(words, frequency)
     ordered: list[Word] = []
-    # English puts the noun last: of "pleural effusion", effusion.
+    # The noun of a label is its last word: "effusion" in "pleural effusion".
     named = [word for part in reversed(parts) for word in rarest if _names(word[0], [part])]
     sides = [word for word in rarest if word[0] in _SIDES]
     zones = [word for word in rarest if word[0] in _ZONES]
@@ -196,7 +197,7 @@ def _most_telling(
 
 
 def _rarest(words: Sequence[Word], frequency: Counter[str]) -> list[Word]:
-    """First occurrences of content words; rarest first, but those of one report only last."""
+    """First occurrences of content words, rarest first; words of a single report come last."""
     first: dict[str, Word] = {}
     for word in words:
         if len(word[0]) > 2 and word[0].isalpha() and word[0] not in _FUNCTION_WORDS:
@@ -205,7 +206,7 @@ def _rarest(words: Sequence[Word], frequency: Counter[str]) -> list[Word]:
 
 
 def _names(word: str, parts: Sequence[str]) -> bool:
-    """Whether a word is one of a label's parts but for its ending: nodule, nodules, nodular."""
+    """Whether a word equals a part of a label up to its ending: nodule, nodules, nodular."""
     shared = [max(4, min(len(word), len(part)) - 1) for part in parts]
     return any(
         len(word) >= n and word[:n] == part[:n] for n, part in zip(shared, parts, strict=True)

@@ -1,4 +1,4 @@
-"""Reports of MIMIC-CXR to sections; a parser of our own that loses no text.
+"""Splits reports of MIMIC-CXR into sections without losing text.
 
 A report is plain text, most of it indented by one blank:
 
@@ -9,22 +9,21 @@ A report is plain text, most of it indented by one blank:
 
      The lungs are clear.
 
-The parser that comes with the corpus (MIT-LCP/mimic-cxr, txt/section_parser.py) wants a line break
-and exactly one blank before a header. Here, instead:
-  * A header may open the text or its line, indented or not, and hold digits and "___"
-    ("CHEST 2 VIEWS:"). "FINDINGS:" with "IMPRESSION: ..." on the next line is two headers, where
-    the other parser takes the impression into the findings.
-  * A known name also counts with its line to itself and no colon, in small letters at the start
-    of its line, and in capitals within a line.
-  * A header that comes again adds to its section, below a line break; the last does not replace
-    the others. Addenda and wet reads have sections of their own.
-  * Headers that name a view ("PORTABLE CHEST:") open the findings and are added to the
-    examination. Headers that name a part of the body ("LUNGS:") stay in the text, and open the
-    findings where no findings or impression are open. Others that are not known stay in the text
-    of the section that they stand in.
-  * As there, a report with neither findings nor impression gives what follows the first blank
-    line of its last section as "last_paragraph"; notifications and the like at the end do not
-    count as last. A report without headers is "full", and not cut.
+The official parser (MIT-LCP/mimic-cxr, txt/section_parser.py) requires a line break and exactly
+one blank before a header. The rules here differ:
+  * A header may begin the text or a line, indented or not, and contain digits and "___"
+    ("CHEST 2 VIEWS:"). "FINDINGS:" followed by "IMPRESSION: ..." on the next line is two headers;
+    the official parser adds the impression to the findings.
+  * A known name is also a header without a colon on a line of its own, in lower case at the start
+    of a line, and in capitals within a line.
+  * The text of a repeated header is added to its section, after a line break; the official parser
+    keeps only the last. Addenda and wet reads are sections of their own.
+  * A header that names images ("PORTABLE CHEST:") begins the findings, and is added to the
+    examination. A header that names a part of the body ("LUNGS:") stays in the text, and begins the
+    findings unless it is within findings or impression. Other unknown headers stay in the text.
+  * As in the official parser, a report with neither findings nor impression has a section
+    "last_paragraph": the text after the first blank line of its last section, where notifications
+    and the like do not count as last. A report without headers is the section "full".
 """
 
 import difflib
@@ -60,12 +59,12 @@ _CANONICAL = {
     for other in (name, *(part.strip() for part in others.split(";")))
 }
 _NOT_ALONE = frozenset({"preamble", "report", "description", "views", "imp", "reason"})
-# Part of a longer header, in this order of precedence.
+# Names that may be part of a longer header, by precedence.
 _PARTS = (
     "impression", "findings", "history", "comparison", "addendum", "indication", "technique",
     "recommendation", "notification",
 )  # fmt: skip
-_VIEW = re.compile(
+_IMAGES = re.compile(
     r"\b(?:CHEST|PORTABLE|(?:PA|AP|FRONTAL) AND LAT|LATERAL|VIEWS?|RADIOGRAPHS?|CXR|UPRIGHT|SUPINE"
     r"|FRONTAL|DECUBITUS|X-?RAY)\b|^(?:PA|AP)\b"
 )
@@ -74,10 +73,12 @@ _ORGAN = re.compile(
     r"|OSSEOUS|SKELET\w+|AIRWAYS?|TRACHEA|DIAPHRAGMS?|LINES?|TUBES?|DEVICES?|HARDWARE|VESSELS"
     r"|VASCULAR\w*|AORTA|ABDOMEN|SOFT TISSUES?|CHEST WALL|RIBS|SPINE|THORAX|BREASTS?)\b"
 )
-# Text in these may be what the report found; the others end a report.
+# Sections whose last paragraph may hold the findings; all others come at the end of a report.
 _CONTEXT = frozenset({"indication", "history", "comparison", "technique", "examination"})
-_TALKING = frozenset({"findings", "impression", "addendum", "wet read"})
-_LIKENESS = 0.87  # of a misspelt header: FINDIGNS 0.875; COMPRESSION is 0.857 like IMPRESSION
+_REPORTING = frozenset({"findings", "impression", "addendum", "wet read"})
+# Least similarity of a misspelt header to a name: FINDIGNS and FINDINGS have 0.875, but COMPRESSION
+# and IMPRESSION only 0.857.
+_SIMILARITY = 0.87
 
 
 def _known(names: list[str]) -> str:
@@ -99,10 +100,10 @@ _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
 def parse_report(text: str) -> dict[str, str]:
-    """Section name -> text, as it stands but for white space around it; empty ones are left out.
+    """Section name -> stripped text; empty sections are omitted.
 
-    Every word of the report is in one section, except headers that are known by name. Names are
-    those of `mmrl.data.text.reports.KNOWN_SECTIONS`. See above for what counts as a header.
+    Names are those of `reports.KNOWN_SECTIONS`. Every word of the report is in one section, except
+    for headers that are known names. The module describes what a header is.
 
     >>> parse_report("FINDINGS:\\n IMPRESSION: No change.")
     {'impression': 'No change.'}
@@ -138,11 +139,11 @@ def _pieces(text: str) -> list[tuple[str, str]]:
 
 
 def _headers(text: str) -> Iterator[tuple[str, str, int, int]]:
-    """(section or "" when not known by name, the header itself, its start and end in the text)."""
+    """(section or "" if the name is unknown, header, its start and end) of every header."""
     start = 0
     for line in text.split("\n"):
         end = start + len(line)
-        if ":" in line or line.isupper():  # few lines are worth a search
+        if ":" in line or line.isupper():  # no other line has a header; saves most searches
             for match in _HEADER.finditer(text, start, end):
                 kind = match.lastgroup or ""
                 header = match[kind]
@@ -154,7 +155,7 @@ def _headers(text: str) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _opens(before: str, header: str) -> bool:
-    """Whether a known name within a line is a header and not the end of a longer one."""
+    """Whether a known name within a line is a header, not the end of a longer one."""
     if header in ("FINDINGS", "IMPRESSION"):
         return True
     return not re.fullmatch(r"[A-Z]{2,}", "".join(before.split()[-1:]))
@@ -162,30 +163,30 @@ def _opens(before: str, header: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _name_of(header: str) -> str:
-    """The section of a header that is known, misspelt or contains a known name; else ""."""
+    """The section of a header that is a known name, misspelt or not, or contains one; else ""."""
     folded = " ".join(header.casefold().split())
     if folded in _CANONICAL:
         return _CANONICAL[folded]
     if header.isupper() and " " not in folded:
         for name in ("findings", "impression", "comparison", "indication", "technique"):
-            if difflib.SequenceMatcher(None, folded, name).ratio() >= _LIKENESS:
+            if difflib.SequenceMatcher(None, folded, name).ratio() >= _SIMILARITY:
                 return name
     return next((part for part in _PARTS if re.search(rf"\b{part}", folded)), "")
 
 
 def _section_of(name: str, header: str, current: str) -> tuple[str, bool]:
-    """The section that a header opens, "" for none, and whether it stays in the text."""
+    """The section that a header begins, "" for none, and whether the header stays in the text."""
     if name:
         return name, False
     if _ORGAN.search(header) and not re.search(r"\bVIEWS?\b|RADIOGRAPH", header):
-        return ("", True) if current in _TALKING else ("findings", True)
-    if _VIEW.search(header) and current not in _TALKING - {"wet read"}:
+        return ("", True) if current in _REPORTING else ("findings", True)
+    if _IMAGES.search(header) and current not in _REPORTING - {"wet read"}:
         return "findings", False
     return "", True
 
 
 def _with_last_paragraph(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Cuts the last section that gives context at its first blank line."""
+    """Splits the last section of `_CONTEXT` at its first blank line."""
     last = max(at for at, (name, body) in enumerate(pieces) if name in _CONTEXT and body)
     name, body = pieces[last]
     blank = _BLANK_LINE.search(body)

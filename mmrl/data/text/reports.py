@@ -1,8 +1,7 @@
-"""Report text: clean it, compare it, cut it into words, sentences and sections, compose it again.
+"""Report text: normal forms, words, sentences and sections.
 
-Everything here works on raw text as the corpora hold it: de-identified ("XXXX", "___"), numbered
-("1. No effusion. 2. ..."), hard-wrapped, with missing or doubled full stops. Nothing is learned
-and nothing is random.
+The input is raw text as in the corpora: de-identified ("XXXX", "___"), numbered ("1. No effusion.
+2. ..."), hard-wrapped, with missing or doubled full stops. All functions are fixed rules.
 """
 
 import re
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 
 
 def _combining_marks() -> str:
-    """Combining marks as regular-expression ranges; Python's \\w leaves them out of words."""
+    """Combining marks as ranges of a regular expression; they are not part of Python's \\w."""
     ranges: list[list[int]] = []
     for code in range(0x300, 0x20000):
         if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me"):
@@ -25,15 +24,15 @@ def _combining_marks() -> str:
 
 
 # Their full stop belongs to the word and does not end a sentence.
-ABBREVIATIONS = frozenset(
+_ABBREVIATIONS = frozenset(
     ("dr", "drs", "mr", "mrs", "ms", "prof", "st", "vs", "cf", "approx", "incl", "al", "e.g", "i.e")
 )
-# The same, but only before a number: "Fig. 3", "No. 2", "max. 4 cm".
+# Likewise, but only before a number: "Fig. 3", "No. 2", "max. 4 cm".
 _BEFORE_NUMBER = frozenset(("no", "nos", "fig", "figs", "vol", "max", "min", "ca"))
 
-_MARK = f"[{_combining_marks()}]"  # apart from \w, or the class is searched range by range
-_TITLES = "|".join(sorted(word for word in ABBREVIATIONS if "." not in word))
-# "1." or "2)" that opens a list item: part of the frame, like punctuation, not a word.
+_MARK = f"[{_combining_marks()}]"  # separate from \w: a joint class would match more slowly
+_TITLES = "|".join(sorted(word for word in _ABBREVIATIONS if "." not in word))
+# "1." or "2)" at the start of a list item: not a word, like punctuation.
 _ITEM = r"(?=\d)(?:\A|(?<=\n)|(?<=[.?!:;]\s)|(?<=[.?!:;]\s\s))\d{1,2}[.)](?:\s|(?=[A-Z]))"
 _JOINT = r"(?:['’/‐‑–-]|(?<=\d)[.,:](?=\d))"  # noqa: RUF001
 WORD = re.compile(
@@ -43,14 +42,14 @@ WORD = re.compile(
 )
 """One word: "well-expanded", "x-XXXX", "C7-T1", "2.5", "p.m.", "Dr.", "effusion/pneumothorax".
 
-Two neighbouring words always have at least one other character between them.
+There is always at least one other character between two words.
 """
 
 # --- normal forms --------------------------------------------------------------------------------
 
 _INVISIBLE = dict.fromkeys((*range(9), *range(14, 28), 127, 0xAD, 0x200B, 0xFEFF))
 _NOT_WORD = re.compile(rf"(?:(?!{_MARK})[\W_])+")
-_NOT_WORD_ASCII = re.compile(r"[\W_]+", re.ASCII)  # holds no marks, and is much faster
+_NOT_WORD_ASCII = re.compile(r"[\W_]+", re.ASCII)  # for text without marks; much faster
 
 
 def normalise(text: str) -> str:
@@ -58,16 +57,16 @@ def normalise(text: str) -> str:
 
     Idempotent. Keeps case and punctuation.
     """
-    if not (text.isascii() and text.isprintable()):  # most reports are, and stay as they are
+    if not (text.isascii() and text.isprintable()):  # such text is in normal form already
         text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     return " ".join(text.split())
 
 
 def canonical(text: str) -> str:
-    """A key under which two reports are the same report: no case, no punctuation, no layout.
+    """A key that is equal for texts that differ only in case, punctuation and layout.
 
-    "No  Effusion." and "no effusion" are equal, "2.5" and "25" are not. Word order counts.
-    Used for duplicates and for the groups that must not be negatives of each other.
+    "No  Effusion." and "no effusion" have equal keys, "2.5" and "25" have not. Near-duplicate
+    search and duplicate groups use it.
     """
     folded = normalise(normalise(text).casefold())
     apart = _NOT_WORD_ASCII if folded.isascii() else _NOT_WORD
@@ -88,12 +87,15 @@ _NEXT = re.compile(r"\s*(\S*)")
 
 
 def _dot_ends(text: str, start: int, dot: int, following: str) -> bool:
-    """Whether the full stop at `dot` ends the sentence begun at `start`; `following` is a word."""
+    """Whether the full stop at `dot` ends the sentence that begins at `start`.
+
+    `following` is the text after it, from its first character that is not white space.
+    """
     before = text[start:dot].split()
     if not before or text[dot - 1].isspace():
         return True
     word = before[-1].lstrip("([\"'").casefold()
-    if word in ABBREVIATIONS:
+    if word in _ABBREVIATIONS:
         return False
     if len(before) == 1 and word.isdecimal() and len(word) <= 2:
         return False  # the mark of a list item
@@ -102,16 +104,16 @@ def _dot_ends(text: str, start: int, dot: int, following: str) -> bool:
     if _INITIAL.fullmatch(word):  # "E. coli", "Dr. J. Smith", but "hepatitis B. No ..."
         named = len(before) == 1 or before[-2].casefold().endswith(".")
         return not named and not following[:1].islower()
-    if _DOTTED.fullmatch(word):  # "at 3 p.m. XXXX" does not tell; a capital letter does
+    if _DOTTED.fullmatch(word):  # "at 3 p.m. XXXX" is ambiguous; a capital letter is not
         return following[:1].isupper() and not _MASKED.match(following)
     return True
 
 
 def _is_end(text: str, start: int, match: re.Match[str]) -> bool:
-    """Whether the punctuation `match` ends the sentence begun at `start`."""
+    """Whether the punctuation `match` ends the sentence that begins at `start`."""
     stop, begin, end = match["stop"], match.start(), match.end()
     if end < len(text) and not text[end].isspace():
-        # "left lung apex.There are": the blank was forgotten.
+        # "left lung apex.There are": the blank is missing.
         capital = text[end].isupper() and text[end + 1 : end + 2].islower()
         return capital and (stop[0] != "." or _dot_ends(text, start, begin, text[end:]))
     following = _NEXT.match(text, end)
@@ -129,8 +131,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Character spans of the sentences, in order, without overlap.
 
     Every character outside the spans is white space. Boundaries are full stops, question and
-    exclamation marks, blank lines and list items on their own line. A stray full stop joins the
-    sentence before it. A line break alone is no boundary: reports are hard-wrapped.
+    exclamation marks, blank lines, and list items on a line of their own. A stray full stop belongs
+    to the sentence before it. A line break alone is no boundary, because reports are hard-wrapped.
     """
     cuts: list[tuple[int, int]] = []
     start = 0
@@ -143,7 +145,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
             start = match.end()
     cuts.append((start, len(text)))
     spans: list[tuple[int, int]] = []
-    wordless = -1  # where a piece without any word began, when none precedes it
+    wordless = -1  # start of a piece without words at the beginning of the text
     for low, high in cuts:
         piece = text[low:high]
         if not piece.strip():
@@ -165,7 +167,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a report, white space folded; joined by blanks they hold the same words.
+    """The sentences of a report, with every run of white space as one blank.
 
     >>> split_sentences("1. No effusion. 2. A 2.5 cm mass, e.g. granuloma..")
     ['1. No effusion.', '2. A 2.5 cm mass, e.g. granuloma..']
@@ -175,8 +177,8 @@ def split_sentences(text: str) -> list[str]:
 
 # --- sections ------------------------------------------------------------------------------------
 
-# Canonical name -> the other headers that mean it. A header that names findings and impression
-# together counts as findings, because that is where its text starts.
+# Canonical name -> other headers for it. A header that names findings and impression together is
+# "findings", because its text begins with them.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "findings": (
         "finding", "observations", "description", "findings and impression",
@@ -204,12 +206,12 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 KNOWN_SECTIONS: tuple[str, ...] = (*_SYNONYMS, "caption", "last_paragraph", "preamble", "full")
-"""The section names a record may use; "full" is a report without headers."""
+"""The section names of records; "full" is a report without headers."""
 
-MISSING_MARKERS = frozenset(
+_MISSING_MARKERS = frozenset(
     {"", "nan", "none", "null", "<na>", "n/a", "na", "not given", "not available"}
 )
-"""What tables write for "no text"; compared case-folded and without a final full stop."""
+"""What tables have in place of missing text; compared case-folded, without a final full stop."""
 
 _CANONICAL = {header: name for name, headers in _SYNONYMS.items() for header in (name, *headers)}
 _ANY_HEADER = "|".join(
@@ -219,7 +221,7 @@ _HEADER = re.compile(rf"(?<!\S)(?P<name>(?i:{_ANY_HEADER}))\s*:")
 
 
 def _opens(before: str) -> bool:
-    """Whether what follows the text `before` stands at the start of a line or sentence."""
+    """Whether the text `before` ends where a line or a sentence begins."""
     line = before.rpartition("\n")[2].rstrip()
     return not line or line.rstrip("\"')]")[-1:] in tuple(".?!:;")
 
@@ -240,12 +242,14 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
 def parse_sections(text: str) -> dict[str, str]:
     """Splits a free-text report at its headers, "FINDINGS:" or "Clinical history:".
 
-    A header is a known name followed by a colon: with a capital first letter at the start of a
-    line or sentence, or all in capitals anywhere. Names come out canonical (conclusion ->
-    impression). Headers it does not know ("LUNGS:") stay in the text of their section. Returned
-    texts are stripped; a header with nothing after it gives ""; the texts of a repeated header
-    are joined by a line break; text before the first header is "preamble". Text without any
-    header gives {"full": text}.
+    A header is a known name and a colon. It begins with a capital letter at the start of a line or
+    sentence, or is in capitals anywhere. Unknown headers ("LUNGS:") stay in the text of their
+    section.
+
+    Returns:
+      Canonical name (conclusion -> impression) -> stripped text, "" for a header without text. The
+      texts of a repeated header are joined by a line break. Text before the first header is
+      "preamble". A report without headers is {"full": text}.
     """
     headers = _headers(text)
     if not headers:
@@ -263,16 +267,15 @@ def parse_sections(text: str) -> dict[str, str]:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a section holds no text: empty, or one of `MISSING_MARKERS`."""
-    return text.strip().rstrip(".").rstrip().casefold() in MISSING_MARKERS
+    """Whether a section has no text: it is empty or a marker such as "n/a" or "not given"."""
+    return text.strip().rstrip(".").rstrip().casefold() in _MISSING_MARKERS
 
 
 def compose(sections: Mapping[str, str], wanted: tuple[str, ...]) -> str:
-    """The wanted sections that are present and not blank, in that order, as one text.
+    """The wanted sections, in that order, as one text; missing and blank ones are skipped.
 
-    Each is stripped and gets a full stop if it does not end like a sentence; they are joined by
-    one blank. Names that the record does not have are skipped; "" when nothing is left. What a
-    record without text means is for the caller to decide.
+    Each section is stripped, and a full stop is added if it does not end like a sentence. They are
+    joined by one blank. Returns "" if no section is left.
     """
     parts = []
     for name in wanted:

@@ -1,10 +1,10 @@
-"""Token ids of reordered reports, put together from those of their words.
+"""Token ids of reordered reports, concatenated from the ids of their words.
 
-A report is cut into words and what stands between them. Where no piece of the vocabulary reaches
-across a cut, the ids of the whole are those of its parts in a row, so that a report whose words
-change places needs no new encoding: its ids change places with them. Each part is encoded once and
-then known by a number. A cut that a piece might cross is found out, and such a text is encoded as
-ever; `Segments.rows` says which.
+A report is cut into parts: its words, and what is between them. Where no piece of the vocabulary
+can span two neighbouring parts, the ids of the text are the ids of its parts, one after the other.
+When words are reordered, their ids are reordered with them, and the new text need not be tokenised.
+Each part is tokenised once and then referred to by a number. `Segments.rows` reports the texts in
+which a piece might span two parts; these have to be tokenised as a whole.
 """
 
 import itertools
@@ -14,20 +14,21 @@ import numpy as np
 
 from mmrl.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
 
-_BLANK, _UNKNOWN = 128, 129  # classes of a segment's first and last character beside ASCII's own
-_BEFORE = "ab(,.-/"  # what a segment without a blank before it may be encoded behind
+# Classes of the first and last character of a part: an ASCII code, or one of these.
+_BLANK, _UNKNOWN = 128, 129
+_BEFORE = "ab(,.-/"  # characters after which a part without a leading blank can be tokenised
 
 
 def plain(text: str) -> bool:
-    """Whether a text consists of what the parts' encodings are known to add up for."""
+    """Whether a text consists of characters for which `Segments` is exact: printable ASCII."""
     return text.isascii() and text.replace("\n", " ").replace("\t", " ").isprintable()
 
 
 class Segments:
-    """Numbers for parts of texts, and the rows of token ids that sequences of such numbers make.
+    """Numbers the parts of texts, and turns sequences of these numbers into rows of token ids.
 
-    A part that begins with a blank starts a word for the tokenizer; one without continues what
-    stands before it. Part 0 is empty. Threads may share one.
+    A part with a leading blank begins a word of the tokenizer; one without continues the text
+    before it. Part 0 is empty. Threads may share one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -35,14 +36,15 @@ class Segments:
         self._crossed = _crossed(tokenizer)
         self._numbers: dict[str, int] = {"": 0}
         self._adding = threading.Lock()
-        # Per part: where its ids begin in `_ids`, how many, class of its first and last character.
+        # Of each part: where its ids begin in `_ids`, their number, and the classes of its first
+        # and last character.
         self._table = np.zeros((4, 1024), np.int32)
         self._table[2:, 0] = _BLANK
         self._ids = np.zeros(4096, np.int32)
         self._used = 0
 
     def number(self, part: str) -> int:
-        """The number of a `plain` part; it may begin with one blank, and ends with none."""
+        """The number of a `plain` part; it may begin with one blank, but not end with one."""
         found = self._numbers.get(part)
         return self._add(part) if found is None else found
 
@@ -52,25 +54,25 @@ class Segments:
     def rows(
         self, parts: np.ndarray, counts: np.ndarray, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What `Tokenizer.encode_batch` would make of the texts that runs of parts spell.
+        """The tokens of texts that are given by their parts.
 
         Args:
           parts: i32[P], numbers of the parts of N texts, one text after the other.
-          counts: i64[N], positive: how many parts each has.
+          counts: i64[N], positive, the number of parts of each text.
 
         Returns:
-          Tokens i32[N, length], and bool[N]: whether the row is that encoding. Where False, a piece
-          of the vocabulary might reach from one part into the next.
+          tokens i32[N, length]; and bool[N], whether they are those of `Tokenizer.encode_batch`.
+          Where False, a piece of the vocabulary might span two parts.
         """
         starts, sizes, first, last = np.take(self._table, parts, axis=1)
         begins = np.cumsum(counts) - counts
         crossed = np.zeros(len(parts), bool)
         crossed[1:] = self._crossed[last[:-1], first[1:]]
-        crossed[begins] = False  # the end of one text and the beginning of the next
+        crossed[begins] = False  # between two texts
         exact = ~np.logical_or.reduceat(crossed, begins)
         totals = np.add.reduceat(sizes, begins)
         kept = np.minimum(totals, length - 2)
-        # Of all ids in a row, number i is i - before, of its part, and goes to column i - earlier.
+        # Id i of all texts is number i - before of its part and goes to column 1 + i - earlier.
         before, earlier = np.cumsum(sizes) - sizes, np.cumsum(totals) - totals
         number = np.arange(int(totals.sum()))
         ids = self._ids[np.repeat(starts - before, sizes) + number]
@@ -92,18 +94,18 @@ class Segments:
             self._ids[self._used : self._used + len(ids)] = ids
             self._table[:, number] = self._used, len(ids), first, last
             self._used += len(ids)
-            self._numbers[part] = number  # at last: others read what it points to without waiting
+            self._numbers[part] = number  # last, because other threads read without the lock
             return number
 
     def _reserve(self, parts: int, ids: int) -> None:
-        """Makes room; who still reads the arrays of before finds there all that it knows of."""
+        """Enlarges the arrays; threads that still read the old ones know only parts in these."""
         if parts > self._table.shape[1]:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
         while ids > len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
 
     def _encoded(self, part: str) -> tuple[list[int], int, int]:
-        """Ids of a part and the classes of its first and last character."""
+        """Ids of a part, and the classes of its first and last character."""
         last = ord(part[-1])
         if part.startswith(" "):
             return self._tokenizer.pieces_of(part[1:]), _BLANK, last
@@ -117,9 +119,9 @@ class Segments:
 
 
 def _crossed(tokenizer: Tokenizer) -> np.ndarray:
-    """bool[130, 130]: whether a piece may reach from a character into the one after it.
+    """bool[130, 130]: whether a piece may contain both a character and the one after it.
 
-    A character that is no piece of its own is spelled in bytes, which is left to the tokenizer.
+    Also True for characters that are not pieces themselves: the tokenizer spells them in bytes.
     """
     table = np.zeros((130, 130), bool)
     table[_UNKNOWN] = table[:, _UNKNOWN] = True

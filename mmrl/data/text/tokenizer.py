@@ -1,8 +1,8 @@
-"""Text to token ids: a sentencepiece model with fixed special ids, and words for the figures.
+"""Text to token ids: a sentencepiece model with fixed special ids, and its tokens by word.
 
-Text is folded by the model itself (NFKC, lower case, runs of white space are one blank), so the
-same bytes always give the same ids. Characters the training text did not have are spelled in
-UTF-8 bytes; no text is ever unknown.
+The model itself normalises text (NFKC, lower case, every run of white space one blank), so that
+equal bytes give equal ids. Characters that the training text lacked are spelled in UTF-8 bytes, so
+that no text becomes the unknown id.
 """
 
 import functools
@@ -26,12 +26,12 @@ PAD, UNK, BOS, EOS, MASK = 0, 1, 2, 3, 4
 MASK_SYMBOL = "<mask>"
 MODEL_TYPES = ("bpe", "unigram")
 
-# Token surfaces are regrouped by these, first match first; "1" of "1." is no WORD but a word here.
+# The words into which tokens are grouped; "1" of "1." is a word here, but no WORD.
 _SURFACE_WORD = re.compile(rf"{MASK_SYMBOL}|{WORD.pattern}|\w+|[^\w\s]+")
 
 
 _CACHED_CHUNKS = 1 << 17
-_CACHED_LETTERS = 64  # longer chunks are no words, and do not recur
+_CACHED_LETTERS = 64  # longer chunks are not words and do not recur
 
 
 class Encoding(NamedTuple):
@@ -53,11 +53,11 @@ class BatchEncoding(NamedTuple):
 class Tokenizer:
     """A trained sentencepiece model. Immutable; pickles as its model bytes.
 
-    Made by `train`, `from_bytes` or `from_file`.
+    Create one with `train`, `from_bytes` or `from_file`.
 
     Attributes:
-      requested_vocab_size: what `train` was asked for, which a small corpus cannot fill; of a
-        model that was loaded, its own size.
+      requested_vocab_size: the argument of `train`, which can exceed what a small corpus supports;
+        of a loaded model, its vocabulary size.
     """
 
     def __init__(self, model: bytes, requested_vocab_size: int | None = None) -> None:
@@ -73,10 +73,10 @@ class Tokenizer:
     def train(
         cls, texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe"
     ) -> "Tokenizer":
-        """Learns a vocabulary; the same texts in the same order give the same bytes.
+        """Learns a vocabulary; the same texts in the same order give the same model bytes.
 
-        Blank texts are skipped. A corpus too small for `vocab_size` pieces gives the largest
-        vocabulary it supports: compare `vocab_size` with `requested_vocab_size` and say so.
+        Blank texts are skipped. If the corpus is too small for `vocab_size` pieces, the largest
+        possible vocabulary is learned: then `vocab_size` is below `requested_vocab_size`.
 
         Raises:
           InputError: no text, a vocabulary too small for the characters of the corpus (5 special
@@ -89,7 +89,7 @@ class Tokenizer:
         folded = (text for text in map(normalise, texts) if text)
         first = next(folded, None)
         if first is None:
-            raise InputError("the tokenizer got no text to learn from; expected non-blank texts")
+            raise InputError("the tokenizer has no text to learn from; expected non-blank texts")
         model = _train(itertools.chain((first,), folded), vocab_size, model_type)
         return cls(model, vocab_size)
 
@@ -118,7 +118,7 @@ class Tokenizer:
         raise InputError(f"tokenizer file {os.fspath(path)}: {reason}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model; the file is either complete or not there."""
+        """Writes the model to a file, which is replaced whole."""
         files.write(path, self._model)
 
     def to_bytes(self) -> bytes:
@@ -138,7 +138,7 @@ class Tokenizer:
     def encode(self, text: str, length: int) -> Encoding:
         """BOS, the pieces of `text`, EOS, then PAD up to `length`.
 
-        A text that does not fit loses pieces at its end, never BOS or EOS.
+        A text that does not fit is truncated at its end, before EOS.
 
         Raises:
           InputError: length is below 3.
@@ -167,15 +167,15 @@ class Tokenizer:
         return BatchEncoding(tokens, columns < kept[:, None] + 2, sizes > kept)
 
     def pieces_of(self, text: str) -> list[int]:
-        """All ids of a text, without BOS and EOS; not to be written to.
+        """All ids of a text, without BOS and EOS. Do not modify the list.
 
-        Made chunk by chunk, for no piece reaches across white space. Reports share their words, and
-        perturbed copies all of them, so a chunk seen before is looked up, which is ten times as
-        fast as encoding it again.
+        No piece spans white space, so that the chunks between it can be encoded one by one, and
+        remembered. Reports share most of their words; looking a chunk up is ten times as fast as
+        encoding it again.
         """
         if not self.within_words:
             return self._processor.encode(text, out_type=int)
-        # What every normalisation rule takes for white space; others may be part of a chunk.
+        # White space in every normalisation rule; other kinds may be part of a chunk.
         chunks = text.replace("\n", " ").replace("\t", " ").split(" ")
         try:
             return list(itertools.chain.from_iterable(map(self._known.__getitem__, chunks)))
@@ -191,7 +191,7 @@ class Tokenizer:
         return found
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids, folded as it was encoded; PAD, BOS and EOS give nothing.
+        """The normalised text of token ids; PAD, BOS and EOS are dropped.
 
         Raises:
           InputError: an id is outside the vocabulary.
@@ -201,16 +201,16 @@ class Tokenizer:
     def words(self, tokens: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
         """Groups the token positions of one encoded text into whole words, in order.
 
-        Punctuation stands alone, compounds stay together ("x-ray", "2.5", "c7-t1"). PAD, BOS and
-        EOS belong to no word; every other position belongs to exactly one, the first that its
-        piece touches.
+        Punctuation is a word of its own; compounds are one word ("x-ray", "2.5", "c7-t1"). PAD, BOS
+        and EOS belong to no word. Every other position belongs to exactly one word, the first that
+        its piece overlaps.
 
         Raises:
           InputError: an id is outside the vocabulary.
         """
         positions = [p for p, i in enumerate(self._ids(tokens)) if i not in (PAD, BOS, EOS)]
         surfaces = [self._surfaces[int(tokens[position])] for position in positions]
-        # A byte that is not UTF-8 (a character cut by truncation) becomes one odd character.
+        # A byte that is not UTF-8 (of a truncated character) becomes one surrogate character.
         text = b"".join(surfaces).decode("utf-8", "surrogateescape")
         found = list(_SURFACE_WORD.finditer(text))
         if not found:
@@ -236,7 +236,7 @@ class Tokenizer:
 
     @functools.cached_property
     def spelled(self) -> frozenset[str]:
-        """Every piece that stands for itself: neither a byte nor a control symbol."""
+        """Every piece that is text: neither a byte nor a control symbol."""
         processor = self._processor
         return frozenset(
             processor.id_to_piece(i)
@@ -246,13 +246,13 @@ class Tokenizer:
 
     @functools.cached_property
     def within_words(self) -> bool:
-        """Whether no piece holds white space but at its beginning, as models trained here."""
+        """Whether no piece has white space after its first character, as in models trained here."""
         pieces = map(self._processor.id_to_piece, range(self.vocab_size))
         return not any("\u2581" in piece[1:] for piece in pieces)
 
     @functools.cached_property
     def _surfaces(self) -> list[bytes]:
-        """What each id stands for in UTF-8, a word-initial piece with its leading blank."""
+        """The UTF-8 bytes of each id; a piece that begins a word has a leading blank."""
         surfaces = []
         for i in range(self.vocab_size):
             piece = self._processor.id_to_piece(i)
@@ -273,7 +273,7 @@ def _load(model: bytes) -> spm.SentencePieceProcessor:
         raise InputError(f"the tokenizer model is empty; {expected}")
     try:
         processor = spm.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter from a garbled message
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter if its message is garbled
         raise InputError(
             f"the tokenizer model of {len(model)} bytes is corrupt; {expected}"
         ) from error
@@ -292,7 +292,7 @@ def _train(texts: Iterator[str], vocab_size: int, model_type: str) -> bytes:
     def watched() -> Iterator[str]:
         try:
             yield from texts
-        except Exception as error:  # the trainer would hand on its text only
+        except Exception as error:  # sentencepiece would raise another type with its message
             failures.append(error)
             raise
 
@@ -302,7 +302,7 @@ def _train(texts: Iterator[str], vocab_size: int, model_type: str) -> bytes:
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
-            hard_vocab_limit=False,  # a small corpus gives fewer pieces instead of an error
+            hard_vocab_limit=False,  # a small corpus has fewer pieces instead of an error
             byte_fallback=True,
             character_coverage=1.0,
             normalization_rule_name="nmt_nfkc_cf",
@@ -311,7 +311,7 @@ def _train(texts: Iterator[str], vocab_size: int, model_type: str) -> bytes:
             bos_id=BOS,
             eos_id=EOS,
             user_defined_symbols=[MASK_SYMBOL],
-            max_sentence_length=2**30,  # bytes; longer texts would be left out without a word
+            max_sentence_length=2**30,  # bytes; longer texts would be skipped silently
             num_threads=1,  # more threads change the last bits of unigram scores
             minloglevel=2,
         )
@@ -323,6 +323,6 @@ def _train(texts: Iterator[str], vocab_size: int, model_type: str) -> bytes:
             raise
         raise InputError(
             f"vocabulary size is {vocab_size}; expected at least {needed[1]}, which the "
-            "special ids, 256 bytes and the characters of these texts take"
+            "special ids, 256 bytes and the characters of these texts need"
         ) from error
     return model.getvalue()
