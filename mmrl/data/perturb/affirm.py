@@ -1,8 +1,8 @@
 """Affirms what a clause denies: "no A or B is seen" -> "A and B are seen", "A is seen, but no B".
 
-Used by `flip_negation`. A clause is taken only when all of it is understood: a frame that denies
+Used by `flip_negation`. A clause is changed only if it is parsed completely: a form of denial
 ("there is no ...", "no evidence of ...", "without ...", "free of ...", "negative for ...", "show no
-...", "... is not seen") around a list of findings.
+...", "... is not seen") with a list of findings.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _UNSURE = word_set(
     """any definite definitive visualized visible identifiable convincing demonstrable appreciable
     evident discrete obvious apparent"""
 )
-"""What a denial says of how sure it is; an affirmation has no use for it."""
+"""Words for the certainty of a denial; an affirmation leaves them out."""
 
 _SEEN = (
     r"(?:clearly\s+|definitely\s+)*(?:seen|identified|present|noted|visuali[sz]ed|demonstrated|"
@@ -80,10 +80,11 @@ class _Way:
     """One way to affirm a denied list.
 
     Attributes:
-      text: what is affirmed, "evidence of" included.
-      but: what stays denied, from the comma on.
-      plural, many: number of the verb after "there", and of one that follows the list.
-      concepts: what is affirmed.
+      text: what is affirmed, with "evidence of" where the denial has it.
+      but: ", but no ..." with what remains denied, or "".
+      plural: whether a verb before the text ("there are") is plural.
+      many: whether a verb after the text ("are seen") is plural.
+      concepts: of the affirmed findings.
     """
 
     text: str
@@ -94,10 +95,10 @@ class _Way:
 
 
 def _choices(items: tuple[Phrase, ...]) -> Iterator[tuple[tuple[Phrase, ...], list[Phrase]]]:
-    """(affirmed, still denied): the whole list, then each single one.
+    """(affirmed, still denied): all findings, then each single one.
 
-    "No large effusion or pneumothorax" may mean "no large pneumothorax", so a degree at the front
-    keeps what follows from being affirmed alone.
+    "No large effusion or pneumothorax" may mean "no large pneumothorax". If the list begins with a
+    degree, only its first finding is therefore affirmed alone.
     """
     yield items, []
     shared = any(word.lower() in DEGREES for word in items[0].before)
@@ -127,7 +128,7 @@ def _ways(match: re.Match[str], articles: bool = True) -> Iterator[_Way]:
 
 
 def affirmed(clause: str) -> Iterator[Affirmed]:
-    """What can be made of a clause that denies."""
+    """All affirmations of a clause that denies; none if it is not understood."""
     if match := _NO.fullmatch(clause):
         yield from _no(match)
     elif match := _NOT_SEEN.fullmatch(clause):
@@ -169,13 +170,13 @@ def _no(match: re.Match[str]) -> Iterator[Affirmed]:
 
 
 def _seen(verb: str, many: bool) -> str:
-    """The verb "is seen" in the number needed; "seen" alone gets an auxiliary."""
+    """The verb "is seen" in the required number; "seen" alone gets an auxiliary."""
     words = [word for word in verb.split() if word.lower() not in ("is", "are", "was", "were")]
     return f"{'are' if many else 'is'} {' '.join(words)}"
 
 
 def _with(match: re.Match[str]) -> Iterator[Affirmed]:
-    """A clause that ends in "without A or B": "with A and B"."""
+    """Affirmations of a clause that ends in "without A or B": "with A and B"."""
     head, items = match["head"], listed(match["list"])
     if not items or match["where"] or match["why"] or analyse(head).negated:
         return

@@ -1,9 +1,9 @@
-"""Adjectives replaced by their antonyms: the ninth perturbation of the paper.
+"""Replaces adjectives by their antonyms: the ninth perturbation of the paper.
 
-The paper takes antonyms from WordNet, where "left" has "entered" and "clear" has "overcast" beside
-what a radiologist means. Ours are chosen for radiology: descriptors of side, place, size, degree,
-course and density, the groups into which RadLex (Langlotz 2006) sorts its modifiers, in the sense
-in which the Fleischner Society's glossary (Hansell et al. 2008) uses them.
+The paper takes antonyms from WordNet, which also lists senses that reports do not use: "entered"
+for "left", "overcast" for "clear". The antonyms here are chosen for radiology: descriptors of side,
+place, size, degree, course and density, which are the groups of modifiers in RadLex (Langlotz
+2006), with the meanings of the Fleischner Society's glossary (Hansell et al. 2008).
 """
 
 import itertools
@@ -65,19 +65,19 @@ ANTONYMS: dict[str, str] = _pairs()
 
 
 def replace(report: ParsedReport, rng: np.random.Generator) -> str | None:
-    """Every adjective that has an antonym is replaced, its "a" or "an" fitted; no randomness."""
-    slots = [slot for slot, key in enumerate(report.keys) if key in ANTONYMS]
-    slots = [slot for slot in slots if report.tags[slot] == "adjective"]
-    if not slots:
+    """Replaces every adjective that has an antonym, and "a" or "an" before it; not random."""
+    places = [place for place, key in enumerate(report.keys) if key in ANTONYMS]
+    places = [place for place in places if report.tags[place] == "adjective"]
+    if not places:
         return None
     ends = list(itertools.accumulate(map(len, report.pieces)))
     edits: list[Edit] = []
-    for slot in slots:
-        antonym = ANTONYMS[report.keys[slot]]
+    for place in places:
+        antonym = ANTONYMS[report.keys[place]]
         fitting = "an" if antonym[0] in "aeiou" else "a"
-        if slot and report.keys[slot - 1] in ("a", "an") and report.pieces[2 * slot] == " ":
-            article = report.words[slot - 1]
+        if place and report.keys[place - 1] in ("a", "an") and report.pieces[2 * place] == " ":
+            article = report.words[place - 1]
             if article.lower() != fitting:
-                edits.append((ends[2 * slot - 2], ends[2 * slot - 1], like(article, fitting)))
-        edits.append((ends[2 * slot], ends[2 * slot + 1], like(report.words[slot], antonym)))
+                edits.append((ends[2 * place - 2], ends[2 * place - 1], like(article, fitting)))
+        edits.append((ends[2 * place], ends[2 * place + 1], like(report.words[place], antonym)))
     return edited(report.text, edits)

@@ -1,10 +1,10 @@
-"""What a report places where, and whether one of its sentences plainly asserts it.
+"""Finds what a report asserts at which place, and whether it asserts it without qualification.
 
-A *unit* is a sentence or a part of one up to a semicolon; a *segment* is a part of a unit that
-stands on its own ("lungs clear, <small left effusion>, <no pneumothorax>"). The place or the side
-of something may be reworded only in a segment that asserts something abnormal or a device there,
-see `asserted`, and only if the report does not say the new thing elsewhere, see `on_side` and
-`in_zone`. All of it rests on the `marks` of a unit: its words that mean something here.
+A *unit* is a sentence, or a part of one between semicolons. A *segment* is an independent part of a
+unit ("lungs clear, <small left effusion>, <no pneumothorax>"). The place or side of something is
+changed only in a segment that asserts an abnormality or a device there, see `asserted`, and only if
+the report does not assert the new place elsewhere, see `on_side` and `in_zone`. All of this uses
+the `marks` of a unit: its words for things, places and doubts.
 """
 
 import functools
@@ -20,9 +20,9 @@ SIDES = frozenset(("left", "right"))
 ZONES = frozenset(("upper", "mid", "lower"))
 _CACHED = 1 << 16
 
-# Things by group: within a group one can be taken for another, so that "left opacity" next to
-# "right atelectasis" is not safely false when it becomes "right opacity".
-_GROUPS = {
+# Words for things, by kind. Things of one kind can be mistaken for each other: in a report with
+# "right atelectasis", the change of "left opacity" into "right opacity" might be true.
+_THINGS = {
     "lung": r"opaci\w+|densit\w+|consolidat\w+|infiltrat\w+|pneumonias?|airspace|atelecta\w+|"
     r"scar(?:s|ring)?|fibro\w+|haz\w+|collapsed?|loss|edema|markings|interstitial|bronchiectasis|"
     r"emphysem\w+|bull(?:ae?|ous)|blebs?|\w*lucen\w+|contusions?|infarct\w*|streak\w*|granulom\w+|"
@@ -56,11 +56,11 @@ _PLACES = {
     "spread": r"diffuse\w*|scattered|multi\w+|numerous|several|throughout|few|some|all|lungs",
 }
 _DOUBTS = {
-    # Calls things normal or gone, or asks: keeps the whole segment out.
+    # Normal, gone or questioned: nothing in the segment is asserted.
     "normal": r"normal\w*|unremarkable|clear\w*|limits|negative|sharp|preserved|expanded|aerat\w+|"
     r"midline|remov\w+|resol\w+|previously|absen\w+|question\w*|exclud\w*|suspected|can(?:no)?t|"
     r"possible|probable|extubat\w+|history|contralateral|respect|longer|shadows?|artifacts?",
-    # Guesses: keeps out what follows.
+    # Guessed: nothing after the word is asserted.
     "hedge": r"may|might|could|possibly|probably|likely|suspicio\w+|concern\w*|suggest\w*|versus|"
     r"vs|if|recommend\w*|consider\w*|evaluat\w*|differential|favor\w*|presum\w*|compatible|due|"
     r"consistent|represent\w*|perhaps|secondary|related|keeping",
@@ -72,7 +72,7 @@ _ALSO = {
     "granulomas": "spread", "granulomata": "spread",
 }  # fmt: skip
 _MEANING = re.compile(
-    "|".join(f"(?P<{name}>{words})" for name, words in (_DOUBTS | _PLACES | _GROUPS).items()), re.I
+    "|".join(f"(?P<{name}>{words})" for name, words in (_DOUBTS | _PLACES | _THINGS).items()), re.I
 )
 _SEGMENT = re.compile(
     r",|:|\b(?:but|however|although|though|while|whereas|aside from|except(?: for)?|without|"
@@ -97,33 +97,33 @@ UNCOUNTED = (
     r"(?:atelectatic|degenerative|emphysematous|fibrotic|interstitial) changes|calcifications|"
     r"adenopathy|fullness|fractures|markings|haziness|haze)\b"
 )
-"""What can be on one side as well as on both without another number: mass nouns and plurals."""
+"""Mass nouns and plurals, which need no other number for one side than for both."""
 
 
 class Unit(NamedTuple):
-    """A sentence, or a part of one up to a semicolon: where it starts in the report, its text."""
+    """A sentence, or a part of one between semicolons: its start in the report, and its text."""
 
     start: int
     text: str
 
 
 class Mark(NamedTuple):
-    """A word of a unit and what it means: a key of `_GROUPS`, `_PLACES` or `_DOUBTS`."""
+    """Start and meaning of a word of a unit: a key of `_THINGS`, `_PLACES` or `_DOUBTS`."""
 
     start: int
     meaning: str
 
 
 class Claim(NamedTuple):
-    """Something said to be present.
+    """Something that a unit says to be present.
 
     Attributes:
-      group: what kind of thing, a key of `_GROUPS`.
-      sides: of `SIDES`; both for "bilateral" and for what is spread, none when unsaid.
-      zones: of `ZONES`; none when unsaid.
+      thing: its kind, a key of `_THINGS`.
+      sides: of `SIDES`; both for "bilateral" and for spread things, none if not stated.
+      zones: of `ZONES`; none if not stated.
     """
 
-    group: str
+    thing: str
     sides: frozenset[str]
     zones: frozenset[str]
 
@@ -142,7 +142,7 @@ def units(report: ParsedReport) -> tuple[Unit, ...]:
 
 @functools.lru_cache(_CACHED)
 def _meanings(word: str) -> tuple[str, ...]:
-    """What a word means here; "bibasilar" is "both" and "lower"."""
+    """The meanings of a word, often none; "bibasilar" means "both" and "lower"."""
     match = _MEANING.fullmatch(word)
     if match is None or match.lastgroup is None:
         return ()
@@ -152,7 +152,7 @@ def _meanings(word: str) -> tuple[str, ...]:
 
 @functools.lru_cache(_CACHED)
 def marks(text: str) -> tuple[Mark, ...]:
-    """The words of a unit that mean something, in order."""
+    """The words of a unit that have a meaning here, in order."""
     return tuple(
         Mark(word.start(), meaning)
         for word in _WORD.finditer(text)
@@ -161,20 +161,20 @@ def marks(text: str) -> tuple[Mark, ...]:
 
 
 def named(text: str, low: int, high: int) -> frozenset[str]:
-    """What is meant by the words between two characters of a unit."""
+    """The meanings of the words that start at characters low to high - 1 of a unit."""
     return frozenset(mark.meaning for mark in marks(text) if low <= mark.start < high)
 
 
 @functools.lru_cache(_CACHED)
 def segments(text: str) -> tuple[Span, ...]:
-    """Character spans of a unit's segments; "in the left lung, ..." goes with what follows."""
+    """Character spans of a unit's segments; "in the left lung," joins the segment after it."""
     cuts = [0, *(match.start() for match in _SEGMENT.finditer(text)), len(text)]
     spans: list[Span] = []
     for low, high in itertools.pairwise(cuts):
         if (
             spans
             and _LEADING_PLACE.match(text, *spans[-1])
-            and not _GROUPS.keys() & named(text, *spans[-1])
+            and not _THINGS.keys() & named(text, *spans[-1])
         ):
             spans[-1] = (spans[-1][0], high)
         elif text[low:high].strip(" ,.:"):
@@ -184,7 +184,7 @@ def segments(text: str) -> tuple[Span, ...]:
 
 @functools.lru_cache(_CACHED)
 def asserted(text: str, position: int) -> Span | None:
-    """The segment around `position` if it plainly asserts something there, else None."""
+    """The segment that contains `position`, if it asserts something without qualification."""
     low, high = next((span for span in segments(text) if span[0] <= position < span[1]), (0, 0))
     here = [mark for mark in marks(text) if low <= mark.start < high]
     doubtful = any(
@@ -194,13 +194,13 @@ def asserted(text: str, position: int) -> Span | None:
     if doubtful or "?" in text or "n't" in text or _COMPARES.search(text, low, high):
         return None
     denied = analyse(text).is_negated
-    things = (mark.start for mark in here if mark.meaning in _GROUPS)
+    things = (mark.start for mark in here if mark.meaning in _THINGS)
     return (low, high) if not denied(position) and not all(map(denied, things)) else None
 
 
 @functools.lru_cache(_CACHED)
 def claims(text: str) -> tuple[Claim, ...]:
-    """What a unit claims to be present, in the widest sense: guesses count."""
+    """Everything that a unit says to be present, guesses included."""
     denied = analyse(text).is_negated
     found = []
     for low, high in segments(text):
@@ -211,27 +211,28 @@ def claims(text: str) -> tuple[Claim, ...]:
         affirmed = {
             mark.meaning
             for mark in marks(text)
-            if low <= mark.start < high and mark.meaning in _GROUPS and not denied(mark.start)
+            if low <= mark.start < high and mark.meaning in _THINGS and not denied(mark.start)
         }
-        found += [Claim(group, sides, words & ZONES) for group in affirmed]
+        found += [Claim(thing, sides, words & ZONES) for thing in affirmed]
     return tuple(found)
 
 
 @functools.lru_cache(1 << 12)
 def _elsewhere(report: ParsedReport, unit: Unit, low: int, high: int) -> tuple[Claim, ...]:
-    """What the report says outside `unit` of the kinds of things that a segment of it names."""
-    wanted = named(unit.text, low, high) & _GROUPS.keys()
+    """Claims outside `unit` about the kinds of things that a segment of the unit names."""
+    wanted = named(unit.text, low, high) & _THINGS.keys()
     found: list[Claim] = []
     for other in units(report):
         if other.start != unit.start and any(mark.meaning in wanted for mark in marks(other.text)):
-            found += (claim for claim in claims(other.text) if claim.group in wanted)
+            found += (claim for claim in claims(other.text) if claim.thing in wanted)
     return tuple(found)
 
 
 def on_side(report: ParsedReport, unit: Unit, segment: Span, side: str) -> bool:
-    """Whether the report may give `side`, outside `unit`, to what the segment names.
+    """Whether the report may say, outside `unit`, that a thing of the segment is on `side`.
 
-    A claim without zone may be in any zone; one without side is taken for the thing reworded.
+    A claim without a zone may be about any zone. A claim without a side is taken to be about the
+    thing of the segment itself.
     """
     claimed = [claim for claim in _elsewhere(report, unit, *segment) if side in claim.sides]
     zones = named(unit.text, *segment) & ZONES if claimed else ZONES
@@ -239,9 +240,10 @@ def on_side(report: ParsedReport, unit: Unit, segment: Span, side: str) -> bool:
 
 
 def in_zone(report: ParsedReport, unit: Unit, segment: Span, zone: str) -> bool:
-    """Whether the report may give `zone`, outside `unit`, to what the segment names.
+    """Whether the report may say, outside `unit`, that a thing of the segment is in `zone`.
 
-    A claim without zone is taken for the thing reworded, unless it is of both sides.
+    A claim without a zone is taken to be about the thing of the segment itself, unless it is about
+    both sides.
     """
     sides = named(unit.text, *segment) & SIDES
     return any(

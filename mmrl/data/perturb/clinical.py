@@ -1,12 +1,12 @@
 """Clinical kinds: one fact of the report is reworded so that it contradicts the image.
 
-A kind of this family is a file with a function
+Each kind is a file with a function
 
     candidates(report: ParsedReport) -> list[Edits]
 
-that lists everything it could do to a report: each entry is a set of edits which together make
-one fluent, false report. Precision comes first: where a rewording might read badly or might still
-be true of the image, it is not listed.
+that lists all changes which the kind can make to a report. Each entry is one change: edits that
+together turn the report into a fluent, false one. A change is left out if the result might read
+badly or might still be true of the image.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _CANDIDATES: dict[str, Callable[[ParsedReport], list[Edits]]] = {
 
 
 def candidates(report: ParsedReport, kind: str) -> list[Edits]:
-    """All that `kind` could do to the report, worked out once per report."""
+    """All changes that `kind` can make to the report; computed once per report."""
     known: dict[str, list[Edits]] = report.candidates
     if kind not in known:
         known[kind] = _CANDIDATES[kind](report)

@@ -1,4 +1,4 @@
-"""Words of course in reports: what they belong to, and rules that turn them."""
+"""Words of course ("stable", "new") in reports: what they qualify, and rules that reverse them."""
 
 import re
 
@@ -10,7 +10,7 @@ def _words(alternatives: str) -> str:
     return rf"(?:{'|'.join(alternatives.split())})"
 
 
-# What a course word belongs to, by the words that end its phrase.
+# The nouns that a course word can qualify.
 _LESION = _words(
     "nodules? nodul\\w+ mass masses granulomas? granulomata hernia aneurysm lesions? cavity"
 )
@@ -66,9 +66,9 @@ _BROKEN = r"(?:fractures?|fracture\s+deformit(?:y|ies)|injur(?:y|ies)|deformit(?
 _CHANGED = "(?:seen|noted|identified|visualized|demonstrated|observed)"
 _NOUNS = r"(?:(?!(?:of|in|at|on|with|and|or|is|are|to|for|from|since)\b)[\w/-]+\s+){0,4}?"
 
-# Words that a sentence must hold -> (what to find, what group x becomes). "!" marks rules for
-# denials; the others leave what is denied alone. "~" marks those that make something new, which
-# a sentence with another word of long standing would contradict.
+# Words, one of which a sentence must have -> rules (pattern, replacement of its group x). Rules
+# with "!" also apply in negated spans, the others do not. Rules with "~" make something new; they
+# do not apply to a sentence with another word for something old.
 _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "change changes": (
         (
@@ -219,16 +219,16 @@ _LASTING = compiled(
 )
 
 
-def simple(statement: Statement, rules: list[_Rule]) -> list[Edit]:
-    """What the rules make of a sentence; edits may overlap, each stands for itself."""
+def by_rules(statement: Statement, rules: list[_Rule]) -> list[Edit]:
+    """The edits of a sentence by these rules, each a change of its own; they may overlap."""
     sentence = statement.text
     found = []
-    for pattern, template, of_denial, is_new in rules:
+    for pattern, template, in_negation, is_new in rules:
         for match in pattern.finditer(sentence):
             start, end = match.span("x")
             if HEDGED.search(sentence, 0, start):
                 continue
-            if not of_denial and statement.is_negated(start):
+            if not in_negation and statement.is_negated(start):
                 continue
             if is_new and _LASTING.search(sentence[:start] + " " + sentence[end:]):
                 continue

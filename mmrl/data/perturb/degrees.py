@@ -1,4 +1,4 @@
-"""The words of degree and size in reports, what they belong to, and their opposites."""
+"""Words of degree and size in reports, what they qualify, and their opposites."""
 
 import re
 
@@ -12,7 +12,7 @@ STYLES = {
     "markedly": ("mildly", "moderately", "markedly"),
     "density": ("patchy", "", "dense"),
 }
-TARGETS = {0: (2,), 1: (2, 0), 2: (0,)}  # and 1, where these would repeat the other side
+TARGETS = {0: (2,), 1: (2, 0), 2: (0,)}  # or 1, if these would equal the degree of the other side
 _WORDS = (
     "mild minimal trace tiny small slight borderline mildly minimally slightly patchy "
     "mild-to-moderate minimal-to-mild small-to-moderate mildly-to-moderately",
@@ -25,7 +25,7 @@ TRIGGERS = LEVEL.keys() | {"upper"}
 SIZE_WORDS = frozenset(("tiny", "small", "large", "huge", "small-to-moderate"))
 DENSITY_WORDS = frozenset(("patchy", "dense"))
 
-# Heads of the phrase that a degree opens, or adjectives after an adverb, by fitting style.
+# style -> nouns that such a degree qualifies, or adjectives that such an adverb qualifies.
 _HEADS = {
     "size": "effusions? pneumothorax pneumothoraces hydropneumothorax hernias? nodules? nodular "
     "mass masses granulomas? granulomata amounts? osteophytes? cavity lesions? bullae? "
@@ -91,9 +91,9 @@ NOT_MEASURED = re.compile(
 )
 MILLIMETRES = (12, 16, 20, 24, 28, 45, 60, 80)
 LARGEST_NODULE = 30  # mm; larger ones are called masses (Hansell et al. 2008)
-SIZE = 100  # added to millimetres, which so differ from the levels above
+SIZE = 100  # added to a size in millimetres, so that it differs from all levels
 
-END = re.compile(  # of the noun phrase that a degree opens
+END = re.compile(  # end of the noun phrase that a degree begins
     r"[.;:()]|\b(?:of|in|at|on|with|is|are|was|were|which|that|without|but|noted|seen|present|"
     r"within|from|to|overlying|throughout|along|involving|since|than|interval|has|have)\b",
     re.I,

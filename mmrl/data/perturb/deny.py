@@ -1,7 +1,7 @@
 """Denies what a clause affirms: "a small left effusion is seen" -> "no left effusion is seen".
 
-Used by `flip_negation`. Degree, number and course are left out of the denial: "no small effusion"
-could be said of a large one.
+Used by `flip_negation`. Degree, number and course are left out of the denial, because "no small
+effusion" could be true of a large one.
 """
 
 import re
@@ -54,7 +54,7 @@ _OVER = re.compile(r"over|lie", re.IGNORECASE)
 
 
 def _either(text: str) -> str:
-    """Words for "all of them" in the form they take in a denial."""
+    """The text with words for "both" and "and" in the form that a denial needs."""
     for pattern, new in _EITHER:
         text = pattern.sub(new, text)
     return text
@@ -66,9 +66,9 @@ def _bare(item: Phrase) -> str:
 
 
 def _denials(text: str) -> Iterator[tuple[str, bool]]:
-    """The list denied as a whole, then each single one of it; and the number of the verb.
+    """(denial, whether its verb is plural): of all findings of a list, then of each single one.
 
-    "Scarring or atelectasis" may be true of either, so that both must be denied.
+    A list with "or" is only denied as a whole: either finding may be true.
     """
     items = listed(text)
     if not items:
@@ -85,7 +85,11 @@ def _is_place(text: str) -> bool:
 
 
 def denied(clause: str, statement: Statement) -> Iterator[str]:
-    """What can be made of a clause that affirms; its first letter is lower case where it may be."""
+    """All denials of a clause that affirms; none if it is not understood.
+
+    Args:
+      clause: with its first letter in lower case, unless it is an abbreviation.
+    """
     if match := _INTUBATED.fullmatch(clause):
         yield f"{match['patient']} not intubated"
         return
@@ -119,7 +123,7 @@ def denied(clause: str, statement: Statement) -> Iterator[str]:
 
 
 def _not_seen(match: re.Match[str]) -> str:
-    """ "A is seen in ..." -> "no A is seen in ..."; empty unless all is understood."""
+    """ "A is seen in ..." -> "no A is seen in ..."; "" unless all of it is understood."""
     items, where = listed(match["list"]), match["where"] or ""
     preposition = "in " if _OVER.search(match["verb"]) else ""
     if not items or (where and not _is_place(preposition + where.strip())):

@@ -30,7 +30,7 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
 
 
 def shifted(edits: Edits, offset: int) -> Edits:
-    """The same edits `offset` characters later: of a sentence, as edits of its report."""
+    """Edits of a sentence that begins at `offset` of a report, as edits of the report."""
     return tuple([(low + offset, high + offset, new) for low, high, new in edits])
 
 

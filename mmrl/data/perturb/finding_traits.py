@@ -1,4 +1,4 @@
-"""What may be said of the findings that `swap_finding` exchanges: number, place, degree, looks.
+"""Properties of the findings that `swap_finding` exchanges: number, place, degree and appearance.
 
 Definitions follow the Fleischner Society's glossary (Hansell et al. 2008): consolidation and
 atelectasis have a zone, effusion and pneumothorax only a side, edema and emphysema are diffuse.
@@ -11,14 +11,14 @@ from mmrl.data.perturb.terms import word_set
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What may be said of a finding.
+    """How reports describe a finding.
 
     Attributes:
-      singular, plural: its names; no plural when it has none.
+      singular, plural: its names; plural is "" if it has none.
       mass: whether the singular takes no article.
-      where: "lung" (a zone or lobe), "side" (a side, a base) or "" (no place).
-      sized: whether it is small or large rather than mild or severe.
-      attributes: adjectives of appearance that it may have.
+      where: the place it can have: "lung" (zone or lobe), "side" (side or base) or "" (none).
+      sized: whether its degrees are small and large, not mild and severe.
+      attributes: adjectives of appearance that it can have.
     """
 
     singular: str
@@ -30,9 +30,9 @@ class Finding:
 
 
 ROUND = ("nodule", "mass", "granuloma")
-"""Confined to a spot, so that they need a place within the lung."""
+"""Focal findings, which need a place within the lung."""
 VAGUE = ("opacity", "airspace disease", "infiltrate", "atelectasis", "scarring")
-"""Names that one and the same shadow may go by."""
+"""Names that may all describe the same shadow."""
 
 
 def _table() -> dict[str, Finding]:
@@ -70,10 +70,10 @@ def _table() -> dict[str, Finding]:
     )
     counted = ("effusion", "pneumothorax", "opacity", "infiltrate", "hernia", *ROUND)
     return {
-        concept: Finding(one, many, concept not in counted, where, concept in counted, looks)
-        for concept, one, many, where, looks in rows
+        concept: Finding(one, many, concept not in counted, where, concept in counted, appearance)
+        for concept, one, many, where, appearance in rows
     }
 
 
 FINDINGS = _table()
-"""Concept of `terms` -> what may be said of it."""
+"""Concept of `terms` -> its properties."""

@@ -1,14 +1,14 @@
 """Denies what a report affirms, and affirms what it denies or calls normal.
 
-Only sentences (or parts between semicolons) that are understood from end to end are rewritten:
+Only clauses (sentences, or parts between semicolons) that are parsed completely are changed:
 
-* a denied list is affirmed as a whole, or one of it: see `affirm`;
-* an affirmed finding, list or device is denied: see `deny`;
-* a structure called normal or abnormal is called the contrary: see `normality`.
+* a list of denied findings is affirmed, all of it or one finding, see `affirm`;
+* an affirmed finding, list or device is denied, see `deny`;
+* a structure called normal is called abnormal, and the reverse, see `normality`.
 
-Left alone: everything hedged; comparisons ("no change", "no longer"); "otherwise", "other"; what
-the report asserts elsewhere by a related name ("no consolidation" beside an opacity, "lungs are
-clear" beside a granuloma), because the new sentence may then be true.
+Not changed: hedged clauses; comparisons ("no change", "no longer"); "otherwise", "other"; findings
+that the report asserts elsewhere by a related name ("no consolidation" if there is an opacity,
+"lungs are clear" if there is a granuloma), because the new clause might then be true.
 """
 
 import functools
@@ -39,7 +39,7 @@ _RELATED = tuple(
         "atherosclerosis, calcification",
     )
 )
-"""Concepts that one and the same shadow may go by."""
+"""Sets of concepts that may name the same shadow."""
 _ANYTHING = frozenset(("abnormality", "disease", "process", "findings"))
 _DENIAL = re.compile(r"\b(?:no|not|without|negative|free|clear)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[^;]+")
@@ -48,12 +48,12 @@ _END = re.compile(r"[\s.]*\Z")
 _COMMON_FIRST = re.compile(r"[A-Z][a-z]|A\b")
 
 _Flip = tuple[Edits, frozenset[str], frozenset[str]]
-"""Edits of a sentence; concepts and families of findings that it then newly asserts."""
+"""Edits of a sentence, and the concepts and families of findings that they newly assert."""
 
 
 @functools.lru_cache(1 << 16)
 def _flips(sentence: str) -> tuple[_Flip, ...]:
-    """All rewritings of a sentence."""
+    """All changes of a sentence."""
     found: list[_Flip] = []
     none: frozenset[str] = frozenset()
     mark = _MARK.match(sentence)
@@ -87,7 +87,7 @@ _BLOCKED: dict[str, frozenset[str]] = {
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every statement of the report turned into its opposite, see above."""
+    """Every statement of the report that can be turned into its opposite, see the module."""
     known = statements(report)
     concepts: set[str] = set()
     families: set[str] = set()

@@ -1,8 +1,7 @@
-"""Turns "the heart is normal" into "the heart is not normal", "the aorta is tortuous" likewise.
+"""Turns "the heart is normal" into "the heart is not normal", likewise "the aorta is tortuous".
 
-Used by `flip_negation`. A clause counts only when every word of its subject is a structure of the
-chest known here, so that "upper limits of normal", "otherwise clear" or a de-identified subject
-never match.
+Used by `flip_negation`. Every word of the subject must be in `_SUBJECT`, so that "upper limits of
+normal", "otherwise clear" and de-identified subjects do not match.
 """
 
 import re
@@ -32,7 +31,7 @@ _FAMILY = {
     "hemidiaphragm": "abdomen", "hemidiaphragms": "abdomen", "soft": "other", "upper abdomen":
     "abdomen", "volumes": "volume",
 }  # fmt: skip
-"""Structure -> family of the findings that would make it abnormal."""
+"""Structure -> the family of findings that would make it abnormal."""
 
 _GOOD = (
     r"(?:normal|within\s+normal\s+limits|within\s+limits\s+of\s+normal|unremarkable|clear|intact|"
@@ -79,11 +78,11 @@ _AND = re.compile(r"\s+and\s+", re.IGNORECASE)
 _COUNTED = frozenset(("thorax", "aorta", "trachea", "heart", "mediastinum"))
 
 Flipped = tuple[str, frozenset[str]]
-"""The new clause, and the families of findings of which it newly says that there are some."""
+"""The new clause, and the families of findings that it newly asserts."""
 
 
 def _families(subject: str) -> frozenset[str]:
-    """Families of the structures named; empty unless every word is known."""
+    """Families of the structures of a subject; empty unless every word is known."""
     words = subject.lower().replace(",", " ").split()
     if not set(words) <= _SUBJECT or "of" in (words[0], words[-1]):
         return frozenset()
@@ -96,7 +95,7 @@ def _plural(subject: str) -> bool:
 
 
 def normality(clause: str) -> Iterator[Flipped]:
-    """What can be made of a clause that calls a structure normal or abnormal."""
+    """All reversals of a clause that calls a structure normal or abnormal."""
     if match := _NOT.fullmatch(clause):
         families = _families(match["subject"])
         if families:

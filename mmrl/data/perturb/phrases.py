@@ -1,7 +1,7 @@
-"""Noun phrases of reports: a finding or device with its article, attributes and place.
+"""Parses noun phrases: a finding or device with its article, attributes and place.
 
-A phrase is read only when every word of it is known here; whatever else a report may say
-("possible", "no longer", a comparison, a verb) makes it unreadable, so that callers leave it alone.
+Every word of a phrase must be in the lists below. A phrase with any other word ("possible", "no
+longer", a comparison, a verb) is not parsed, and callers leave it unchanged.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ DEGREES = word_set(
     sized significant minimally slightly diffuse low-grade mild-to-moderate moderate-to-severe
     sizable considerable profound"""
 )
-"""How much of a finding there is."""
+"""Words for the degree of a finding."""
 EXTRAS = word_set(
     """stable unchanged chronic chronic-appearing old remote prior previous persistent residual
     known again appearing multiple multilevel scattered few several numerous some two three
     bilateral any diffusely visualized visible definite definitive identifiable convincing
     demonstrable appreciable evident discrete obvious apparent"""
 )
-"""When, how many and how surely: left out when what they qualify is denied."""
+"""Words for course, number and certainty, which a denial leaves out."""
 _DESCRIPTIVE = word_set(
     """focal lobar confluent alveolar airspace pulmonary lung parenchymal interstitial pleural
     cardiopulmonary intrathoracic thoracic bony osseous bone skeletal mediastinal hilar perihilar
@@ -76,10 +76,11 @@ class Phrase:
     Attributes:
       article: "a", "an", "the" or "".
       before: the words between article and term.
-      term: what it is.
-      head: the name used.
-      tail: the place that follows, "" for none.
-      plural, mass: whether the phrase as a whole is plural, and whether it takes no article.
+      term: the finding or device.
+      head: the name of the term in the text.
+      tail: the place after the term, "" for none.
+      plural: whether the phrase as a whole is plural.
+      mass: whether it takes no article.
     """
 
     article: str
@@ -98,7 +99,7 @@ class Phrase:
         return dataclasses.replace(self, before=tuple(kept))
 
     def render(self, article: str = "") -> str:
-        """The phrase as text, with the given article, of which a/an is made to fit."""
+        """The phrase as text with the given article; "a" stands for the fitting one of a and an."""
         words = " ".join((*self.before, self.head))
         if article in ("a", "an"):
             article = "an" if words[0].lower() in "aeio" or words[:2].lower() == "ul" else "a"
@@ -107,7 +108,7 @@ class Phrase:
 
 @functools.lru_cache(1 << 16)
 def noun_phrase(text: str) -> Phrase | None:
-    """Reads a finding with its attributes; None unless every word is understood."""
+    """Parses a finding with its attributes; None unless every word is known."""
     matches = list(TERM.finditer(text))
     if len(matches) != 1:
         return None
@@ -150,7 +151,7 @@ _SEPARATOR = re.compile(
 
 
 def listed(text: str) -> tuple[Phrase, ...]:
-    """The phrases of "A, B, and C"; empty unless all are understood."""
+    """The phrases of "A, B, and C"; empty unless all of them are parsed."""
     whole = noun_phrase(text)
     if whole:
         return (whole,)

@@ -1,8 +1,8 @@
-"""What each sentence of a report claims: which findings it names, and which of them it denies.
+"""Finds which findings a sentence names, and which of them it denies.
 
-Negation follows the idea of NegEx (Chapman et al. 2001): a cue ("no", "without", "negative for")
-governs what follows it up to the next boundary ("but", "with", a semicolon, the end), and a
-post-cue ("is not seen", "has been removed", "are absent") governs what stands before it.
+Negation follows NegEx (Chapman et al. 2001): a cue ("no", "without", "negative for") negates the
+text after it up to the next boundary ("but", "with", a semicolon, the end). A post-cue ("is not
+seen", "has been removed", "are absent") negates the text before it.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Mention:
     """A finding or device named in a sentence.
 
     Attributes:
-      start, end: characters of the sentence; the head term only, without side or degree.
+      start, end: character span of the term in the sentence, without side or degree.
       concept, family, plural: of the term, see `terms.Term`.
       negated: whether the sentence denies it.
     """
@@ -76,13 +76,13 @@ class Mention:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A sentence and its claims.
+    """A parsed sentence.
 
     Attributes:
       text: the sentence.
       mentions: findings and devices, in order.
-      negated: spans of the sentence under a negation, cues included.
-      hedged: whether anything in the sentence is qualified, compared or recommended.
+      negated: negated spans of the sentence, with their cues.
+      hedged: whether the sentence qualifies, compares or recommends anything.
       normal: whether it calls anything normal.
     """
 
@@ -93,7 +93,7 @@ class Statement:
     normal: bool
 
     def is_negated(self, position: int) -> bool:
-        """Whether the character at `position` lies under a negation."""
+        """Whether the character at `position` is in a negated span."""
         return any(low <= position < high for low, high in self.negated)
 
 
@@ -112,7 +112,7 @@ def _negated(sentence: str) -> tuple[Span, ...]:
 
 @functools.lru_cache(_CACHED_SENTENCES)
 def analyse(sentence: str) -> Statement:
-    """The claims of one sentence."""
+    """Parses one sentence."""
     negated = _negated(sentence)
     mentions = []
     for match in TERM.finditer(sentence):
@@ -131,5 +131,5 @@ def analyse(sentence: str) -> Statement:
 
 
 def statements(report: ParsedReport) -> list[tuple[int, Statement]]:
-    """(offset in the report, statement) of each sentence."""
+    """(start in the report, parsed sentence) of each sentence."""
     return [(low, analyse(report.text[low:high])) for low, high in report.sentences]

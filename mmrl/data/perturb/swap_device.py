@@ -1,15 +1,19 @@
-"""Another device of the same role and number, another tip position, a broken wire.
+"""Changes a device, the position of its tip, or the state of a wire.
 
-* devices: "endotracheal tube" <-> "tracheostomy tube", "PICC" -> "dialysis catheter", "pacemaker"
-  <-> "defibrillator", "aortic valve" <-> "mitral valve", the vein that a line enters, clips;
-* tips: "tip in the SVC" -> "tip in the right atrium", "above the carina" -> "below the carina";
+* devices, to one of the same role and number: "endotracheal tube" <-> "tracheostomy tube", "PICC"
+  -> "dialysis catheter", "pacemaker" <-> "defibrillator", "aortic valve" <-> "mitral valve", the
+  vein that a line enters, clips;
+* positions: "tip in the SVC" -> "tip in the right atrium", "above the carina" -> "below the
+  carina";
 * state: "sternotomy wires are intact" -> "... are fractured", one lead or two.
 
 Proper and improper positions are those of Godoy et al. 2012 (Chest Radiography in the ICU, parts 1
-and 2). A plain central line never becomes a PICC or a dialysis catheter, which are such lines.
+and 2). An unspecified central line never becomes a PICC or a dialysis catheter, because these are
+central lines.
 
-Left alone: what is denied, removed, asked or guessed (`wording.asserted`); a device that the report
-names elsewhere; units that say two positions, or what a device was for, which betrays the change.
+Not changed: what is denied, removed, questioned or guessed (`claims.asserted`); a device whose
+replacement the report names elsewhere; units with two positions, or with the purpose of a device,
+which would contradict the new one.
 """
 
 import dataclasses
@@ -23,13 +27,13 @@ from mmrl.data.perturb.report import ParsedReport
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One thing said of a device, and what may be said instead.
+    """A statement on a device, and what replaces it.
 
     Attributes:
-      old: what is replaced; a group "keep" in front of it stays.
+      old: pattern of the text to replace, after its group "keep" if it has one.
       new: its replacements.
-      unless: pattern that must be nowhere in the unit.
-      absent: pattern that must be nowhere in the report: what the replacement would assert.
+      unless: pattern that must not be in the unit.
+      absent: pattern that must not be in the report, because the replacement asserts it.
     """
 
     old: re.Pattern[str]
@@ -188,7 +192,7 @@ _ANY = frozenset(("tube", "generator", "device", "catheter", "clips"))
 
 @functools.lru_cache(1 << 16)
 def _reworded(text: str) -> tuple[tuple[Rule, Edit], ...]:
-    """(rule, edit) for everything a unit could say of its devices instead."""
+    """(rule, edit) for every change of a unit."""
     if not any(mark.meaning in _ANY for mark in marks(text)):
         return ()
     found = []
@@ -208,7 +212,7 @@ def _reworded(text: str) -> tuple[tuple[Rule, Edit], ...]:
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every device fact that could be another, see the module."""
+    """Every change of a device, position or state, see the module."""
     found: list[Edits] = []
     for unit in units(report):
         for rule, (low, high, new) in _reworded(unit.text):

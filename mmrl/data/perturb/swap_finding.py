@@ -1,16 +1,15 @@
-"""Exchanges two findings of a report: "small left effusion. No pneumothorax." becomes "small left
-pneumothorax. No pleural effusion."
+"""Exchanges two findings: "small left effusion. No pneumothorax." becomes "small left pneumothorax.
+No pleural effusion."
 
-Two findings are exchanged throughout the report, so that every place that named one names the
-other. Either one is affirmed and the other denied altogether, or both are affirmed at places that
-exclude each other. Both statements are then false.
+The findings are exchanged throughout the report. Either one is affirmed and the other denied
+without restriction, or both are affirmed, on different sides. Both statements are then false.
 
-Only findings of lung, pleura and heart take part, and only where the new name goes with what is
-said of the old one: a zone with lung but not with pleura, no place at all with diffuse findings.
-Degrees are translated ("small" effusion, "mild" edema), articles fitted, and attributes that the
-new finding cannot have ("calcified", "layering", a size in mm) left out. Left alone: hedged
-statements, denials of less than everything ("no large effusion", "no acute infiltrate", "no
-effusion on the left"), and anything beside a de-identified word.
+Only findings of lung, pleura and heart are exchanged, and only if the new name fits what the report
+says of the old one: findings of the lung can have a zone, those of the pleura only a side, diffuse
+findings neither. Degrees are translated ("small" effusion, "mild" edema), articles adapted, and
+attributes that the new finding cannot have ("calcified", "layering", a size in mm) left out. Not
+changed: hedged statements, restricted denials ("no large effusion", "no acute infiltrate", "no
+effusion on the left"), and clauses with a de-identified word.
 """
 
 import dataclasses
@@ -75,19 +74,20 @@ _VERB = re.compile(r"\b(?:is|are|was|were|has|have|shows?|contains?|demonstrates
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """A place of a sentence that names a finding, with its attributes.
+    """A phrase that names a finding, with its attributes.
 
     Attributes:
-      start, end: characters of the phrase, article included.
+      start, end: character span in the sentence, with its article.
       concept: the finding.
-      plural: its number.
-      denied: whether nothing of the kind is said to be there.
-      limited: whether the denial leaves room, or what stands there is not understood.
-      article: the article, lower case.
+      plural: whether it is plural.
+      denied: whether the sentence denies it.
+      limited: whether it cannot be exchanged: it is hedged or not understood, or its denial is
+        restricted.
+      article: the article in lower case, "" for none.
       words: the attributes.
-      headline: whether no article is called for.
-      opens: whether it is the first of the sentence.
-      sides, zones: words for the place, in the phrase and after it.
+      headline: whether the clause has no verb, so that no article is needed.
+      opens: whether the sentence begins with it.
+      sides, zones: words for its place, in the phrase and after it.
     """
 
     start: int
@@ -106,7 +106,7 @@ class _Slot:
 
 @functools.lru_cache(1 << 16)
 def _slots(sentence: str) -> tuple[_Slot, ...]:
-    """The findings of a sentence that may be exchanged, or stand in the way when `limited`."""
+    """The findings of a sentence; one that is `limited` prevents the exchange of its concept."""
     said = analyse(sentence)
     return tuple(
         _slot(said, mention.start, mention.end, mention.negated)
@@ -177,7 +177,7 @@ def _slot(said: Statement, start: int, end: int, denied: bool) -> _Slot:
 
 @functools.lru_cache(1 << 16)
 def _renamed(text: str, slot: _Slot, concept: str) -> str | None:
-    """The phrase of `slot` with another finding in it; None when the rest would not fit."""
+    """The phrase of `slot` with another finding; None if that does not fit."""
     new = FINDINGS[concept]
     placed = slot.sides or slot.zones
     if (
@@ -217,7 +217,7 @@ def _renamed(text: str, slot: _Slot, concept: str) -> str | None:
 
 
 def _apart(first: list[_Slot], second: list[_Slot]) -> bool:
-    """Whether two affirmed findings lie at places that exclude each other."""
+    """Whether two affirmed findings are on different sides."""
     sides = [frozenset().union(*(slot.sides for slot in slots)) for slots in (first, second)]
     one_sided = all(len(side) == 1 and side <= {"left", "right"} for side in sides)
     every = all(slot.sides for slot in (*first, *second))
@@ -225,7 +225,7 @@ def _apart(first: list[_Slot], second: list[_Slot]) -> bool:
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every pair of findings of the report exchanged, see above."""
+    """Every exchange of two findings, see the module."""
     places: dict[str, list[tuple[int, str, _Slot]]] = {}
     for offset, said in statements(report):
         for slot in _slots(said.text):
@@ -246,7 +246,7 @@ def candidates(report: ParsedReport) -> list[Edits]:
 
 
 def _both_wrong(first: list[_Slot], second: list[_Slot]) -> bool:
-    """Whether exchanging the two findings makes the statements on both of them false."""
+    """Whether exchanging two findings makes the statements on both of them false."""
     denied = [all(slot.denied for slot in slots) for slots in (first, second)]
     affirmed = [not any(slot.denied for slot in slots) for slots in (first, second)]
     if all(affirmed):
@@ -256,7 +256,7 @@ def _both_wrong(first: list[_Slot], second: list[_Slot]) -> bool:
 
 
 def _exchange(places: list[tuple[int, str, _Slot]], concept: str) -> list[Edit]:
-    """The edits that put `concept` in all those places; none when it does not fit in one."""
+    """The edits that put `concept` in all these places; [] if it does not fit in one of them."""
     edits: list[Edit] = []
     for offset, text, slot in places:
         new = _renamed(text, slot, concept)

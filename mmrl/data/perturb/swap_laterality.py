@@ -1,15 +1,16 @@
-"""Left becomes right, both sides become one, one side becomes both.
+"""Changes left to right, both sides to one, or one side to both.
 
-Each only where a segment asserts something abnormal or a device (`wording.asserted`):
+Only segments that assert an abnormality or a device are changed (`claims.asserted`):
 
-* side for side: "left base opacity" -> "right base opacity", every mention of the unit at once;
+* the side: "left base opacity" -> "right base opacity", for all mentions in the unit;
 * the worse side: "left greater than right" -> "right greater than left";
-* number, with nouns, articles and verbs adapted: "There are small bilateral effusions" <-> "There
-  is a small left effusion". Reports name what they see in full, so one side means one side only.
+* one side or both, with nouns, articles and verbs adapted: "There are small bilateral effusions"
+  <-> "There is a small left effusion". A report that names one side is taken to mean only that one.
 
-Left alone: what is denied, normal, gone, asked or guessed; units that name both sides otherwise;
-heart chambers; organs, fissures and lobes that the other side lacks; a side that the report gives
-to a thing of the same group elsewhere. The right middle lobe and the lingula answer to each other.
+Not changed: what is denied, normal, gone, questioned or guessed; units that name both sides in
+another way; chambers of the heart; organs, fissures and lobes that exist on one side only; a side
+that the report elsewhere gives to a thing of the same kind. The right middle lobe and the lingula
+are exchanged for each other.
 """
 
 import functools
@@ -29,7 +30,7 @@ _BOTH = re.compile(
 _SIDES = (("left", "right"), ("right", "left"))
 _ANY = ("left", "right", "bilat", "both", "bibas", "biapic", "lingul", "dextro", "levo")
 
-# Not a side that could as well be the other: chambers, views, and "left" as a verb.
+# Sides that cannot be changed: heart chambers, projections, and "left" as a verb.
 _FIXED = re.compile(
     r"\b(?:left|right)(?:-sided)?\s+(?:atri\w+|ventric\w+|heart(?!\s+border)|in (?:place|situ|XXXX)"
     r"|as\b|behind|lateral (?:view|projection|radiograph|decubitus)|(?:anterior|posterior) oblique|"
@@ -107,13 +108,13 @@ _OPENS = re.compile(r"(?:\A[\W\d]*|\b(?:with|and|of|has|shows?|plus) |, )\Z", re
 
 
 def _flipped(start: int, word: str) -> Edit:
-    """The edit that turns a word that begins with a side around."""
+    """The edit that reverses the side with which a word begins."""
     side = next(side for side in _OTHER if word.lower().startswith(side))
     return start, start + len(side), like(word[: len(side)], _OTHER[side])
 
 
 def _middle(text: str, match: re.Match[str]) -> str | None:
-    """The lingula for the right middle lobe and back, or None when the wording is unclear."""
+    """The lingula for the right middle lobe, and the reverse; None if the wording is unclear."""
     article = text[: match.start()].lower().endswith("the ")
     alone = _MIDDLE_ALONE.match(text, match.end()) is not None
     if match["right"]:
@@ -126,7 +127,7 @@ def _middle(text: str, match: re.Match[str]) -> str | None:
 
 
 def _one_for_other(text: str) -> tuple[str, list[Edit]] | None:
-    """(new side, edits) that turn the only side of a unit around; None when it cannot be done."""
+    """(new side, edits) that reverse the only side of a unit; None if that is impossible."""
     fixed = [match.span() for match in _FIXED.finditer(text)]
     middle = list(_MIDDLE.finditer(text))
     fixed += [match.span() for match in middle]
@@ -147,7 +148,7 @@ def _one_for_other(text: str) -> tuple[str, list[Edit]] | None:
 
 
 def _exchanged(text: str) -> list[Edit]:
-    """Edits that turn "left greater than right" or "mild left and severe right" around."""
+    """Edits that reverse "left greater than right" or "mild left and severe right"."""
     edits: list[Edit] = []
     for match in _WORSE.finditer(text):
         if match[1].lower() != match[2].lower():
@@ -159,7 +160,7 @@ def _exchanged(text: str) -> list[Edit]:
 
 
 def _effusions(match: re.Match[str], side: str) -> str | None:
-    """The effusions on `side`, or on both; None when they are already, or the wording differs."""
+    """The phrase with its effusions on `side` (left, right, both); None if that is impossible."""
     place, plural = match["side"] + (match["on"] or ""), match["noun"][-1] in "sS"
     both = "b" in place.lower()
     if not place or both != plural or both == (side == "both") or (match["side"] and match["on"]):
@@ -189,7 +190,7 @@ def _to_one(match: re.Match[str], group: str, pattern: str) -> Iterator[tuple[st
 
 
 def _one_side(text: str) -> Iterator[tuple[str, Edit]]:
-    """(side given up, edit) for every "bilateral", "both" and "bilaterally"."""
+    """(side that is dropped, edit) for every "bilateral", "both" and "bilaterally"."""
     for match in _PLACES.finditer(text):
         *part, noun = match["noun"].split(" ")
         if noun != "sides":
@@ -204,7 +205,7 @@ def _one_side(text: str) -> Iterator[tuple[str, Edit]]:
 
 
 def _both_sides(text: str) -> Iterator[tuple[str, Edit]]:
-    """(side gained, edit) for what one side has in any number."""
+    """(side that is added, edit) for what is on one side, in any number."""
     for match in (*_PLACE.finditer(text), *_ALONE.finditer(text)):
         start = match.start("one")
         if _COUNTED.search(text, 0, start):
@@ -223,7 +224,7 @@ def _both_sides(text: str) -> Iterator[tuple[str, Edit]]:
 
 
 def _numbered(text: str) -> list[tuple[str, Edit]]:
-    """(side that must not be said elsewhere, edit) for every change of number."""
+    """(side that must not be asserted elsewhere, edit) of changes between one side and both."""
     found = [*_one_side(text), *_both_sides(text)]
     for match in _EFFUSION.finditer(text) if "ffusion" in text else ():
         for side, other in (*_SIDES, ("both", "left" if "right" in match[0].lower() else "right")):
@@ -234,7 +235,7 @@ def _numbered(text: str) -> list[tuple[str, Edit]]:
 
 
 def _may_be_numbered(text: str) -> bool:
-    """Whether the sides that a unit names leave room for a change of number."""
+    """Whether a unit names one side, or both, only once."""
     both, one = [word.lower() for word in _BOTH.findall(text)], _SIDE.findall(text)
     if both and not one:  # "bilateral effusions and bibasilar opacities" are two things
         ends = {"bibasilar", "bibasal", "biapical"} & set(both)
@@ -244,7 +245,7 @@ def _may_be_numbered(text: str) -> bool:
 
 @functools.lru_cache(1 << 16)
 def _reworded(text: str) -> tuple[tuple[str, tuple[Span, ...], list[Edit]], ...]:
-    """(side, segments, edits): may be used unless the report gives that side to the segments."""
+    """(side, segments, edits) of changes, to be made unless `on_side` holds for a segment."""
     exchanged = _exchanged(text)
     if exchanged:
         more = len(_SIDE.findall(text)) > len(exchanged)
@@ -266,7 +267,7 @@ def _reworded(text: str) -> tuple[tuple[str, tuple[Span, ...], list[Edit]], ...]
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every side that could be another, see the module."""
+    """Every change of sides, see the module."""
     found: list[Edits] = []
     whole = report.text.lower()
     words = [word for word in _ANY if word in whole]

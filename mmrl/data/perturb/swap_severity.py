@@ -1,12 +1,12 @@
-"""Another degree or size of a finding: "mild cardiomegaly" -> "severe cardiomegaly".
+"""Changes the degree or size of a finding: "mild cardiomegaly" -> "severe cardiomegaly".
 
-A degree is reworded only where it belongs to a finding that the sentence asserts: the head of the
-phrase is looked up in a list, which also picks the fitting opposite ("marked blunting", "large
-effusion", "extensive scarring"). Degrees are those of RadLex's severity and size descriptors; a
-moderate degree goes to either end. Measured sizes of nodules and the like change by a factor of at
-least 1.6. Where the report says the same of a finding in several sentences, all are changed.
+A degree is changed only if it qualifies a finding that the sentence asserts. The noun is looked up
+in a table, which also gives the fitting opposite ("marked blunting", "large effusion", "extensive
+scarring"). Degrees are the severity and size descriptors of RadLex; "moderate" changes to either
+end. Measured sizes of nodules and the like change by a factor of at least 1.6. If several sentences
+state the same degree of a finding, all of them are changed.
 
-Left alone: what is denied or hedged, degrees of change ("slightly improved"), comparisons of two
+Not changed: what is denied or hedged, degrees of change ("slightly improved"), comparisons of two
 sides, distances of tubes, two-dimensional sizes, and words without a known finding ("large body
 habitus", "small bowel").
 """
@@ -27,7 +27,14 @@ _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 @dataclasses.dataclass(frozen=True)
 class _Degree:
-    """A degree in a sentence: where, whose, and for each other level the word it would become."""
+    """A degree in a sentence.
+
+    Attributes:
+      start, end: character span in the sentence.
+      level: 0 weak, 1 moderate, 2 strong; of a size, `degrees.SIZE` plus millimetres.
+      words: level -> the text that replaces the degree to give it that level.
+      concept, side: of the finding that it qualifies, "" if unknown.
+    """
 
     start: int
     end: int
@@ -41,7 +48,7 @@ _Placed = tuple[int, _Degree]  # offset of the sentence in the report, degree
 
 
 def _adverb_style(sentence: str, end: int) -> tuple[str, str] | None:
-    """Style and adjective after an adverb that ends at `end`."""
+    """(style, adjective) after an adverb that ends at `end`; None if it qualifies no finding."""
     adjective = degrees.ADJECTIVE.match(sentence, end)
     if adjective is None:
         return None
@@ -57,7 +64,7 @@ def _adverb_style(sentence: str, end: int) -> tuple[str, str] | None:
 
 
 def _style(word: str, sentence: str, start: int, end: int) -> tuple[str, str] | None:
-    """(style, head) of the degree at [start, end), or None where no finding is known."""
+    """(style, noun) of the degree at [start, end); None if it qualifies no known finding."""
     if word.endswith("ly") or (word == "borderline" and degrees.ADJECTIVE.match(sentence, end)):
         return _adverb_style(sentence, end)
     stop = degrees.END.search(sentence, end)
@@ -146,7 +153,7 @@ def _written(number: float, sample: str) -> str:
 
 
 def _measures(statement: Statement) -> list[_Degree]:
-    """Sizes of findings, in millimetres as their levels."""
+    """The measured sizes of findings."""
     sentence = statement.text
     if not degrees.MEASURED.search(sentence) or degrees.NOT_MEASURED.search(sentence):
         return []
@@ -184,7 +191,10 @@ def _of_sentence(sentence: str) -> tuple[_Degree, ...]:
 
 
 def _groups(placed: list[_Placed]) -> list[list[_Placed]]:
-    """The degrees that state one fact, together; a concept of no or both sides is one fact."""
+    """Groups the degrees that state one fact: equal concept, level and side.
+
+    If any of them has no side or both sides, the side is ignored.
+    """
     groups: dict[object, list[_Placed]] = {}
     whole = {(d.concept, d.level) for _, d in placed if d.side not in ("left", "right")}
     for offset, degree in placed:
@@ -197,7 +207,7 @@ def _groups(placed: list[_Placed]) -> list[list[_Placed]]:
 
 
 def _targets(group: list[_Placed], placed: list[_Placed]) -> list[int]:
-    """Levels that all of the group can take and that do not repeat the other side's."""
+    """Levels that all degrees of a group can take and that no other degree in its sentences has."""
     offsets, first = {offset for offset, _ in group}, group[0][1]
     taken = {
         d.level
@@ -212,7 +222,7 @@ def _targets(group: list[_Placed], placed: list[_Placed]) -> list[int]:
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every degree or size that can become another one, with its restatements."""
+    """Every change of a degree or size, in all sentences that state it."""
     text = report.text
     if degrees.TRIGGERS.isdisjoint(report.keys) and "mm" not in text and "cm" not in text:
         return []

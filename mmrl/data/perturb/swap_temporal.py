@@ -1,13 +1,13 @@
-"""Another course: "stable effusion" -> "new effusion", "has resolved" -> "has worsened".
+"""Changes the course: "stable effusion" -> "new effusion", "has resolved" -> "has worsened".
 
-Course words are those of RadLex's temporal descriptors. Findings that were stable become new,
-worse or larger, structures and devices change; what improved gets worse; old fractures and
+Course words are the temporal descriptors of RadLex. Stable findings become new, worse or larger;
+stable structures and devices become changed; what improved becomes worse; old fractures and
 granulomatous disease become acute or active; "no interval change" becomes "interval change". An
-edit covers the words that have to change with it ("is stable" -> "has changed").
+edit includes the words that must change with the course ("is stable" -> "has changed").
 
-Left alone: what is denied or hedged, "stable normal heart" (nobody writes "new normal heart"),
-comparisons of two sides ("left worse than right"), "increased" as a mere degree, and sentences
-that would contradict themselves ("new chronic changes").
+Not changed: what is denied or hedged, "stable normal heart" ("new normal heart" is not English),
+comparisons of two sides ("left worse than right"), "increased" as a degree, and sentences that
+would contradict themselves ("new chronic changes").
 """
 
 import functools
@@ -25,8 +25,8 @@ from mmrl.data.perturb.course import (
     IS_WORSENING,
     TRIGGERS,
     WORD,
+    by_rules,
     compiled,
-    simple,
 )
 from mmrl.data.perturb.edits import Edit, Edits, like, with_article
 from mmrl.data.perturb.report import ParsedReport
@@ -66,7 +66,7 @@ _NORMAL = compiled("(?:normal|unremarkable|limits|clear|intact|within)")
 
 
 def _verb(subject: str, after: str) -> str:
-    """What a stable thing would have done; `subject` names it, `after` follows."""
+    """The verb for a change of `subject`, which is called stable before the text `after`."""
     if IS_DEVICE.search(subject) or re.match(_IN_RESPECT, after):
         return "changed"
     if IS_LESION.search(subject) and not re.match(r"\s+in\b", after):
@@ -88,7 +88,7 @@ def _predicate(match: re.Match[str], before: str, after: str) -> Edit:
 def _postposed(match: re.Match[str], before: str, after: str) -> Edit | None:
     """ ", unchanged." -> ", worsened."; "enlarged but stable" -> "enlarged and has increased"."""
     if _NORMAL.search(before) or re.search(r"granulomatous|\b(?:old|healed)\b", before, re.I):
-        return None  # healed things do not worsen
+        return None  # healed findings do not worsen
     enlarged = re.search(r"\benlarged(?:\s+in\s+size)?(,?\s+(?:(?:but|and)\s+)?)$", before, re.I)
     if enlarged:
         has = re.search(r"\b(is|are|remains?|appears?)\b", before, re.IGNORECASE)
@@ -110,7 +110,7 @@ def _postposed(match: re.Match[str], before: str, after: str) -> Edit | None:
 
 
 def _beside_normal(match: re.Match[str], before: str, sentence: str) -> Edit | None:
-    """ "is stable and normal" -> "has changed but is normal", and the other way round."""
+    """ "is stable and normal" -> "has changed but is normal", likewise "is normal and stable"."""
     after = _AND_NORMAL.match(sentence, match.end())
     if match["be"] and match["be"].lower() in ("is", "are") and after:
         be = match["be"].lower()
@@ -122,7 +122,7 @@ def _beside_normal(match: re.Match[str], before: str, sentence: str) -> Edit | N
 
 
 def _attributive(match: re.Match[str], before: str, sentence: str) -> Edit | None:
-    """ "stable cardiomegaly" -> "new cardiomegaly", of structures "interval change in"."""
+    """ "stable cardiomegaly" -> "new cardiomegaly"; of a structure, "interval change in ..."."""
     start = match.start() if match["be"] is None else match.end("be") + 1
     comma = re.match(r",?\s+(?=\w)", sentence[match.end() :])
     if comma is None:
@@ -190,12 +190,12 @@ def _of_sentence(sentence: str) -> tuple[Edit, ...]:
     statement = analyse(sentence)
     found = set(_steady(statement)) if words & {"stable", "unchanged"} else set()
     for word in words & BY_WORD.keys():
-        found.update(simple(statement, BY_WORD[word]))
+        found.update(by_rules(statement, BY_WORD[word]))
     return tuple(sorted(found))
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every word of course that can be turned."""
+    """Every change of a course word."""
     if TRIGGERS.isdisjoint(report.keys):
         return []
     return [

@@ -1,14 +1,15 @@
-"""Another zone, lobe or end of the same lung: "left lower lobe" -> "left upper lobe".
+"""Changes the zone, lobe or end of the same lung: "left lower lobe" -> "left upper lobe".
 
-Upper, middle and lower answer to each other, as do base and apex, basilar and apical, bibasilar and
-biapical, in lungs and (for fractures and curves) in the thoracic spine. Lobes stay lobes that
-exist: the middle lobe is on the right only, and the lingula, which is a part of the left upper
-lobe, gives way to the left lower lobe (Netter, Atlas of Human Anatomy: the lungs in situ).
+Upper, middle and lower are exchanged for each other, likewise base and apex, basilar and apical,
+bibasilar and biapical, in the lungs and (for fractures and curves) in the thoracic spine. Lobes
+become lobes that exist: only the right lung has a middle lobe, and the lingula, which is part of
+the left upper lobe, becomes the left lower lobe (Netter, Atlas of Human Anatomy: the lungs in
+situ).
 
-Left alone: what is denied, normal, gone, asked or guessed (`wording.asserted`); units with more
-than one zone ("upper and lower lobes"); units with another landmark that fixes the height, such as
-a rib, the hilum or the diaphragm; a zone that the report gives to a thing of the same group
-elsewhere; "upper limits", "lower lung volumes", "apical lordotic view", segments of lobes.
+Not changed: what is denied, normal, gone, questioned or guessed (`claims.asserted`); units with
+more than one zone ("upper and lower lobes"); units with another landmark of height, such as a rib,
+the hilum or the diaphragm; a zone that the report elsewhere gives to a thing of the same kind;
+"upper limits", "lower lung volumes", "apical lordotic view", segments of lobes.
 """
 
 import functools
@@ -117,7 +118,7 @@ def _of_end(text: str) -> list[tuple[str, Edit]]:
 
 @functools.lru_cache(1 << 16)
 def _reworded(text: str) -> tuple[tuple[str, Span, Edit], ...]:
-    """(zone, segment, edit): may be used unless the report gives that zone to the segment."""
+    """(zone, segment, edit) of changes, to be made unless `in_zone` holds for (segment, zone)."""
     if sum(mark.meaning in ZONES for mark in marks(text)) != 1 or _LANDMARK.search(text):
         return ()
     found = []
@@ -129,7 +130,7 @@ def _reworded(text: str) -> tuple[tuple[str, Span, Edit], ...]:
 
 
 def candidates(report: ParsedReport) -> list[Edits]:
-    """Every zone that could be another, see the module."""
+    """Every change of a zone, see the module."""
     found: list[Edits] = []
     whole = report.text.lower()
     words = [word for word in _ANY if word in whole]

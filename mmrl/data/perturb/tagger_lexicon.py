@@ -1,7 +1,7 @@
-"""Parts of speech of the words that radiology reports are made of; they overrule the tagger.
+"""Parts of speech of the most frequent words of chest radiograph reports, as reports use them.
 
-Adjectives here are what a report says about a finding: side, place, size, degree, course. The
-words are the commonest of chest radiograph reports, sorted by how reports use them.
+In the general lexicon of `tagger`, "left" is a verb, "basilar" a noun and "infiltrate" a verb. The
+adjectives here qualify findings: side, place, size, degree, course.
 """
 
 _ADJECTIVES = """
@@ -80,4 +80,4 @@ LEXICON: dict[str, str] = {
     )
     for word in words.split()
 }
-"""Word, case-folded -> noun, adjective, verb or other."""
+"""Word in lower case -> noun, adjective, verb or other."""

@@ -1,8 +1,8 @@
-"""What radiographs show: findings and devices as reports name them, with family and number.
+"""Names of findings and devices in reports, with their family and number.
 
-Terms are those of the Fleischner Society's glossary (Hansell et al. 2008), of the CheXpert
-labeller's categories (Irvin et al. 2019) and of Open-i's indexing headings, widened by reading
-reports. A term is the head of the phrase: "pleural effusion", never "small left pleural effusion".
+The terms are those of the Fleischner Society's glossary (Hansell et al. 2008), the categories of
+the CheXpert labeller (Irvin et al. 2019) and the index headings of Open-i, extended from reports. A
+term has no attributes: "pleural effusion", never "small left pleural effusion".
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A name for something that can be present or absent.
+    """A name of a finding or device.
 
     Attributes:
-      concept: equal for all names of one thing.
-      family: what it can stand in for: pleura, lung, heart, bone, vessel, abdomen or device.
+      concept: equal for all names of one finding.
+      family: pleura, lung, heart, vessel, bone, abdomen, other or device.
       plural: whether the name is plural.
     """
 
@@ -161,7 +161,7 @@ demineralization curvature scoliosis dextroscoliosis levoscoliosis kyphosis hype
 osteophytosis formation unfolding eventration elevation
 """
 )
-"""Heads that need no article in the singular; the list is by the last word of the term."""
+"""Last words of terms that need no article in the singular."""
 
 
 def _parse() -> dict[str, Term]:
@@ -176,13 +176,13 @@ def _parse() -> dict[str, Term]:
 
 
 TERMS: dict[str, Term] = _parse()
-"""Name, lower case with single blanks -> what it is."""
+"""Name, in lower case with single blanks -> term."""
 
 _LONGEST_FIRST = sorted(TERMS, key=len, reverse=True)
 
 
 def _alternatives(names: list[str]) -> str:
-    """The names, sorted by their first letter, so that few are tried at a place."""
+    """A pattern for any of the names, grouped by first letter so that matching is fast."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name[0], []).append(re.escape(name[1:]).replace(r"\ ", r"\s+"))
@@ -190,4 +190,4 @@ def _alternatives(names: list[str]) -> str:
 
 
 TERM = re.compile(rf"(?<![\w-])(?:{_alternatives(_LONGEST_FIRST)})(?![\w-])", re.IGNORECASE)
-"""Matches the longest term at a place."""
+"""Matches the longest term at a position."""
