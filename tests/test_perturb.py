@@ -163,6 +163,17 @@ def test_words_equal_but_for_case_are_no_change() -> None:
     assert perturb("No mass. no", "reverse_words", rng) is None
 
 
+def test_whole_words_move_and_what_is_between_them_stays() -> None:
+    report = parse("1. Dr. No: a 2.5-cm\n x-XXXX, (C7-T1).")
+    words = ["Dr.", "No", "a", "2.5-cm", "x-XXXX", "C7-T1"]
+    assert report.words == words
+    between = ["1. ", " ", ": ", " ", "\n ", ", (", ")."]
+    for order in itertools.permutations(range(6)):
+        moved = [words[source] for source in order]
+        expected = "".join(itertools.chain.from_iterable(zip(between, [*moved, ""], strict=True)))
+        assert report.reordered(order) == expected
+
+
 def test_trigram_kinds_keep_to_their_blocks() -> None:
     words = "a b c d e f g h i j k"
     rng = np.random.default_rng(1)

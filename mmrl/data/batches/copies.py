@@ -274,7 +274,7 @@ class _Reordered:
         """Draws copies that equal their report again, as `perturb.perturb` does."""
         unchanged = np.flatnonzero(~self.changed).tolist()
         again = np.array([copy for copy in unchanged if self._possible(copy)], np.int64)
-        for attempt in range(1, perturb.DRAWS):
+        for attempt in range(1, perturb.MAX_DRAWS):
             if not len(again):
                 break
             columns, first = self._columns_of(again)

@@ -21,8 +21,9 @@ from mmrl.data.perturb.edits import edited
 from mmrl.data.perturb.report import Kind, ParsedReport
 from mmrl.types import InputError
 
-DRAWS = 64
-"""How often a random kind is drawn until it differs; each draw fails with probability <= 1/2."""
+MAX_DRAWS = 64
+"""How often a random kind is drawn until the copy differs; each draw succeeds in half of the cases
+or more."""
 
 _CACHED_REPORTS = 1 << 12
 _CACHED_ANSWERS = 1 << 16
@@ -82,7 +83,7 @@ def perturb(report: str, kind: str, rng: np.random.Generator) -> str | None:
     """
     check_kinds((kind,))
     parsed, draw = parse(report), _REGISTRY[kind]
-    for _ in range(DRAWS):
+    for _ in range(MAX_DRAWS):
         copy = draw(parsed, rng)
         if copy != report:
             return copy
