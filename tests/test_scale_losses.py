@@ -185,22 +185,22 @@ def test_tiles_of_short_captions_are_cut_to_their_words():
         seen.append(columns.shape[1])
         return jnp.einsum("bd,cwd->bc", rows, columns)
 
-    table = tiles.Table(logits, tiles.Sigmoid(), (3, 3), widths=(4, 8, 10))
+    tiled = tiles.TiledLoss(logits, tiles.SigmoidLoss(), (3, 3), widths=(4, 8, 10))
     for longest, index in ((1, 0), (4, 0), (5, 1), (8, 1), (9, 2), (10, 2)):
         mask = np.arange(W)[None] < np.array([[longest], [1], [0]])
-        assert table.width_of(jnp.asarray(mask)) == index
+        assert tiled.width_index(jnp.asarray(mask)) == index
     features, marks = make_inputs(6)
     words, mask = features["words"], np.array(marks["mask"])
     mask[:, 4:] = False
     words[:, 4:] = np.nan  # were a wider tile computed, its sum would show it
     value = all_pairs.pair_loss(
-        table,
+        tiled,
         (),
         features["image"],
         words,
         group=None,
         mask=jnp.asarray(mask),
-        shares=all_pairs.Shares(),
+        ring=all_pairs.Ring(),
     )
     assert sorted(set(seen)) == [4, 8, 10] and np.isfinite(value)
 
@@ -262,13 +262,13 @@ def test_auto_takes_what_the_batch_and_the_mesh_ask_for():
     here = jnp.zeros((64, 2))
     spread = on_mesh((2, 2, 2), here)[0]
     assert all_pairs.choose("auto", 64, 4096, here)[0] == "dense"
-    assert all_pairs.choose("auto", 64, 4097, here) == ("swept", all_pairs.Shares())
+    assert all_pairs.choose("auto", 64, 4097, here) == ("tiled", all_pairs.Ring())
     # Eight devices share the rows of the dense form, too.
     assert all_pairs.choose("auto", 64, 8 * 4096, spread)[0] == "dense"
-    form, shares = all_pairs.choose("auto", 64, 8 * 4096 + 1, spread)
-    assert (form, shares.axes, shares.size) == ("swept", ("data", "fsdp", "tensor"), 8)
-    assert all_pairs.choose("chunked", 64, 1, spread) == ("swept", all_pairs.Shares())
-    assert all_pairs.choose("ring", 64, 1, here) == ("swept", all_pairs.Shares())
+    form, ring = all_pairs.choose("auto", 64, 8 * 4096 + 1, spread)
+    assert (form, ring.axes, ring.size) == ("tiled", ("data", "fsdp", "tensor"), 8)
+    assert all_pairs.choose("chunked", 64, 1, spread) == ("tiled", all_pairs.Ring())
+    assert all_pairs.choose("ring", 64, 1, here) == ("tiled", all_pairs.Ring())
     assert all_pairs.choose("ring", 12, 1, spread)[1].axes == ("data", "fsdp")
     with jax.sharding.use_abstract_mesh(jax.typeof(spread).sharding.mesh):
         assert all_pairs.choose("ring", 64, 1, here)[1].size == 8

@@ -1,10 +1,11 @@
-"""A loss over all pairs of the global batch, where no device holds more than its share.
+"""Losses over all image-text pairs of the global batch, with the batch divided among devices.
 
-`pair_loss` runs the sweeps of `chunks` over the whole table on one device ("chunked"), or around
-a ring of the devices that share the batch ("ring"): each keeps its images and passes its texts
-on, with what belongs to them, until they are home again. After n hops every device has seen all
-texts and none has held more than two shares of them. The backward pass is a second such round in
-which the gradients of the texts travel along (Liu, Zaharia, Abbeel 2023, "Ring Attention").
+`pair_loss` computes the tiles of `mmrl.objectives.tiles` on one device ("chunked") or on a ring of
+the devices that share the batch ("ring"). In a ring, each device keeps its images, and the texts
+move from device to device together with their metadata and statistics. After as many steps as
+there are devices, each has met all texts and never held more than two devices' share of them. The
+backward pass is a second round, in which the gradients of the texts move along with the texts
+(Liu, Zaharia, Abbeel 2023, "Ring Attention").
 """
 
 import dataclasses
@@ -18,21 +19,24 @@ from jax.sharding import PartitionSpec as P
 
 from mmrl.devices.axes import BATCH_AXES, sharing_axes, usable_mesh
 from mmrl.objectives import tiles
-from mmrl.objectives.tiles import Gradients, Marks, Side, Stats, Table
+from mmrl.objectives.tiles import Block, Gradients, Metadata, Statistics, TiledLoss
 from mmrl.types import InputError
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked", "ring")
 
-# "auto" holds a table at once when a device's share of its largest array has at most this many
-# numbers (64 MiB of float32): nothing then needs scanning, computing twice, or passing round.
-_ELEMENTS_AT_ONCE = 2**24
+# "auto" is dense if one device's share of the largest array has at most this many elements (64 MiB
+# of float32). A matrix that small needs neither a loop nor recomputation nor communication.
+_MAX_DENSE_ELEMENTS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
-    """The devices that share the rows of the batch: a mesh, the axes that split it, their size.
+class Ring:
+    """The devices that share the rows of the batch.
 
-    Without such devices: no mesh, no axes, size 1.
+    Attributes:
+      mesh: their mesh; None for a single device.
+      axes: mesh axes that divide the batch.
+      size: number of devices along these axes.
     """
 
     mesh: Any = None
@@ -41,7 +45,7 @@ class Shares:
 
 
 def check_implementation(name: str, chunk_size: int) -> None:
-    """Refuses options that no pair loss has.
+    """Checks the options that all pair losses have.
 
     Raises:
       InputError: unknown implementation or negative chunk size.
@@ -51,193 +55,220 @@ def check_implementation(name: str, chunk_size: int) -> None:
             f"unknown implementation {name!r} of a loss; choices: {', '.join(IMPLEMENTATIONS)}"
         )
     if chunk_size < 0:
-        raise InputError(f"chunk_size={chunk_size} must be positive, or 0 to fit tiles to memory")
+        raise InputError(
+            f"chunk_size={chunk_size}; expected a positive number, or 0 for tiles that fit in "
+            "memory"
+        )
 
 
-def choose(implementation: str, size: int, per_pair: int, example: jax.Array) -> tuple[str, Shares]:
-    """Which form to compute, and the devices it runs on.
+def choose(implementation: str, size: int, per_pair: int, example: jax.Array) -> tuple[str, Ring]:
+    """Decides how a loss is computed, and on which devices.
 
     Args:
-      implementation: one of IMPLEMENTATIONS. "auto": "dense" while a device's share is small;
-        beyond that "ring" where devices share the batch, else "chunked".
+      implementation: one of IMPLEMENTATIONS. "auto" is "dense" while one device's share of the
+        largest array is small; otherwise "ring" if several devices share the batch, else
+        "chunked".
       size: pairs in the global batch.
-      per_pair: numbers that a pair keeps in the largest array of the dense form.
-      example: a batch array; its type tells the mesh when no ambient mesh does.
+      per_pair: elements per pair in the largest array of the dense form.
+      example: an array of the batch. Its type gives the mesh if there is no ambient mesh.
 
     Returns:
-      (form, shares), where form is "dense" or "swept", and "swept" runs over the shares.
+      (form, ring). The form is "dense" or "tiled"; "tiled" runs on the devices of the ring.
 
     Raises:
-      InputError: "ring" on a mesh that cannot share the batch evenly.
+      InputError: "ring" on a mesh that cannot divide the batch evenly.
     """
     check_implementation(implementation, 0)
-    shares, even = _shares(size, example)
+    ring, even = _find_ring(size, example)
     if implementation == "ring" and not even:
         raise InputError(
             f"implementation='ring' needs the batch of {size} pairs to be a multiple of the "
             f"devices that share it (mesh axes {' x '.join(BATCH_AXES)})"
         )
-    small = size * (size // shares.size) * per_pair <= _ELEMENTS_AT_ONCE
+    small = size * (size // ring.size) * per_pair <= _MAX_DENSE_ELEMENTS
     if implementation == "dense" or (implementation == "auto" and small):
-        return "dense", shares
-    return "swept", Shares() if implementation == "chunked" else shares
+        return "dense", ring
+    return "tiled", Ring() if implementation == "chunked" else ring
 
 
-def _shares(size: int, example: jax.Array) -> tuple[Shares, bool]:
-    """(devices that share the batch, whether they can do so evenly)."""
+def _find_ring(size: int, example: jax.Array) -> tuple[Ring, bool]:
+    """(devices that share the batch, whether they divide it evenly)."""
     ambient = jax.sharding.get_abstract_mesh()
-    # No ambient mesh: arrays that came onto a mesh say so in their type.
     mesh = usable_mesh(jax.typeof(example).sharding.mesh if ambient.empty else ambient)
     if mesh is None:
-        return Shares(), True
-    shared = sharing_axes(mesh, size)
-    if shared is None:
-        return Shares(), False
-    count = math.prod(mesh.shape[name] for name in shared)
-    # Other axes hold copies of the batch: rather than all doing the same, they share it too.
-    for name, more in mesh.shape.items():
-        if name not in shared and size % (count * more) == 0:
-            shared, count = (*shared, name), count * more
-    return (Shares(mesh, shared, count) if count > 1 else Shares()), True
+        return Ring(), True
+    axes = sharing_axes(mesh, size)
+    if axes is None:
+        return Ring(), False
+    count = math.prod(mesh.shape[name] for name in axes)
+    # Devices along other axes hold copies of the batch. They join the ring instead of repeating
+    # the same work.
+    for name, factor in mesh.shape.items():
+        if name not in axes and size % (count * factor) == 0:
+            axes, count = (*axes, name), count * factor
+    return (Ring(mesh, axes, count) if count > 1 else Ring()), True
 
 
 def pair_loss(
-    table: Table,
+    tiled: TiledLoss,
     params: Any,
     rows: jax.Array,
     columns: jax.Array,
     *,
     group: jax.Array | None,
     mask: jax.Array | None = None,
-    shares: Shares,
+    ring: Ring,
 ) -> jax.Array:
-    """The rule of `table` over all pairs of rows and columns, divided by their number.
+    """A tiled loss over all pairs of rows and columns, divided by the number of rows.
 
-    Differentiable once, in reverse, by params, rows and columns.
+    Differentiable once, in reverse mode, with respect to params, rows and columns.
 
     Args:
-      table: how to compute logits and what to make of them; its tile shape is for one share.
-      params: what the logits depend on besides; every device has all of it.
-      rows, columns: f[B, ...]; row i and column i are one pair.
-      group: i32[B]; pairs off the diagonal with equal group are no negatives.
-      mask: bool[B, W], the valid words of the columns.
-      shares: the devices of the ring.
+      tiled: the loss; its tile shape is for one device's share of the batch.
+      params: parameters of the logits, replicated on all devices.
+      rows, columns: f[B, ...]; row i and column i are a positive pair.
+      group: i32[B], duplicate groups: pairs off the diagonal with equal group are not negatives.
+      mask: bool[B, W], valid words of the columns.
+      ring: the devices to compute it on.
 
     Returns:
       f32[].
     """
     position = jnp.arange(rows.shape[0], dtype=jnp.int32)
-    marks = Marks(position, position if group is None else group, mask)
-    return _pair_loss(_Plan(table, shares, rows.shape[0]), params, rows, columns, marks)
+    metadata = Metadata(position, position if group is None else group, mask)
+    return _pair_loss(_RingLoss(tiled, ring, rows.shape[0]), params, rows, columns, metadata)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-    table: Table
-    shares: Shares
-    batch: int
+class _RingLoss:
+    """A loss of `batch_size` pairs on a ring, and the communication that it needs."""
 
-    def spread(self, function: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
-        """`function` on every device; True stands for its share of an array, False for all."""
-        if self.shares.size == 1:
+    tiled: TiledLoss
+    ring: Ring
+    batch_size: int
+
+    def shard_map(self, function: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
+        """Runs `function` on every device of the ring.
+
+        Args:
+          inputs, outputs: for each argument and result, True if it is divided along its first
+            axis and False if it is replicated.
+        """
+        if self.ring.size == 1:
             return function
-        spec = {True: P(self.shares.axes), False: P()}
+        spec = {True: P(self.ring.axes), False: P()}
         return jax.shard_map(
             function,
-            mesh=self.shares.mesh,
+            mesh=self.ring.mesh,
             in_specs=jax.tree.map(spec.get, inputs),
             out_specs=jax.tree.map(spec.get, outputs),
             check_vma=False,
         )
 
-    def sum(self, tree: Any) -> Any:
-        """Over all devices."""
-        return jax.lax.psum(tree, self.shares.axes) if self.shares.size > 1 else tree
+    def psum(self, tree: Any) -> Any:
+        """Sums each array over the devices."""
+        return jax.lax.psum(tree, self.ring.axes) if self.ring.size > 1 else tree
 
-    def pass_on(self, tree: Any) -> Any:
-        """Every device's arrays to the next device of the ring."""
-        size, axes = self.shares.size, self.shares.axes
+    def rotate(self, tree: Any) -> Any:
+        """Sends each array to the next device of the ring."""
+        size, axes = self.ring.size, self.ring.axes
         if size == 1:
             return tree
-        hop = [(number, (number + 1) % size) for number in range(size)]
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, hop), tree)
+        permutation = [(source, (source + 1) % size) for source in range(size)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, permutation), tree)
 
-    def go_round(self, turn: Any, start: Any) -> Any:
-        """turn(carry) as often as there are devices."""
-        if self.shares.size == 1:
-            return turn(start)
-        return jax.lax.fori_loop(0, self.shares.size, lambda _, carry: turn(carry), start)
+    def round(self, step: Any, start: Any) -> Any:
+        """Applies step(carry) once for each device of the ring."""
+        if self.ring.size == 1:
+            return step(start)
+        return jax.lax.fori_loop(0, self.ring.size, lambda _, carry: step(carry), start)
 
-    def by_length(self, columns: jax.Array, marks: Marks) -> tuple[jax.Array, Marks, Any]:
-        """Columns in order of their number of words, so that tiles can be cut; and that order."""
-        if len(self.table.widths) < 2 or marks.mask is None:
-            return columns, marks, None
-        order = jnp.argsort(tiles.lengths(marks.mask))
-        columns, marks = jax.tree.map(lambda x: x[order], (columns, marks))
-        return columns, marks, order
+    def sort_by_length(
+        self, columns: jax.Array, metadata: Metadata
+    ) -> tuple[jax.Array, Metadata, Any]:
+        """Sorts columns by their number of words, so that tiles of short ones can be cut.
+
+        Returns:
+          (columns, metadata, order); the order is None if nothing was sorted.
+        """
+        if len(self.tiled.widths) < 2 or metadata.mask is None:
+            return columns, metadata, None
+        order = jnp.argsort(tiles.lengths(metadata.mask))
+        columns, metadata = jax.tree.map(lambda x: x[order], (columns, metadata))
+        return columns, metadata, order
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair_loss(
-    plan: _Plan, params: Any, rows: jax.Array, columns: jax.Array, marks: Marks
+    ring_loss: _RingLoss, params: Any, rows: jax.Array, columns: jax.Array, metadata: Metadata
 ) -> jax.Array:
-    return _forward(plan, params, rows, columns, marks)[0]
+    return _forward(ring_loss, params, rows, columns, metadata)[0]
 
 
 def _forward(
-    plan: _Plan, params: Any, rows: jax.Array, columns: jax.Array, marks: Marks
+    ring_loss: _RingLoss, params: Any, rows: jax.Array, columns: jax.Array, metadata: Metadata
 ) -> tuple[jax.Array, Any]:
-    def share(params: Any, rows: jax.Array, columns: jax.Array, marks: Marks) -> Any:
-        row_marks = marks._replace(mask=None)
-        columns, marks, _ = plan.by_length(columns, marks)
+    def on_device(params: Any, rows: jax.Array, columns: jax.Array, metadata: Metadata) -> Any:
+        row_metadata = metadata._replace(mask=None)
+        columns, metadata, _ = ring_loss.sort_by_length(columns, metadata)
 
-        def turn(carry: Any) -> Any:
-            columns, marks, of_rows, of_columns = carry
-            # Nothing here waits for the sweep, so these may travel during it.
-            following = plan.pass_on((columns, marks))
-            images, texts = Side(rows, row_marks, of_rows), Side(columns, marks, of_columns)
-            of_rows, of_columns = tiles.sweep(plan.table, params, images, texts)
-            return *following, of_rows, plan.pass_on(of_columns)
+        def step(carry: Any) -> Any:
+            columns, metadata, row_statistics, column_statistics = carry
+            # Does not depend on this step's tiles, so it can be sent while they are computed.
+            received = ring_loss.rotate((columns, metadata))
+            row_statistics, column_statistics = tiles.accumulate_statistics(
+                ring_loss.tiled,
+                params,
+                Block(rows, row_metadata, row_statistics),
+                Block(columns, metadata, column_statistics),
+            )
+            return *received, row_statistics, ring_loss.rotate(column_statistics)
 
-        stats = plan.table.rule.start(rows.shape[0], columns.shape[0])
-        stats = plan.go_round(turn, (columns, marks, *stats))[2:]
-        return plan.sum(plan.table.rule.total(*stats)) / plan.batch, stats
+        statistics = ring_loss.tiled.loss.initial(rows.shape[0], columns.shape[0])
+        statistics = ring_loss.round(step, (columns, metadata, *statistics))[2:]
+        total = ring_loss.psum(ring_loss.tiled.loss.total(*statistics))
+        return total / ring_loss.batch_size, statistics
 
-    spread = plan.spread(share, (False, True, True, True), (False, True))
-    value, stats = spread(params, rows, columns, marks)
-    return value, (params, rows, columns, marks, stats)
+    mapped = ring_loss.shard_map(on_device, (False, True, True, True), (False, True))
+    value, statistics = mapped(params, rows, columns, metadata)
+    return value, (params, rows, columns, metadata, statistics)
 
 
-def _backward(plan: _Plan, saved: Any, slope: jax.Array) -> tuple[Any, ...]:
-    def share(
-        slope: jax.Array,
+def _backward(ring_loss: _RingLoss, saved: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    def on_device(
+        cotangent: jax.Array,
         params: Any,
         rows: jax.Array,
         columns: jax.Array,
-        marks: Marks,
-        stats: tuple[Stats, Stats],
+        metadata: Metadata,
+        statistics: tuple[Statistics, Statistics],
     ) -> tuple[Any, ...]:
-        images = Side(rows, marks._replace(mask=None), stats[0])
-        columns, marks, order = plan.by_length(columns, marks)
-        scale = slope / plan.batch
+        row_block = Block(rows, metadata._replace(mask=None), statistics[0])
+        columns, metadata, order = ring_loss.sort_by_length(columns, metadata)
+        scale = cotangent / ring_loss.batch_size
 
-        def turn(carry: Any) -> Any:
-            texts, sums = carry
-            following = plan.pass_on(texts)
-            sums = tiles.sweep_back(plan.table, params, images, texts, scale, sums)
-            return following, sums._replace(columns=plan.pass_on(sums.columns))
+        def step(carry: Any) -> Any:
+            column_block, gradients = carry
+            received = ring_loss.rotate(column_block)
+            gradients = tiles.accumulate_gradients(
+                ring_loss.tiled, params, row_block, column_block, scale, gradients
+            )
+            return received, gradients._replace(columns=ring_loss.rotate(gradients.columns))
 
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (params, rows, columns))
-        _, sums = plan.go_round(turn, (Side(columns, marks, stats[1]), Gradients(*zero)))
-        by_columns = sums.columns
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (params, rows, columns))
+        column_block = Block(columns, metadata, statistics[1])
+        _, gradients = ring_loss.round(step, (column_block, Gradients(*zeros)))
+        of_columns = gradients.columns
         if order is not None:
-            by_columns = jnp.zeros_like(by_columns).at[order].set(by_columns, unique_indices=True)
-        by_params = jax.tree.map(lambda g, p: plan.sum(g).astype(p.dtype), sums.params, params)
-        return by_params, sums.rows.astype(rows.dtype), by_columns.astype(columns.dtype)
+            of_columns = jnp.zeros_like(of_columns).at[order].set(of_columns, unique_indices=True)
+        of_params = jax.tree.map(
+            lambda g, p: ring_loss.psum(g).astype(p.dtype), gradients.params, params
+        )
+        return of_params, gradients.rows.astype(rows.dtype), of_columns.astype(columns.dtype)
 
     inputs = (False, False, True, True, True, True)
-    gradients = plan.spread(share, inputs, (False, True, True))(slope, *saved)
-    return *gradients, None
+    mapped = ring_loss.shard_map(on_device, inputs, (False, True, True))
+    return *mapped(cotangent, *saved), None
 
 
 _pair_loss.defvjp(_forward, _backward)

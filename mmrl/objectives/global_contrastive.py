@@ -1,4 +1,7 @@
-"""Global image-report contrast over the whole batch (ConVIRT, CLIP; systems.md O1)."""
+"""Global image-report contrastive loss over the whole batch.
+
+ConVIRT (Zhang et al. 2020) and CLIP (Radford et al. 2021).
+"""
 
 import functools
 from typing import Any, ClassVar
@@ -37,11 +40,13 @@ def contrastive_loss(
     Args:
       image, text: f[B, D], already L2-normalised; row i of both is pair i.
       logit_scale: f32[], logarithm of the inverse temperature.
-      group: i32[B]; pairs off the diagonal with equal group leave the denominators.
-      implementation: "dense" holds all B x B logits; "chunked" a tile of them, computed again in
-        the backward pass; "ring" the same on every device that shares the batch, with the texts
-        passed round; "auto" as `pairs.choose` says. All give the same numbers.
-      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
+      group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
+        denominators.
+      implementation: all give the same result. "dense" holds all B x B logits. "chunked" holds one
+        tile of them at a time and computes it again in the backward pass. "ring" does so on every
+        device that shares the batch, and the texts move from device to device. "auto" is described
+        in `all_pairs.choose`.
+      chunk_size: maximum number of images and of texts in a tile; 0 means about 16 MiB of logits.
 
     Returns:
       f32[]. Constant embeddings give log B.
@@ -54,14 +59,14 @@ def contrastive_loss(
     size, dtype = image.shape[0], matmul_dtype(image, text)
     group = check_group(group, size)
     logits = functools.partial(_logits, dtype=dtype)
-    form, shares = all_pairs.choose(implementation, size, 1, image)
+    form, ring = all_pairs.choose(implementation, size, 1, image)
     if form == "dense":
         whole = logits(logit_scale, image.astype(jnp.float32), text.astype(jnp.float32), None)
         return two_way_cross_entropy(whole, group)
-    share = size // shares.size
-    shape = tiles.tile_shape(share, share, 1, chunk_size)
-    table = tiles.Table(logits, tiles.TwoWay(), shape)
-    return all_pairs.pair_loss(table, logit_scale, image, text, group=group, shares=shares)
+    local_size = size // ring.size
+    shape = tiles.tile_shape(local_size, local_size, 1, chunk_size)
+    tiled = tiles.TiledLoss(logits, tiles.TwoWayCrossEntropy(), shape)
+    return all_pairs.pair_loss(tiled, logit_scale, image, text, group=group, ring=ring)
 
 
 def _logits(
@@ -94,7 +99,7 @@ class GlobalContrastive(Objective):
         self.logit_scale = LogitScale(temperature)
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """Contrasts the global batch; batch["group"] marks pairs that are no negatives."""
+        """The loss of the global batch; pairs of equal batch["group"] are not negatives."""
         image, text = encoded["image.embedding"], encoded["text.embedding"]
         value = contrastive_loss(
             image,
@@ -112,5 +117,5 @@ class GlobalContrastive(Objective):
         return Loss(value, metrics)
 
     def post_update(self) -> None:
-        """Keeps the scale within its bound."""
+        """Clips the scale at its maximum of 100."""
         self.logit_scale.clip()

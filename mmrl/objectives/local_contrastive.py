@@ -1,4 +1,4 @@
-"""Local word-region contrast (GLoRIA, Huang et al. 2021, section 3.2; systems.md O2)."""
+"""Local word-region contrastive loss (GLoRIA, Huang et al. 2021, section 3.2)."""
 
 import functools
 from typing import Any, ClassVar
@@ -18,11 +18,11 @@ from mmrl.objectives.base import (
 )
 from mmrl.types import Batch, Encoded, InputError, Loss
 
-# `local_similarity` scans captions in chunks so that at most this many of the B x B x W x R
-# attention weights exist at once (2**24 float32 are 64 MiB); the backward pass recomputes them.
+# `local_similarity` holds at most this many of the B x B x W x R attention weights at a time (2**24
+# float32 are 64 MiB). Beyond that it loops over captions and recomputes in the backward pass.
 _WEIGHTS_AT_ONCE = 2**24
 
-# Short captions are cut to multiples of this many words.
+# Tiles are cut to a multiple of this many words.
 _WORD_BLOCK = 8
 
 TILES = ("xla", "kernel")
@@ -31,12 +31,13 @@ Temperatures = tuple[float, float, float]
 
 
 def _prepare(regions: jax.Array, *, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Regions f32[b, R, D] and their Gram matrices f32[b, R, R] where those save work.
+    """Regions f32[b, R, D] and their Gram matrices f32[b, R, R]; None if those save no work.
 
-    The context c_w = C^T a of a word, the sum of the regions C weighted by its attention a, is
-    needed only for cos(c_w, w), which c_w . w = sum_r a_r s_r and |c_w|^2 = a^T C C^T a give as
-    well. Counting backward passes too, that multiplies 3 R^2 W + 4 R W D numbers per pair instead
-    of 8 R W D, and never holds b x c x W x D.
+    Let C be the regions, a the attention of a word w over them, and s = C w its scores. The
+    context vector c = C^T a is needed only for cos(c, w), and both parts of the cosine follow
+    without it: c . w = a . s and |c|^2 = a^T (C C^T) a. Forward and backward pass together then
+    take 3 R^2 W + 4 R W D multiplications per pair instead of 8 R W D, and the contexts, an array
+    of b x c x W x D, are never held.
     """
     count, width = regions.shape[1:]
     if 3 * count > 4 * width:
@@ -53,17 +54,19 @@ def _tile(
     temperatures: Temperatures,
     dtype: Any,
 ) -> jax.Array:
-    """Similarity f32[b, c] of b prepared images with c captions.
+    """Similarity of b images with c captions, f32[b, c].
 
     Args:
+      params: none; the argument is that of `tiles.TiledLoss.logits`.
       images: from `_prepare`. words: f32[c, W, D]. word_mask: bool[c, W].
     """
     regions, gram = images
     first, second, third = temperatures
-    # With the image's axes in front and the word's last, no product needs a transposed copy.
+    # In this order of axes (image, region, caption, word), no product needs a transposed copy.
     scores = contract("brd,cwd->brcw", regions, words, dtype)
     any_word = word_mask.any(axis=1)  # c
-    # A caption without words would make the first softmax 0/0; its result is discarded below.
+    # Without a valid word, the first softmax would be 0/0. All words of such a caption count as
+    # valid here, and its similarity is set to 0 at the end.
     usable = word_mask | ~any_word[:, None]
     over_words = jax.nn.softmax(jnp.where(usable, scores, -jnp.inf), axis=3)
     attention = jax.nn.softmax(first * over_words, axis=1)  # over regions
@@ -74,7 +77,7 @@ def _tile(
     else:
         context_square = _quadratic(gram, attention, dtype)
     word_square = jnp.sum(words * words, axis=2)  # c w
-    # The floor keeps all-zero vectors at cosine 0 with a finite gradient.
+    # The lower bound gives all-zero vectors a cosine of 0 and a finite gradient.
     cosine = dot * jax.lax.rsqrt(jnp.maximum(context_square * word_square, 1e-12))
     pooled = jax.nn.logsumexp(jnp.where(usable, second * cosine, -jnp.inf), axis=2)
     return jnp.where(any_word, third * pooled, 0.0)
@@ -82,7 +85,7 @@ def _tile(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _quadratic(gram: jax.Array, attention: jax.Array, dtype: Any) -> jax.Array:
-    """a^T G a of each word, f32[b, c, W]; its gradient uses that G is symmetric.
+    """a^T G a for each word, f32[b, c, W]. The gradient uses that G is symmetric.
 
     Args:
       gram: f32[b, R, R]. attention: f32[b, R, c, W].
@@ -95,17 +98,22 @@ def _quadratic_forward(gram: jax.Array, attention: jax.Array, dtype: Any) -> tup
     return jnp.sum(attention * product, axis=1), (attention, product)
 
 
-def _quadratic_backward(dtype: Any, saved: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _quadratic_backward(
+    dtype: Any, saved: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     attention, product = saved
-    by_gram = contract("brcw,bscw->brs", slope[:, None] * attention, attention, dtype)
-    return by_gram, 2.0 * slope[:, None] * product
+    of_gram = contract("brcw,bscw->brs", cotangent[:, None] * attention, attention, dtype)
+    return of_gram, 2.0 * cotangent[:, None] * product
 
 
 _quadratic.defvjp(_quadratic_forward, _quadratic_backward)
 
 
 def _widths(words: int) -> tuple[int, ...]:
-    """Quarters of the word axis in whole _WORD_BLOCKs: what tiles of short captions are cut to."""
+    """Numbers of words to which tiles of short captions are cut.
+
+    A quarter, half, three quarters and all of W, rounded up to multiples of _WORD_BLOCK.
+    """
     quarters = (-(-words * part // (4 * _WORD_BLOCK)) * _WORD_BLOCK for part in (1, 2, 3, 4))
     return tuple(sorted({min(words, width) for width in quarters}))
 
@@ -124,8 +132,8 @@ def local_similarity(
     temperatures[2] * logsumexp over valid words of temperatures[1] * cos(c_w, w)
     (GLoRIA, equations 4-7).
 
-    Beyond a size of 64 MiB, captions are processed in chunks, each recomputed in the backward
-    pass, so the B x B x W x R attention never exists as a whole.
+    If the B x B x W x R attention weights exceed 64 MiB, captions are processed in chunks that
+    are recomputed in the backward pass.
 
     Args:
       words: f[B, W, D]. word_mask: bool[B, W]. regions: f[B, R, D]. Not normalised. The image
@@ -141,7 +149,7 @@ def local_similarity(
     tile = functools.partial(_tile, (), images, temperatures=temperatures, dtype=dtype)
     weights_per_caption = regions.shape[0] * regions.shape[1] * words.shape[1]
     chunk = max(1, _WEIGHTS_AT_ONCE // weights_per_caption)
-    if chunk >= words.shape[0]:  # all fits at once: nothing to scan, nothing to recompute
+    if chunk >= words.shape[0]:
         return tile(words, word_mask)
 
     @jax.checkpoint
@@ -177,19 +185,22 @@ def local_contrastive_loss(
 
     Args:
       words, word_mask, regions, temperatures: as in `local_similarity`, for B pairs.
-      group: i32[B]; pairs off the diagonal with equal group leave the denominators.
-      implementation: "dense" holds all B x B x W x R weights; "chunked" a tile of them, computed
-        again in the backward pass; "ring" the same on every device that shares the batch, with
-        the words passed round; "auto" as `pairs.choose` says. All give the same numbers.
-      chunk_size: images and captions of a tile, at most; 0: about 16 MiB per array of weights.
-      tile: "kernel" computes tiles with `local_kernel`, on TPU (and, slowly, interpreted on CPU);
-        the batch is then always in tiles.
+      group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
+        denominators.
+      implementation: all give the same result. "dense" holds all B x B x W x R attention weights.
+        "chunked" holds one tile of them at a time and computes it again in the backward pass.
+        "ring" does so on every device that shares the batch, and the words move from device to
+        device. "auto" is described in `all_pairs.choose`.
+      chunk_size: maximum number of images and of captions in a tile; 0 means about 16 MiB of
+        attention weights.
+      tile: "xla", or "kernel" to compute tiles with the TPU kernel of `local_kernel` (interpreted
+        on CPU, which is slow). "kernel" always computes the batch in tiles.
 
     Returns:
       f32[].
 
     Raises:
-      InputError: `tile` unknown, or a kernel asked to do what it cannot.
+      InputError: unknown `tile`, or a combination of options that the kernel does not support.
     """
     check_tile(tile, implementation, temperatures)
     _check(words, word_mask, regions)
@@ -205,51 +216,49 @@ def local_contrastive_loss(
             local_kernel.similarity, regions=count, temperatures=temperatures, dtype=dtype
         )
         prepare = functools.partial(local_kernel.prepare, dtype=dtype)
-    form, shares = all_pairs.choose(implementation, size, count * length, regions)
+    form, ring = all_pairs.choose(implementation, size, count * length, regions)
     if form == "dense" and tile == "xla":
         images = prepare(regions.astype(jnp.float32))
         similarity = compute((), images, words.astype(jnp.float32), word_mask)
         return two_way_cross_entropy(similarity, group)
-    share = size // shares.size
+    local_size = size // ring.size
     if tile == "kernel":
-        _check_alone(shares, regions)
-        shape = local_kernel.tile_shape(share, length, words.shape[2], chunk_size)
+        _check_kernel_devices(ring, regions)
+        shape = local_kernel.tile_shape(local_size, length, words.shape[2], chunk_size)
     else:
-        shape = tiles.tile_shape(share, share, count * length, chunk_size)
-    table = tiles.Table(compute, tiles.TwoWay(), shape, prepare, _widths(length))
-    return all_pairs.pair_loss(
-        table, (), regions, words, group=group, mask=word_mask, shares=shares
-    )
+        shape = tiles.tile_shape(local_size, local_size, count * length, chunk_size)
+    tiled = tiles.TiledLoss(compute, tiles.TwoWayCrossEntropy(), shape, prepare, _widths(length))
+    return all_pairs.pair_loss(tiled, (), regions, words, group=group, mask=word_mask, ring=ring)
 
 
 def check_tile(tile: str, implementation: str, temperatures: Temperatures) -> None:
-    """Refuses ways to compute a tile that do not exist, or not for such a loss.
+    """Checks the `tile` option against the other options of the loss.
 
     Raises:
-      InputError: see above.
+      InputError: unknown `tile`, or options that the kernel does not support.
     """
     if tile not in TILES:
         raise InputError(f"unknown tile {tile!r} of a loss; choices: {', '.join(TILES)}")
     if tile == "kernel" and implementation == "dense":
         raise InputError(
-            "tile='kernel' computes tiles; implementation='dense' has none: "
+            "tile='kernel' needs an implementation that computes tiles, which 'dense' does not; "
             "choose auto, chunked or ring"
         )
     if tile == "kernel" and abs(temperatures[0]) > local_kernel.MAX_TEMPERATURE:
         raise InputError(
-            f"tile='kernel' takes temperatures[0] up to {local_kernel.MAX_TEMPERATURE:g}, "
-            f"got {temperatures[0]:g}: choose tile='xla'"
+            f"tile='kernel' supports temperatures[0] up to {local_kernel.MAX_TEMPERATURE:g}, "
+            f"got {temperatures[0]:g}; choose tile='xla'"
         )
 
 
-def _check_alone(shares: all_pairs.Shares, example: jax.Array) -> None:
-    """XLA cannot split a kernel: only the ring brings one to every device of a mesh."""
+def _check_kernel_devices(ring: all_pairs.Ring, example: jax.Array) -> None:
+    """XLA cannot partition a kernel, so on several devices the kernel needs the ring."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         mesh = jax.typeof(example).sharding.mesh
-    if shares.size == 1 and not mesh.empty and mesh.size > 1:
+    if ring.size == 1 and not mesh.empty and mesh.size > 1:
         raise InputError(
-            f"tile='kernel' on {mesh.size} devices needs implementation='ring', and a batch that "
+            f"tile='kernel' on {mesh.size} devices needs implementation='ring' and a batch that "
             f"they can share evenly (got {example.shape[0]} pairs)"
         )
 
@@ -286,7 +295,7 @@ class LocalContrastive(Objective):
         self.temperatures = (float(first), float(second), float(third))
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """Contrasts words and regions across the global batch."""
+        """The loss of words and regions over the global batch."""
         value = local_contrastive_loss(
             encoded["text.words"],
             encoded["text.word_mask"],

@@ -1,30 +1,36 @@
 """Word-region similarities of a tile of pairs as one fused TPU kernel, forward and backward.
 
-The attention weights of a pair live in on-chip memory only: a program takes one image and a block
-of captions, and what leaves it is one number per pair. The backward kernel computes the weights
-again (Dao et al. 2022, "FlashAttention", section 3.1), but unlike there no running maximum is
-needed: all words and all regions of a pair are at hand, and what the second softmax acts on lies
-in [0, temperature].
+Attention weights exist in on-chip memory only: a program of the kernel takes one image and a block
+of captions, and returns one number per pair. The backward kernel computes the weights again (Dao
+et al. 2022, "FlashAttention", section 3.1). Unlike FlashAttention it needs no running maximum: a
+program has all words and regions of its pairs, and the logits of the second softmax lie in
+[0, temperature].
 
-Off unless a config says tile="kernel", because it never ran on a TPU. Known is what the compiler
-says (libtpu 0.0.42 for v5e, bfloat16, R = 196, B = 1024 on one device, value and gradients):
+The kernel is off unless a config sets tile="kernel", because it has never run on a TPU. These
+figures are the compiler's (libtpu 0.0.42 for v5e, bfloat16, R = 196, B = 1024 on one device, value
+and gradients):
 
 | W, D | cycles, XLA | cycles, kernel | temporaries, XLA | temporaries, kernel |
 |---|---|---|---|---|
 | 64, 256 | 4.98e9 | 1.17e9 | 325 MiB | 384 MiB |
 | 128, 768 | 8.17e9 | 3.83e9 | 2,054 MiB | 2,041 MiB |
 
-Temporaries are from `benchmarks.local_loss` (command there). Cycles of XLA's operations are the
-`estimated_cycles` in the compiled text, times the turns of the loops, for captions of W words.
-Those of the kernel are the instruction bundles of its schedule, which libtpu writes down with
-LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true", times its programs (forward
-1,827 and backward 4,496 for 8 pairs of the first line, 5,449 and 13,290 of the second; the forward
-kernel runs twice), plus XLA's around it. The two yardsticks are not the same, and neither counts
-waiting for memory or starting a program. So 4.3 and 2.1 times fewer cycles make a gain likely;
-times, and the numbers that a real matrix unit gives, are open.
+Temporaries come from `benchmarks.local_loss`, with the command in its docstring. Cycles are counted
+in two ways:
 
-There is no GPU form: programs there run in no order, and the gradients of words and of regions,
-which add up from program to program here, exceed the registers of a multiprocessor.
+  XLA: `estimated_cycles` in the compiled text times loop iterations, for captions of W words.
+  Kernel: instruction bundles of its schedule times the number of programs, plus XLA's operations
+    around it. libtpu writes the schedule with
+    LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true". For 8 pairs, the forward
+    program has 1,827 bundles in the first row and 5,449 in the second, the backward program 4,496
+    and 13,290. The forward kernel runs twice.
+
+The two counts are not fully comparable, and neither includes memory stalls or the start of a
+program. 4.3 and 2.1 times fewer cycles make a gain likely, but neither the time nor the numerical
+result has been measured on a TPU.
+
+There is no GPU version. GPU programs run in no fixed order, and the gradients of words and regions,
+which accumulate over consecutive programs here, exceed the registers of a multiprocessor.
 """
 
 import dataclasses
@@ -39,23 +45,25 @@ from jax.experimental.pallas import tpu as pltpu
 from mmrl.objectives.base import contract
 from mmrl.types import InputError
 
-# Lanes of a TPU vector register: regions and channels are filled up with zeros to multiples.
+# A TPU vector register has 128 lanes: regions and channels are zero-padded to a multiple of it.
 _LANES = 128
-# Words are filled up to the sublanes of a register of bfloat16, captions to those of float32.
+# It has 16 sublanes for bfloat16 and 8 for float32: words are padded to a multiple of the former,
+# captions to a multiple of the latter.
 _WORDS, _CAPTIONS = 16, 8
 
-# Words of a block of captions, about: enough to keep the matrix unit busy between blocks.
-_ROWS = 512
+# Approximate number of words in a block of captions; enough to keep the matrix unit busy.
+_BLOCK_WORDS = 512
 
-# A tile's gradient of the words stays in on-chip memory: at most this many float32 numbers, unless
-# _CAPTIONS captions alone have more. Its gradients of images lie in device memory, for so many.
-_RESIDENT = 2**22
+# The gradient of a tile's words stays in on-chip memory and has at most this many float32 elements,
+# unless _CAPTIONS captions alone have more.
+_MAX_WORD_ELEMENTS = 2**22
+# Images in a tile; their gradients are in device memory.
 _IMAGES = 32
 
-# Of on-chip memory, at most: more than the compiler grants by default; v5e, v5p and v6e have it.
-_MEMORY = 64 * 2**20
+# Limit of on-chip memory in bytes. It is above the compiler's default; v5e, v5p and v6e have it.
+_VMEM_LIMIT_BYTES = 64 * 2**20
 
-# exp of more than this, summed over regions, is not safe from overflow without a maximum.
+# The second softmax subtracts no maximum; larger temperatures could overflow its sum over regions.
 MAX_TEMPERATURE = 40.0
 
 _MASKED = -1e30
@@ -63,7 +71,15 @@ _MASKED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """What a kernel is compiled for: `regions` before padding, `words` after, `block` captions."""
+    """Static parameters of a kernel.
+
+    Attributes:
+      temperatures: as in `local_contrastive.local_similarity`.
+      dtype: of the matrix products.
+      regions: R, before padding.
+      words: W, after padding.
+      block: captions per program.
+    """
 
     temperatures: tuple[float, float, float]
     dtype: Any
@@ -72,25 +88,25 @@ class _Setting:
     block: int
 
 
-def tile_shape(share: int, words: int, width: int, chunk_size: int) -> tuple[int, int]:
+def tile_shape(size: int, words: int, width: int, chunk_size: int) -> tuple[int, int]:
     """Images and captions of a tile.
 
     Args:
-      share: of each, on a device.
-      words, width: of a caption and of a word, W and D.
-      chunk_size: at most so many of both; 0: what memory allows.
+      size: number of images, and of captions, on one device.
+      words, width: W and D.
+      chunk_size: maximum of both numbers; 0 derives them from the memory.
     """
-    per_caption = _up(words, _WORDS) * _up(width, _LANES)
-    captions = max(1, _RESIDENT // (per_caption * _CAPTIONS)) * _CAPTIONS
-    return _evenly(share, chunk_size or _IMAGES), _evenly(
-        share, min(captions, chunk_size or captions)
+    per_caption = _round_up(words, _WORDS) * _round_up(width, _LANES)
+    captions = max(1, _MAX_WORD_ELEMENTS // (per_caption * _CAPTIONS)) * _CAPTIONS
+    return _even_chunk(size, chunk_size or _IMAGES), _even_chunk(
+        size, min(captions, chunk_size or captions)
     )
 
 
 def prepare(regions: jax.Array, *, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Regions f32[b, R, D] and their Gram matrices f32[b, R, R], both filled up to whole lanes."""
+    """Regions f32[b, R, D] and their Gram matrices f32[b, R, R], both padded to whole lanes."""
     images, count, width = regions.shape
-    regions = _fill(regions, (images, _up(count, _LANES), _up(width, _LANES)))
+    regions = _pad(regions, (images, _round_up(count, _LANES), _round_up(width, _LANES)))
     return regions, contract("brd,bsd->brs", regions, regions, dtype)
 
 
@@ -104,42 +120,45 @@ def similarity(
     temperatures: tuple[float, float, float],
     dtype: Any,
 ) -> jax.Array:
-    """As `local_contrastive._tile`: f32[b, c] of b images with c captions.
+    """Similarity of b images with c captions, f32[b, c], as `local_contrastive._tile`.
 
     Args:
-      params: none.
+      params: none; the argument is that of `tiles.TiledLoss.logits`.
       images: from `prepare`.
       words: f32[c, W, D]. word_mask: bool[c, W].
-      regions: of an image, R, before `prepare` filled them up.
+      regions: R, before padding.
 
     Raises:
       InputError: on a GPU.
     """
     if (backend := jax.default_backend()) not in ("cpu", "tpu"):
-        raise InputError(f"tile='kernel' is for TPU, not for {backend}: choose tile='xla'")
+        raise InputError(f"tile='kernel' needs a TPU, got {backend}; choose tile='xla'")
     captions, length = word_mask.shape
-    long = _up(length, _WORDS)
-    block = _up(_evenly(captions, _up(_ROWS // long, _CAPTIONS)), _CAPTIONS)
-    many, wide = _up(captions, block), images[0].shape[2]
+    padded_words = _round_up(length, _WORDS)
+    block = _even_chunk(captions, _round_up(_BLOCK_WORDS // padded_words, _CAPTIONS))
+    block = _round_up(block, _CAPTIONS)
+    padded_captions, width = _round_up(captions, block), images[0].shape[2]
     result = _pairs(
-        _Setting(temperatures, dtype, regions, long, block),
+        _Setting(temperatures, dtype, regions, padded_words, block),
         *images,
-        _fill(words, (many, long, wide)).reshape(many * long, wide),
-        _fill(word_mask.astype(jnp.float32), (many, long)),
+        _pad(words, (padded_captions, padded_words, width)).reshape(-1, width),
+        _pad(word_mask.astype(jnp.float32), (padded_captions, padded_words)),
     )
     return result[:, :captions]
 
 
-def _up(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
+    """The smallest positive multiple that is at least `size`."""
     return max(1, -(-size // multiple)) * multiple
 
 
-def _evenly(size: int, chunk: int) -> int:
-    """The length of as many equal pieces as chunks at most so long take."""
-    return -(-size // -(-size // chunk))
+def _even_chunk(size: int, most: int) -> int:
+    """Length of equal chunks, as many as chunks of length `most` would be."""
+    return -(-size // -(-size // most))
 
 
-def _fill(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Pads each axis with zeros at its end."""
     return jnp.pad(x, [(0, new - old) for old, new in zip(x.shape, shape, strict=True)])
 
 
@@ -147,7 +166,11 @@ def _fill(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _pairs(
     setting: _Setting, regions: jax.Array, gram: jax.Array, words: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """f32[b, c] of padded regions [b, R, D], Gram [b, R, R], words [c * W, D], mask f32[c, W]."""
+    """Similarities f32[b, c] from padded arrays.
+
+    Args:
+      regions: f32[b, R, D]. gram: f32[b, R, R]. words: f32[c * W, D]. mask: f32[c, W].
+    """
     return _pairs_forward(setting, regions, gram, words, mask)[0]
 
 
@@ -166,14 +189,14 @@ def _pairs_forward(
     return result[..., 0], inputs
 
 
-def _pairs_backward(setting: _Setting, inputs: Any, slope: jax.Array) -> tuple[Any, ...]:
+def _pairs_backward(setting: _Setting, inputs: Any, cotangent: jax.Array) -> tuple[Any, ...]:
     regions, gram, words, _ = inputs
     outputs = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (regions, gram, words)]
     whole = pl.BlockSpec(words.shape, lambda i, j: (0, 0))
     gradients = _call(
         functools.partial(_backward_kernel, setting),
         setting,
-        (*inputs, slope[..., None]),
+        (*inputs, cotangent[..., None]),
         outputs=outputs,
         specs=[_per_image(regions), _per_image(gram), whole],
     )
@@ -194,7 +217,7 @@ def _per_pair(setting: _Setting) -> pl.BlockSpec:
 def _call(
     kernel: Any, setting: _Setting, inputs: tuple[jax.Array, ...], *, outputs: Any, specs: Any
 ) -> list[jax.Array]:
-    """Runs the programs of all images (outer) and blocks of captions (inner), in this order."""
+    """Runs one program per image and block of captions; the blocks are the inner loop."""
     regions, gram, words, mask = inputs[:4]
     block = setting.block
     in_specs = [
@@ -213,12 +236,13 @@ def _call(
             out_specs=specs,
             out_shape=outputs,
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_MEMORY
+                dimension_semantics=("arbitrary", "arbitrary"),
+                vmem_limit_bytes=_VMEM_LIMIT_BYTES,
             ),
             interpret=interpret,
         )(*inputs)
 
-    # Chosen when the program is lowered: it may be compiled for a device that is not here.
+    # Decided at lowering, because the program may be compiled for a TPU on a host without one.
     return jax.lax.platform_dependent(
         *inputs,
         tpu=functools.partial(call, interpret=False),
@@ -227,7 +251,10 @@ def _call(
 
 
 class _Attended(NamedTuple):
-    """Of the n = c * W words of a block with R regions; [n, R] or [n, 1] unless said."""
+    """Intermediate values for n = c * W words and R regions.
+
+    Shapes are [n, R] up to `attention` and for `product`, and [n, 1] otherwise, unless noted.
+    """
 
     usable: jax.Array  # [c, W, 1]
     scores: jax.Array
@@ -244,28 +271,28 @@ class _Attended(NamedTuple):
 def _attend(
     setting: _Setting, regions: jax.Array, gram: jax.Array, words: jax.Array, mask: jax.Array
 ) -> _Attended:
-    """The steps of `local_contrastive._tile`, for one image."""
+    """The computation of `local_contrastive._tile` for one image, up to the log-sum-exp."""
     first, second, _ = setting.temperatures
-    usable = _stand_up(mask)
-    scores = _multiply(words, regions, 1, 1)
-    kept = jnp.where(usable > 0, _apart(setting, scores), _MASKED)
-    powers = jnp.exp(kept - jnp.max(kept, axis=1, keepdims=True))
-    over_words = powers * (1.0 / jnp.sum(powers, axis=1, keepdims=True))
+    usable = mask[:, :, None]  # from the lanes of a register to its sublanes
+    scores = _matmul(words, regions, 1, 1)
+    masked = jnp.where(usable > 0, _by_caption(setting, scores), _MASKED)
+    exp = jnp.exp(masked - jnp.max(masked, axis=1, keepdims=True))
+    over_words = exp * (1.0 / jnp.sum(exp, axis=1, keepdims=True))
     over_words = over_words.reshape(scores.shape)
-    powers = jnp.exp(first * over_words)
+    exp = jnp.exp(first * over_words)
     if setting.regions < scores.shape[1]:
         region = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-        powers = jnp.where(region < setting.regions, powers, 0.0)
-    attention = powers * (1.0 / jnp.sum(powers, axis=1, keepdims=True))
+        exp = jnp.where(region < setting.regions, exp, 0.0)
+    attention = exp * (1.0 / jnp.sum(exp, axis=1, keepdims=True))
     dot = jnp.sum(attention * scores, axis=1, keepdims=True)
-    product = _multiply(attention.astype(gram.dtype), gram, 1, 0)
+    product = _matmul(attention.astype(gram.dtype), gram, 1, 0)
     context_square = jnp.sum(attention * product, axis=1, keepdims=True)
-    wide = words.astype(jnp.float32)
-    word_square = jnp.sum(wide * wide, axis=1, keepdims=True)
+    words_f32 = words.astype(jnp.float32)
+    word_square = jnp.sum(words_f32 * words_f32, axis=1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.maximum(context_square * word_square, 1e-12))
-    cosine = jnp.where(usable > 0, second * _apart(setting, dot * scale), _MASKED)
-    top = jnp.max(cosine, axis=1, keepdims=True)
-    pooled = top + jnp.log(jnp.sum(jnp.exp(cosine - top), axis=1, keepdims=True))
+    logits = jnp.where(usable > 0, second * _by_caption(setting, dot * scale), _MASKED)
+    maximum = jnp.max(logits, axis=1, keepdims=True)
+    pooled = maximum + jnp.log(jnp.sum(jnp.exp(logits - maximum), axis=1, keepdims=True))
     return _Attended(
         usable,
         scores,
@@ -283,9 +310,9 @@ def _attend(
 def _forward_kernel(
     setting: _Setting, regions: Any, gram: Any, words: Any, mask: Any, result: Any
 ) -> None:
-    there = _attend(setting, regions[0], gram[0], words[...], mask[...])
-    any_word = jnp.max(there.usable, axis=1, keepdims=True) > 0
-    value = jnp.where(any_word, setting.temperatures[2] * there.pooled, 0.0)
+    attended = _attend(setting, regions[0], gram[0], words[...], mask[...])
+    any_word = jnp.max(attended.usable, axis=1, keepdims=True) > 0
+    value = jnp.where(any_word, setting.temperatures[2] * attended.pooled, 0.0)
     result[0] = value[:, 0]
 
 
@@ -295,63 +322,70 @@ def _backward_kernel(
     gram: Any,
     words: Any,
     mask: Any,
-    slope: Any,
-    by_regions: Any,
-    by_gram: Any,
-    by_words: Any,
+    cotangent: Any,
+    d_regions: Any,
+    d_gram: Any,
+    d_words: Any,
 ) -> None:
+    # d_x is the gradient of the result with respect to x.
     image, block = pl.program_id(0), pl.program_id(1)
     first, second, third = setting.temperatures
     dtype = setting.dtype
-    there = _attend(setting, regions[0], gram[0], words[...], mask[...])
-    attention, over_words = there.attention, there.over_words
-    cosine = _apart(setting, there.dot * there.scale)
-    # The slope of the logit by each cosine: a softmax over the words, 0 where there are none.
-    share = jnp.where(there.usable > 0, jnp.exp(second * cosine - there.pooled), 0.0)
-    by_cosine = (share * (third * second * slope[0][:, :, None])).reshape(there.dot.shape)
-    by_dot = by_cosine * there.scale
-    positive = there.context_square * there.word_square > 1e-12
-    by_square = jnp.where(positive, -0.5 * by_dot * there.dot * there.scale * there.scale, 0.0)
-    by_context = by_square * there.word_square
-    by_attention = by_dot * there.scores + 2.0 * by_context * there.product
-    # sum over regions of attention * by_attention
-    mean = by_dot * there.dot + 2.0 * by_context * there.context_square
-    by_over = _apart(setting, first * attention * (by_attention - mean))
-    over = _apart(setting, over_words)
-    by_kept = over * (by_over - jnp.sum(over * by_over, axis=1, keepdims=True))
-    by_scores = (by_dot * attention + by_kept.reshape(attention.shape)).astype(dtype)
+    attended = _attend(setting, regions[0], gram[0], words[...], mask[...])
+    attention, dot, scale = attended.attention, attended.dot, attended.scale
+    context_square, word_square = attended.context_square, attended.word_square
 
-    here = pl.ds(block * words.shape[0], words.shape[0])
-    to_words = _multiply(by_scores, regions[0], 1, 0)
-    to_words += 2.0 * by_square * there.context_square * words[...].astype(jnp.float32)
-    to_regions = _multiply(by_scores, words[...], 0, 0)
-    to_gram = _multiply((by_context * attention).astype(dtype), attention.astype(dtype), 0, 0)
-    _add(by_words.at[here], to_words, image == 0)
-    _add(by_regions.at[0], to_regions, block == 0)
-    _add(by_gram.at[0], to_gram, block == 0)
+    # Log-sum-exp over words: its gradient is a softmax, 0 for captions without words.
+    cosine = _by_caption(setting, dot * scale)
+    softmax = jnp.where(attended.usable > 0, jnp.exp(second * cosine - attended.pooled), 0.0)
+    d_cosine = (softmax * (third * second * cotangent[0][:, :, None])).reshape(dot.shape)
+
+    # Cosine.
+    d_dot = d_cosine * scale
+    positive = context_square * word_square > 1e-12
+    d_squares = jnp.where(positive, -0.5 * d_dot * dot * scale * scale, 0.0)
+    d_context_square = d_squares * word_square
+    d_attention = d_dot * attended.scores + 2.0 * d_context_square * attended.product
+
+    # Softmax over regions; `mean` is the sum over regions of attention * d_attention.
+    mean = d_dot * dot + 2.0 * d_context_square * context_square
+    d_over_words = _by_caption(setting, first * attention * (d_attention - mean))
+
+    # Softmax over words.
+    over_words = _by_caption(setting, attended.over_words)
+    d_masked = over_words * (
+        d_over_words - jnp.sum(over_words * d_over_words, axis=1, keepdims=True)
+    )
+    d_scores = (d_dot * attention + d_masked.reshape(attention.shape)).astype(dtype)
+
+    rows = pl.ds(block * words.shape[0], words.shape[0])
+    of_words = _matmul(d_scores, regions[0], 1, 0)
+    of_words += 2.0 * d_squares * context_square * words[...].astype(jnp.float32)
+    of_regions = _matmul(d_scores, words[...], 0, 0)
+    of_gram = _matmul((d_context_square * attention).astype(dtype), attention.astype(dtype), 0, 0)
+    _accumulate(d_words.at[rows], of_words, image == 0)
+    _accumulate(d_regions.at[0], of_regions, block == 0)
+    _accumulate(d_gram.at[0], of_gram, block == 0)
 
 
-def _add(total: Any, part: jax.Array, start: jax.Array) -> None:
-    @pl.when(start)
+def _accumulate(total: Any, value: jax.Array, first: jax.Array) -> None:
+    """Adds to `total`, or writes it in the first program that does."""
+
+    @pl.when(first)
     def _() -> None:
-        total[...] = part
+        total[...] = value
 
-    @pl.when(~start)
+    @pl.when(~first)
     def _() -> None:
-        total[...] += part
+        total[...] += value
 
 
-def _multiply(one: jax.Array, two: jax.Array, over: int, and_over: int) -> jax.Array:
-    """Matrix product summed over these axes, in float32."""
-    numbers = (((over,), (and_over,)), ((), ()))
+def _matmul(one: jax.Array, two: jax.Array, one_axis: int, two_axis: int) -> jax.Array:
+    """Matrix product over one axis of each argument, accumulated in float32."""
+    numbers = (((one_axis,), (two_axis,)), ((), ()))
     return jax.lax.dot_general(one, two, numbers, preferred_element_type=jnp.float32)
 
 
-def _apart(setting: _Setting, rows: jax.Array) -> jax.Array:
+def _by_caption(setting: _Setting, x: jax.Array) -> jax.Array:
     """[c * W, n] -> [c, W, n]."""
-    return rows.reshape(setting.block, setting.words, rows.shape[1])
-
-
-def _stand_up(mask: jax.Array) -> jax.Array:
-    """f32[c, W] -> f32[c, W, 1]: what lay along lanes now lies along sublanes."""
-    return mask[:, :, None]
+    return x.reshape(setting.block, setting.words, x.shape[1])

@@ -1,4 +1,4 @@
-"""Pairwise sigmoid contrast (SigLIP; Zhai et al. 2023, algorithm 1)."""
+"""Pairwise sigmoid loss (SigLIP; Zhai et al. 2023, algorithm 1)."""
 
 import functools
 from typing import Any, ClassVar
@@ -35,7 +35,8 @@ def siglip_loss(
 
     Args:
       image, text: f[B, D], already L2-normalised. logit_scale, logit_bias: f32[].
-      group: i32[B]; pairs off the diagonal with equal group leave the sum.
+      group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
+        sum.
       implementation, chunk_size: as in `global_contrastive.contrastive_loss`.
 
     Returns:
@@ -49,17 +50,17 @@ def siglip_loss(
     size, dtype = image.shape[0], matmul_dtype(image, text)
     group = check_group(group, size)
     logits = functools.partial(_logits, dtype=dtype)
-    form, shares = all_pairs.choose(implementation, size, 1, image)
+    form, ring = all_pairs.choose(implementation, size, 1, image)
     params = (logit_scale, logit_bias)
     if form == "dense":
         whole = logits(params, image.astype(jnp.float32), text.astype(jnp.float32), None)
         sign = 2.0 * jnp.eye(size, dtype=jnp.float32) - 1.0
-        kept = negatives(group, size)
-        return -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(sign * whole), 0.0)) / size
-    share = size // shares.size
-    shape = tiles.tile_shape(share, share, 1, chunk_size)
-    table = tiles.Table(logits, tiles.Sigmoid(), shape)
-    return all_pairs.pair_loss(table, params, image, text, group=group, shares=shares)
+        included = negatives(group, size)
+        return -jnp.sum(jnp.where(included, jax.nn.log_sigmoid(sign * whole), 0.0)) / size
+    local_size = size // ring.size
+    shape = tiles.tile_shape(local_size, local_size, 1, chunk_size)
+    tiled = tiles.TiledLoss(logits, tiles.SigmoidLoss(), shape)
+    return all_pairs.pair_loss(tiled, params, image, text, group=group, ring=ring)
 
 
 def _logits(
@@ -105,7 +106,7 @@ class Siglip(Objective):
         self.logit_bias = nnx.Param(jnp.float32(bias))
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """Scores every image-report pair of the global batch on its own."""
+        """The loss over all image-report pairs of the global batch."""
         image, text = encoded["image.embedding"], encoded["text.embedding"]
         bias = self.logit_bias[...]
         value = siglip_loss(
@@ -125,5 +126,5 @@ class Siglip(Objective):
         return Loss(value, metrics)
 
     def post_update(self) -> None:
-        """Keeps the scale within its bound."""
+        """Clips the scale at its maximum of 100."""
         self.logit_scale.clip()

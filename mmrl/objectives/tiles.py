@@ -1,10 +1,13 @@
-"""The table of all image-text pairs of a share of the batch, one tile at a time.
+"""Losses over all image-text pairs, computed one tile of the logit matrix at a time.
 
-A contrast of B images with B texts reads a table of logits with a row per image and a column per
-text. Only a tile of it exists at once: the forward sweep folds each tile into statistics of its
-rows and columns (running log-sum-exp, as in Rabe and Staats 2021 and in FlashAttention, Dao et
-al. 2022), and the backward sweep computes each tile again, turns it into the slope of the loss
-with the help of the finished statistics, and pulls that slope back at once.
+A contrastive loss of B images and B texts depends on a B x B matrix of logits: one row per image,
+one column per text. Only one tile of this matrix exists at a time.
+
+  Forward pass: each tile updates statistics of its rows and columns, such as a running log-sum-exp
+    (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"; Dao et al. 2022,
+    "FlashAttention").
+  Backward pass: each tile is computed again. The final statistics give the gradient of the loss
+    with respect to its logits, which is propagated to the features before the next tile.
 """
 
 import dataclasses
@@ -15,21 +18,22 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-# Unless told otherwise, a tile is sized so that its largest arrays have this many float32
-# numbers, 16 MiB; about six of them exist at once in the backward sweep.
+# Default size of a tile: its largest arrays have this many float32 elements (16 MiB). The backward
+# pass holds about six such arrays at a time.
 TILE_ELEMENTS = 2**22
 
-Stats = tuple[jax.Array, ...]
+Statistics = tuple[jax.Array, ...]
 Carry = TypeVar("Carry")
 
 
-class Marks(NamedTuple):
-    """What rows and columns carry besides their features; nothing is differentiated here.
+class Metadata(NamedTuple):
+    """Attributes of rows or columns that are not differentiated.
 
     Attributes:
-      position: i32[N], of the pair in the global batch; equal for an image and its own text.
-      group: i32[N]; pairs of equal group are no negatives of each other.
-      mask: bool[N, W], the valid words of a column; None for rows, and where there are no words.
+      position: i32[N], index of the pair in the global batch. A row and a column with the same
+        position are a positive pair.
+      group: i32[N], duplicate group. A row and a column of the same group are not negatives.
+      mask: bool[N, W], valid words of each column; None for rows and for columns without words.
     """
 
     position: jax.Array
@@ -37,120 +41,130 @@ class Marks(NamedTuple):
     mask: jax.Array | None = None
 
 
-class Side(NamedTuple):
-    """All rows, or all columns, of a table that is swept: features, marks, statistics so far."""
+class Block(NamedTuple):
+    """Rows or columns that one device holds: features [N, ...], metadata and statistics."""
 
     features: jax.Array
-    marks: Marks
-    stats: Stats
+    metadata: Metadata
+    statistics: Statistics
 
 
 class Tile(NamedTuple):
-    """Logits f32[b, c] of some rows and columns, and how they relate, bool[b, c].
+    """A tile of the logit matrix.
 
-    `same`: image and text of one pair. `kept`: these and the negatives.
+    Attributes:
+      logits: f32[b, c].
+      positive: bool[b, c], True where image and text belong to the same pair.
+      included: bool[b, c], True where the pair enters the loss, as a positive or a negative.
     """
 
     logits: jax.Array
-    same: jax.Array
-    kept: jax.Array
+    positive: jax.Array
+    included: jax.Array
 
 
-class Rule(Protocol):
-    """A loss that sums over rows and columns of the table."""
+class PairwiseLoss(Protocol):
+    """A loss that is a sum over the rows and columns of the logit matrix."""
 
-    def start(self, rows: int, columns: int) -> tuple[Stats, Stats]:
-        """Statistics of rows and of columns before any tile was seen."""
+    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+        """Statistics of rows and columns before the first tile."""
 
-    def fold(self, tile: Tile, rows: Stats, columns: Stats) -> tuple[Stats, Stats]:
-        """The statistics with one more tile in them."""
+    def update(
+        self, tile: Tile, rows: Statistics, columns: Statistics
+    ) -> tuple[Statistics, Statistics]:
+        """Statistics of rows and columns that include one more tile."""
 
-    def total(self, rows: Stats, columns: Stats) -> jax.Array:
-        """B times the loss, from the statistics after all tiles; f32[]."""
+    def total(self, rows: Statistics, columns: Statistics) -> jax.Array:
+        """B times the loss, from the final statistics; f32[]."""
 
-    def slope(self, tile: Tile, rows: Stats, columns: Stats) -> jax.Array:
-        """Derivative of B times the loss by the logits of a tile, f32[b, c]."""
+    def gradient(self, tile: Tile, rows: Statistics, columns: Statistics) -> jax.Array:
+        """Gradient of B times the loss with respect to the logits of a tile, f32[b, c]."""
 
 
-class TwoWay:
-    """`base.two_way_cross_entropy`: statistics are (log-sum-exp, logit of the own pair)."""
+class TwoWayCrossEntropy:
+    """`base.two_way_cross_entropy`. Statistics: log-sum-exp and logit of the positive pair."""
 
-    def start(self, rows: int, columns: int) -> tuple[Stats, Stats]:
-        """Nothing seen: log 0, and no own pair yet."""
+    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+        """log 0, and 0 for the positive logit."""
         row, column = (
             (jnp.full(size, -jnp.inf, jnp.float32), jnp.zeros(size, jnp.float32))
             for size in (rows, columns)
         )
         return row, column
 
-    def fold(self, tile: Tile, rows: Stats, columns: Stats) -> tuple[Stats, Stats]:
-        """log(exp(old) + sum of exp(kept logits)) along both axes."""
-        kept = jnp.where(tile.kept, tile.logits, -jnp.inf)
-        own = jnp.where(tile.same, tile.logits, 0.0)
+    def update(
+        self, tile: Tile, rows: Statistics, columns: Statistics
+    ) -> tuple[Statistics, Statistics]:
+        """Adds the included logits to the log-sum-exp of their rows and columns."""
+        included = jnp.where(tile.included, tile.logits, -jnp.inf)
+        positive = jnp.where(tile.positive, tile.logits, 0.0)
         row, column = (
             (
-                jnp.logaddexp(stats[0], jax.nn.logsumexp(kept, axis=axis)),
-                stats[1] + own.sum(axis=axis),
+                jnp.logaddexp(statistics[0], jax.nn.logsumexp(included, axis=axis)),
+                statistics[1] + positive.sum(axis=axis),
             )
-            for stats, axis in ((rows, 1), (columns, 0))
+            for statistics, axis in ((rows, 1), (columns, 0))
         )
         return row, column
 
-    def total(self, rows: Stats, columns: Stats) -> jax.Array:
-        """Half the cross-entropies of all rows and columns."""
+    def total(self, rows: Statistics, columns: Statistics) -> jax.Array:
+        """Half the sum of the cross-entropies of all rows and columns."""
         return 0.5 * (jnp.sum(rows[0] - rows[1]) + jnp.sum(columns[0] - columns[1]))
 
-    def slope(self, tile: Tile, rows: Stats, columns: Stats) -> jax.Array:
-        """Half of both softmaxes, less one for the own pair."""
-        kept = jnp.where(tile.kept, tile.logits, -jnp.inf)
-        softmaxes = jnp.exp(kept - rows[0][:, None]) + jnp.exp(kept - columns[0][None])
-        return 0.5 * softmaxes - tile.same.astype(jnp.float32)
+    def gradient(self, tile: Tile, rows: Statistics, columns: Statistics) -> jax.Array:
+        """Half the sum of the two softmaxes, minus 1 for the positive pair."""
+        included = jnp.where(tile.included, tile.logits, -jnp.inf)
+        softmaxes = jnp.exp(included - rows[0][:, None]) + jnp.exp(included - columns[0][None])
+        return 0.5 * softmaxes - tile.positive.astype(jnp.float32)
 
 
-class Sigmoid:
-    """The sum of -log sigmoid(+-logit): rows keep their part of it, columns nothing."""
+class SigmoidLoss:
+    """Sum of -log sigmoid(+-logit) over all included pairs. Statistics: the sum of each row."""
 
-    def start(self, rows: int, columns: int) -> tuple[Stats, Stats]:
-        """Sums begin at 0."""
+    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+        """Sums of 0 for the rows; columns have no statistics."""
         return (jnp.zeros(rows, jnp.float32),), ()
 
-    def fold(self, tile: Tile, rows: Stats, columns: Stats) -> tuple[Stats, Stats]:
-        """Adds the kept pairs of each row."""
-        signed = jnp.where(tile.same, tile.logits, -tile.logits)
-        losses = jnp.where(tile.kept, -jax.nn.log_sigmoid(signed), 0.0)
+    def update(
+        self, tile: Tile, rows: Statistics, columns: Statistics
+    ) -> tuple[Statistics, Statistics]:
+        """Adds the included pairs to the sums of their rows."""
+        signed = jnp.where(tile.positive, tile.logits, -tile.logits)
+        losses = jnp.where(tile.included, -jax.nn.log_sigmoid(signed), 0.0)
         return (rows[0] + losses.sum(axis=1),), columns
 
-    def total(self, rows: Stats, columns: Stats) -> jax.Array:
-        """Over all rows."""
+    def total(self, rows: Statistics, columns: Statistics) -> jax.Array:
+        """The sum over all rows."""
         return rows[0].sum()
 
-    def slope(self, tile: Tile, rows: Stats, columns: Stats) -> jax.Array:
-        """sigmoid(logit), less one for the own pair."""
-        slope = jax.nn.sigmoid(tile.logits) - tile.same.astype(jnp.float32)
-        return jnp.where(tile.kept, slope, 0.0)
+    def gradient(self, tile: Tile, rows: Statistics, columns: Statistics) -> jax.Array:
+        """sigmoid(logit), minus 1 for the positive pair."""
+        gradient = jax.nn.sigmoid(tile.logits) - tile.positive.astype(jnp.float32)
+        return jnp.where(tile.included, gradient, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """How to compute and to judge the logits of any rows and columns.
+class TiledLoss:
+    """A loss together with the logits that it is computed from.
 
     Attributes:
       logits: (params, prepared rows, columns f32[c, ...], mask bool[c, W] or None) -> f32[b, c].
-      rule: the loss.
-      shape: rows and columns of a tile.
-      prepare: rows f32[b, ...] -> what `logits` takes for them; runs once per row of tiles.
-      widths: ascending; columns of a tile are cut to the narrowest of these numbers of words that
-        holds all their valid words. Empty: columns have no words.
+      loss: the loss of the logits.
+      tile_shape: rows and columns of a tile.
+      prepare: rows f32[b, ...] -> the prepared rows that `logits` takes. It is applied once to
+        each chunk of rows, for all tiles in it.
+      widths: ascending numbers of words. The columns of a tile are cut to the smallest width that
+        holds all their valid words. Empty for columns without words.
     """
 
     logits: Callable[[Any, Any, jax.Array, jax.Array | None], jax.Array]
-    rule: Rule
-    shape: tuple[int, int]
+    loss: PairwiseLoss
+    tile_shape: tuple[int, int]
     prepare: Callable[[jax.Array], Any] = lambda rows: rows
     widths: tuple[int, ...] = ()
 
-    def at_each_width(self) -> list[Callable[..., jax.Array]]:
-        """`logits` for each of the widths, or as it is."""
+    def logits_by_width(self) -> list[Callable[..., jax.Array]]:
+        """One version of `logits` for each width; `logits` itself if there are no widths."""
 
         def cut_to(width: int) -> Callable[..., jax.Array]:
             def logits(params: Any, rows: Any, columns: jax.Array, mask: jax.Array) -> jax.Array:
@@ -160,8 +174,8 @@ class Table:
 
         return [cut_to(width) for width in self.widths] or [self.logits]
 
-    def width_of(self, mask: jax.Array | None) -> Any:
-        """Index into `widths` for columns with these words."""
+    def width_index(self, mask: jax.Array | None) -> Any:
+        """Index into `widths` for columns with the word mask bool[c, W]."""
         if mask is None or len(self.widths) < 2:
             return 0
         return jnp.sum(lengths(mask).max() > jnp.array(self.widths[:-1]), dtype=jnp.int32)
@@ -171,151 +185,206 @@ def tile_shape(rows: int, columns: int, per_pair: int, chunk_size: int = 0) -> t
     """Rows and columns of a tile.
 
     Args:
-      rows, columns: of the table.
-      per_pair: numbers that a pair keeps in the largest arrays of its tile.
-      chunk_size: at most so many rows and columns; 0: what TILE_ELEMENTS allows.
+      rows, columns: size of the matrix that is divided into tiles.
+      per_pair: elements per pair in the largest arrays of a tile.
+      chunk_size: maximum of both numbers; 0 derives them from TILE_ELEMENTS.
     """
     pairs = chunk_size**2 or max(1, TILE_ELEMENTS // per_pair)
-    narrow = min(rows, columns, math.isqrt(pairs))
-    wide = chunk_size or pairs // narrow
-    first, second = (narrow, wide) if rows <= columns else (wide, narrow)
-    # Even chunks: the last one is filled up with rows that were seen before.
-    return -(-rows // _count(rows, first)), -(-columns // _count(columns, second))
+    short = min(rows, columns, math.isqrt(pairs))
+    long = chunk_size or pairs // short
+    most_rows, most_columns = (short, long) if rows <= columns else (long, short)
+    # Chunks of equal size, so that the last one overlaps the one before it as little as possible.
+    return (
+        -(-rows // _num_chunks(rows, most_rows)),
+        -(-columns // _num_chunks(columns, most_columns)),
+    )
 
 
 def lengths(mask: jax.Array) -> jax.Array:
     """bool[N, W] -> i32[N]: the number of words up to and including the last valid one."""
-    upto = jnp.arange(1, mask.shape[1] + 1, dtype=jnp.int32)
-    return jnp.max(jnp.where(mask, upto, 0), axis=1)
+    word_count = jnp.arange(1, mask.shape[1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(mask, word_count, 0), axis=1)
 
 
-def sweep(table: Table, params: Any, rows: Side, columns: Side) -> tuple[Stats, Stats]:
-    """Folds all tiles of rows x columns into the statistics of both."""
-    forms = table.at_each_width()
-    size, across_size = rows.features.shape[0], columns.features.shape[0]
+def accumulate_statistics(
+    tiled: TiledLoss, params: Any, rows: Block, columns: Block
+) -> tuple[Statistics, Statistics]:
+    """Forward pass over all tiles of rows x columns.
 
-    def on_rows(number: Any, stats: tuple[Stats, Stats]) -> tuple[Stats, Stats]:
-        place = _Window.of(number, size, table.shape[0])
-        prepared = table.prepare(_wide(place.cut(rows.features)))
-        marks = place.cut(rows.marks)
+    Returns:
+      The statistics of rows and columns, updated with all tiles.
+    """
+    logits_by_width = tiled.logits_by_width()
+    num_rows, num_columns = rows.features.shape[0], columns.features.shape[0]
 
-        def on_columns(number: Any, inner: tuple[Stats, Stats]) -> tuple[Stats, Stats]:
-            of_rows, of_columns = inner
-            there = _Window.of(number, across_size, table.shape[1])
-            part, across = there.cut((columns.features, columns.marks))
-            mask = across.mask
+    def row_step(
+        index: Any, statistics: tuple[Statistics, Statistics]
+    ) -> tuple[Statistics, Statistics]:
+        row_chunk = _Chunk.at(index, num_rows, tiled.tile_shape[0])
+        prepared = tiled.prepare(_float32(row_chunk.take(rows.features)))
+        row_metadata = row_chunk.take(rows.metadata)
+
+        def column_step(
+            index: Any, statistics: tuple[Statistics, Statistics]
+        ) -> tuple[Statistics, Statistics]:
+            row_statistics, all_column_statistics = statistics
+            column_chunk = _Chunk.at(index, num_columns, tiled.tile_shape[1])
+            features, metadata = column_chunk.take((columns.features, columns.metadata))
             logits = jax.lax.switch(
-                table.width_of(mask), forms, params, prepared, _wide(part), mask
+                tiled.width_index(metadata.mask),
+                logits_by_width,
+                params,
+                prepared,
+                _float32(features),
+                metadata.mask,
             )
-            tile = Tile(logits, *_relation(place, marks, there, across))
-            of_rows, part = table.rule.fold(tile, of_rows, there.cut(of_columns))
-            return of_rows, there.put(of_columns, part)
+            tile = Tile(logits, *_pair_masks(row_chunk, row_metadata, column_chunk, metadata))
+            row_statistics, column_statistics = tiled.loss.update(
+                tile, row_statistics, column_chunk.take(all_column_statistics)
+            )
+            return row_statistics, column_chunk.write(all_column_statistics, column_statistics)
 
-        count = _count(across_size, table.shape[1])
-        part, of_columns = _repeat(count, on_columns, (place.cut(stats[0]), stats[1]))
-        return place.put(stats[0], part), of_columns
+        count = _num_chunks(num_columns, tiled.tile_shape[1])
+        row_statistics, column_statistics = _loop(
+            count, column_step, (row_chunk.take(statistics[0]), statistics[1])
+        )
+        return row_chunk.write(statistics[0], row_statistics), column_statistics
 
-    return _repeat(_count(size, table.shape[0]), on_rows, (rows.stats, columns.stats))
+    count = _num_chunks(num_rows, tiled.tile_shape[0])
+    return _loop(count, row_step, (rows.statistics, columns.statistics))
 
 
 class Gradients(NamedTuple):
-    """float32 sums, of the shapes of parameters, rows and columns."""
+    """Sums of gradients in float32, with the shapes of parameters, rows and columns."""
 
     params: Any
     rows: jax.Array
     columns: jax.Array
 
 
-def sweep_back(
-    table: Table, params: Any, rows: Side, columns: Side, scale: jax.Array, sums: Gradients
+def accumulate_gradients(
+    tiled: TiledLoss,
+    params: Any,
+    rows: Block,
+    columns: Block,
+    scale: jax.Array,
+    gradients: Gradients,
 ) -> Gradients:
-    """Adds `scale` times the gradients of `rule.total` over all tiles of rows x columns."""
+    """Backward pass over all tiles of rows x columns.
 
-    def gradient_of(form: Callable[..., jax.Array]) -> Callable[..., Any]:
+    Args:
+      rows, columns: with their final statistics.
+      scale: f32[], factor of the gradients of `tiled.loss.total`.
+      gradients: the sums so far.
+
+    Returns:
+      The sums, with the gradients of all tiles added.
+    """
+
+    def gradient_of(logits_of: Callable[..., jax.Array]) -> Callable[..., Any]:
         def gradient(
-            prepared: Any, part: jax.Array, mask: Any, same: Any, kept: Any, *of: Stats
+            prepared: Any,
+            features: jax.Array,
+            mask: Any,
+            positive: Any,
+            included: Any,
+            *statistics: Statistics,
         ) -> Any:
-            logits, back = jax.vjp(lambda p, r, c: form(p, r, c, mask), params, prepared, part)
-            return back(scale * table.rule.slope(Tile(logits, same, kept), *of))
+            logits, vjp = jax.vjp(
+                lambda p, r, c: logits_of(p, r, c, mask), params, prepared, features
+            )
+            tile = Tile(logits, positive, included)
+            return vjp(scale * tiled.loss.gradient(tile, *statistics))
 
         return gradient
 
-    forms = [gradient_of(form) for form in table.at_each_width()]
-    size, across_size = rows.features.shape[0], columns.features.shape[0]
+    gradient_by_width = [gradient_of(logits_of) for logits_of in tiled.logits_by_width()]
+    num_rows, num_columns = rows.features.shape[0], columns.features.shape[0]
 
-    def on_rows(number: Any, sums: Gradients) -> Gradients:
-        place = _Window.of(number, size, table.shape[0])
-        part, marks, of_rows = place.cut(rows)
-        prepared, unprepare = jax.vjp(table.prepare, _wide(part))
+    def row_step(index: Any, sums: Gradients) -> Gradients:
+        row_chunk = _Chunk.at(index, num_rows, tiled.tile_shape[0])
+        row_features, row_metadata, row_statistics = row_chunk.take(rows)
+        prepared, prepare_vjp = jax.vjp(tiled.prepare, _float32(row_features))
 
-        def on_columns(number: Any, inner: Any) -> Any:
-            there = _Window.of(number, across_size, table.shape[1])
-            part, across, of_columns = there.cut(columns)
-            mask, relation = across.mask, _relation(place, marks, there, across)
-            of = (of_rows, of_columns)
-            by_params, by_rows, by_columns = jax.lax.switch(
-                table.width_of(mask), forms, prepared, _wide(part), mask, *relation, *of
+        def column_step(index: Any, sums: Any) -> Any:
+            column_chunk = _Chunk.at(index, num_columns, tiled.tile_shape[1])
+            features, metadata, column_statistics = column_chunk.take(columns)
+            pair_masks = _pair_masks(row_chunk, row_metadata, column_chunk, metadata)
+            of_params, of_prepared, of_columns = jax.lax.switch(
+                tiled.width_index(metadata.mask),
+                gradient_by_width,
+                prepared,
+                _float32(features),
+                metadata.mask,
+                *pair_masks,
+                row_statistics,
+                column_statistics,
             )
-            so_far = jax.tree.map(jnp.add, inner[:2], (by_params, by_rows))
-            return *so_far, there.add(inner[2], by_columns)
+            params_and_prepared = jax.tree.map(jnp.add, sums[:2], (of_params, of_prepared))
+            return *params_and_prepared, column_chunk.add(sums[2], of_columns)
 
         start = (sums.params, jax.tree.map(jnp.zeros_like, prepared), sums.columns)
-        count = _count(across_size, table.shape[1])
-        by_params, by_prepared, by_columns = _repeat(count, on_columns, start)
-        return Gradients(by_params, place.add(sums.rows, unprepare(by_prepared)[0]), by_columns)
+        count = _num_chunks(num_columns, tiled.tile_shape[1])
+        of_params, of_prepared, of_columns = _loop(count, column_step, start)
+        (of_rows,) = prepare_vjp(of_prepared)
+        return Gradients(of_params, row_chunk.add(sums.rows, of_rows), of_columns)
 
-    return _repeat(_count(size, table.shape[0]), on_rows, sums)
+    return _loop(_num_chunks(num_rows, tiled.tile_shape[0]), row_step, gradients)
 
 
-class _Window(NamedTuple):
-    """Chunk `number` of an axis: the last one moves back to be full, `fresh` marks what is new."""
+class _Chunk(NamedTuple):
+    """A chunk of the rows or columns of a block, all chunks being of the same length.
+
+    The last chunk may overlap the one before it. `new` is False for the elements that both share,
+    so that no pair is counted twice.
+    """
 
     start: Any
     length: int
-    fresh: jax.Array
+    new: jax.Array
 
     @classmethod
-    def of(cls, number: Any, size: int, chunk: int) -> "_Window":
-        """The window on an axis of `size`, which is at least `chunk`."""
-        start = jnp.minimum(number * chunk, size - chunk)
-        fresh = start + jnp.arange(chunk) >= number * chunk
-        return cls(start, chunk, fresh)
+    def at(cls, index: Any, size: int, length: int) -> "_Chunk":
+        """Chunk `index` of an axis of `size`, which is at least `length`."""
+        start = jnp.minimum(index * length, size - length)
+        new = start + jnp.arange(length) >= index * length
+        return cls(start, length, new)
 
-    def cut(self, tree: Any) -> Any:
-        """The window's part of each array, along the first axis."""
+    def take(self, tree: Any) -> Any:
+        """The chunk of each array, along its first axis."""
         return jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, self.start, self.length), tree
         )
 
-    def put(self, tree: Any, part: Any) -> Any:
-        """Overwrites the window."""
+    def write(self, tree: Any, values: Any) -> Any:
+        """Replaces the chunk of each array."""
         return jax.tree.map(
-            lambda x, p: jax.lax.dynamic_update_slice_in_dim(x, p, self.start, 0), tree, part
+            lambda x, v: jax.lax.dynamic_update_slice_in_dim(x, v, self.start, 0), tree, values
         )
 
-    def add(self, total: jax.Array, part: jax.Array) -> jax.Array:
-        """Adds to the window."""
-        return self.put(total, self.cut(total) + part)
+    def add(self, array: jax.Array, values: jax.Array) -> jax.Array:
+        """Adds values to the chunk of an array."""
+        return self.write(array, self.take(array) + values)
 
 
-def _relation(
-    place: _Window, rows: Marks, there: _Window, columns: Marks
+def _pair_masks(
+    row_chunk: _Chunk, rows: Metadata, column_chunk: _Chunk, columns: Metadata
 ) -> tuple[jax.Array, jax.Array]:
-    """(same, kept) of a tile, see `Tile`; pairs that an earlier tile has seen are neither."""
-    fresh = place.fresh[:, None] & there.fresh[None]
-    same = fresh & (rows.position[:, None] == columns.position[None])
-    return same, same | (fresh & (rows.group[:, None] != columns.group[None]))
+    """`Tile.positive` and `Tile.included`, False for pairs that an earlier tile has counted."""
+    new = row_chunk.new[:, None] & column_chunk.new[None]
+    positive = new & (rows.position[:, None] == columns.position[None])
+    return positive, positive | (new & (rows.group[:, None] != columns.group[None]))
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """Features as float32: gradients then add up in float32, whatever the matmuls run in."""
+def _float32(x: jax.Array) -> jax.Array:
+    """Casts features, so that their gradients are summed in float32 whatever the matmul dtype."""
     return x.astype(jnp.float32)
 
 
-def _count(size: int, chunk: int) -> int:
-    return -(-size // chunk)
+def _num_chunks(size: int, length: int) -> int:
+    return -(-size // length)
 
 
-def _repeat(count: int, body: Callable[[Any, Carry], Carry], start: Carry) -> Carry:
-    """body(number, carry) for all numbers below count; a loop only where there is one."""
+def _loop(count: int, body: Callable[[Any, Carry], Carry], start: Carry) -> Carry:
+    """body(index, carry) for each index below count, without a loop if count is 1."""
     return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
