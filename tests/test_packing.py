@@ -119,12 +119,12 @@ def test_rows_hold_every_token_once_and_keep_texts_apart():
     packing = PackingPlan(tokens.reshape(2, -1, L), mask.reshape(2, -1, L), seats=4)
     rows = jax.tree.map(np.asarray, packing.rows(0, GROUP * C, at_end=True))
     assert sorted(rows.tokens[rows.tokens > 0]) == sorted(tokens[mask])
-    for row, seat in zip(*np.nonzero(rows.seen.any(axis=2)), strict=True):
-        slots = np.flatnonzero(rows.seen[row, seat])
+    for row, seat in zip(*np.nonzero(rows.members.any(axis=2)), strict=True):
+        slots = np.flatnonzero(rows.members[row, seat])
         np.testing.assert_array_equal(rows.position[row, slots], np.arange(len(slots)))
         assert slots[-1] == rows.query[row, seat]
         np.testing.assert_array_equal(np.flatnonzero(rows.mask[row, slots[0]]), slots)
-    assert rows.seen.sum() == mask.sum()
+    assert rows.members.sum() == mask.sum()
 
 
 CASES = [

@@ -1,7 +1,7 @@
-"""Image and text encoders and the pair they form."""
+"""Image and text encoders, and the dual encoder that combines them."""
 
 from flax import nnx
 
-# Parameters carry logical axis names that `mmrl.devices.sharding` resolves; without this, creating
-# one outside a mesh context is an error.
+# Parameters carry logical axis names, which `mmrl.devices.sharding` maps to mesh axes. With eager
+# sharding, creating such a parameter outside a mesh context would be an error.
 nnx.use_eager_sharding(False)

@@ -1,4 +1,4 @@
-"""An image and a text encoder with heads into one space: batch in, named encodings out."""
+"""A dual encoder: an image and a text encoder with heads into a joint space."""
 
 from typing import Any
 
@@ -17,18 +17,21 @@ LOCAL = ("image.regions", "text.words")
 
 
 class DualEncoder(nnx.Module):
-    """Encodes images and texts into a joint space of `embed_dim`, each distinct input once.
+    """Encodes images and texts into a joint space, each distinct input once.
 
     Args:
-      image: an image encoder, see ImageEncoder.
+      image: the image encoder.
       text: the text encoder.
       embed_dim: D, features of the global embeddings.
-      local_dim: D', features of regions and words; 0 for a model without them.
+      local_dim: D', features of regions and words; 0 for a model without local features.
       head: kind of all heads, "linear" or "mlp".
-      pixel_mean, pixel_std: pixels enter the image encoder as (value / 255 - mean) / std.
+      pixel_mean, pixel_std: the image encoder receives pixels as (value / 255 - mean) / std.
 
-    Attribute `provides`: the names that `needs` may contain.
-    Raises InputError when a dimension or the deviation is out of range or the head unknown.
+    Attributes:
+      provides: the names that `needs` may contain.
+
+    Raises:
+      InputError: a dimension or the standard deviation is out of range, or the head is unknown.
     """
 
     def __init__(
@@ -76,8 +79,8 @@ class DualEncoder(nnx.Module):
     ) -> dict[str, jax.Array]:
         """image u8[B, H, W, 1] -> image.embedding f32[B, D], L2-normalised.
 
-        With `local`, and if the model has local heads, image.regions [B, R, D'] too, in the
-        compute dtype and not normalised, from the same pass.
+        With `local`, if the model has local heads, the same pass also gives image.regions
+        [B, R, D'], in the compute dtype and not normalised.
         """
         pixels = (image.astype(jnp.float32) / 255.0 - self.pixel_mean) / self.pixel_std
         features = self.image(pixels, train=train, rngs=rngs)
@@ -97,8 +100,9 @@ class DualEncoder(nnx.Module):
     ) -> dict[str, jax.Array]:
         """tokens i32[N, L], mask bool[N, L] -> text.embedding f32[N, D], L2-normalised.
 
-        Also text.word_mask bool[N, L], the mask without bos and eos. With `local`, and if the
-        model has local heads, text.words [N, L, D'] too, in the compute dtype and not normalised.
+        Also gives text.word_mask bool[N, L], the mask without bos and eos. With `local`, if the
+        model has local heads, it also gives text.words [N, L, D'], in the compute dtype and not
+        normalised.
         """
         features = self.text(tokens, mask, train=train, rngs=rngs)
         encoded = {
@@ -117,11 +121,11 @@ class DualEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> dict[str, jax.Array]:
-        """batch -> exactly the encodings named in `needs`, see mmrl.types.Encoded.
+        """batch -> the encodings named in `needs`, see mmrl.types.Encoded.
 
-        The reports and their perturbed copies, if both are needed, are one pass of the text
-        encoder over B * (1 + K) texts, packed in training if so configured. Raises InputError for
-        a name not in `provides`.
+        If both reports and perturbed copies are needed, the text encoder runs once over all
+        B * (1 + K) texts. In training they are packed if so configured. Raises InputError for a
+        name that is not in `provides`.
         """
         unknown = sorted(needs - set(self.provides))
         if unknown:
@@ -141,19 +145,20 @@ class DualEncoder(nnx.Module):
     def _encode_candidates(
         self, batch: Batch, needs: frozenset[str], **kwargs: Any
     ) -> dict[str, jax.Array]:
-        """One text pass over [B, C, L]: the original if it is needed, then the K copies if so."""
-        original = bool(needs & {"text.embedding", "text.words"})
+        """Encodes [B, C, L] in one pass: of each report the original and K copies, where needed."""
+        with_original = bool(needs & {"text.embedding", "text.words"})
         inputs = []
-        if original:
+        if with_original:
             inputs.append((batch["tokens"][:, None], batch["token_mask"][:, None]))
         if "perturbed.embedding" in needs:
             inputs.append((batch["perturbed_tokens"], batch["perturbed_mask"]))
-        # Candidates of one report stay neighbours, so the batch axis stays the sharded one.
+        # The candidates of a report are kept together, so that the first axis stays the batch
+        # axis, which is sharded.
         tokens, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*inputs, strict=True))
         pooled, words = self.text.candidates(tokens, mask, words="text.words" in needs, **kwargs)
         embedding = l2_normalize(self.text_head(pooled))  # B C D
-        encoded = {"perturbed.embedding": embedding[:, int(original) :]}
-        if original:
+        encoded = {"perturbed.embedding": embedding[:, int(with_original) :]}
+        if with_original:
             encoded["text.embedding"] = embedding[:, 0]
         if words is not None:
             encoded["text.words"] = self.word_head(words)

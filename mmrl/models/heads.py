@@ -1,4 +1,4 @@
-"""Heads that map encoder features into the space that images and texts share."""
+"""Heads that project encoder features into the joint embedding space."""
 
 import functools
 
@@ -13,7 +13,7 @@ from mmrl.models.layers import check_choice, dense, flatten
 def l2_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
     """x [..., D] of any float dtype -> f32[..., D] = x / max(|x|, epsilon).
 
-    At zero both the value and the gradient are finite (the gradient is the identity / epsilon).
+    The gradient is finite everywhere; at zero it is the identity / epsilon.
     """
     x = x.astype(jnp.float32)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)

@@ -1,18 +1,18 @@
-"""What all encoders share: their output, their sizes, and the pre-norm transformer stack.
+"""Building blocks of the encoders: their output type, their sizes, layers and transformer block.
 
-Every parameter is created with one logical axis name per array axis, which the sharding rules
-map to mesh axes. The names:
+Every parameter is created with one logical name per array axis. The sharding rules map these names
+to mesh axes:
 
   embed, mlp             features of the residual stream, hidden features of an MLP
   qkv, heads, head_dim   the three projections in one kernel, attention heads, features of one head
   vocab, position        rows of the token table, rows of a learned position table
   patch                  flattened pixels of one image patch
   channels_in/_out       input and output features of a convolution
-  joint                  features of the space that images and texts share
+  joint                  features of the joint embedding space
   norm                   scale and bias of a normalisation layer
   layers                 leading axis that a scanned stack adds to each of its parameters
 
-The only unnamed axes (None) are the two spatial ones of a convolution kernel.
+Only the two spatial axes of a convolution kernel have no name (None).
 """
 
 import functools
@@ -40,12 +40,12 @@ Remat = Literal["none", "full", "dots"]
 
 
 class Features(NamedTuple):
-    """What an encoder returns, in its compute dtype.
+    """The output of an encoder, in its compute dtype.
 
     Attributes:
       pooled: [B, width], one vector per image or text.
-      local: [B, R, region_width] regions of an image in row-major order of the encoder's `grid`,
-        or [B, L, width] features of every token position, padding included.
+      local: for images, [B, R, region_width], the regions in row-major order of the encoder's
+        `grid`; for texts, [B, L, width], the features of all token positions, padding included.
       mask: bool[B, L], True at tokens that are not padding; None for images.
     """
 
@@ -55,7 +55,13 @@ class Features(NamedTuple):
 
 
 class ImageEncoder(Protocol):
-    """What a pair model needs of an image encoder: `width` of pooled, `region_width` of local."""
+    """Interface of image encoders.
+
+    Attributes:
+      width: features of the pooled output.
+      region_width: features of the local output.
+      grid: rows and columns of regions.
+    """
 
     width: int
     region_width: int
@@ -68,7 +74,7 @@ class ImageEncoder(Protocol):
 
 
 class Size(NamedTuple):
-    """The three numbers that size a transformer."""
+    """Width, number of layers and number of heads of a transformer."""
 
     width: int
     depth: int
@@ -85,7 +91,7 @@ VARIANTS = {
 
 
 def check_choice(owner: str, option: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises InputError naming the choices unless `value` is one of them."""
+    """Raises InputError, with the list of choices, unless `value` is one of them."""
     choices = tuple(choices)
     if value not in choices:
         listed = ", ".join(map(str, choices))
@@ -95,10 +101,10 @@ def check_choice(owner: str, option: str, value: Any, choices: Iterable[Any]) ->
 def resolve_size(
     owner: str, variant: str | None, width: int | None, depth: int | None, num_heads: int | None
 ) -> Size:
-    """The size of a named variant, in which explicit values win.
+    """The size of a named variant, with explicit values taking precedence.
 
-    Raises InputError when the variant is unknown, when neither gives a value, or when the width
-    does not divide into heads.
+    Raises InputError if the variant is unknown, if a value is given neither explicitly nor by a
+    variant, or if the width is not a multiple of the number of heads.
     """
     given = {"width": width, "depth": depth, "num_heads": num_heads}
     named = {}
@@ -128,19 +134,20 @@ def check_image(image: jax.Array, size: int, channels: int) -> None:
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """[..., width] -> [N, width], so that a kernel's gradient is one plain matrix product.
+    """[..., width] -> [N, width], so that the gradient of a kernel is one matrix product.
 
-    Twice as fast on CPU for an MLP of width 96 (`python -m benchmarks.dense`).
+    On CPU this is twice as fast for an MLP of width 96 (`python -m benchmarks.dense`).
     """
     return x.reshape(-1, x.shape[-1])
 
 
 def spread_rows(x: jax.Array) -> jax.Array:
-    """x [B, ...], laid out with its rows over the mesh axes that share a batch, the rest whole.
+    """Shards x [B, ...] along its first axis only, over the mesh axes that share the batch.
 
-    Without this the compiler may follow a kernel that `fsdp` divides, and divide the features of
-    activations instead: then it moves activations between devices in every layer, where only
-    kernels have to. Where there is no mesh, or it cannot divide B, x stays as it is.
+    Without this constraint, the compiler may derive the sharding of activations from that of the
+    kernels, which `fsdp` divides by features. It then exchanges activations between devices in
+    every layer, although only the kernels need to be gathered. Returns x unchanged without a mesh,
+    or if the mesh cannot divide B evenly.
     """
     mesh = usable_mesh(jax.typeof(x).sharding.mesh)
     if mesh is None or (shared := sharing_axes(mesh, x.shape[0])) is None:
@@ -149,9 +156,9 @@ def spread_rows(x: jax.Array) -> jax.Array:
 
 
 def gathered(table: jax.Array) -> jax.Array:
-    """A parameter that rows are looked up in, brought whole to every device of its mesh.
+    """Replicates an embedding table on every device of its mesh before rows are looked up.
 
-    Looking up a divided one would divide the features of what is found, see `spread_rows`.
+    Looking up rows of a sharded table would shard the features of the result, see `spread_rows`.
     """
     mesh = usable_mesh(jax.typeof(table).sharding.mesh)
     if mesh is None:
@@ -165,12 +172,12 @@ def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
-    """`count` independent keys, all None when there is none to split."""
+    """`count` independent keys, all None if `key` is None."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
 def dropout_keys(train: bool, rngs: nnx.Rngs | None, count: int) -> tuple[jax.Array | None, ...]:
-    """Keys from stream "dropout", all None (no dropout) outside training or without rngs."""
+    """Keys from the stream "dropout". All are None (no dropout) without `train` or without rngs."""
     return split_key(rngs.dropout() if train and rngs is not None else None, count)
 
 
@@ -198,7 +205,7 @@ def dense(
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation in float32, with named parameters, that returns its input's dtype."""
+    """Layer normalisation, computed in float32 and returned in the dtype of the input."""
 
     def __init__(self, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(
@@ -219,7 +226,7 @@ class LayerNorm(nnx.LayerNorm):
 def learned_positions(
     length: int, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Param[jax.Array]:
-    """A table [length, width] of learned positions, normal with deviation 0.02."""
+    """Learned position table [length, width]; normal with standard deviation 0.02."""
     init = nnx.with_partitioning(nnx.initializers.normal(0.02), ("position", "embed"))
     return nnx.Param(init(rngs.params(), (length, width), param_dtype))
 
@@ -227,9 +234,13 @@ def learned_positions(
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for query, key and value.
 
-    `attention` picks the implementation: "xla" runs everywhere; "cudnn" (flash attention, through
-    jax.nn.dot_product_attention) needs an NVIDIA GPU, bfloat16 or float16, head_dim a multiple of
-    8 up to 128, and in training with a mask an even number of tokens; "splash" needs a TPU.
+    `attention` chooses the implementation:
+
+      xla     runs on every device.
+      cudnn   flash attention through jax.nn.dot_product_attention. Needs an NVIDIA GPU, bfloat16 or
+              float16, and head_dim a multiple of 8 up to 128; in training with a mask, also an
+              even number of tokens.
+      splash  JAX's kernel for TPU, see `mmrl.models.splash`.
     """
 
     def __init__(
@@ -253,8 +264,8 @@ class Attention(nnx.Module):
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         zeros = nnx.initializers.zeros_init()
-        # LinearGeneral hands its initialiser the flattened kernel [width, 3 * width]. Scaling by
-        # fan-in alone equals Glorot scaling of the three square kernels in it.
+        # LinearGeneral initialises the flattened kernel [width, 3 * width]. Scaling by fan-in alone
+        # equals Glorot scaling of its three square kernels.
         fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
         self.qkv = linear(
             width,
@@ -277,14 +288,15 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
 
-        Keys where mask bool[B, L], or bool[B, L or Q, L] for each query, is False are not seen.
+        mask is bool[B, L], the keys that all queries attend to, or bool[B, L or Q, L], those of
+        each query.
         """
         if queries is None:
             query, key, value = self._project(x, slice(None))
         else:
             key, value = self._project(x, slice(1, None))
             (query,) = self._project(take_rows(x, queries), slice(1))
-        # Few queries have nothing to gain from a kernel, and cudnn refuses odd numbers.
+        # A fused kernel gains nothing for few queries, and cudnn refuses an odd number of them.
         implementation = self.implementation if queries is None else "xla"
         if implementation == "splash":
             x = splash.attend(query, key, value, mask)
@@ -303,15 +315,14 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         if mask is not None:
             mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
-        # The softmax of low-precision logits is in float32, which jax.nn reaches by a promotion
-        # that strict promotion would refuse.
+        # jax.nn computes the softmax in float32 by implicit promotion, which strict mode refuses.
         with jax.numpy_dtype_promotion("standard"):
             return jax.nn.dot_product_attention(
                 query, key, value, mask=mask, implementation=implementation
             )
 
     def _project(self, x: jax.Array, which: slice) -> list[jax.Array]:
-        """x [B, L, width] -> those of query, key and value, each [B, L, heads, head_dim]."""
+        """Projects x [B, L, width] to some of (query, key, value): [B, L, heads, head_dim] each."""
         if which == slice(None):
             projected = self.qkv(flatten(x))  # B*L 3 heads head_dim
         else:
@@ -371,7 +382,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
 
-        mask as of Attention. No dropout without a key.
+        The mask is as in Attention. Without a key there is no dropout.
         """
         attention_key, mlp_key = split_key(key, 2)
         drop = functools.partial(self.dropout, deterministic=key is None)

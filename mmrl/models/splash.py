@@ -1,7 +1,7 @@
-"""Self-attention by JAX's splash kernel for TPU, which never holds the matrix of all weights.
+"""Self-attention by JAX's splash kernel for TPU, which never holds the whole attention matrix.
 
-The kernel knows segments, not masks: tokens see exactly those of their own segment. That covers
-what encoders here need, padding at the end and several texts behind one another in a row.
+The kernel takes segments instead of masks: a token attends to the tokens of its own segment. This
+covers both masks that the encoders use: padding at the end, and several texts packed into a row.
 """
 
 import functools
@@ -19,14 +19,15 @@ from jax.sharding import PartitionSpec as P
 
 from mmrl.devices.axes import sharing_axes, usable_mesh
 
-_LANES = 128  # the kernel wants whole tiles of tokens
+_LANES = 128  # the kernel needs the number of tokens to be a multiple of this
 
 
 def segments(mask: jax.Array | None, batch: int, length: int) -> jax.Array:
-    """Segment of every token, i32[B, L]; -1: padding, which sees padding.
+    """Segment of every token, i32[B, L]; -1 for padding, which attends to padding only.
 
     Args:
-      mask: bool[B, L], or bool[B, L, L] of blocks on the diagonal: the keys that each token sees.
+      mask: bool[B, L], valid tokens; or bool[B, L, L], the keys that each token attends to, which
+        must be block-diagonal.
     """
     if mask is None:
         return jnp.zeros((batch, length), jnp.int32)
@@ -44,19 +45,19 @@ def attend(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """What `jax.nn.dot_product_attention` returns at every token that is not padding.
+    """Equals `jax.nn.dot_product_attention` at all tokens that are not padding.
 
-    A kernel is opaque to the compiler, so on a mesh every device is told to take its own rows of
-    the batch and its own heads.
+    XLA cannot partition the kernel, so on a mesh each device computes its own rows of the batch and
+    its own heads.
 
     Args:
       query, key, value: [B, L, heads, head_dim].
-      mask: as of `segments`.
-      interpret: run the kernel as plain JAX, on any device, slowly.
+      mask: as in `segments`.
+      interpret: interpret the kernel, which works on any device but is slow.
     """
     batch, length, heads, _ = query.shape
     segment = segments(mask, batch, length)
-    local = functools.partial(_attend_here, interpret=interpret)
+    local = functools.partial(_attend_on_device, interpret=interpret)
     mesh = usable_mesh(jax.typeof(query).sharding.mesh)
     if mesh is None or mesh.size == 1:
         return local(query, key, value, segment)
@@ -68,27 +69,30 @@ def attend(
         mesh=mesh,
         in_specs=(spec, spec, spec, P(rows or None)),
         out_specs=spec,
-        check_vma=False,  # the kernel does not say how its output varies over the mesh
+        check_vma=False,  # the kernel does not declare over which mesh axes its output varies
     )(query, key, value, segment)
 
 
-def _attend_here(
+def _attend_on_device(
     query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, *, interpret: bool
 ) -> jax.Array:
     length, heads, width = query.shape[1:]
     padded = -(-length // _LANES) * _LANES
     extra = padded - length
 
-    def lay(x: jax.Array) -> jax.Array:  # B heads L head_dim
+    def heads_first(x: jax.Array) -> jax.Array:  # B heads L head_dim
         return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
 
     segment = jnp.pad(segment, ((0, 0), (0, extra)), constant_values=-1)
-    everything = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
-    splash = kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
-    # The kernel scales nothing.
+    full = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
+    splash = kernel.make_splash_mha(full, head_shards=1, q_seq_shards=1, interpret=interpret)
+    # The kernel itself does not scale the logits.
     query = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     with jax.numpy_dtype_promotion("standard"):
         out = jax.vmap(splash)(
-            lay(query), lay(key), lay(value), kernel.SegmentIds(segment, segment)
+            heads_first(query),
+            heads_first(key),
+            heads_first(value),
+            kernel.SegmentIds(segment, segment),
         )
     return jnp.swapaxes(out, 1, 2)[:, :length].astype(query.dtype)

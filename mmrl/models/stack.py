@@ -1,4 +1,4 @@
-"""A stack of transformer blocks: unrolled or scanned over layers, rematerialised as configured."""
+"""A stack of transformer blocks, unrolled or scanned over layers, with rematerialisation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ from flax import nnx
 
 from mmrl.models.layers import Block, Remat, Size, check_choice, spread_rows
 
-# What jax.checkpoint may keep of a block: nothing, or the results of its dense layers. The
-# attention matrix has batch dimensions, so "dots" recomputes it too.
+# What jax.checkpoint keeps of a block: nothing ("full"), or the outputs of its dense layers
+# ("dots"). Both recompute the attention matrix, which has batch dimensions.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -18,11 +18,11 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 
 
 class Stack(nnx.Module):
-    """`size.depth` blocks, as attributes block_00, block_01, ... or as one scanned `blocks`.
+    """`size.depth` blocks, either as attributes block_00, block_01, ... or as one scanned `blocks`.
 
-    Scanned, each parameter of `blocks` has a leading axis "layers", and the stack compiles in
-    the time of one block. Both forms compute the same from the same parameters and key. `options`
-    are those of Block.
+    If `scan_layers`, each parameter of `blocks` has a leading axis "layers", and the stack takes as
+    long to compile as one block. Both forms give the same result from the same parameters and key.
+    `options` are those of Block.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Stack(nnx.Module):
         check_choice("stack", "remat", remat, ("none", *REMAT_POLICIES))
         self.depth, self.scan_layers, self.remat = size.depth, scan_layers, remat
         if not scan_layers:
-            # Attributes, not a list: a list would put integer keys into the parameter dict.
+            # Attributes instead of a list, which would put integer keys into the parameter dict.
             for index in range(size.depth):
                 setattr(self, f"block_{index:02d}", Block(size, mlp_dim, rngs=rngs, **options))
             return
@@ -49,7 +49,7 @@ class Stack(nnx.Module):
             return Block(size, mlp_dim, rngs=rngs, **options)
 
         self.blocks = make_all(rngs)
-        # nnx.vmap(transform_metadata=...) would name the new axis in graph mode only.
+        # nnx.vmap(transform_metadata=...) names the new axis only in graph mode.
         for _, variable in nnx.iter_graph(self.blocks):
             if isinstance(variable, nnx.Variable):
                 variable.set_metadata(out_sharding=("layers", *variable.out_sharding))
@@ -62,10 +62,9 @@ class Stack(nnx.Module):
         key: jax.Array | None = None,
         last: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
-        """x [B, L, width] -> the last block's output and the sum over the `last` blocks' outputs.
+        """x [B, L, width] -> the output of the last block, and the sum of the `last` last outputs.
 
-        mask bool[B, L] hides keys, bool[B, L, L] hides them from each query; without a key there
-        is no dropout.
+        The mask is as in Attention. Without a key there is no dropout.
         """
         x, total = self._run(x, mask, key, last, self.depth)
         return x, x if total is None else total
@@ -78,7 +77,12 @@ class Stack(nnx.Module):
         key: jax.Array | None = None,
         last: int = 1,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What `last_block` gets, and what its output must be added to for the sum; None: 0."""
+        """All blocks but the last one.
+
+        Returns:
+          The input of `last_block`, and the sum of those of the `last` last outputs that come
+          before it; None if there are none.
+        """
         return self._run(x, mask, key, last, self.depth - 1)
 
     def last_block(
@@ -89,9 +93,9 @@ class Stack(nnx.Module):
         key: jax.Array | None = None,
         queries: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, L, width] -> the last block's output, at queries i32[B, Q] only if given.
+        """x [B, L, width] -> the output of the last block; with queries i32[B, Q], only for those.
 
-        `key` is that of the whole stack; mask bool[B, Q, L] goes with queries.
+        `key` is the key of the whole stack. With queries, the mask is bool[B, Q, L].
         """
         if self.scan_layers:
             graphdef, params = nnx.split(self.blocks)
@@ -105,7 +109,10 @@ class Stack(nnx.Module):
     def _run(
         self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None, last: int, stop: int
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Blocks 0 to stop - 1 and the sum over those among the `last`; None: just x, or none."""
+        """Applies blocks 0 to stop - 1, and sums the outputs of those among the `last` last.
+
+        The sum is None if it has no terms, or if `last` is 1.
+        """
         keys = None if key is None else jax.random.split(key, self.depth)
         if stop == 0:
             return x, None
@@ -118,14 +125,14 @@ class Stack(nnx.Module):
         mask: jax.Array | None,
         queries: jax.Array | None = None,
     ) -> Callable[..., Any]:
-        """(parameters, x, key) -> x, rematerialised as configured."""
+        """The function (parameters, x, key) -> x of a block, rematerialised as configured."""
 
         def apply(params: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return spread_rows(nnx.merge(graphdef, params)(spread_rows(x), mask, key, queries))
 
         if self.remat == "none":
             return apply
-        # The scan itself keeps XLA from merging the recomputation into the forward pass.
+        # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
         policy = REMAT_POLICIES[self.remat]
         return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
 
@@ -146,7 +153,7 @@ class Stack(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         graphdef, params = nnx.split(self.blocks)
         block = self._block(graphdef, mask)
-        counted = (jnp.arange(self.depth) >= self.depth - last).astype(x.dtype)
+        weights = (jnp.arange(self.depth) >= self.depth - last).astype(x.dtype)
 
         def body(carry: Any, layer: Any) -> Any:
             x, total = carry
@@ -154,9 +161,9 @@ class Stack(nnx.Module):
             x = block(params, x, key)
             return (x, None if total is None else total + weight * x), None
 
-        # With one layer to sum, the sum is the output: carry nothing for it.
+        # With `last` 1 the sum equals the output and needs no carry.
         total = None if last == 1 else jnp.zeros_like(x)
-        layers = (nnx.to_pure_dict(params), keys, counted)
+        layers = (nnx.to_pure_dict(params), keys, weights)
         if stop < self.depth:
             layers = jax.tree.map(lambda leaf: leaf[:stop], layers)
         (x, total), _ = jax.lax.scan(body, (x, total), layers)

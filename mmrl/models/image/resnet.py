@@ -1,4 +1,4 @@
-"""Residual convolutional network that keeps one stage's feature map as image regions."""
+"""Residual convolutional network; the feature map of one stage gives the image regions."""
 
 import functools
 import math
@@ -32,7 +32,7 @@ def conv(
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution without bias that pads by kernel // 2; He-normal over fan-out."""
+    """A square convolution without bias, padded by kernel // 2; He-normal over fan-out."""
     init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nnx.Conv(
         in_features,
@@ -51,9 +51,9 @@ def conv(
 def make_norm(
     features: int, *, kind: str, zero: bool = False, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> Norm:
-    """Batch norm, or group norm with gcd(32, features) groups; `zero` starts its scale at 0.
+    """Batch norm, or group norm with gcd(32, features) groups; `zero` initialises its scale with 0.
 
-    Both compute in float32, because batch norm would otherwise round its running statistics.
+    Both are computed in float32. In a narrower dtype batch norm would round its running statistics.
     """
     scale = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
     make: Callable[..., Norm]
@@ -73,9 +73,10 @@ def make_norm(
 
 
 def apply_norm(norm: Norm, x: jax.Array, train: bool) -> jax.Array:
-    """Normalises x [B, H, W, C] in float32 and returns x's dtype.
+    """Normalises x [B, H, W, C] in float32 and returns the dtype of x.
 
-    Batch norm uses and records the statistics of the batch in training, else the running ones.
+    In training, batch norm uses the statistics of the batch and updates the running ones; otherwise
+    it uses the running ones.
     """
     if isinstance(norm, nnx.BatchNorm):
         return norm(x, use_running_average=not train).astype(x.dtype)
@@ -83,10 +84,11 @@ def apply_norm(norm: Norm, x: jax.Array, train: bool) -> jax.Array:
 
 
 class ResidualBlock(nnx.Module):
-    """Two 3x3 convolutions, or the 1x1, 3x3, 1x1 bottleneck, around a shortcut.
+    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, with a shortcut.
 
-    The bottleneck strides in its 3x3 convolution ("v1.5"; Goyal et al. 2017, section 5.1), and
-    the last norm's scale starts at zero, so that a block starts as its shortcut (same section).
+    The stride of a bottleneck is in its 3x3 convolution ("v1.5"; Goyal et al. 2017, section 5.1).
+    The scale of the last norm is initialised with 0, so that the block starts as the identity of
+    its shortcut (same section).
     """
 
     def __init__(
@@ -144,9 +146,8 @@ class Resnet(nnx.Module):
       channels: channels of the image.
       small_stem: a 3x3 convolution without stride or pooling, for images below about 100 pixels.
 
-    Attributes: width (of pooled, the last stage), region_width, grid (rows, columns of regions).
-    Batch statistics are nnx.BatchStat variables, not parameters. Raises InputError for unknown
-    choices.
+    Attributes: width, region_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
+    variables, not parameters. Raises InputError for unknown choices.
     """
 
     def __init__(
@@ -206,9 +207,8 @@ class Resnet(nnx.Module):
     ) -> Features:
         """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
 
-        With `train`, batch norm uses the batch's statistics and updates the running ones. `rngs`
-        is there for the common signature: nothing here is random. Raises ValueError for another
-        image shape.
+        `train` is as in `apply_norm`. `rngs` is unused; it belongs to the common signature. Raises
+        ValueError for another image shape.
         """
         check_image(image, self.image_size, self.channels)
         x = self.stem(image.astype(self.dtype))

@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al. 2021, section 3.1) that keeps its patch features."""
+"""Vision transformer (Dosovitskiy et al. 2021, section 3.1); its patches are the image regions."""
 
 import functools
 
@@ -27,7 +27,7 @@ from mmrl.types import InputError
 
 @functools.lru_cache
 def sincos2d_positions(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D positions, f32[rows * columns, width] in row-major order.
+    """Fixed 2-D position embedding, f32[rows * columns, width] in row-major order.
 
     As in the code of MoCo v3 (Chen et al. 2021): with w = width / 4 frequencies
     f_i = 10000^(-i / w), the patch at column x and row y gets
@@ -149,10 +149,10 @@ class Vit(nnx.Module):
         return Features(pooled=x.mean(axis=1), local=x, mask=None)
 
     def _embed(self, image: jax.Array) -> jax.Array:
-        """image -> patches with positions, after the class token if there is one."""
+        """image -> patches with position embedding, after the class token if there is one."""
         check_image(image, self.image_size, self.channels)
         (rows, columns), patch = self.grid, self.patch_size
-        # A convolution with stride = kernel is this matrix product, which is faster on CPU.
+        # A convolution whose stride equals its kernel size. The matrix product is faster on CPU.
         x = image.astype(self.dtype).reshape(-1, rows, patch, columns, patch, self.channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch**2 * self.channels)
         x = self.patch(x)  # B R width

@@ -1,24 +1,27 @@
-"""Texts of a step packed into fewer rows, so that almost no arithmetic is spent on padding.
+"""Packs the texts of a step into fewer rows, so that little arithmetic is spent on padding.
 
-Each group of N texts is laid into rows as long as the longest text may be, several texts behind
-one another in a row; a text sees only itself (block-diagonal mask) and counts its positions from
-its own beginning. Everything computed for a text is what it would be alone in a padded row.
+The texts of a group are placed one after another into rows of the maximum text length. A text
+attends only to itself (block-diagonal mask), and its positions count from its own beginning. The
+result for a text is therefore the same as alone in a padded row.
 
-Decisions, and why:
+Design:
 
-* Rows, not length buckets. A batch as long as its longest report saves nothing when batches are
-  large, and batches of reports of one length would change which negatives meet.
-* Planned on the device, from the lengths, within the compiled step. First-fit decreasing takes
-  one vector step per possible length, not one per text, so it costs next to nothing, and nobody
-  else has to know: neither the loader and its state nor the code that deals micro-batches.
-* In groups of a configured number of reports. The plan of a report depends on its group only: not
-  on how many devices or processes there are. Whole groups per device need no communication.
-* A fixed number of rows per group, and never a lost text. What does not fit spills into further
-  rows, computed a few at a time and again in the backward pass, behind a condition that all
-  devices share. A second compiled shape chosen by the host would need all processes to agree
-  before every step. A budget too small costs time and nothing else.
+* Packing instead of length buckets. Padding a batch to its longest report saves little if batches
+  are large, and batches of reports of equal length would change the negatives of each report.
+* The plan is computed on the device, in the compiled step, from the lengths of the texts.
+  First-fit decreasing needs one vector operation for each possible length, not for each text, so
+  its cost is negligible. The data pipeline and the splitting into micro-batches do not depend on
+  the plan.
+* Texts are packed in groups of a fixed number of reports, so the plan of a report does not depend
+  on the number of devices or processes. If each device holds whole groups, packing needs no
+  communication.
+* Each group has a fixed number of rows, its budget, and no text is dropped. Texts that exceed the
+  budget spill into extra rows, which are computed a few at a time and recomputed in the backward
+  pass. A `lax.cond` that takes the same branch on all devices skips them if there are none. The
+  alternative, a second compiled program that the host chooses, would need all processes to agree
+  before every step. A budget that is too small costs time but changes no result.
 
-`python -m benchmarks.packing` tells which budget a corpus needs.
+`python -m benchmarks.packing` measures the budget that a corpus needs.
 """
 
 from typing import NamedTuple
@@ -26,36 +29,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-PAD = 0  # The id that replaces whatever stands at a padded position.
+PAD = 0  # token id at padded positions
 
 
 class Rows(NamedTuple):
-    """Rows of P slots with up to S texts each, as an encoder reads them.
+    """Rows of P slots with up to S texts each, the input of an encoder.
+
+    A slot is the place of one token. A seat is the place of one text in its row; rows with fewer
+    than S texts have empty seats.
 
     Attributes:
-      tokens: i32[R, P], PAD where there is none.
-      position: i32[R, P], of each token in its own text; None: its column.
-      mask: bool[R, P], the keys that may be seen, or bool[R, P, P], those that each slot sees.
-      query: i32[R, S], the slot whose output stands for the text ("cls" or "eos").
-      seen: bool[R, S, P], the slots of each text; none where a seat is empty.
+      tokens: i32[R, P], PAD in empty slots.
+      position: i32[R, P], the position of each token in its text; None if it equals the slot.
+      mask: attention mask; bool[R, P], the keys that all slots attend to, or bool[R, P, P], those
+        of each slot.
+      query: i32[R, S], the slot whose output is pooled for the text ("cls" or "eos").
+      members: bool[R, S, P], the slots of each text; all False for an empty seat.
     """
 
     tokens: jax.Array
     position: jax.Array | None
     mask: jax.Array
     query: jax.Array
-    seen: jax.Array
+    members: jax.Array
 
 
 def first_fit_decreasing(lengths: jax.Array, slots: int, seats: int) -> tuple[jax.Array, jax.Array]:
-    """Places texts, the longest first, each into the first row that has room for it.
+    """First-fit decreasing: the longest text first, each into the first row that has room for it.
 
-    Texts of equal length keep their order. Since equal texts fill one row after another, all
-    texts of one length are placed at once.
+    Texts of equal length keep their order. They fill one row after another, so all texts of one
+    length are placed at once.
 
     Args:
       lengths: i32[N], 1 to `slots`.
-      slots: tokens of a row. seats: most texts of a row.
+      slots: tokens per row. seats: maximum number of texts per row.
 
     Returns:
       Row i32[N] and first slot i32[N] of every text; rows are below N.
@@ -86,30 +93,31 @@ def first_fit_decreasing(lengths: jax.Array, slots: int, seats: int) -> tuple[ja
 
 
 class PackingPlan:
-    """A plan for groups of texts: which rows they make, and how to find them again.
+    """Assigns the texts of each group to rows, and maps the outputs of rows back to texts.
 
     Args:
       tokens: i32[G, N, P], padded at the end. mask: bool[G, N, P].
-      seats: most texts of a row.
+      seats: maximum number of texts per row.
 
-    Attribute: row i32[G, N], the row of each text in its group.
+    Attributes:
+      row: i32[G, N], the row of each text within its group.
     """
 
     def __init__(self, tokens: jax.Array, mask: jax.Array, seats: int) -> None:
         self._tokens, self._mask, self._seats = tokens, mask, seats
         self._slots = tokens.shape[2]
         column = jnp.arange(self._slots, dtype=jnp.int32)
-        # A text without tokens takes one slot, so that each has a place.
+        # A text without tokens takes one slot.
         self._lengths = jnp.max(jnp.where(mask, column + 1, 1), axis=2)
         self.row, self._start = jax.vmap(
             lambda lengths: first_fit_decreasing(lengths, self._slots, seats)
         )(self._lengths)
 
     def rows(self, first: jax.Array | int, count: int, *, at_end: bool) -> Rows:
-        """Rows first to first + count - 1 of every group, [G * count, P] and so on.
+        """Rows `first` to `first + count - 1` of every group, with a leading axis of G * count.
 
         Args:
-          at_end: whether a text's last slot stands for it, not its first.
+          at_end: whether `query` is the last slot of each text instead of the first.
         """
 
         def of_group(*group: jax.Array) -> Rows:
@@ -120,16 +128,20 @@ class PackingPlan:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
     def texts(self, x: jax.Array, first: jax.Array | int) -> jax.Array:
-        """x [G * R, S, width] of the rows from `first` on -> [G, N, width]; 0 for other texts."""
+        """Maps outputs per seat to texts: x [G * R, S, width] -> [G, N, width].
+
+        x belongs to the rows from `first` on. Texts in other rows get 0.
+        """
         same = self.row[:, None] == self.row[:, :, None]
         earlier = same & (self._start[:, None] < self._start[:, :, None])
         seat = jnp.sum(earlier, axis=2, dtype=jnp.int32)
         return self._find(x, first, seat[..., None], jnp.bool_(True))[:, :, 0]
 
     def tokens_of(self, x: jax.Array, first: jax.Array | int, every: int) -> jax.Array:
-        """x [G * R, P, width] -> [G, N / every, P, width], of texts 0, every, 2 * every...
+        """Maps outputs per slot to texts 0, every, 2 * every, ...
 
-        Zero for texts that are not in the rows from `first` on, and behind a text's end.
+        x [G * R, P, width] -> [G, N / every, P, width]. x belongs to the rows from `first` on.
+        Texts in other rows get 0, and so do positions after the end of a text.
         """
         chosen = (slice(None), slice(None, None, every))
         column = jnp.arange(self._slots, dtype=jnp.int32)
@@ -145,7 +157,7 @@ class PackingPlan:
         inside: jax.Array,
         chosen: tuple[slice, ...] = (),
     ) -> jax.Array:
-        """x [G * R, Q, width] at the row of each text and at `column` i32[G, N, C]."""
+        """x [G * R, Q, width] at the row of each text and at `column` i32[G, N, C]; 0 elsewhere."""
         groups, width = self.row.shape[0], x.shape[2]
         x = x.reshape(groups, -1, x.shape[1], width)
         row = (self.row[chosen] - first)[..., None]
@@ -159,8 +171,10 @@ class PackingPlan:
 def _rows_of_group(
     group: tuple[jax.Array, ...], first: jax.Array | int, count: int, seats: int, at_end: bool
 ) -> Rows:
-    """PackingPlan.rows of one group: tokens i32[N, P], mask bool[N, P], then i32[N] each: length,
-    row and start of every text.
+    """`PackingPlan.rows` for one group.
+
+    Args:
+      group: tokens i32[N, P], mask bool[N, P], and length, row and start, i32[N] each.
     """
     tokens, mask, lengths, row, start = group
     texts, slots = tokens.shape
@@ -173,7 +187,7 @@ def _rows_of_group(
     left = jnp.where(taken, start[text], slots)
     right = left + jnp.where(taken, lengths[text], 0)
     slot = jnp.arange(slots, dtype=jnp.int32)[None]
-    # Starts ascend within a row, so a slot belongs to the last seat that starts before it.
+    # Starts ascend within a row, so a slot belongs to the last seat that starts at or before it.
     seat = jnp.sum(left[:, None] <= slot[..., None], axis=2, dtype=jnp.int32) - 1  # R P
     seat = jnp.maximum(seat, 0)
     offset = slot - jnp.take_along_axis(left, seat, axis=1)
@@ -185,8 +199,8 @@ def _rows_of_group(
     return Rows(
         tokens=jnp.where(inside, tokens[source], PAD),
         position=position,
-        # Empty slots see each other, which keeps them finite.
+        # Empty slots attend to each other, which keeps their outputs finite.
         mask=segment[:, :, None] == segment[:, None, :],
         query=jnp.minimum(right - 1 if at_end else left, slots - 1),
-        seen=segment[:, None] == jnp.arange(seats, dtype=jnp.int32)[None, :, None],
+        members=segment[:, None] == jnp.arange(seats, dtype=jnp.int32)[None, :, None],
     )

@@ -1,4 +1,4 @@
-"""Transformer text encoder with word features and true padding masks."""
+"""Transformer text encoder with pooled text features and word features."""
 
 import math
 
@@ -23,12 +23,12 @@ from mmrl.models.stack import Stack
 from mmrl.models.text.packing import PAD, PackingPlan, Rows
 from mmrl.types import InputError
 
-# Pooled texts, and what word features are made of, see Text._rows.
-_Passed = tuple[jax.Array, jax.Array | None, jax.Array | None]
+# (pooled, x, total), see Transformer._encode_rows.
+_Encoded = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
 def last_token(mask: jax.Array) -> jax.Array:
-    """mask bool[N, L] -> i32[N], the position of the last valid token; 0 when there is none."""
+    """mask bool[N, L] -> i32[N], the position of the last valid token; 0 if there is none."""
     return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1], dtype=jnp.int32)[None], 0), axis=1)
 
 
@@ -41,9 +41,9 @@ def word_mask(mask: jax.Array) -> jax.Array:
 class Transformer(nnx.Module):
     """Pre-norm bidirectional transformer over sub-word ids.
 
-    A text starts with bos, ends with eos as its last valid token, and is padded after that. What
-    comes out for valid tokens depends neither on the amount nor on the content of the padding. A
-    row without any valid token gives finite, meaningless features.
+    A text starts with bos; its last valid token is eos, followed by padding. The features of valid
+    tokens do not depend on the padding. A text without valid tokens gets finite features without
+    meaning.
 
     Args:
       vocab_size: rows of the token table; ids at valid positions must be below it.
@@ -68,7 +68,7 @@ class Transformer(nnx.Module):
       packing_group: reports whose texts share rows. It divides a micro-batch, and the share of each
         device unless rows may travel between devices.
 
-    Attribute: width. Raises InputError for unknown choices and sizes that do not fit together.
+    Attributes: width. Raises InputError for unknown choices and inconsistent sizes.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Transformer(nnx.Module):
     ) -> Features:
         """tokens i32[N, L], mask bool[N, L] -> Features in the compute dtype.
 
-        Dropout is on when `train` and `rngs` (stream "dropout") are given. Raises ValueError when
-        L exceeds `length` or the shapes differ.
+        Dropout is on when `train` and `rngs` (stream "dropout") are given. Raises ValueError if L
+        exceeds `length` or if the shapes differ.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or mask.shape != tokens.shape:
             raise ValueError(
@@ -163,20 +163,23 @@ class Transformer(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """C texts for each of B reports in one pass, with word features of the first ones only.
+        """Encodes C texts for each of B reports in one pass; word features only for the first text.
 
-        The same numbers as of C calls, for less: where only the pooled token of a text is wanted,
-        the last block is computed for that token ("cls" and "eos"), and texts are packed as
-        configured.
+        Gives the same result as C calls but takes less work. With pool "cls" or "eos", the last
+        block computes only the pooled token of each text whose word features are not needed. Texts
+        are packed if so configured.
 
         Args:
           tokens: i32[B, C, L]. mask: bool[B, C, L].
-          words: whether word features are wanted.
+          words: whether to compute word features.
 
         Returns:
-          Pooled [B, C, width] and, with `words`, the word features of candidate 0 [B, L, width],
-          in the compute dtype. Raises ValueError as `__call__` does, and InputError where
-          `packing_group` does not divide B.
+          Pooled features [B, C, width] and, with `words`, the word features of the first text of
+          each report [B, L, width]; both in the compute dtype.
+
+        Raises:
+          ValueError: as in `__call__`.
+          InputError: `packing_group` does not divide B.
         """
         reports, count, length = tokens.shape
         if length > self.length or mask.shape != tokens.shape:
@@ -188,10 +191,10 @@ class Transformer(nnx.Module):
             return features.pooled[:, None], features.local
         row_key, word_key = dropout_keys(train, rngs, 2)
         if train and self.packing:
-            pooled, x, total = self._packed(tokens, mask, words, row_key)
+            pooled, x, total = self._encode_packed(tokens, mask, words, row_key)
         else:
             rows = self._padded(tokens.reshape(-1, length), mask.reshape(-1, length))
-            pooled, x, total = self._rows(rows, words, row_key)
+            pooled, x, total = self._encode_rows(rows, words, row_key)
             shape = (reports, count, length, self.width)
             x = None if x is None else x.reshape(shape)[:, 0]
             total = None if total is None else total.reshape(shape)[:, 0]
@@ -199,6 +202,8 @@ class Transformer(nnx.Module):
         if not words or x is None:
             return pooled, None
         if self.pool != "mean":
+            # For the first texts, whose word features are needed, the last block computes all
+            # tokens.
             x = self.stack.last_block(x, mask[:, 0], key=word_key)
             total = x if total is None else total + x
             first = self._pool(self.norm(x), mask[:, 0])
@@ -211,23 +216,28 @@ class Transformer(nnx.Module):
         position: jax.Array | None,
         key: jax.Array | None,
     ) -> jax.Array:
-        """Tokens i32[N, L] at their columns, or at position i32[N, L], -> [N, L, width]."""
+        """tokens i32[N, L] -> [N, L, width]; positions i32[N, L] are by default 0 to L - 1."""
         x = jnp.take(gathered(self.token.embedding[...].astype(self.dtype)), tokens, axis=0)
         table = gathered(self.position[...].astype(x.dtype))
         x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
         return self.dropout(x, deterministic=key is None, rngs=key)
 
     def _padded(self, tokens: jax.Array, mask: jax.Array) -> Rows:
-        """One text i32[N, L] per row."""
+        """Rows of one text each: tokens i32[N, L], mask bool[N, L]."""
         pooled = last_token(mask) if self.pool == "eos" else jnp.zeros_like(tokens[:, 0])
         tokens = jnp.where(mask, tokens, PAD)
         return Rows(tokens, None, mask, pooled[:, None], mask[:, None])
 
-    def _rows(self, rows: Rows, words: bool, key: jax.Array | None) -> _Passed:
-        """Pooled [R, S, width] of all texts, and what word features are made of [R, P, width].
+    def _encode_rows(self, rows: Rows, words: bool, key: jax.Array | None) -> _Encoded:
+        """Encodes rows of P slots with S texts each.
 
-        The latter, None without `words`: what enters the last block and the sum before it; with
-        pool "mean", which needs the last block everywhere, what leaves it and the whole sum.
+        Returns:
+          pooled: [R, S, width], pooled features of all texts.
+          x: [R, P, width], from which the caller computes word features; None without `words`. It
+            is the output of the last block with pool "mean", and the input of the last block with
+            "cls" and "eos", where `pooled` needs the last block only at the pooled tokens.
+          total: [R, P, width], the sum of the outputs of the `word_layers` last blocks, as far as
+            they have been computed; None if `word_layers` is 1.
         """
         embed_key, stack_key = split_key(key, 2)
         x = self._embed(rows.tokens, rows.position, embed_key)
@@ -235,25 +245,30 @@ class Transformer(nnx.Module):
         total: jax.Array | None
         if self.pool == "mean":
             x, total = self.stack(x, rows.mask, key=stack_key, last=last)
-            count = jnp.maximum(rows.seen.sum(axis=2, keepdims=True), 1)
-            weights = rows.seen.astype(x.dtype) / count.astype(x.dtype)
+            count = jnp.maximum(rows.members.sum(axis=2, keepdims=True), 1)
+            weights = rows.members.astype(x.dtype) / count.astype(x.dtype)
             pooled = jnp.einsum("rsp,rpd->rsd", weights, self.norm(x))
         else:
             x, total = self.stack.before_last(x, rows.mask, key=stack_key, last=last)
             pooled = self.norm(
-                self.stack.last_block(x, rows.seen, key=stack_key, queries=rows.query)
+                self.stack.last_block(x, rows.members, key=stack_key, queries=rows.query)
             )
         return (pooled, x, total if last > 1 else None) if words else (pooled, None, None)
 
-    def _packed(
+    def _encode_packed(
         self, tokens: jax.Array, mask: jax.Array, words: bool, key: jax.Array | None
-    ) -> _Passed:
-        """As `_rows`, in reading order: pooled [B * C, width], and of candidate 0 [B, L, width]."""
+    ) -> _Encoded:
+        """Packs the texts [B, C, L] into rows, encodes the rows and unpacks the result.
+
+        Returns:
+          As `_encode_rows`, with pooled [B * C, width]; x and total [B, L, width] are those of the
+          first text of each report.
+        """
         reports, count, length = tokens.shape
         if reports % self.packing_group:
             raise InputError(
                 f"packing_group={self.packing_group} of the text encoder does not divide the "
-                f"{reports} reports of a (micro-)batch; expected a divisor"
+                f"{reports} reports of a micro-batch; choose a divisor"
             )
         texts = self.packing_group * count
         budget = math.ceil(self.packing * texts)
@@ -268,27 +283,30 @@ class Transformer(nnx.Module):
                 return None
             return packing.tokens_of(x, first, count).reshape(reports, length, -1)
 
-        def compute(first: jax.Array | int, size: int) -> _Passed:
+        def compute(first: jax.Array | int, size: int) -> _Encoded:
+            """The texts in rows `first` to `first + size - 1` of each group; 0 for all others."""
             rows = packing.rows(first, size, at_end=self.pool == "eos")
-            own = None if key is None else jax.random.fold_in(key, first)
-            pooled, x, total = self._rows(rows, words, own)
+            row_key = None if key is None else jax.random.fold_in(key, first)
+            pooled, x, total = self._encode_rows(rows, words, row_key)
             pooled = packing.texts(pooled, first).reshape(reports * count, -1)
             return pooled, unpack(x, first), unpack(total, first)
 
-        found = compute(0, budget)
+        encoded = compute(0, budget)
         if budget == texts:
-            return found
-        size = math.ceil(budget / 8)  # rows at once, few since they come on top of the others
+            return encoded
+        # Rows beyond the budget are computed a few at a time, to need little extra memory.
+        size = math.ceil(budget / 8)
 
-        def add(found: _Passed, first: jax.Array) -> tuple[_Passed, None]:
+        def add(encoded: _Encoded, first: jax.Array) -> tuple[_Encoded, None]:
             more = jax.checkpoint(compute, static_argnums=1)(first, size)
-            return jax.tree.map(jnp.add, found, more), None
+            return jax.tree.map(jnp.add, encoded, more), None
 
-        def spill(found: _Passed) -> _Passed:
-            return jax.lax.scan(add, found, jnp.arange(budget, texts, size, dtype=jnp.int32))[0]
+        def spill(encoded: _Encoded) -> _Encoded:
+            return jax.lax.scan(add, encoded, jnp.arange(budget, texts, size, dtype=jnp.int32))[0]
 
-        with jax.named_scope("spill"):  # the memory planner knows it as what next to never runs
-            return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda found: found, found)
+        # mmrl.planning recognises this rarely taken branch by its name scope.
+        with jax.named_scope("spill"):
+            return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda x: x, encoded)
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [N, L, width], mask bool[N, L] -> [N, width]."""
