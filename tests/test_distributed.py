@@ -149,8 +149,8 @@ def test_all_learn_who_is_missing():
     host = socket.gethostname()
     for error in answers.values():
         assert isinstance(error, rollcall.StartError)
-        assert "process 2, 3 of 4 did not come" in str(error)
-        assert f"came: 0 on {host}, 1 on {host}" in str(error)
+        assert ": process 2, 3 of 4; present: " in str(error)
+        assert f"present: 0 on {host}, 1 on {host}" in str(error)
 
 
 def test_without_process_0_its_address_is_told():

@@ -118,9 +118,9 @@ def test_groups_of_devices(groups, size):
     assert traffic.group_size(f"channel_id=1, {groups}, dimensions={{0}}", 8) == size
 
 
-def test_groups_of_unknown_form_are_no_guess():
+def test_unknown_formats_of_groups_are_refused():
     assert traffic.group_size("channel_id=1, replica_groups={}, to_apply=%add", 8) == 8
-    with pytest.raises(ValueError, match="form that is not known: replica_groups=@x"):
+    with pytest.raises(ValueError, match="unknown format: replica_groups=@x"):
         traffic.group_size("replica_groups=@x{'a'}", 8)
 
 

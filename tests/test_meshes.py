@@ -101,7 +101,7 @@ def test_one_slice_and_one_node_are_what_they_were():
         (axes(-1, 1, 1, data=3), nodes(4, 2), "does not divide 4 processes into nodes"),
         (axes(-1, 1, 1, data=0), nodes(4, 2), "does not divide 4 processes into nodes"),
         (axes(-1, 1, 1, data=-1, fsdp=3), nodes(4, 2), "does not cover 4 processes"),
-        (axes(-1, 1, 1, tensor=2), nodes(2, 4), "expected tensor 1, choices for more: data, fsdp"),
+        (axes(-1, 1, 1, tensor=2), nodes(2, 4), "expected tensor 1; choose data or fsdp instead"),
         (axes(-1, 1, 1, tensor=-1), nodes(2, 4), "expected tensor 1"),
         (axes(8, 1, 1, data=2), nodes(2, 4), "cover 4 devices of each of 2 slices or nodes; the"),
         (axes(-1, 3, 1, fsdp=2), slices(2, 4), "cover 4 devices of each of 2 slices or nodes"),

@@ -1,1 +1,1 @@
-"""Meshes, shardings and processes: everything that knows which hardware a run uses."""
+"""Device meshes, array shardings, multi-process runs, and the data of accelerator chips."""

@@ -1,6 +1,6 @@
-"""Which axes of a mesh share the rows of a batch: what encoders and losses ask of a mesh.
+"""Mesh axes that divide the batch, for use in encoders and losses.
 
-The layout of everything else is `mmrl.devices.sharding`'s.
+`mmrl.devices.sharding` defines the layout of all arrays.
 """
 
 import math
@@ -14,11 +14,11 @@ AnyMesh = TypeVar("AnyMesh", Mesh, AbstractMesh)
 
 
 def usable_mesh(mesh: AnyMesh) -> AnyMesh | None:
-    """The mesh, unless there is none, or each device runs its own part of the program already."""
+    """The mesh; None if it is empty, or inside a `shard_map`, where devices are already manual."""
     return None if mesh.empty or mesh.manual_axes else mesh
 
 
 def sharing_axes(mesh: Mesh | AbstractMesh, rows: int) -> tuple[str, ...] | None:
-    """The axes of `mesh` that share a batch of so many rows; None: they cannot do so evenly."""
+    """The axes of `mesh` that divide the batch; None if they cannot divide `rows` evenly."""
     axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
     return None if rows % math.prod(mesh.shape[name] for name in axes) else axes

@@ -1,13 +1,15 @@
-"""Several processes as one run: settings, the roll call at the start, agreement, orderly stops.
+"""Runs of several processes: settings, start, agreement between processes, preemption.
 
-    settings -> roll call (who came, who is missing) -> jax.distributed -> training -> stop
+    settings -> roll call (which processes are present or missing) -> jax.distributed -> training
 
-A process is told its place by --coordinator, --num_processes and --process_id, by the variables
-MMRL_COORDINATOR, MMRL_NUM_PROCESSES and MMRL_PROCESS_ID, or, with MMRL_DISTRIBUTED=auto, by
-Cloud TPU, Slurm, Kubernetes or Open MPI. Given none of these, it is a run of its own.
+The settings of a process are given by the flags --coordinator, --num_processes and --process_id, or
+by the environment variables MMRL_COORDINATOR, MMRL_NUM_PROCESSES and MMRL_PROCESS_ID. With
+MMRL_DISTRIBUTED=auto they are detected on Cloud TPU, Slurm, Kubernetes and Open MPI. Without any of
+these, the run has one process.
 
-The roll call precedes jax.distributed on the same port, because the latter ends a process that
-waited too long with a stack trace that names nobody.
+The roll call takes place before jax.distributed starts, on the same port. If a process is missing,
+jax.distributed only ends the others with a stack trace after its timeout; the roll call reports
+which processes are missing.
 """
 
 import dataclasses
@@ -31,19 +33,19 @@ from mmrl.devices import gather, rollcall
 from mmrl.devices.environment import MODE, TIMEOUT, VARIABLES
 from mmrl.types import InputError
 
-# Process 0 writes the report while the others wait for it at the end.
-_FAREWELL_SECONDS = 3600
+# At the end of a run, process 0 writes the summary page while the others wait for it.
+_SHUTDOWN_SECONDS = 3600
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The place of one process in a run.
+    """Settings of one process of a run.
 
     Attributes:
       coordinator: host:port of process 0.
-      processes: how many there are. process: which one this is, from 0.
-      timeout: seconds to wait for the others at the start.
-      devices: local devices to use, None for all.
+      processes: number of processes. process: index of this one, from 0.
+      timeout: seconds to wait for the other processes at the start.
+      devices: local devices to use; None for all.
     """
 
     coordinator: str
@@ -54,26 +56,26 @@ class Settings:
 
 
 def read(given: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings | None:
-    """Settings from flags and environment; None: this process is a run of its own.
+    """Reads settings from flags and environment; None for a run of one process.
 
     Args:
-      given: coordinator, num_processes and process_id as flags gave them, or None.
-      environment: usually os.environ; an empty variable counts as absent.
+      given: values of the flags coordinator, num_processes and process_id, or None.
+      environment: usually os.environ; an empty variable counts as not set.
 
     Raises:
-      InputError: incomplete, contradictory or impossible settings, or no cluster to detect.
+      InputError: incomplete, contradictory or invalid settings, or no cluster is detected.
     """
-    values = {name: _one(name, given.get(name), environment) for name in VARIABLES}
+    values = {name: _setting(name, given.get(name), environment) for name in VARIABLES}
     present = [_spelled(name) for name, value in values.items() if value is not None]
     absent = [_spelled(name) for name, value in values.items() if value is None]
     timeout = _seconds(environment.get(TIMEOUT, ""))
     mode = environment.get(MODE, "")
     if mode not in ("", "auto"):
-        raise InputError(f"{MODE}={mode}; expected auto, or nothing")
+        raise InputError(f"{MODE}={mode}; expected auto, or no value")
     if mode and present:
         raise InputError(
-            f"{MODE}=auto contradicts {', '.join(present)}; give either all of "
-            f"{', '.join(VARIABLES)} or let them be detected"
+            f"{MODE}=auto contradicts {', '.join(present)}; auto detects "
+            f"{', '.join(VARIABLES)}, so give either {MODE}=auto or these"
         )
     if mode:
         return _detect(timeout)
@@ -88,16 +90,17 @@ def read(given: Mapping[str, str | None], environment: Mapping[str, str]) -> Set
 
 
 def start(settings: Settings | None) -> tuple[str, ...]:
-    """Waits until all processes came, then makes them one run; must precede any use of a device.
+    """Waits for all processes and starts jax.distributed. Call it before any device is used.
 
-    Several processes on CPU compile without a persistent cache.
+    Runs of several processes on CPU do not use the persistent compilation cache.
 
     Returns:
-      The hosts of the processes in order; empty for a run of one process.
+      Host names by process; empty for a run of one process.
 
     Raises:
-      InputError: processes that disagree about the run, or an address that cannot be used.
-      rollcall.StartError: not all came in time; names those that did and those that are missing.
+      InputError: the processes have different settings, or the address cannot be used.
+      rollcall.StartError: processes are missing after the timeout. The message lists the processes
+        that are present and missing.
     """
     if settings is None or settings.processes == 1:
         return ()
@@ -105,33 +108,34 @@ def start(settings: Settings | None) -> tuple[str, ...]:
         settings.coordinator, settings.processes, settings.process, settings.timeout
     )
     host, _, port = settings.coordinator.rpartition(":")
-    # What was started for this machine alone should not listen to others.
-    here = f"127.0.0.1:{port}" if rollcall.is_loopback(host) else None
+    # A run on this machine only does not listen on other network interfaces.
+    loopback = f"127.0.0.1:{port}" if rollcall.is_loopback(host) else None
     jax.distributed.initialize(
-        here or settings.coordinator,
+        loopback or settings.coordinator,
         settings.processes,
         settings.process,
         local_device_ids=settings.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(max(settings.timeout, 60)),
-        shutdown_timeout_seconds=_FAREWELL_SECONDS,
-        coordinator_bind_address=here,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        coordinator_bind_address=loopback,
     )
     if jax.default_backend() == "cpu":
-        # A CPU program that comes from the cache has lost the order of its collectives, and two at
-        # once mix up their messages between processes. Seen with jax 0.10.2.
+        # CPU programs from the cache do not keep the order of their collectives, so messages of two
+        # concurrent ones are mixed up between processes. Seen with jax 0.10.2.
         jax.config.update("jax_enable_compilation_cache", False)
     return hosts
 
 
 def agree(value: Any, what: str) -> None:
-    """Refuses to go on unless all processes hold the same value; also a barrier.
+    """Checks that all processes have the same value. Also acts as a barrier.
 
     Args:
-      value: JSON-able. what: names it in the message.
+      value: serialisable as JSON. what: name of the value in the error message.
 
     Raises:
-      InputError: on every process alike; names those that differ from process 0.
+      InputError: the values differ; raised on every process, with the list of processes that differ
+        from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -142,36 +146,38 @@ def agree(value: Any, what: str) -> None:
     if differing:
         raise InputError(
             f"{what} is not the same on every process: process {', '.join(differing)} differs "
-            "from process 0; all need the same command, data and packages, and a shared --workdir"
+            "from process 0; all processes need the same command, data and packages, and a shared "
+            "--workdir"
         )
 
 
 def await_shared(path: Path, seconds: float = 60.0) -> None:
-    """Waits until what process 0 wrote is visible to all.
+    """Waits until a file that process 0 wrote exists for all processes.
 
     Raises:
-      InputError: on every process alike; names those that do not see it.
+      InputError: the file is missing after `seconds`; raised on every process, with the list of
+        processes that do not see it.
     """
     if jax.process_count() == 1:
         return
-    deadline = time.monotonic() + seconds  # a network file system may remember its absence
+    deadline = time.monotonic() + seconds  # network file systems may cache that it did not exist
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     agree(path.exists(), str(path))
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """i32[B] of the whole batch, from each process's i32[n]; sorted where there are several."""
+    """Gathers i32[n] of each process to i32[B]; sorted if there are several processes."""
     if jax.process_count() == 1:
         return rows
     return np.unique(gather.of_processes(rows))
 
 
 def exit_soon(code: int, seconds: float = 15.0) -> None:
-    """Makes sure that a process which is about to exit does, even if the others do not come.
+    """Ends this process after some seconds, even if it does not exit by itself.
 
-    jax waits at exit for all processes, but they wait in a collective for the one that failed;
-    once it is gone they fail as well.
+    If one process fails, jax waits at its exit for all other processes, while these wait for the
+    failed process in a collective. Once it has ended, they fail as well.
     """
     if jax.distributed.is_initialized():
         timer = threading.Timer(seconds, os._exit, (code,))
@@ -179,27 +185,28 @@ def exit_soon(code: int, seconds: float = 15.0) -> None:
         timer.start()
 
 
-# Counts the questions of this process; the same on all processes, as they ask after each step.
-_QUESTIONS = itertools.count(1)
+# Numbers the calls of `Preemption.reached`. All processes call it after each step, so the numbers
+# are the same on all of them.
+_CALLS = itertools.count(1)
 
 
 class Preemption:
-    """Notices SIGTERM, or the first SIGINT, while a `with` block runs.
+    """Context manager that handles SIGTERM and the first SIGINT.
 
-    In a run of several processes the one that is told tells all others, and they agree on a step
-    that none has passed. Asking costs a look at host memory, never a wait for a device.
+    In a run of several processes, jax notifies all of them of the signal, and they agree on a step
+    that none has passed. `reached` only reads host memory; it never waits for a device.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._signalled = False
         self._several = jax.distributed.is_initialized()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        # Python allows handlers in the main thread only; a run in another cannot be told.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             handlers: dict[int, Callable[..., None]] = {signal.SIGINT: self._on_interrupt}
-            if not self._several:  # else jax has taken SIGTERM
+            if not self._several:  # otherwise jax handles SIGTERM
                 handlers[signal.SIGTERM] = self._on_terminate
             self._before = {n: signal.signal(n, handler) for n, handler in handlers.items()}
         return self
@@ -210,25 +217,25 @@ class Preemption:
         self._before = {}
 
     def reached(self) -> bool:
-        """Whether to save and stop after this step; every process asks after every step."""
+        """Whether to save and stop after this step. Every process must call it after every step."""
         if self._several:
-            # Not the step itself: a notice that comes before the first question makes jax agree
-            # on number 1, which a resumed run would never ask for.
-            return multihost_utils.reached_preemption_sync_point(next(_QUESTIONS))
-        return self._told
+            # Calls are numbered from 1 instead of by step: if the signal comes before the first
+            # call, jax agrees on number 1, which a resumed run would never reach.
+            return multihost_utils.reached_preemption_sync_point(next(_CALLS))
+        return self._signalled
 
     def _on_terminate(self, *_: object) -> None:
-        self._told = True
+        self._signalled = True
 
     def _on_interrupt(self, *_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one interrupts
         if self._several:
             signal.raise_signal(signal.SIGTERM)
-        self._told = True
+        self._signalled = True
 
 
-def _one(name: str, flag: str | None, environment: Mapping[str, str]) -> str | None:
-    """The value of a setting, from flag or variable."""
+def _setting(name: str, flag: str | None, environment: Mapping[str, str]) -> str | None:
+    """The value of a setting, from its flag or its environment variable."""
     variable = environment.get(VARIABLES[name]) or None
     if flag is not None and variable is not None and flag != variable:
         raise InputError(f"--{name}={flag} contradicts {VARIABLES[name]}={variable}")
@@ -250,11 +257,11 @@ def _seconds(text: str) -> float:
 def _checked(coordinator: str, processes: str, process: str, *, timeout: float) -> Settings:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        _refuse("coordinator", coordinator, "host:port with a port from 1 to 65535")
+        _refuse("coordinator", coordinator, "host:port, with a port from 1 to 65535")
     if not processes.isdigit() or int(processes) < 1:
         _refuse("num_processes", processes, "a whole number from 1")
     if not process.isdigit() or int(process) >= int(processes):
-        _refuse("process_id", process, f"0 to {int(processes) - 1}, one below num_processes")
+        _refuse("process_id", process, f"0 to {int(processes) - 1}, below num_processes")
     return Settings(coordinator, int(processes), int(process), timeout)
 
 
@@ -263,8 +270,8 @@ def _refuse(name: str, value: str, expected: str) -> NoReturn:
 
 
 def _detect(timeout: float) -> Settings:
-    """What jax finds out about the cluster, without starting anything."""
-    # jax offers this only as a part of initialize(), which does not tell whom it waits for.
+    """Settings that jax detects from the cluster."""
+    # In its public interface, jax offers detection only as part of jax.distributed.initialize.
     from jax._src import clusters
 
     try:
@@ -276,8 +283,8 @@ def _detect(timeout: float) -> Settings:
     coordinator, processes, process, devices = found
     if coordinator is None or processes is None or process is None:
         raise InputError(
-            f"{MODE}=auto finds no Cloud TPU, Slurm, Kubernetes or Open MPI here; unset it, or "
-            f"give {', '.join(_spelled(name) for name in VARIABLES)}"
+            f"{MODE}=auto finds no Cloud TPU, Slurm, Kubernetes or Open MPI; unset it, or set "
+            f"{', '.join(_spelled(name) for name in VARIABLES)}"
         )
     kept = None if devices is None else tuple(int(device) for device in devices)
     return Settings(coordinator, processes, process, timeout, kept)

@@ -1,7 +1,7 @@
-"""The environment variables that tell a process its place in a run of several.
+"""Environment variables with the settings of a run of several processes.
 
-Apart from `mmrl.devices.distributed`, which reads them, so that a command that is always one
-process can look for them without importing jax.
+`mmrl.devices.distributed` reads them. They are in a module of their own, so that commands that
+always run as one process can check them without importing jax.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,6 @@ TIMEOUT = "MMRL_START_TIMEOUT"
 
 
 def wanted(environment: Mapping[str, str]) -> list[str]:
-    """The variables that ask for several processes, for commands that are always one."""
+    """The variables that are set, as "NAME=value"; for commands that always run as one process."""
     names = (*VARIABLES.values(), MODE)
     return [f"{name}={environment[name]}" for name in names if environment.get(name)]

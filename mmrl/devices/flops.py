@@ -1,8 +1,8 @@
-"""How much arithmetic a step needs, counted from what JAX traces, and how fast the device could be.
+"""Counts the FLOPs of a traced function, and gives the peak FLOP/s of a device.
 
-Only matrix products and convolutions count, two operations per multiply-add, as is the custom for
-model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). XLA's own count takes the body
-of a `scan` once, whatever its length; this one multiplies.
+As usual for model FLOPs utilisation, only matrix products and convolutions count, with two
+operations per multiply-add (Chowdhery et al. 2022, "PaLM", appendix B). XLA's cost analysis counts
+the body of a `scan` once; this count multiplies it by the length of the scan.
 """
 
 import math
@@ -16,7 +16,7 @@ from mmrl.devices import hardware
 
 
 def peak(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of one device; None where it is not known, such as for a CPU."""
+    """Peak bfloat16 FLOP/s of one device; None if unknown, for example for a CPU."""
     chip = hardware.find(device_kind)
     return None if chip is None else chip.peak
 
@@ -27,13 +27,12 @@ def count(
     """FLOPs of matrix products and convolutions in `function(*arguments)`.
 
     Args:
-      function: traceable by JAX; traced, never run.
+      function: is traced by JAX, but not run.
       arguments: arrays or ShapeDtypeStructs.
-      arm: which arm of a branch counts, max or min.
+      arm: combines the FLOPs of the branches of a conditional, for example max or min.
 
     Returns:
-      FLOPs of all devices. Of a `while` loop one round, for its number of rounds is not known; a
-      `shard_map` counts for all its devices.
+      FLOPs of all devices together. A `while` loop, whose trip count is unknown, counts once.
     """
     return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, arm)
 
@@ -42,7 +41,7 @@ _Arm = Callable[[Iterable[int]], int]
 
 
 def of_jaxpr(jaxpr: core.Jaxpr, arm: _Arm = max) -> int:
-    """As `count`, of what was traced already."""
+    """As `count`, for a function that has been traced already."""
     return sum(_of_equation(equation, arm) for equation in jaxpr.eqns)
 
 
@@ -79,7 +78,7 @@ def _of_equation(equation: core.JaxprEqn, arm: _Arm) -> int:
 
 
 def _parts(parameters: dict[str, Any]) -> list[core.Jaxpr]:
-    """The programs inside an equation; the rules for its derivative are functions, not programs."""
+    """The jaxprs inside an equation, without its derivative rules, which are functions."""
     found = []
     for value in parameters.values():
         if isinstance(value, core.ClosedJaxpr):

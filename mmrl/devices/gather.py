@@ -1,8 +1,8 @@
-"""Whole arrays on the host, whichever process holds their parts.
+"""Copies arrays to the host, including arrays that are divided among processes.
 
-All processes must ask for the same, in the same order. Each waits until all its devices are done,
-not only the one it reads from: on CPU a device that lags behind would mix the messages of this
-program with those of the next, which need not wait for it.
+All processes must call these functions with the same arrays in the same order. Each call waits for
+all devices of the process, not only for the one that it reads from. Otherwise, on CPU, a slower
+device could mix up the messages of this program with those of the next one.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 
 def to_host(tree: Any) -> Any:
-    """Replicated arrays, or those of this process -> np.ndarray, once all devices are done."""
+    """Copies a tree of arrays that are replicated or held by this process to np.ndarray."""
     return jax.device_get(jax.block_until_ready(tree))
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """An array however it is spread."""
+    """Copies an array with any sharding to the host."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         mesh: Any = array.sharding.mesh  # type: ignore[attr-defined]
         array = _replicated(array, mesh)
@@ -27,7 +27,7 @@ def whole(array: jax.Array) -> np.ndarray:
 
 
 def of_processes(array: np.ndarray) -> np.ndarray:
-    """Every process's array of the same shape [...], stacked: [processes, ...]."""
+    """Stacks one array [...] of the same shape from each process: [processes, ...]."""
     if jax.process_count() == 1:
         return array[None]
     by_process: list[list[jax.Device]] = [[] for _ in range(jax.process_count())]

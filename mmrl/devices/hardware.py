@@ -1,9 +1,11 @@
-"""What accelerators can do: arithmetic, memory and links of one chip, from the vendors' pages.
+"""Specifications of accelerator chips: arithmetic, memory and links.
 
-Sources. Google: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU
-documentation (system architecture; the bidirectional interconnect bandwidth of a chip, divided by
-its ports and by two directions). NVIDIA: the data sheets of each product, without sparsity; the
-NVLink figure of a GPU, divided by two directions.
+Sources:
+  Google: pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation, section
+    "System architecture". The bandwidth of a link is the bidirectional interconnect bandwidth of a
+    chip divided by its ports and by two directions.
+  NVIDIA: data sheet of each product; FLOP/s without sparsity. The bandwidth of a link is the NVLink
+    bandwidth of a GPU divided by its links and by two directions.
 """
 
 import dataclasses
@@ -11,15 +13,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, as it is rented; vendors' decimal units except for the memory of TPUs.
+    """Specification of one chip. Units are decimal, except for the memory of TPUs.
 
     Attributes:
-      kind: what `device_kind` of JAX begins with.
+      kind: prefix of JAX's `device_kind`.
       peak: dense bfloat16 FLOP/s.
       memory: bytes of HBM.
       memory_bandwidth: bytes/s of HBM, reads and writes together.
       link_bandwidth: bytes/s of one link to another chip, in one direction.
-      links: of a chip, usable at once.
+      links: number of links of a chip.
     """
 
     kind: str
@@ -31,13 +33,13 @@ class Chip:
 
     @property
     def interconnect(self) -> float:
-        """Bytes/s that a chip sends when all of its links are busy."""
+        """Bytes/s that a chip sends over all of its links together."""
         return self.link_bandwidth * self.links
 
 
 _GIB = 2.0**30
 
-# The first whose kind matches counts, so that "TPU v5 lite" is not taken for "TPU v5" (v5p).
+# `find` takes the first match, so "TPU v5 lite" must precede "TPU v5" (v5p).
 CHIPS = (
     Chip("TPU v6 lite", 918e12, 32 * _GIB, 1600e9, 100e9, 4),
     Chip("TPU v6e", 918e12, 32 * _GIB, 1600e9, 100e9, 4),
@@ -58,5 +60,5 @@ CHIPS = (
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`; None where it is not known, such as for a CPU."""
+    """The chip of JAX's `device_kind`; None if unknown, for example for a CPU."""
     return next((chip for chip in CHIPS if device_kind.startswith(chip.kind)), None)

@@ -1,6 +1,8 @@
-"""Who came to a run of several processes: each reports to process 0, which answers with all names.
+"""Roll call of a run of several processes.
 
-One line of JSON each way over TCP, on the port that jax.distributed takes next.
+Each process reports to process 0 over TCP, with one line of JSON. Once all have reported, process 0
+sends the host names of all processes to each of them, in one line of JSON. Afterwards
+jax.distributed uses the same port.
 """
 
 import dataclasses
@@ -14,15 +16,15 @@ from typing import Any
 from mmrl.types import InputError
 
 _GREETING = "mmrl roll call"
-_LINE = 65536  # bytes; a name list of thousands of hosts is read in parts
+_LINE = 65536  # bytes per read; the names of thousands of hosts take several reads
 
 
 class StartError(RuntimeError):
-    """Not all processes of a run came in time; the message says which did."""
+    """Processes of a run are missing; the message lists those that are present and missing."""
 
 
 def call(coordinator: str, processes: int, process: int, timeout: float) -> tuple[str, ...]:
-    """Blocks until all processes called in.
+    """Blocks until all processes have reported.
 
     Args:
       coordinator: host:port of process 0. timeout: seconds to wait.
@@ -31,19 +33,20 @@ def call(coordinator: str, processes: int, process: int, timeout: float) -> tupl
       Host names by process.
 
     Raises:
-      InputError: an id given twice, another number of processes, or a port in use.
-      StartError: the time is over; names the processes that came and those that did not.
+      InputError: two processes have the same id or different numbers of processes, or the port is
+        in use.
+      StartError: the timeout has passed.
     """
     deadline = time.monotonic() + timeout
     name = socket.gethostname()
     if process == 0:
-        return _Desk(processes, name, timeout).hold(coordinator, deadline)
+        return _Coordinator(processes, name, timeout).run(coordinator, deadline)
     entry = {"run": _GREETING, "process": process, "processes": processes, "host": name}
     return _report(coordinator, entry, deadline, timeout)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name can only mean this machine."""
+    """Whether a host name or address always refers to the local machine."""
     host = host.strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -52,41 +55,41 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclasses.dataclass
-class _Desk:
-    """Process 0: takes down who comes, and answers all at once."""
+class _Coordinator:
+    """Process 0: collects the reports of the other processes, then answers all of them."""
 
     processes: int
     name: str
     timeout: float
 
     def __post_init__(self) -> None:
-        self.came: dict[int, tuple[str, socket.socket]] = {}
+        self.present: dict[int, tuple[str, socket.socket]] = {}
 
-    def hold(self, coordinator: str, deadline: float) -> tuple[str, ...]:
+    def run(self, coordinator: str, deadline: float) -> tuple[str, ...]:
         with _listen(coordinator) as listener:
             try:
-                while len(self.came) < self.processes - 1:
+                while len(self.present) < self.processes - 1:
                     self._next(listener, deadline)
             except (InputError, StartError) as error:
                 kind = "input" if isinstance(error, InputError) else "start"
                 self._answer({kind: str(error)})
                 raise
-            hosts = [self.name, *(self.came[p][0] for p in range(1, self.processes))]
+            hosts = [self.name, *(self.present[p][0] for p in range(1, self.processes))]
             self._answer({"hosts": hosts})
         return tuple(hosts)
 
     def _next(self, listener: socket.socket, deadline: float) -> None:
-        self._forget_the_gone()
+        self._remove_disconnected()
         left = deadline - time.monotonic()
         if left <= 0:
-            missing = [p for p in range(1, self.processes) if p not in self.came]
-            here = [
+            missing = [p for p in range(1, self.processes) if p not in self.present]
+            present = [
                 f"0 on {self.name}",
-                *(f"{p} on {h}" for p, (h, _) in sorted(self.came.items())),
+                *(f"{p} on {h}" for p, (h, _) in sorted(self.present.items())),
             ]
             raise StartError(
-                f"after {self.timeout:g} s, process {', '.join(map(str, missing))} of "
-                f"{self.processes} did not come; came: {', '.join(here)}"
+                f"missing after {self.timeout:g} s: process {', '.join(map(str, missing))} of "
+                f"{self.processes}; present: {', '.join(present)}"
             )
         listener.settimeout(min(left, 1.0))
         try:
@@ -95,48 +98,50 @@ class _Desk:
             return
         entry = _read(connection, time.monotonic() + 5)
         if entry.get("run") != _GREETING or not isinstance(entry.get("process"), int):
-            # Something else knocked at the port.
+            # The connection is not from a process of this run.
             connection.close()
             return
         process, host = entry["process"], str(entry.get("host"))
-        held = self.came.get(process)
-        self.came.setdefault(process, (host, connection))
+        earlier = self.present.get(process)
+        self.present.setdefault(process, (host, connection))
         if entry.get("processes") != self.processes:
             raise InputError(
                 f"process {process} on {host} expects {entry.get('processes')} processes, "
                 f"process 0 on {self.name} {self.processes}; all need the same num_processes"
             )
-        if held is not None:
-            self.came[-1] = (host, connection)  # it too shall hear why
+        if earlier is not None:
+            self.present[-1] = (host, connection)  # so that it receives the error message too
             raise InputError(
-                f"process_id {process} was given twice, on {held[0]} and on {host}; each process "
-                "needs its own"
+                f"process_id {process} was given twice, on {earlier[0]} and on {host}; each "
+                "process needs its own"
             )
 
-    def _forget_the_gone(self) -> None:
-        """A process that was restarted while it waited comes again."""
-        for process, (_, connection) in list(self.came.items()):
+    def _remove_disconnected(self) -> None:
+        """Removes processes that have ended, so that they can report again after a restart."""
+        for process, (_, connection) in list(self.present.items()):
             connection.setblocking(False)
             try:
-                gone = connection.recv(1, socket.MSG_PEEK) == b""
+                closed = connection.recv(1, socket.MSG_PEEK) == b""
             except BlockingIOError:
-                gone = False
+                closed = False
             except OSError:
-                gone = True
-            if gone:
+                closed = True
+            if closed:
                 connection.close()
-                del self.came[process]
+                del self.present[process]
 
     def _answer(self, content: Mapping[str, Any]) -> None:
+        """Sends `content` to all processes and closes the connections."""
         line = (json.dumps(content) + "\n").encode()
-        for _, connection in self.came.values():
+        for _, connection in self.present.values():
             try:
                 connection.settimeout(5)
                 connection.sendall(line)
-                # The others hang up first, so that no connection lingers on the port.
+                # Waits until the other side has closed, so that no connection stays in TIME_WAIT on
+                # the port.
                 connection.recv(1)
             except OSError:
-                pass  # it is gone; jax.distributed will miss it
+                pass  # the process has ended; jax.distributed will report it
             finally:
                 connection.close()
 
@@ -160,11 +165,11 @@ def _listen(coordinator: str) -> socket.socket:
 def _report(
     coordinator: str, entry: Mapping[str, Any], deadline: float, timeout: float
 ) -> tuple[str, ...]:
-    """All other processes: call in, wait for the answer, try again while there is none."""
+    """Reports to process 0 and returns its answer; tries again until there is one."""
     host, _, port = coordinator.rpartition(":")
     address = ("127.0.0.1" if is_loopback(host) else host.strip("[]"), int(port))
     reached = False
-    # A little longer than process 0 waits, since its answer says more than our silence.
+    # Waits 5 s longer than process 0, whose error message says more than a timeout here.
     while (left := deadline + 5 - time.monotonic()) > 0:
         try:
             with socket.create_connection(address, timeout=min(left, 10)) as connection:
@@ -180,15 +185,15 @@ def _report(
         if "start" in answer:
             raise StartError(answer["start"])
         time.sleep(0.2)
-    met = "answered, but not with the names of all" if reached else "could not be reached"
+    outcome = "was reached but sent no complete answer" if reached else "could not be reached"
     raise StartError(
         f"process {entry['process']} of {entry['processes']} on {entry['host']} waited "
-        f"{timeout:g} s; process 0 at {coordinator} {met}"
+        f"{timeout:g} s; process 0 at {coordinator} {outcome}"
     )
 
 
 def _read(connection: socket.socket, deadline: float) -> dict[str, Any]:
-    """One line of JSON; empty when none came in time."""
+    """One line of JSON; empty if none arrives before the deadline."""
     data = b""
     try:
         while not data.endswith(b"\n") and len(data) < 100 * _LINE:

@@ -1,9 +1,9 @@
-"""The device mesh, and where every array of a step lives on it.
+"""The device mesh, and the sharding of every array of a step.
 
-Mesh axes: `data` and `fsdp` both split the batch, `fsdp` also splits parameters and optimizer
-state, `tensor` splits the width of attention and MLP. The first two may reach over several slices
-or nodes, see `make_mesh`. Parameters name their axes logically (`mmrl.models.layers`);
-LOGICAL_RULES maps those names to mesh axes.
+Mesh axes: `data` and `fsdp` divide the batch, `fsdp` also divides parameters and optimizer state,
+and `tensor` divides the heads of attention and the hidden features of MLPs. `data` and `fsdp` may
+span several slices or nodes, see `make_mesh`. Parameters have logical axis names, see
+`mmrl.models.layers`; LOGICAL_RULES maps these names to mesh axes.
 """
 
 import itertools
@@ -39,39 +39,40 @@ LOGICAL_RULES = (
     ("qkv", None),
 )
 
-# Numbers of a parameter from which on `fsdp` looks for a dimension to split.
+# Minimum number of elements of a parameter that `fsdp` divides.
 _WORTH_SHARDING = 4096
 
 
 def make_mesh(axes: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Mesh:
-    """The named mesh over all devices, laid out for the networks between them.
+    """The mesh over all devices, arranged for the networks between them.
 
     Args:
-      axes: data, fsdp, tensor -> size; one may be -1 and takes what is left. "dcn", a mapping of
-        the same names, default 1 each, says how often an axis is repeated over the slower network
-        between TPU slices or nodes; the sizes beside it are then those within one slice or node,
-        and the mesh has the products of both. One of dcn may be -1, too.
+      axes: data, fsdp, tensor -> size. One of them may be -1 and takes the remaining devices. The
+        key "dcn" is optional: a mapping of the same names to the sizes of the mesh over the slower
+        network between TPU slices or nodes, by default 1 each. With "dcn", the other sizes are
+        those within one slice or node, and the size of each mesh axis is the product of both. One
+        size of "dcn" may be -1.
       devices: defaults to all devices of all processes.
 
     Raises:
-      InputError: sizes that do not multiply to the number of devices or slices, or do not divide
-        the number of processes; a tensor axis over dcn.
+      InputError: the product of the sizes is not the number of devices or slices, nodes do not
+        divide the processes evenly, or "dcn" has a tensor axis.
     """
     devices = jax.devices() if devices is None else devices
     return Mesh(arrange(axes, devices), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
 
 
 def arrange(axes: Mapping[str, Any], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in their places of a mesh, object[data, fsdp, tensor].
+    """Arranges devices in an array object[data, fsdp, tensor].
 
-    As by `jax.experimental.mesh_utils.create_hybrid_device_mesh`: along every axis, what the slower
-    network connects is outermost, and within a slice or node devices lie as its own network wants
-    it. Slices are told apart by `slice_index`. Other devices than TPUs, where that tells nothing,
-    are grouped by process, or by as many consecutive ones as make up the number of nodes in dcn:
-    a node may run one process or one for each GPU.
+    The arrangement is that of `jax.experimental.mesh_utils.create_hybrid_device_mesh`: along every
+    axis, slices or nodes are outermost, and within each of them devices are arranged for its own
+    network. Slices are identified by `slice_index`. Devices without it, such as GPUs, are grouped
+    into the number of nodes in "dcn", each of which consists of consecutive processes: a node may
+    run one process, or one process per GPU.
 
-    Arguments and errors are those of `make_mesh`. Of a device this reads `device_kind`, `platform`,
-    `process_index`, `slice_index` if it has one, and what tells its place within a slice.
+    Arguments and errors are those of `make_mesh`. Of each device, this reads `device_kind`,
+    `platform`, `process_index`, `slice_index` if present, and its coordinates within a slice.
     """
     inner = {name: int(axes[name]) for name in MESH_AXES}
     outer = {name: int(axes.get("dcn", {}).get(name, 1)) for name in MESH_AXES}
@@ -84,19 +85,19 @@ def arrange(axes: Mapping[str, Any], devices: Sequence[Any]) -> np.ndarray:
         blocks[number] = mesh_utils.create_device_mesh(
             tuple(inner.values()),
             part,
-            # As jax.make_mesh: elsewhere, splitting an axis of the torus costs bandwidth.
+            # As in jax.make_mesh. On other chips, splitting an axis of the torus costs bandwidth.
             allow_split_physical_axes=part[0].device_kind in ("TPU v5 lite", "TPU v5e"),
         )
     return np.block(blocks.reshape(tuple(outer.values())).tolist())
 
 
 def _parts(outer: dict[str, int], devices: list[Any]) -> tuple[list[list[Any]], dict[str, int]]:
-    """The devices of each slice or node, and `outer` without -1."""
+    """The devices of each slice or node, and `outer` with -1 resolved."""
     given = f"config.mesh.dcn={outer}"
     if outer["tensor"] != 1:
         raise InputError(
             f"{given} would divide every layer over the network between slices or nodes; expected "
-            "tensor 1, choices for more: data, fsdp"
+            "tensor 1; choose data or fsdp instead"
         )
     single = set(outer.values()) == {1}
     parts = _grouped(devices, "slice_index")
@@ -122,32 +123,32 @@ def _parts(outer: dict[str, int], devices: list[Any]) -> tuple[list[list[Any]], 
 
 
 def _grouped(devices: list[Any], attribute: str) -> list[list[Any]]:
-    """Devices of equal value together, in ascending order of it; one group where none has it."""
+    """Groups devices by an attribute, in ascending order; 0 for devices without it."""
     groups: dict[int, list[Any]] = {}
     for device in devices:
         groups.setdefault(getattr(device, attribute, None) or 0, []).append(device)
     return [groups[value] for value in sorted(groups)]
 
 
-def _fill(sizes: dict[str, int], count: int, refusal: str) -> dict[str, int]:
-    """`sizes` with -1 replaced by what is left of `count`."""
+def _fill(sizes: dict[str, int], count: int, error: str) -> dict[str, int]:
+    """Replaces -1 in `sizes`, so that their product is `count`."""
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and fixed > 0 and count % fixed == 0:
         sizes = {**sizes, free[0]: count // fixed}
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != count:
         raise InputError(
-            f"{refusal}; the sizes must multiply to that number, and one of them may be -1 for "
-            "the rest"
+            f"{error}; the sizes must multiply to that number, and one of them may be -1 for the "
+            "rest"
         )
     return sizes
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
-    """Refuses a batch that the mesh cannot divide evenly.
+    """Checks that the mesh divides each micro-batch evenly.
 
     Raises:
-      InputError: micro-batch not a multiple of data * fsdp.
+      InputError: the micro-batch is not a multiple of data * fsdp.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if (batch_size // accumulation) % shards:
@@ -159,7 +160,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis split over data and fsdp."""
+    """Divides the first axis over data and fsdp."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -171,14 +172,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def variable_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
     """Shardings of an abstract NNX state as a pure dict, from the logical axis names.
 
-    A mesh axis that does not divide its dimension is left out there. `fsdp`, for which any
-    dimension will do, then takes the largest of those that it divides and no other axis has,
-    except "layers", which a scan goes through one by one; so it also takes a dimension of kernels
-    whose names give it none. Arrays of fewer than 4096 numbers (of a layer) are not worth the
-    messages. What `tensor` does not divide is held whole by each of its devices: the results are
-    the same, the memory plan shows it.
+    * A mesh axis that does not divide its dimension is not used for it. If `tensor` does not divide
+      a dimension, each of its devices holds that dimension whole; this costs memory, which
+      `mmrl.plan` shows, but changes no result.
+    * If no dimension is assigned to `fsdp`, it divides the largest dimension that it can and that
+      no other axis divides. "layers" is excluded, because a scan takes one layer at a time.
+    * `fsdp` does not divide arrays with fewer than 4096 elements per layer, where communication
+      would cost more than the memory is worth.
     """
-    # Without rules in effect these are the logical names themselves.
+    # Outside of nnx.logical_axis_rules, these are the logical names.
     names = nnx.to_pure_dict(nnx.get_partition_spec(abstract))
     arrays = nnx.to_pure_dict(abstract)
     return jax.tree.map(
@@ -206,19 +208,19 @@ def _fit(names: P | None, shape: tuple[int, ...], mesh: Mesh) -> P:
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Rows of the global batch that devices of this process hold, i64[n] ascending.
 
-    All of them in a run of one process; processes that share rows (a `tensor` axis across hosts)
-    each have them.
+    A run of one process holds all rows. Several processes hold the same rows if a `tensor` axis
+    spans them.
 
     Raises:
-      InputError: the mesh gives processes shares of different size.
+      InputError: the mesh gives processes different numbers of rows.
     """
     held: Any = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = sorted({row for part in held.values() for row in range(*part[0].indices(batch_size))})
     if batch_size % len(rows):
         raise InputError(
             f"config.mesh={dict(mesh.shape)} gives process {jax.process_index()} {len(rows)} of "
-            f"{batch_size} rows of a batch, others another number; choose sizes by which each "
-            "process holds the same"
+            f"{batch_size} rows of a batch, and other processes a different number; choose sizes "
+            "that give each process the same number"
         )
     return np.array(rows, np.int64)
 
@@ -229,13 +231,13 @@ def to_global(
     rows: np.ndarray | None = None,
     batch_size: int | None = None,
 ) -> dict[str, jax.Array]:
-    """Arrays of this process -> global device arrays.
+    """Converts the arrays of this process to global device arrays.
 
     Args:
-      batch: name -> [n, ...]. sharding: splits the first axis only.
-      rows: i64[n], ascending, the rows of the global batch that `batch` holds, at least those of
-        `local_rows`; None: all.
-      batch_size: of the global batch; needed with `rows`.
+      batch: name -> [n, ...]. sharding: divides the first axis only.
+      rows: i64[n], ascending, the rows of the global batch that `batch` contains. They must
+        include those of `local_rows`. None if it contains all.
+      batch_size: of the global batch; required with `rows`.
     """
 
     if sharding.is_fully_addressable:
@@ -251,6 +253,6 @@ def to_global(
 
         return jax.make_array_from_callback((total, *array.shape[1:]), sharding, part)
 
-    # Transfers that a caller may have forbidden where they happen unasked; here they are asked for.
+    # A caller may have disallowed implicit transfers; this transfer is intended.
     with jax.transfer_guard_host_to_device("allow"):
         return {name: place(array) for name, array in batch.items()}

@@ -1,1 +1,1 @@
-"""What a step will need on devices that are not there: `python -m mmrl.plan`."""
+"""Plans a training step for devices that need not be present: `python -m mmrl.plan`."""

@@ -1,8 +1,8 @@
-"""Reads the text of a compiled XLA program: its instructions, and how often each of them runs.
+"""Parses the text of a compiled XLA program: its instructions, and how often each of them runs.
 
-Of a program laid out over devices XLA prints what one device executes. Computations call each
-other; a `while` loop runs its body as often as XLA has noted (`known_trip_count`) or as its
-condition says by comparing a counter with a constant.
+The text of a partitioned program is what one device executes. The trip count of a `while` loop is
+the one that XLA has noted (`known_trip_count`), or the constant with which the condition compares
+its counter.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ _NAME = re.compile(r"%?([\w.\-]+)")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"?n"?:"?(\d+)')
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
-# Instructions whose computation is a scalar rule, such as addition: nothing of interest in it.
-_RULES = frozenset(
+# Instructions that call a scalar computation, such as addition, which need not be visited.
+_SCALAR_CALLERS = frozenset(
     {"reduce", "scatter", "sort", "map", "reduce-window", "select-and-scatter", "all-reduce"}
     | {"all-reduce-start", "reduce-scatter"}
 )
 
 
 class Array(NamedTuple):
-    """Part of a result: its bytes, and whether it lives in the main memory of the device.
+    """An array of a result: its size in bytes, and whether it is in the device's main memory.
 
-    TPU programs name another memory space of an array, such as the on-chip S(1), in its layout.
+    TPU programs mark arrays in other memory spaces in the layout, such as S(1) for on-chip memory.
     """
 
     bytes: int
@@ -45,9 +45,9 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      results: the arrays of its value, more than one for a tuple.
+      results: the arrays of its value; several for a tuple.
       operands: names of instructions in the same computation.
-      attributes: everything behind the operands.
+      attributes: the text after the operands.
     """
 
     name: str
@@ -58,36 +58,41 @@ class Instruction:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that it runs, without scalar rules and loop conditions."""
-        if self.opcode in _RULES:
+        """Names of the computations it runs, except scalar computations and loop conditions."""
+        if self.opcode in _SCALAR_CALLERS:
             return ()
         groups = _CALLED.findall(self.attributes)
         return tuple(name for group in groups for name in _NAME.findall(group))
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from, "" when unknown."""
+        """Its origin in the traced program, "" if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, each a dict of its instructions by name; `entry` starts."""
+    """A parsed program.
+
+    Attributes:
+      computations: name -> (name of instruction -> instruction).
+      entry: name of the computation that runs first.
+    """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """Rounds of a `while` instruction; None where they are not known."""
+        """Trip count of a `while` instruction; None if unknown."""
         noted = _TRIPS.search(loop.attributes)
         if noted:
             return int(noted.group(1))
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-        return self._compared(condition.group(1)) if condition else None
+        return self._upper_bound(condition.group(1)) if condition else None
 
-    def _compared(self, name: str) -> int | None:
-        """The constant that a loop condition `counter < constant` has, if that is all it has."""
+    def _upper_bound(self, name: str) -> int | None:
+        """The constant of a loop condition `counter < constant`; None for other conditions."""
         lines = self.computations.get(name, {}).values()
         constants = [
             int(found.group(1))
@@ -104,27 +109,27 @@ class Program:
 
 
 class Visit(NamedTuple):
-    """An instruction as the device meets it.
+    """An instruction and how often it runs.
 
     Attributes:
-      where: the computation that holds it.
-      fused: whether it stands inside a fusion.
-      times: how often it runs in a step, as far as trip counts are known.
-      exact: whether all of those are known.
+      computation: the computation that contains it.
+      fused: whether it is inside a fusion.
+      times: executions per step; loops of unknown length count once.
+      exact: whether all trip counts are known.
     """
 
     instruction: Instruction
-    where: dict[str, Instruction]
+    computation: dict[str, Instruction]
     fused: bool
     times: int
     exact: bool
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`.
+    """Parses the text that `compiled.as_text()` returns.
 
     Raises:
-      ValueError: text without an entry computation.
+      ValueError: the text has no entry computation.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
@@ -145,17 +150,17 @@ def parse(text: str) -> Program:
 def visits(program: Program, *, inside: bool, rare: str = "") -> Iterator[Visit]:
     """All instructions that a step executes.
 
-    Of the branches of a condition the one with the most instructions is taken.
+    Of a conditional, only the branch with the most instructions is visited.
 
     Args:
-      inside: whether to look into fusions; else a fusion is one instruction.
-      rare: a condition from under this `jax.named_scope` is left out.
+      inside: whether to visit the instructions inside fusions too.
+      rare: `jax.named_scope` of conditionals whose branches are not visited; "" for none.
     """
-    yield from _visit(program, _Place(program.entry, False, 1, True), inside, rare)
+    yield from _visit(program, _Call(program.entry, False, 1, True), inside, rare)
 
 
-class _Place(NamedTuple):
-    """A computation on the way, and what `Visit` says of its instructions."""
+class _Call(NamedTuple):
+    """A computation to visit, with `fused`, `times` and `exact` of its instructions."""
 
     name: str
     fused: bool
@@ -163,23 +168,23 @@ class _Place(NamedTuple):
     exact: bool
 
 
-def _visit(program: Program, at: _Place, inside: bool, rare: str) -> Iterator[Visit]:
-    where = program.computations.get(at.name, {})
-    for instruction in where.values():
-        yield Visit(instruction, where, at.fused, at.times, at.exact)
-        for following in _following(program, instruction, at, inside, rare):
-            yield from _visit(program, following, inside, rare)
+def _visit(program: Program, call: _Call, inside: bool, rare: str) -> Iterator[Visit]:
+    computation = program.computations.get(call.name, {})
+    for instruction in computation.values():
+        yield Visit(instruction, computation, call.fused, call.times, call.exact)
+        for inner in _calls(program, instruction, call, inside, rare):
+            yield from _visit(program, inner, inside, rare)
 
 
-def _following(
-    program: Program, instruction: Instruction, at: _Place, inside: bool, rare: str
-) -> list[_Place]:
-    """The computations that an instruction runs."""
+def _calls(
+    program: Program, instruction: Instruction, at: _Call, inside: bool, rare: str
+) -> list[_Call]:
+    """The computations that an instruction of `at` runs."""
     called = instruction.called
     if instruction.opcode == "while":
         trips = program.trips(instruction)
         rounds = at.times * (1 if trips is None else trips)
-        return [_Place(body, at.fused, rounds, at.exact and trips is not None) for body in called]
+        return [_Call(body, at.fused, rounds, at.exact and trips is not None) for body in called]
     if instruction.opcode == "conditional" and called:
         if rare and rare in instruction.op_name:
             return []
@@ -207,7 +212,7 @@ def _instruction(name: str, rest: str) -> Instruction | None:
     end = _closing(rest, start)
     inside = rest[start + 1 : end]
     opcode, attributes = found.group(1), rest[end + 1 :]
-    if opcode in ("constant", "parameter"):  # what stands inside is a value or a number
+    if opcode in ("constant", "parameter"):  # the parentheses contain no operands but a number
         attributes = inside + ")" + attributes
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
     return Instruction(name, opcode, arrays(kind), operands, attributes)
@@ -232,7 +237,8 @@ def arrays(kind: str) -> tuple[Array, ...]:
         if bits is None:
             digits = re.search(r"\d+", element)
             bits = int(digits.group(0)) if digits else 0
-        # Sub-byte types are packed; "c64" and "f8e4m3fn" say their bits first as all others do.
+        # The first number of a type is its size in bits, also for "c64" and "f8e4m3fn". Types of
+        # less than a byte are packed.
         count = math.prod(sizes)
         found.append(Array(-(-count * bits // 8), not re.search(r"S\([1-9]", layout)))
     return tuple(found)

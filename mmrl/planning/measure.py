@@ -1,4 +1,4 @@
-"""The plan of one config on one topology: the step that training runs, compiled and read."""
+"""Plans one config on one topology by compiling the training step and analysing the program."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from mmrl.planning.traffic import Collective
 from mmrl.training import learner
 from mmrl.training.step import State, TrainStep, model_flops
 
-# The `jax.named_scope` of rows beyond the budget of packed texts, which next to no step computes.
+# `jax.named_scope` of the rows beyond the budget of packed texts, which steps rarely compute.
 SPILL = "spill"
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -30,13 +30,13 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, as XLA has planned them.
+    """Bytes that XLA allocates on one device.
 
     Attributes:
       arguments: the state and the batch.
-      temporaries: what is allocated for everything that comes and goes.
-      outputs: of the step, without those that take the place of donated arguments.
-      peak: of all of it together.
+      temporaries: all intermediate arrays.
+      outputs: the outputs of the step that do not reuse the memory of donated arguments.
+      peak: the sum of the three.
     """
 
     arguments: int
@@ -47,7 +47,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Shortage:
-    """What the compiler wanted and had, in bytes, when memory did not suffice."""
+    """Bytes that the compiler wanted and had, for a program that does not fit in memory."""
 
     wanted: float
     had: float
@@ -55,19 +55,21 @@ class Shortage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step of `config` needs on every device of a topology.
+    """What one training step needs on each device of a topology.
 
     Attributes:
       mesh: axis -> size. batch_size: global.
       parameters: part of the model -> number of parameters.
-      state: "params", "opt_state"... -> bytes on one device.
-      replicated: what the mesh could not divide, see `undivided`.
-      model_flops: that the step needs, on all devices together.
-      executed_flops: that it executes, with all that it computes twice.
-      memory, collectives, memory_bytes, roofline: None where it does not fit.
-      shortage: None where it fits.
-      loops_known: whether the trip counts of all loops are.
-      compile_seconds: of wall time.
+      state: part of the state, such as "params" or "opt_state" -> bytes on one device.
+      replicated: parameter dimensions that the mesh does not divide, see `undivided`.
+      model_flops: FLOPs that the result needs, on all devices together.
+      executed_flops: FLOPs that the step executes, including everything that is recomputed.
+      capacity: bytes of memory of one device; None if unknown.
+      memory, collectives, memory_bytes, roofline: None if the step does not fit in memory.
+      shortage: None if it fits.
+      loops_known: whether the trip counts of all loops are known.
+      peak_flops: bfloat16 FLOP/s of one device; None if unknown.
+      compile_seconds: wall time.
     """
 
     topology: str
@@ -91,7 +93,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether one device can hold it; None for devices without a known memory."""
+        """Whether the step fits in the memory of a device; None if that memory is unknown."""
         if self.shortage is not None:
             return False
         if self.capacity is None or self.memory is None:
@@ -100,7 +102,7 @@ class Plan:
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs utilisation at the roofline: no step can reach more."""
+        """Model FLOPs utilisation at the roofline, an upper bound for every step."""
         if self.roofline is None or self.peak_flops is None:
             return None
         devices = 1
@@ -117,10 +119,12 @@ class Plan:
 
 
 def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy in which options that name the data, and were left open, have a stand-in.
+    """A copy with placeholders for required data options that were not given.
+
+    Planning reads no data, so it does not need their location.
 
     Raises:
-      InputError: a config that no run could use, see `config.validate`.
+      InputError: the config is invalid, see `config.validate`.
     """
     copy = config.copy_and_resolve_references()
     copy.unlock()
@@ -137,7 +141,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
     """Compiles the step of `config` for all devices of `topology`.
 
     Raises:
-      InputError: a config that no run could use, or that the mesh cannot divide.
+      InputError: the config is invalid, or the mesh cannot divide its batch.
     """
     config = without_data(config)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
@@ -159,7 +163,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
         "state": _state_bytes(step.target()),
         "replicated": tuple(undivided(config, vocabulary, mesh)),
         "model_flops": model_flops(config, vocabulary, mesh, example),
-        "executed_flops": flops.of_jaxpr(traced.jaxpr.jaxpr, _usual_arm),
+        "executed_flops": flops.of_jaxpr(traced.jaxpr.jaxpr, _usual_branch),
         "capacity": None if chip is None else chip.memory,
         "peak_flops": None if chip is None else chip.peak,
     }
@@ -171,12 +175,12 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
         if shortage is None:
             raise
         seconds = time.monotonic() - began
-        return Plan(**known, **_NOTHING, shortage=shortage, compile_seconds=seconds)
+        return Plan(**known, **_DOES_NOT_FIT, shortage=shortage, compile_seconds=seconds)
     seconds = time.monotonic() - began
-    return Plan(**known, **_read(compiled, topology, known), compile_seconds=seconds)
+    return Plan(**known, **_analyse(compiled, topology, known), compile_seconds=seconds)
 
 
-_NOTHING: dict[str, Any] = {
+_DOES_NOT_FIT: dict[str, Any] = {
     "memory": None,
     "collectives": None,
     "memory_bytes": None,
@@ -185,7 +189,7 @@ _NOTHING: dict[str, Any] = {
 }
 
 
-def _read(
+def _analyse(
     compiled: jax.stages.Compiled, topology: Topology, known: Mapping[str, Any]
 ) -> dict[str, Any]:
     program = hlo.parse(compiled.as_text() or "")
@@ -213,12 +217,12 @@ def _read(
 def _memory(stats: Any) -> Memory:
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    # Not XLA's own "peak": that counts live arrays, not the gaps between them in what is allocated.
+    # XLA's own peak counts live arrays only, without the gaps between them in the allocation.
     return Memory(arguments, temporaries, outputs, arguments + temporaries + outputs)
 
 
 def read_shortage(message: str) -> Shortage | None:
-    """The figures in XLA's refusal; None for a message about anything else.
+    """Parses XLA's out-of-memory error; None for any other message.
 
     For example "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory
     space hbm. Used 23.56G of 15.75G hbm. Exceeded hbm capacity by 7.81G."
@@ -231,8 +235,11 @@ def read_shortage(message: str) -> Shortage | None:
     return Shortage(float(wanted) * _UNITS[unit], float(had) * _UNITS[other])
 
 
-def _usual_arm(costs: Iterable[int]) -> int:
-    """Of a branch the most expensive arm, unless another has nothing to do: then that is usual."""
+def _usual_branch(costs: Iterable[int]) -> int:
+    """Cost of a conditional: 0 if a branch costs nothing, else that of the most expensive branch.
+
+    The conditionals of the step with an empty branch skip work that is rarely needed.
+    """
     listed = list(costs)
     return max(listed) if min(listed) > 0 else 0
 
@@ -256,10 +263,12 @@ def _state_bytes(target: State) -> dict[str, int]:
 
 
 def undivided(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> list[str]:
-    """Dimensions of parameters that should be split over a mesh axis which does not divide them.
+    """Parameters that each device of a mesh axis holds whole, as the axis does not divide them.
 
-    Those of which every device on the axis holds the whole parameter; where another dimension is
-    split instead, nothing is lost. One line for each: path, shape, which dimension, which axis.
+    Parameters of which another dimension is split over that axis are not listed.
+
+    Returns:
+      One line per dimension: path, shape, dimension and mesh axis.
     """
     abstract = nnx.eval_shape(lambda: learner.make(config, vocab_size, nnx.Rngs(0)))
     params: Any = nnx.split(abstract, nnx.Param, ...)[1]

@@ -1,14 +1,14 @@
-"""The least time a step can take on a chip (Williams, Waterman, Patterson 2009, "Roofline").
+"""Lower bound on the time of a step (Williams, Waterman, Patterson 2009, "Roofline").
 
     compute       FLOPs that one device executes / its peak in bfloat16
     memory        bytes of main memory that it reads and writes / bandwidth of the memory
-    interconnect  bytes that it sends / bandwidth of its links: all of them together, for a
-                  collective can use every axis of the torus, but one link for a permute, which
-                  goes to one neighbour
+    interconnect  bytes that it sends / bandwidth of its links. A permute sends to one neighbour
+                  and uses one link; other collectives can use all axes of the torus, hence all
+                  links.
 
-The step takes at least the longest of the three, were all of them to overlap perfectly, and their
-sum if none does. Neither knows of latencies, of arithmetic that is no matrix product, or of matrix
-products too small to fill the unit.
+If the three overlap perfectly, the step takes as long as the longest of them; if they do not
+overlap at all, it takes their sum. Both figures ignore latency, arithmetic other than matrix
+products and convolutions, and the lower efficiency of small matrix products.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mmrl.planning.traffic import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step."""
+    """Seconds per step that each resource needs."""
 
     compute: float
     memory: float
@@ -28,17 +28,17 @@ class Roofline:
 
     @property
     def least(self) -> float:
-        """All three at once."""
+        """Seconds per step if all three overlap."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def serial(self) -> float:
-        """One after the other."""
+        """Seconds per step if nothing overlaps."""
         return self.compute + self.memory + self.interconnect
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource that takes longest."""
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
@@ -49,14 +49,14 @@ def roofline(
     memory_bytes: float,
     collectives: Mapping[str, Collective],
 ) -> Roofline:
-    """The formula above.
+    """Computes the bound of the module docstring.
 
     Args:
       flops, memory_bytes: of one device in one step.
-      collectives: kind -> bytes that one device sends in one step.
+      collectives: kind -> collectives of one step.
     """
     sending = 0.0
     for kind, collective in collectives.items():
-        width = chip.link_bandwidth if kind == "collective-permute" else chip.interconnect
-        sending += collective.bytes / width
+        bandwidth = chip.link_bandwidth if kind == "collective-permute" else chip.interconnect
+        sending += collective.bytes / bandwidth
     return Roofline(flops / chip.peak, memory_bytes / chip.memory_bandwidth, sending)

@@ -1,4 +1,4 @@
-"""Plans beside the given one: the largest batch that fits, other meshes, other remat policies."""
+"""Searches over plans: the largest batch that fits, other meshes, other remat policies."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +13,9 @@ from mmrl.types import InputError
 
 SWEEPS = ("all", "mesh", "remat")
 
-# Compilations that one bisection may take; each is a minute or more for a large model.
+# Maximum number of compilations of one bisection; each takes a minute or more for a large model.
 _PROBES = 12
-# It ends where the batch is known to this relative precision.
+# Relative precision of the largest batch at which the bisection stops.
 _PRECISION = 0.05
 
 Planner = Callable[[ml_collections.ConfigDict, Topology], Plan]
@@ -23,9 +23,9 @@ Say = Callable[[str], None]
 
 
 def batch_unit(config: ml_collections.ConfigDict, mesh: Mapping[str, int]) -> int:
-    """The smallest global batch of which every other one is a multiple.
+    """The number that every valid global batch is a multiple of.
 
-    Each micro-batch is spread over data x fsdp, and made of whole groups of packed reports.
+    Each micro-batch must divide among data x fsdp devices and into whole groups of packed reports.
     """
     parts = int(config.accumulation) * int(config.gradient_cache)
     shards = mesh["data"] * mesh["fsdp"]
@@ -44,15 +44,15 @@ def largest_batch(
 ) -> Plan | None:
     """The plan of the largest global batch that fits, or None if not even the smallest does.
 
-    Doubles or halves until one batch fits and another does not, then halves the gap between
-    them, over multiples of `batch_unit`, until it is within 5 %; at most 12 compilations.
+    Doubles or halves the batch until one fits and another does not. Then bisects between them over
+    multiples of `batch_unit`, to a precision of 5 % and with at most 12 compilations.
 
     Args:
       first: the plan of the config as it is.
-      say: told of each probe.
+      say: receives one line of text for each compilation.
 
     Raises:
-      InputError: a device whose memory is not known.
+      InputError: the memory of the devices is unknown.
     """
     if first.fits is None:
         raise InputError(
@@ -80,7 +80,11 @@ def _units(plan: Plan, unit: int) -> int:
 
 
 def _next(low: int, high: int) -> int | None:
-    """The number of units to try; None when `low` is known well enough (high = 0: no bound yet)."""
+    """The number of units to try next; None if the precision is reached.
+
+    Args:
+      low: the largest number that fits, or 0. high: the smallest that does not, or 0 if unknown.
+    """
     if high == 0:
         return 2 * low
     if high - low <= max(1, int(_PRECISION * low)):
@@ -97,13 +101,13 @@ def _with_batch(config: ml_collections.ConfigDict, size: int) -> ml_collections.
 def alternatives(
     config: ml_collections.ConfigDict, devices: int, kind: str
 ) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
-    """(name, config) of what a sweep compares, the given config first.
+    """The (name, config) pairs that a sweep compares, the given config first.
 
     Args:
-      kind: "mesh", "remat" or "all".
+      kind: one of SWEEPS.
 
     Raises:
-      InputError: another kind.
+      InputError: unknown kind.
     """
     if kind not in SWEEPS:
         raise InputError(f"--sweep={kind}; choices: {', '.join(SWEEPS)}")
@@ -151,10 +155,13 @@ def sweep(
     say: Say,
     planner: Planner = make_plan,
 ) -> dict[str, Plan | str]:
-    """Name -> plan of each alternative, or why it cannot be.
+    """Plans each alternative.
+
+    Returns:
+      Name -> plan, or the error message of a config that cannot be planned.
 
     Raises:
-      InputError: an unknown kind.
+      InputError: unknown kind.
     """
     found: dict[str, Plan | str] = {}
     for name, changed in alternatives(config, len(topology.devices), kind):

@@ -1,4 +1,4 @@
-"""Plans as text for a terminal."""
+"""Formats plans for the terminal."""
 
 from collections.abc import Iterable, Mapping
 
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def lines(plan: Plan) -> Iterable[str]:
-    """The whole plan."""
+    """All lines of one plan."""
     mesh = ", ".join(f"{axis} {count}" for axis, count in plan.mesh.items())
     yield f"{plan.topology}: {plan.device}, mesh {mesh}; global batch {plan.batch_size:,}"
     total = sum(plan.parameters.values())

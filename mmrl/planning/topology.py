@@ -1,4 +1,4 @@
-"""Devices that need not exist: a TPU slice by name, or N virtual CPU devices."""
+"""Devices to compile for: a TPU slice by name, which need not be present, or N CPU devices."""
 
 import dataclasses
 import importlib.util
@@ -13,11 +13,11 @@ from mmrl import build
 from mmrl.devices import hardware
 from mmrl.types import InputError
 
-# Name of a generation -> axes of its torus, and a slice to quote.
+# Generation -> (number of axes of its torus, an example of a slice).
 TPUS = {"v4": (3, "4x4x4"), "v5e": (2, "16x16"), "v5p": (3, "4x4x4"), "v6e": (2, "16x16")}
 
-# Read when libtpu is loaded: there is no metadata server to ask, no TPU to guard, and its notes
-# on both would bury the plan.
+# libtpu reads these variables when it is loaded. They stop it from querying the metadata server of
+# a TPU VM and from locking a TPU, and they silence its log.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -35,8 +35,8 @@ class Topology:
 
     Attributes:
       name: as given, such as "v5e:16x16" or "cpu:8".
-      devices: of JAX.
-      chip: what one device can do, a part of a chip where that is several devices; None for a CPU.
+      devices: JAX devices.
+      chip: data of one device; its share of a chip that has several devices. None for a CPU.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Topology:
 
 
 def find(name: str) -> Topology:
-    """The devices of `name`.
+    """The devices of a topology, such as "v5e:16x16" or "cpu:8".
 
-    Fixes the platform of this process to CPU, unless it has started on another: planning must
-    not claim an accelerator.
+    Sets the platform of this process to CPU unless JAX has already started, because planning must
+    not take an accelerator.
 
     Raises:
-      InputError: a name that is none, a slice that the TPU generation does not have, libtpu not
-        installed, more CPU devices than this process can still get.
+      InputError: unknown name, a slice that the TPU generation does not have, libtpu is not
+        installed, or more CPU devices than this process can still create.
     """
     kind, _, size = name.partition(":")
     if kind != "cpu" and kind not in TPUS:
@@ -85,7 +85,7 @@ def _tpu(name: str, chips: int) -> Topology:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"--topology={name}: libtpu refuses it: {error}") from None
+        raise InputError(f"--topology={name} is refused by libtpu: {error}") from None
     devices: list[Any] = list(described.devices)
     chip = hardware.find(devices[0].device_kind)
     if chip is None:
@@ -110,7 +110,7 @@ def _cpu(name: str, size: str) -> Topology:
     try:
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices("cpu")
-    except RuntimeError:  # JAX has started; what it has is what there is
+    except RuntimeError:  # JAX has already started, and its number of devices is fixed
         devices = jax.devices("cpu")
     if len(devices) < count:
         raise InputError(

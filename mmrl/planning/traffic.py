@@ -1,4 +1,4 @@
-"""What a compiled step moves: bytes between devices, by kind of collective, and bytes of memory."""
+"""Bytes that a compiled step sends between devices, by kind of collective, and moves in memory."""
 
 import dataclasses
 import math
@@ -20,13 +20,14 @@ KINDS = (
 
 @dataclasses.dataclass
 class Collective:
-    """All collectives of one kind in a step, as one device takes part in them.
+    """All collectives of one kind in a step, from the view of one device.
 
     Attributes:
-      count: executions, those inside loops as often as the loop runs.
-      bytes: that the device sends, by the cheapest algorithm on a ring (see `sent`).
-      array_bytes: of the whole arrays, the larger of what goes in and what comes out.
-      exact: whether the trip counts of all loops around them are known; unknown ones count once.
+      count: executions; a collective in a loop counts once per iteration.
+      bytes: bytes that the device sends, see `sent`.
+      array_bytes: bytes of the larger of the input and output arrays.
+      exact: whether the trip counts of all loops around them are known; a loop of unknown length
+        counts once.
     """
 
     count: int = 0
@@ -36,14 +37,14 @@ class Collective:
 
 
 def sent(kind: str, operand_bytes: float, devices: int) -> float:
-    """Bytes that each of `devices` in a group sends, bandwidth-optimally.
+    """Bytes that each device of a group sends with a bandwidth-optimal algorithm.
 
-    Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in
-    MPICH", section 4: a ring gathers by passing on n - 1 shares and reduces by passing on (n - 1)/n
-    of the array; an all-reduce does both.
+    On a ring of n devices, an all-gather sends n - 1 shares, a reduce-scatter (n - 1)/n of the
+    array, and an all-reduce does both (Thakur, Rabenseifner and Gropp 2005, "Optimization of
+    collective communication operations in MPICH", section 4).
 
     Args:
-      operand_bytes: of what the device puts in: its share of an all-gather, else the whole array.
+      operand_bytes: input of one device: its share for an all-gather, else the whole array.
     """
     rest = (devices - 1) / devices
     if kind == "all-gather":
@@ -56,10 +57,13 @@ def sent(kind: str, operand_bytes: float, devices: int) -> float:
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part together, from `replica_groups` or the pairs of a permute.
+    """Number of devices in each group of a collective, from its `replica_groups`.
+
+    Args:
+      devices: number of all devices; the result for permutes and for collectives without groups.
 
     Raises:
-      ValueError: groups written in a form that this cannot read.
+      ValueError: unknown format of `replica_groups`.
     """
     if "source_target_pairs=" in attributes:
         return devices
@@ -70,8 +74,8 @@ def group_size(attributes: str, devices: int) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
     if iota:
         return int(iota.group(2))
-    # mesh['a'=4,'b'=2] {'a'}: one group for each position on the axes that are not named; an axis
-    # may be split, 'a':(2)4 is a factor 4 of it. Devices in another order are listed in between.
+    # mesh['a'=4,'b'=2] {'a'}: the group spans the axes in braces. 'a':(2)4 is a part of axis 'a',
+    # of size 4. If the devices are not in their usual order, a list of them comes in between.
     mesh = re.search(
         r"replica_groups=[@\w]*mesh\[([^\]]*)\](?:, device_ids=\(.*?\))?\s*\{([^}]*)\}", attributes
     )
@@ -80,54 +84,55 @@ def group_size(attributes: str, devices: int) -> int:
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if re.search(r"replica_groups=(?!\{\})", attributes):
-        raise ValueError(f"replica_groups of a form that is not known: {attributes[:200]}")
+        raise ValueError(f"replica_groups in an unknown format: {attributes[:200]}")
     return devices
 
 
 def collectives(program: Program, devices: int, *, rare: str = "") -> dict[str, Collective]:
-    """Kind -> what a step does of it; kinds that do not occur are left out.
+    """The collectives of a step, by kind; kinds that do not occur are left out.
 
-    TPU programs spread one asynchronous collective over several fusions, which all quote it with
-    its channel, even over fusions in a loop that runs meanwhile: it counts once.
+    In TPU programs, one asynchronous collective may appear in several fusions with the same
+    channel, even in the fusions of a loop that runs in the meantime. It counts once.
 
     Args:
-      devices: of the whole mesh, for collectives that name no groups.
-      rare: conditions from under this `jax.named_scope` are left out.
+      devices: number of devices of the mesh.
+      rare: as in `hlo.visits`.
     """
     direct: list[Visit] = []
-    spread: dict[str, Visit] = {}
+    fused: dict[str, Visit] = {}  # by channel
     for visit in visits(program, inside=True, rare=rare):
         if visit.instruction.opcode.removesuffix("-start") not in KINDS:
             continue
         channel = re.search(r"channel_id=(\d+)", visit.instruction.attributes)
         if channel and visit.fused:
-            known = spread.setdefault(channel.group(1), visit)
-            spread[channel.group(1)] = min(known, visit, key=lambda one: one.times)
+            known = fused.setdefault(channel.group(1), visit)
+            fused[channel.group(1)] = min(known, visit, key=lambda one: one.times)
         else:
             direct.append(visit)
     found: dict[str, Collective] = {}
-    for visit in [*direct, *spread.values()]:
+    for visit in [*direct, *fused.values()]:
         kind = visit.instruction.opcode.removesuffix("-start")
         size = group_size(visit.instruction.attributes, devices)
         total = found.setdefault(kind, Collective())
         total.count += visit.times
-        put_in = _operand_bytes(visit, kind, size)
-        total.bytes += visit.times * sent(kind, put_in, size)
-        total.array_bytes += visit.times * put_in * (size if kind == "all-gather" else 1)
+        operand_bytes = _operand_bytes(visit, kind, size)
+        total.bytes += visit.times * sent(kind, operand_bytes, size)
+        total.array_bytes += visit.times * operand_bytes * (size if kind == "all-gather" else 1)
         total.exact &= visit.exact
     return found
 
 
 def _operand_bytes(visit: Visit, kind: str, size: int) -> float:
-    known = [visit.where[name] for name in visit.instruction.operands if name in visit.where]
+    names = visit.instruction.operands
+    known = [visit.computation[name] for name in names if name in visit.computation]
     if known:
         return float(sum(array.bytes for one in known for array in one.results))
-    # Operands that are not printed: the result says it as well.
+    # The text may omit the operands; their size then follows from the result.
     total = sum(array.bytes for array in visit.instruction.results)
     return total / size if kind == "all-gather" else float(total)
 
 
-# What names, repeats or regroups arrays without touching them.
+# Instructions that do not read or write their arrays.
 _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
     | {"call", "after-all", "opt-barrier", "partition-id", "replica-id", "domain", "iota"}
@@ -137,9 +142,9 @@ _FREE = frozenset(
 def memory_bytes(program: Program, *, rare: str = "") -> float:
     """Bytes of main memory that a step reads and writes on one device.
 
-    Every instruction that is not inside a fusion reads its operands and writes its results;
-    arrays in on-chip memory cost nothing. Reading a slice, or writing one in place, costs the
-    slice alone. Loops of unknown length count once.
+    Every instruction outside fusions, and every fusion, reads its operands and writes its results.
+    Arrays in on-chip memory are not counted. A slice that is read, or written in place, counts with
+    its own size. A loop of unknown length counts once.
     """
     total = 0.0
     for visit in visits(program, inside=False, rare=rare):
@@ -152,9 +157,9 @@ def memory_bytes(program: Program, *, rare: str = "") -> float:
 
 def _touched(program: Program, visit: Visit) -> float:
     instruction = visit.instruction
-    operands = [visit.where.get(name) for name in instruction.operands]
-    read = [_main(one.results) if one else 0.0 for one in operands]
-    written = _main(instruction.results)
+    operands = [visit.computation.get(name) for name in instruction.operands]
+    read = [_main_memory(one.results) if one else 0.0 for one in operands]
+    written = _main_memory(instruction.results)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return written + min(sum(read), written)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -169,7 +174,7 @@ def _touched(program: Program, visit: Visit) -> float:
 
 
 def _fusion(body: dict[str, Instruction], read: list[float], written: float) -> float:
-    """As `_touched`: operands of which the fusion uses slices cost those alone."""
+    """Bytes that a fusion reads and writes; an operand used in slices counts with their size."""
     users: dict[str, list[Instruction]] = {}
     for line in body.values():
         for operand in line.operands:
@@ -204,5 +209,6 @@ def _of_parameter(
     return min(full, used)
 
 
-def _main(arrays: Iterable[Array]) -> float:
+def _main_memory(arrays: Iterable[Array]) -> float:
+    """Bytes of the arrays that are in main memory."""
     return float(sum(array.bytes for array in arrays if array.in_memory))
