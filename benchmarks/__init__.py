@@ -1,1 +1,1 @@
-"""Commands that measure; each prints what it ran and the ratios that README and docs quote."""
+"""Benchmarks. Each prints its settings and the figures that README and docs quote."""

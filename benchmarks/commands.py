@@ -1,31 +1,50 @@
-"""What the commands of this folder share: lists of numbers, fake devices, figures as JSON."""
+"""Helpers shared by the benchmarks: options, devices, timing and JSON output."""
 
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """The value of an option such as --devices=1,8."""
+    """Parses an option such as --devices=1,8."""
     return tuple(int(part) for part in text.split(","))
 
 
 def at_least_devices(count: int) -> None:
-    """Lets a CPU stand for so many devices; call it before the first of them is asked for."""
+    """Creates at least `count` devices if JAX runs on CPU. Call it before JAX uses any device."""
     if getattr(jax.config, "jax_num_cpu_devices") < count:  # noqa: B009
-        # Both are read when the backend starts; fake devices need threads to wait in.
+        # XLA reads both when it starts. Each device needs threads, in which collectives wait.
         jax.config.update("jax_num_cpu_devices", count)
         os.environ.setdefault("NPROC", str(8 * count))
 
 
-def write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """The figures and the settings they were measured with, where --json says."""
-    if not given.json:
+def median_seconds(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median wall time of each call.
+
+    All calls run once untimed, then in turn for `rounds` rounds, so that a change in the load of
+    the machine affects all of them.
+    """
+    for call in calls:
+        jax.block_until_ready(call())
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - began)
+    return [statistics.median(times) for times in seconds]
+
+
+def write(args: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """Writes figures and options to the file of --json, if given."""
+    if not args.json:
         return
-    settings = {name: value for name, value in vars(given).items() if name != "json"}
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
     result = {"jax": jax.__version__, "settings": settings, **figures}
-    given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The method against its parts: five sets of objectives, several seeds, one table and one figure.
+"""Ablation of the objectives: trains five sets of them with several seeds and compares the results.
 
     python -m benchmarks.compare --workdir=runs/compare --out=docs/results
 
-Every run is `python -m mmrl.main --config=configs/compare.py:VARIANT --config.seed=SEED`, same
-corpus, steps, batch and architecture; the seed decides initialisation, order of the data and draws
-of the perturbations. Runs that are complete are not repeated. Several run at a time, each on a
-processor core of its own.
+Each run is `python -m mmrl.main --config=configs/compare.py:VARIANT --config.seed=SEED`. Corpus,
+steps, batch and architecture are the same in all runs. The seed determines initialisation, order of
+the data and perturbations. Completed runs are not repeated. Several runs execute in parallel, each
+on its own CPU core. Writes a page with tables, the figures as JSON, and a plot.
 """
 
 import argparse
@@ -46,12 +46,18 @@ _PROTOCOLS = ("authors-5way@1", "order-10way@1", "clinical@1", "balanced@1")
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A row of the table: where it stands in the results, and what it is called."""
+    """A row of the table.
+
+    Attributes:
+      title: name of the row.
+      evaluator, key: where its value is in the results of a run.
+      needs: an objective without which the value has no meaning, or "".
+    """
 
     title: str
     evaluator: str
     key: str
-    needs: str = ""  # an objective without which it means nothing
+    needs: str = ""
 
 
 MEASURES = (
@@ -82,11 +88,11 @@ FIGURE = (
 )
 
 Runs = dict[tuple[str, int], dict[str, Any]]
-"""(variant, seed) -> the evaluators' results of that run."""
+"""(variant, seed) -> evaluator -> results of that run."""
 
 
 def main() -> None:
-    """Runs what is missing, then writes the table, the figures' numbers and the figure."""
+    """Runs the missing runs, then writes page, JSON and plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/compare"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -94,42 +100,43 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("options", nargs="*", help="--config.KEY=VALUE, after --")
-    given = parser.parse_args()
+    args = parser.parse_args()
     began = time.monotonic()
-    results = train_all(given)
+    results = train_all(args)
     minutes = (time.monotonic() - began) / 60
-    given.out.mkdir(parents=True, exist_ok=True)
-    draw(results, given.variants, given.seeds, given.out / "compare.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw(results, args.variants, args.seeds, args.out / "compare.png")
     stored = {f"{variant}-{seed}": result for (variant, seed), result in results.items()}
-    (given.out / "compare.json").write_text(json.dumps(_short(stored), indent=1) + "\n")
-    page = write_page(results, given.variants, given.seeds, minutes, given.options)
-    (given.out / "compare.md").write_text(page)
+    (args.out / "compare.json").write_text(json.dumps(_short(stored), indent=1) + "\n")
+    page = write_page(results, args.variants, args.seeds, minutes, args.options)
+    (args.out / "compare.md").write_text(page)
     print(page)
 
 
-def train_all(given: argparse.Namespace) -> Runs:
-    """Starts the runs, longest first, and answers their results."""
+def train_all(args: argparse.Namespace) -> Runs:
+    """Executes all runs and returns their results."""
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[: given.at_once]:
+    for core in sorted(os.sched_getaffinity(0))[: args.at_once]:
         cores.put(core)
-    # The variants are listed from light to heavy; heavy ones first leaves no core idle at the end.
-    wanted = [(v, s) for v in reversed(given.variants) for s in given.seeds]
+    # Starts with the last variant, which takes longest, so that all cores finish at about the same
+    # time.
+    runs = [(v, s) for v in reversed(args.variants) for s in args.seeds]
 
-    def run(which: tuple[str, int]) -> dict[str, Any]:
+    def run(variant_and_seed: tuple[str, int]) -> dict[str, Any]:
         core = cores.get()
         try:
-            return train(*which, given.workdir, given.options, core)
+            return train(*variant_and_seed, args.workdir, args.options, core)
         finally:
             cores.put(core)
 
-    with concurrent.futures.ThreadPoolExecutor(given.at_once) as pool:
-        return dict(zip(wanted, pool.map(run, wanted), strict=True))
+    with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
+        return dict(zip(runs, pool.map(run, runs), strict=True))
 
 
 def train(
     variant: str, seed: int, workdir: Path, options: Sequence[str], core: int
 ) -> dict[str, Any]:
-    """One run on one core; answers the results of its last step."""
+    """Executes one run on one core and returns the results of its last step."""
     folder = workdir / f"{variant}-{seed}"
     command = [
         *(sys.executable, "-c", _ON_CORE, str(core)),
@@ -151,7 +158,7 @@ def train(
 
 
 def value(results: dict[str, Any], measure: Measure, variant: str) -> float | None:
-    """The figure of one run; None where it has no meaning."""
+    """The value of a measure in one run; None if it has no meaning there."""
     if measure.needs and measure.needs not in experiment.OBJECTIVES[variant]:
         return None
     found = results[measure.evaluator]["values"].get(measure.key)
@@ -159,35 +166,35 @@ def value(results: dict[str, Any], measure: Measure, variant: str) -> float | No
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1; 0 for a single value)."""
+    """Mean and sample standard deviation (0 for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def write_page(
     results: Runs, variants: Sequence[str], seeds: Sequence[int], minutes: float, options: list[str]
 ) -> str:
-    """The Markdown page with both tables."""
+    """The Markdown page with tables of values and differences."""
     first = results[variants[0], seeds[0]]
     hashes = ", ".join(f"{NAMES[v]} `{config_sha256(v)[:12]}`" for v in variants)
-    said = " ".join(["--", *options]) if options else ""
+    suffix = " ".join(["--", *options]) if options else ""
     lines = [
-        "# The method against its parts, on phantoms",
+        "# Ablation of the objectives, on phantom data",
         "",
-        f"`{COMMAND} {said}`".replace(" `", "`")
+        f"`{COMMAND} {suffix}`".replace(" `", "`")
         + f", {datetime.date.today().isoformat()}, {minutes:.0f} minutes, "
         f"{len(os.sched_getaffinity(0))} cores; jax {versions()['jax']}.",
         "",
         f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}, on "
-        f"{first['structure']['n']:,} held-out studies of patients not trained on. "
-        f"Configuration digests: {hashes}.",
+        f"{first['structure']['n']:,} held-out studies of patients without training data. "
+        f"Digests of the configurations: {hashes}.",
         "",
-        "![Key figures; dots are seeds, bars their means](compare.png)",
+        "![Key figures: one dot per seed, bars show the mean](compare.png)",
         "",
         *_table(results, variants, seeds),
         "",
         "## Paired differences to (a)",
         "",
-        "Seed by seed, variant minus (a): mean, standard deviation, and their ratio.",
+        "Variant minus (a) with the same seed: mean, standard deviation, and their ratio (sd).",
         "",
         *_differences(results, variants, seeds),
         "",
@@ -225,7 +232,7 @@ def _differences(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -
     ]
     for measure in MEASURES:
         if measure.needs or "text_only" in measure.key:
-            continue  # (a) has no such figure; the text-only judge knows no variant
+            continue  # (a) has no such value; the text-only model is the same for all variants
         cells = []
         for variant in others:
             own, of_base = (
@@ -242,13 +249,13 @@ def _differences(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -
 
 
 def config_sha256(variant: str) -> str:
-    """Digest of the configuration of a variant, seed aside."""
+    """Digest of the configuration of a variant, without the seed."""
     plain = configs.plain(experiment.get_config(variant))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _short(stored: dict[str, Any]) -> dict[str, Any]:
-    """The measures of each run; breakdowns and details stay in the run directories."""
+    """The values of all measures, without the other results of a run."""
     wanted = {(measure.evaluator, measure.key) for measure in (*MEASURES, *FIGURE)}
     return {
         name: {
@@ -271,7 +278,7 @@ def _short(stored: dict[str, Any]) -> dict[str, Any]:
 
 @styled
 def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """One panel per key figure: a bar for each variant's mean, a dot for each seed."""
+    """One panel per key figure, with a bar for the mean of each variant and a dot for each seed."""
     figure = new_figure(11, 6)
     panels = figure.subplots(2, 3)
     for axis, measure in zip(panels.flat, FIGURE, strict=True):
@@ -298,7 +305,8 @@ def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Pat
         axis.set_ylim(bottom=0.4)
     key = "; ".join(NAMES[v] for v in variants)
     figure.suptitle(
-        f"Phantoms, {len(seeds)} seeds (dots), means (bars), chance (dashed)\n{key}", fontsize=10
+        f"Phantom data, {len(seeds)} seeds (dots), means (bars), chance (dashed)\n{key}",
+        fontsize=10,
     )
     save(figure, path)
 

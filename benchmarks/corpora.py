@@ -1,4 +1,4 @@
-"""Report texts to measure on: of a prepared corpus, else real ones where they are, or phantoms."""
+"""Report texts for benchmarks: of a prepared corpus, of Open-i, or of phantoms."""
 
 import argparse
 import csv
@@ -20,27 +20,29 @@ OPENI = "Open-i findings"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--prepared and --sections, for `chosen`."""
+    """Adds the options that `chosen` reads."""
     parser.add_argument("--prepared", help="read the reports of this prepared corpus")
     parser.add_argument("--sections", default="findings,impression", help="of a prepared corpus")
     parser.add_argument("--split", default="train", help="of a prepared corpus")
 
 
-def chosen(given: argparse.Namespace) -> tuple[str, list[str]]:
-    """(name, reports) of the corpus that the options name; without one, as `texts`."""
-    if not given.prepared:
+def chosen(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """(name, reports) of the prepared corpus in the options; without one, as `texts`."""
+    if not args.prepared:
         return texts()
-    source = Prepared(split=given.split, path=given.prepared)
-    name = f"{Path(given.prepared).name}/{given.split}"
-    sections = tuple(given.sections.split(","))
+    source = Prepared(split=args.split, path=args.prepared)
+    name = f"{Path(args.prepared).name}/{args.split}"
+    sections = tuple(args.sections.split(","))
     return name, list(read_corpus(name, source, sections=sections, need_images=False).texts)
 
 
 class TextRows:
-    """The text part of a types.Batch, made as training makes it.
+    """Makes the text arrays of a types.Batch as the training pipeline does.
 
     Args:
-      kinds: of perturbation, with equal weights.
+      tokenizer, length: of the texts.
+      kinds: kinds of perturbation, which have equal weights.
+      copies: K, perturbed copies per report.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class TextRows:
         self._mix, self._copies = Mix.from_config(kinds), Copies(tokenizer, length)
 
     def __call__(self, reports: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-        """Reports with their copies; no perturbed_* where there are to be no copies."""
+        """Arrays of the reports and their copies; without perturbed_* arrays if K is 0."""
         tokens, mask, _ = self._tokenizer.encode_batch(reports, self._length)
         rows = {"tokens": tokens, "token_mask": mask}
         if self._count:
@@ -61,7 +63,11 @@ class TextRows:
 
 
 def texts(*, real: bool = True, count: int = 3000) -> tuple[str, list[str]]:
-    """(name, reports): the findings of Open-i under MMRL_REAL_DATA, or `count` phantom reports."""
+    """(name, reports): Open-i findings if MMRL_REAL_DATA has them, else `count` phantom reports.
+
+    Args:
+      real: False for phantom reports in any case.
+    """
     folder = Path(os.environ.get("MMRL_REAL_DATA", "../shared/data"))
     path = folder / "openi" / "indiana_reports.csv"
     if real and path.is_file():

@@ -1,55 +1,46 @@
-"""Why dense layers multiply flattened rows: forward and backward of one MLP, both ways.
+"""Dense layers on [B, L, width] and on [B*L, width]: time of forward and backward pass of an MLP.
 
     python -m benchmarks.dense --width=96 --tokens=8192 --rounds=20
 
-The two forms compute the same numbers; they run in turn within one process, and the ratio of the
-medians is what counts.
+Both forms compute the same result. They run in turn in one process; the figure to look at is the
+ratio of the medians. It is the reason why `mmrl.models.layers` flattens inputs.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import commands
+
 
 def loss(x: jax.Array, wide: jax.Array, out: jax.Array) -> jax.Array:
-    """Sum of squares of an MLP's output; x f32[..., width]."""
+    """Sum of the squared outputs of an MLP; x f32[..., width]."""
     return jnp.sum((jax.nn.gelu(x @ wide, approximate=False) @ out) ** 2)
 
 
 def main() -> None:
-    """Measures and prints one table."""
+    """Measures both forms and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
+    args = parser.parse_args()
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (given.tokens // 64, 64, given.width))
-    wide = jax.random.normal(keys[1], (given.width, 4 * given.width))
-    out = jax.random.normal(keys[2], (4 * given.width, given.width))
+    x = jax.random.normal(keys[0], (args.tokens // 64, 64, args.width))
+    wide = jax.random.normal(keys[1], (args.width, 4 * args.width))
+    out = jax.random.normal(keys[2], (4 * args.width, args.width))
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     forms: dict[str, Callable[[], object]] = {
         "[B, L, width]": lambda: gradient(x, wide, out),
-        "[B*L, width]": lambda: gradient(x.reshape(-1, given.width), wide, out),
+        "[B*L, width]": lambda: gradient(x.reshape(-1, args.width), wide, out),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for call in forms.values():
-        jax.block_until_ready(call())
-    for _ in range(given.rounds):
-        for name, call in forms.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    flops = 12 * given.tokens * 4 * given.width**2
-    print(f"{jax.devices()[0].device_kind}, {jax.__version__}, {given}")
-    for name, value in medians.items():
+    first, second = seconds = commands.median_seconds(list(forms.values()), args.rounds)
+    flops = 12 * args.tokens * 4 * args.width**2
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {args}")
+    for name, value in zip(forms, seconds, strict=True):
         print(f"{name:14s} {value * 1e3:8.1f} ms  {flops / value / 1e9:6.1f} GFLOP/s")
-    first, second = medians.values()
     print(f"ratio {first / second:.2f}")
 
 

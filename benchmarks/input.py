@@ -1,25 +1,31 @@
-"""How many examples per second the input pipeline makes: each stage alone, then the whole.
+"""Examples per second of the input pipeline: each stage alone, then the whole pipeline.
 
     python -m benchmarks.input --json=input.json
     python -m benchmarks.input --config=configs/pretrain.py:table --table=pairs.csv
     python -m benchmarks.input --prepared=DIR --copies=4 --image-size=224 --load-size=256
 
-Stages run one after the other on one core over the same batches, each on what the one before it
-left: read (of a prepared corpus: its shard; else open or draw the image and decode it), decode,
-crop and jitter (resized and padded, into the batch), tokenise (the reports), perturb (K copies and
-their tokens); "first" is the pass in which words, clauses and reports are met for the first time.
-They are judged by their CPU time, so that others on the machine disturb little. "sum of stages" is
-what one core could do at most. "pipeline" is the iterator of training for each number of threads
-and workers asked for, in the pass after caches have filled: examples per second of the wall clock,
-and per second of CPU time that all its processes took, which is what one idle core would make.
+The stages run one after the other on one core, over the same batches:
 
-The last table says what accelerators take at 40 % of their peak (mmrl.devices.flops), by the FLOPs
-that a step of the shipped recipes needs (docs/plan.md), and how many cores feed them.
+  read             read the record from its shard (prepared corpus); open and decode the image, or
+                   draw it (other corpora)
+  decode           decode the image (prepared corpus only)
+  crop and jitter  resize, crop, pad and jitter the image, and write it into the batch
+  tokenise         tokenise the report
+  perturb          make K perturbed copies and their tokens
+
+"first" marks the first pass, in which caches of words, clauses and reports are empty. The rate of a
+stage is per second of CPU time, which other jobs on the machine affect little. "sum of stages" is
+the upper bound for one core. "pipeline" is the iterator that training uses, with each of the given
+numbers of threads and workers, after caches have been filled. It has two rates: per second of wall
+time, and per second of CPU time of all its processes, which estimates the rate of one idle core.
+
+The last table shows how many images per second accelerators need at 40 % of their peak FLOP/s
+(mmrl.devices.flops), given the FLOPs of a step of the shipped recipes (docs/plan.md), and how many
+cores supply them.
 """
 
 import argparse
 import functools
-import json
 import multiprocessing
 import os
 import time
@@ -31,6 +37,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from benchmarks import commands
 from mmrl import config as configs
 from mmrl import presets
 from mmrl.data import counter
@@ -46,7 +53,7 @@ from mmrl.training import run
 
 UTILIZATION = 0.4
 FIRST = ", first"
-# FLOPs that a step needs and its global batch, of `python -m mmrl.plan` in docs/plan.md.
+# FLOPs and global batch of a step, from `python -m mmrl.plan`; see docs/plan.md.
 STEPS = {
     "ViT-B/16 without the local loss": (1.07e15, 4096),
     "ViT-B/16": (1.738e15, 4096),
@@ -56,23 +63,23 @@ HOSTS = {"one H200": ("NVIDIA H200", 1), "a host of 8 TPU v5e": ("TPU v5 lite", 
 
 
 class Stages:
-    """CPU seconds of this thread by stage."""
+    """CPU seconds of this thread, by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def timed(self, stage: str, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """What becomes of the items."""
+        """Applies `work` to each item and adds the time to a stage."""
         began = time.thread_time()
-        made = [work(item) for item in items]
+        results = [work(item) for item in items]
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - began
-        return made
+        return results
 
 
 def stages(
     corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
 ) -> dict[str, float]:
-    """CPU seconds per example of every stage, on one core, batch by batch."""
+    """CPU seconds per example of every stage."""
     rng = np.random.default_rng(0)
     indices = rng.choice(len(corpus), count, replace=count > len(corpus)).tolist()
     batches = [indices[start : start + batch_size] for start in range(0, count, batch_size)]
@@ -81,7 +88,7 @@ def stages(
     for batch in batches:
         numbers = rng.random((len(batch), jitter.DRAWS)).tolist()
         _image_stages(corpus, options, measured, batch, zip(numbers, rows, strict=False))
-    for first in (True, False):  # at first, each clause is tagged, and each report taken apart
+    for first in (True, False):  # the first pass fills the caches of clauses and reports
         for batch in batches:
             _text_stages(corpus, tokenizer, options, measured, batch, copies, first)
     return {name: value / count for name, value in measured.seconds.items()}
@@ -104,12 +111,12 @@ def _image_stages(
     else:
         images = measured.timed("read", corpus.image, batch)
 
-    def place(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
+    def fill(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
         image, (numbers, row) = item
-        made = functools.partial(example.preprocess, image)
-        example.jitter.fill(row, example.preprocess.size, numbers, made)
+        preprocess = functools.partial(example.preprocess, image)
+        example.jitter.fill(row, example.preprocess.size, numbers, preprocess)
 
-    measured.timed("crop and jitter", place, zip(images, targets, strict=True))
+    measured.timed("crop and jitter", fill, zip(images, targets, strict=True))
 
 
 def _text_stages(
@@ -137,25 +144,25 @@ def _text_stages(
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of the workers it has started, so far."""
-    own = time.process_time()
+    """CPU time of this process and its active workers so far."""
+    seconds = time.process_time()
     ticks = os.sysconf("SC_CLK_TCK")
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        own += (int(fields[11]) + int(fields[12])) / ticks
-    return own
+        seconds += (int(fields[11]) + int(fields[12])) / ticks
+    return seconds
 
 
 def pipeline(
     corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
 ) -> dict[str, float]:
-    """Examples per second of the training iterator, of the clock and of CPU time."""
+    """Examples per second of the training iterator: of wall time and of CPU time."""
     batches = training_batches(
         corpus, tokenizer, options, seed=0, batch_size=batch_size, with_perturbed=True
     )
     rounds = max(1, count // batch_size)
     try:
-        # Starting threads and workers is no part of the rate, nor is filling each one's caches.
+        # Threads and workers start and fill their caches before the measurement.
         for _ in range(1 + rounds):
             next(batches)
         began, used = time.perf_counter(), _cpu_seconds()
@@ -173,54 +180,54 @@ def pipeline(
 
 
 def needs() -> list[dict[str, Any]]:
-    """What accelerators take: images per second at `UTILIZATION` of their peak."""
-    found = []
+    """Images per second that accelerators need at `UTILIZATION` of their peak."""
+    result = []
     for host, (kind, devices) in HOSTS.items():
         for recipe, (step, batch) in STEPS.items():
             peak = flops.peak(kind)
             assert peak is not None
             rate = UTILIZATION * devices * peak / (step / batch)
-            found.append({"host": host, "recipe": recipe, "examples_per_second": rate})
-    return found
+            result.append({"host": host, "recipe": recipe, "examples_per_second": rate})
+    return result
 
 
-def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
-    config = presets.load(given.config)
-    if given.table:
-        config.data.path = given.table
-    if given.prepared:
+def _config(args: argparse.Namespace) -> ml_collections.ConfigDict:
+    config = presets.load(args.config)
+    if args.table:
+        config.data.path = args.table
+    if args.prepared:
         pipeline, _ = configs.split_data(config.data)
-        of_source = {"source": "prepared", "path": given.prepared}
-        text = {"sections": tuple(given.sections.split(",")), "text_length": 96}
+        of_source = {"source": "prepared", "path": args.prepared}
+        text = {"sections": tuple(args.sections.split(",")), "text_length": 96}
         config.data = ml_collections.ConfigDict({**pipeline, **text, **of_source})
-        config.data.cache_images = False  # what is measured is reading
-        config.data.crop_scale = tuple(map(float, given.crop_scale.split(",")))
+        config.data.cache_images = False  # reading is to be measured
+        config.data.crop_scale = tuple(map(float, args.crop_scale.split(",")))
         config.batch_size = 64
     for name in ("image_size", "load_size", "num_perturbed"):
-        if (value := getattr(given, name)) is not None:
+        if (value := getattr(args, name)) is not None:
             config.data[name] = value
     configs.validate(config)
     return config
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is printed."""
-    config = _config(given)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures all figures."""
+    config = _config(args)
     corpus = run.load_corpus(config.data, "train")
     options = PipelineOptions.from_config(config.data)
     tokenizer = Tokenizer.train(corpus.texts, vocab_size=config.data.vocab_size)
     cores = sorted(os.sched_getaffinity(0))
-    # What was measured of a stage should be the work of one core, whatever a library may start.
+    # Stages run on one core, even if a library starts threads.
     os.sched_setaffinity(0, cores[:1])
-    parts = stages(corpus, tokenizer, options, given.examples, config.batch_size)
+    parts = stages(corpus, tokenizer, options, args.examples, config.batch_size)
     os.sched_setaffinity(0, cores)
-    ways = [tuple(map(int, way.split("x"))) for way in given.ways.split(",")]
+    ways = [tuple(map(int, way.split("x"))) for way in args.ways.split(",")]
     rates = []
     for threads, workers in ways:
         config.data.num_threads, config.data.num_workers = threads, workers
         chosen = PipelineOptions.from_config(config.data)
-        rates.append(pipeline(corpus, tokenizer, chosen, given.examples, config.batch_size))
-    usual = sum(value for name, value in parts.items() if not name.endswith(FIRST))
+        rates.append(pipeline(corpus, tokenizer, chosen, args.examples, config.batch_size))
+    seconds = sum(value for name, value in parts.items() if not name.endswith(FIRST))
     return {
         "corpus": corpus.name,
         "records": len(corpus),
@@ -230,54 +237,60 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "copies": options.num_perturbed,
         "cores": len(cores),
         "stages": {name: 1 / value for name, value in parts.items()},
-        "sum_of_stages": 1 / usual,
+        "sum_of_stages": 1 / seconds,
         "pipeline": rates,
         "needs": needs(),
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints tables, and writes the figures where --json says."""
+    """Measures, prints tables, and writes the figures to the file of --json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/pretrain.py", help="FILE or FILE:VARIANT")
     parser.add_argument("--table", help="config.data.path")
-    parser.add_argument("--prepared", help="the folder of a prepared corpus")
+    parser.add_argument("--prepared", help="folder of a prepared corpus")
     parser.add_argument("--sections", default="findings,impression", help="of a prepared corpus")
-    parser.add_argument("--image-size", type=int, help="default: that of the config")
-    parser.add_argument("--load-size", type=int, help="default: that of the config")
+    parser.add_argument("--image-size", type=int, help="default: config.data.image_size")
+    parser.add_argument("--load-size", type=int, help="default: config.data.load_size")
     parser.add_argument(
-        "--crop-scale", default="1,1", help="of a prepared corpus; 1,1 cuts a window of that size"
+        "--crop-scale",
+        default="1,1",
+        help="config.data.crop_scale, for a prepared corpus; 1,1 crops without resizing",
     )
-    parser.add_argument("--copies", type=int, dest="num_perturbed", help="likewise")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        dest="num_perturbed",
+        help="perturbed copies per report; default: config.data.num_perturbed",
+    )
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--ways", default="1x0,2x0,1x1,1x2", help="THREADSxWORKERS of the pipeline")
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    given = parser.parse_args(arguments)
-    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags when it starts workers
-    found = measure(given)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args(arguments)
+    flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers
+    figures = measure(args)
     print(
-        f"{found['corpus']}: {found['records']:,} records, {found['load_size'] or ''} -> "
-        f"{found['image_size']} px, L = {found['text_length']}, K = {found['copies']}; "
-        f"{found['cores']} cores"
+        f"{figures['corpus']}: {figures['records']:,} records, {figures['load_size'] or ''} -> "
+        f"{figures['image_size']} px, L = {figures['text_length']}, K = {figures['copies']}; "
+        f"{figures['cores']} cores"
     )
-    for name, rate in found["stages"].items():
+    for name, rate in figures["stages"].items():
         print(f"{name:18s} {rate:12,.0f} examples per CPU second")
-    print(f"{'sum of stages':18s} {found['sum_of_stages']:12,.0f} examples per CPU second")
-    for way in found["pipeline"]:
+    print(f"{'sum of stages':18s} {figures['sum_of_stages']:12,.0f} examples per CPU second")
+    for way in figures["pipeline"]:
         title = f"pipeline, {way['threads']} threads, {way['workers']} workers"
         print(f"{title:32s} {way['clock']:8,.0f} examples/s {way['cpu']:8,.0f} per CPU second")
-    clock = max(way["clock"] for way in found["pipeline"])
-    core = max(way["cpu"] for way in found["pipeline"])
-    print(f"\nat {UTILIZATION:.0%} of the peak, FLOPs of a step as in docs/plan.md:")
-    for need in found["needs"]:
+    clock = max(way["clock"] for way in figures["pipeline"])
+    core = max(way["cpu"] for way in figures["pipeline"])
+    print(f"\nneeded at {UTILIZATION:.0%} of the peak, with the FLOPs per step of docs/plan.md:")
+    for need in figures["needs"]:
         rate = need["examples_per_second"]
         met = "met here" if clock >= rate else "not met here"
         print(
             f"{need['host']:20s} {need['recipe']:32s} {rate:8,.0f} images/s: {rate / core:4.1f} "
             f"cores, {met}"
         )
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    commands.write(args, figures)
 
 
 if __name__ == "__main__":

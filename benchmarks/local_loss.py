@@ -1,16 +1,23 @@
-"""The word-region contrast in its forms: compiled bytes against batch size, and time.
+"""Memory and time of the word-region contrastive loss, by implementation and batch size.
 
     python -m benchmarks.local_loss --json=local_loss.json
 
-Bytes are what XLA plans for value and gradients, per device: temporaries, without the words and
-regions that come in and their gradients that go out. They are read off the compiled program, so
-batches that no machine holds cost nothing but their compilation. Times are medians of rounds in
-which the forms take turns within one process; only batches up to --time-up-to run. On one device
-"ring" is "chunked"; "chunked" on several leaves it to XLA to bring the texts to every device.
-The lengths of the captions are uniform up to --words; only the dense form works on padding.
-"kernel" is "chunked", or the ring on several devices, with tiles computed by
-`mmrl.objectives.local_kernel`; off TPU it is interpreted, and its bytes and times say nothing.
-With --topology the programs are compiled for TPUs that need not be here, and nothing runs:
+Each program computes the loss and its gradients. Forms:
+
+  dense    the whole B x B x W x R attention at once
+  chunked  tiles; on several devices XLA gathers the texts on every device
+  ring     tiles, with the texts moving from device to device; same as chunked on one device
+  kernel   chunked (one device) or ring (several), with tiles computed by
+           `mmrl.objectives.local_kernel`. Without a TPU the kernel is interpreted, and its memory
+           and time have no meaning.
+
+Memory is the temporaries that XLA plans per device, without inputs (words, regions) and outputs
+(their gradients). It is known after compilation, so batches may be larger than the machine can run.
+Only batches up to --time-up-to are run. Their times are medians of rounds in which the forms run in
+turn, in one process. Caption lengths are uniform from 1 to --words; tiles are cut to the longest
+caption in them, so that only the dense form computes all padding.
+
+With --topology, programs are compiled for a TPU that need not be present, and nothing is run:
 
     python -m benchmarks.local_loss --topology=v5e:2x2 --devices=1 --batches=1024 --chunk=0 \\
         --dtype=bfloat16 --forms=chunked,kernel
@@ -20,7 +27,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +55,7 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """What was found out about a case; seconds is None where it was not run."""
+    """Figures of a case; `milliseconds` is None if it was not run."""
 
     case: Case
     temporary_bytes: int
@@ -59,29 +65,29 @@ class Row:
     milliseconds: float | None = None
 
 
-def hardware(given: argparse.Namespace) -> list[Any]:
-    """The devices to compile for."""
-    return topology.find(given.topology).devices if given.topology else jax.devices()
+def hardware(args: argparse.Namespace) -> list[Any]:
+    """The devices to compile for: those of --topology, else of JAX."""
+    return topology.find(args.topology).devices if args.topology else jax.devices()
 
 
-def inputs(case: Case, given: argparse.Namespace) -> list[jax.ShapeDtypeStruct]:
-    """Words, regions, word mask and groups as they lie on the mesh."""
+def inputs(case: Case, args: argparse.Namespace) -> list[jax.ShapeDtypeStruct]:
+    """Abstract words, regions, word mask and groups, with their shardings."""
     mesh = sharding.make_mesh(
-        {"data": -1, "fsdp": 1, "tensor": 1}, devices=hardware(given)[: case.devices]
+        {"data": -1, "fsdp": 1, "tensor": 1}, devices=hardware(args)[: case.devices]
     )
     spread = sharding.batch_sharding(mesh)
-    dtype = jnp.dtype(given.dtype)
+    dtype = jnp.dtype(args.dtype)
     shapes: list[tuple[tuple[int, ...], Any]] = [
-        ((case.batch, given.words, given.width), dtype),
-        ((case.batch, given.regions, given.width), dtype),
-        ((case.batch, given.words), jnp.bool_),
+        ((case.batch, args.words, args.width), dtype),
+        ((case.batch, args.regions, args.width), dtype),
+        ((case.batch, args.words), jnp.bool_),
         ((case.batch,), jnp.int32),
     ]
     return [jax.ShapeDtypeStruct(shape, kind, sharding=spread) for shape, kind in shapes]
 
 
 def values(abstract: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-    """Random features, lengths uniform in 1..W, every pair a group of its own."""
+    """Random features, caption lengths uniform in 1..W, and a different group for each pair."""
     rng = np.random.default_rng(0)
     words, regions, mask, group = abstract
     lengths = rng.integers(1, mask.shape[1] + 1, size=mask.shape[0])
@@ -94,8 +100,8 @@ def values(abstract: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
     return [jax.device_put(x, a.sharding) for x, a in zip(arrays, abstract, strict=True)]
 
 
-def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., Any]]:
-    """Value and both gradients, ready to run, and what they will need."""
+def compiled(case: Case, args: argparse.Namespace) -> tuple[Row, Callable[..., Any]]:
+    """The compiled program of a case, and a row with its figures."""
     implementation = case.form
     if case.form == "kernel":
         implementation = "ring" if case.devices > 1 else "chunked"
@@ -107,13 +113,13 @@ def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., 
             regions,
             group=group,
             implementation=implementation,
-            chunk_size=given.chunk,
+            chunk_size=args.chunk,
             tile="kernel" if case.form == "kernel" else "xla",
         )
 
     began = time.perf_counter()
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    program = gradient.lower(*inputs(case, given)).compile()
+    program = gradient.lower(*inputs(case, args)).compile()
     seconds = time.perf_counter() - began
     memory: Any = program.memory_analysis()
     row = Row(
@@ -126,40 +132,28 @@ def compiled(case: Case, given: argparse.Namespace) -> tuple[Row, Callable[..., 
     return row, program
 
 
-def take_turns(programs: list[tuple[Row, Callable[[], Any]]], rounds: int) -> None:
-    """Fills in the median milliseconds of programs that run one after another, again and again."""
-    for _, call in programs:
-        jax.block_until_ready(call())
-    seconds: list[list[float]] = [[] for _ in programs]
-    for _ in range(rounds):
-        for (_, call), times in zip(programs, seconds, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            times.append(time.perf_counter() - began)
-    for (row, _), times in zip(programs, seconds, strict=True):
-        row.milliseconds = statistics.median(times) * 1e3
-
-
-def measure(given: argparse.Namespace) -> list[Row]:
-    """All cases, batch by batch."""
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Compiles all cases, and runs those up to --time-up-to."""
     rows = []
-    for batch in given.batches:
-        programs: list[tuple[Row, Callable[[], Any]]] = []
-        for devices, form in itertools.product(given.devices, given.forms):
+    for batch in args.batches:
+        timed: list[Row] = []
+        calls: list[Callable[[], Any]] = []
+        for devices, form in itertools.product(args.devices, args.forms):
             if batch % devices or (form == "ring" and devices == 1):
                 continue
             case = Case(form, devices, batch)
-            row, program = compiled(case, given)
+            row, program = compiled(case, args)
             rows.append(row)
-            if batch <= given.time_up_to:
-                arrays = values(inputs(case, given))
-                programs.append((row, functools.partial(program, *arrays)))
-        take_turns(programs, given.rounds)
+            if batch <= args.time_up_to:
+                timed.append(row)
+                calls.append(functools.partial(program, *values(inputs(case, args))))
+        for row, seconds in zip(timed, commands.median_seconds(calls, args.rounds), strict=True):
+            row.milliseconds = seconds * 1e3
     return rows
 
 
 def table(rows: list[Row]) -> str:
-    """One line per case; the ratio is to the dense form at the same batch and devices."""
+    """One line per case. The ratio is to the dense form with the same batch and devices."""
     dense = {
         (r.case.devices, r.case.batch): r.temporary_bytes for r in rows if r.case.form == "dense"
     }
@@ -181,43 +175,43 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=commands.numbers, default=(256, 512, 1024, 2048, 4096))
     parser.add_argument("--words", type=int, default=64, help="W")
     parser.add_argument("--regions", type=int, default=196, help="R")
     parser.add_argument("--width", type=int, default=256, help="D")
-    parser.add_argument("--chunk", type=int, default=16, help="captions and images of a tile")
+    parser.add_argument("--chunk", type=int, default=16, help="captions and images per tile")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--devices", type=commands.numbers, default=(1, 8))
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), default=FORMS[:3])
-    parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5e:2x2")
+    parser.add_argument("--topology", default="", help="TPU to compile for, such as v5e:2x2")
     parser.add_argument("--time-up-to", type=int, default=0, help="largest batch that is run")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    given = parser.parse_args(arguments)
-    for form in given.forms:
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args(arguments)
+    for form in args.forms:
         if form not in FORMS:
             parser.error(f"unknown form {form!r}; choices: {', '.join(FORMS)}")
-    if given.topology and given.time_up_to:
-        parser.error("--topology only compiles: --time-up-to must stay 0")
-    return given
+    if args.topology and args.time_up_to:
+        parser.error("--topology only compiles; leave out --time-up-to")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints the table, and writes it where --json says."""
-    given = _arguments(arguments)
-    commands.at_least_devices(max(given.devices))
-    devices = hardware(given)
-    given.devices = tuple(count for count in given.devices if count <= len(devices))
-    rows = measure(given)
+    """Measures, prints a table, and writes the figures to the file of --json."""
+    args = _parse(arguments)
+    commands.at_least_devices(max(args.devices))
+    devices = hardware(args)
+    args.devices = tuple(count for count in args.devices if count <= len(devices))
+    rows = measure(args)
     print(
-        f"{devices[0].device_kind}, jax {jax.__version__}, W={given.words} R={given.regions} "
-        f"D={given.width}, {given.dtype}, tiles of at most {given.chunk or 'what fits'}"
+        f"{devices[0].device_kind}, jax {jax.__version__}, W={args.words} R={args.regions} "
+        f"D={args.width}, {args.dtype}, tiles of at most {args.chunk or 'as many as fit'}"
     )
     print(table(rows))
-    found = [dataclasses.asdict(row) for row in rows]
-    commands.write(given, {"device": devices[0].device_kind, "rows": found})
+    figures = [dataclasses.asdict(row) for row in rows]
+    commands.write(args, {"device": devices[0].device_kind, "rows": figures})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What each kind of perturbation does to real reports: writes docs/perturbations.md.
+"""How often each kind of perturbation applies, with examples: writes docs/perturbations.md.
 
     python -m benchmarks.perturbations --out=docs/perturbations.md
     python -m benchmarks.perturbations --read=swap_zone --count=100 --seed=7
 
-The first form counts how often each kind applies to the Open-i findings under MMRL_REAL_DATA, or
-to the reports of --prepared=DIR, and to phantom reports, and shows a few sampled pairs. The second
-prints many pairs of one kind, to be read and judged; the page states what reading found, from
-`READ`.
+The first command counts how often each kind applies to the Open-i findings under MMRL_REAL_DATA, or
+to the reports of --prepared=DIR, and to phantom reports, and shows a few random pairs of report and
+copy. The second command prints many pairs of one kind for a manual review. The results of such
+reviews are in `READ` and appear on the page.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from benchmarks import corpora
 from mmrl.data import perturb
 from mmrl.data.text.reports import split_sentences
 
-# Kind -> of 100 sampled pairs (--read=KIND --count=100 --seed=2026), how many read as good
-# English and contradict the original. By reading them.
+# Kind -> how many of 100 random pairs (--read=KIND --count=100 --seed=2026) are good English and
+# contradict the original, by manual review.
 READ: dict[str, int] = {
     "swap_laterality": 100,
     "flip_negation": 98,
@@ -47,35 +47,35 @@ _OPENI = (
 
 
 def main() -> None:
-    """Writes the page, or prints pairs to read."""
+    """Writes the page, or prints pairs for review."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/perturbations.md"))
     parser.add_argument("--read", choices=perturb.KINDS)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=2026)
     corpora.add_options(parser)
-    given = parser.parse_args()
-    name, reports = corpora.chosen(given)
-    if given.read:
+    args = parser.parse_args()
+    name, reports = corpora.chosen(args)
+    if args.read:
         for number, (before, after) in enumerate(
-            sample(reports, given.read, given.count, given.seed), start=1
+            sample(reports, args.read, args.count, args.seed), start=1
         ):
             print(f"{number:3d} - {before}\n    + {after}")
         return
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page(name, reports, given.seed), encoding="utf-8")
-    print(f"wrote {given.out}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page(name, reports, args.seed), encoding="utf-8")
+    print(f"wrote {args.out}")
 
 
 def apply(reports: Sequence[str], kind: str, seed: int) -> list[tuple[str, str]]:
-    """(report, copy) for every report that the kind can change."""
+    """(report, copy) for each report that the kind can change."""
     rng = np.random.default_rng(seed)
     copies = ((report, perturb.perturb(report, kind, rng)) for report in reports)
     return [(report, copy) for report, copy in copies if copy is not None]
 
 
 def sample(reports: Sequence[str], kind: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """The sentences that differ, of `count` reports with pairwise different ones."""
+    """Random pairs (before, after) of the sentences that differ; `count` different pairs."""
     pairs = apply(reports, kind, seed)
     order = np.random.default_rng([seed, 1]).permutation(len(pairs))
     seen: dict[tuple[str, str], None] = {}

@@ -1,12 +1,12 @@
-"""How fast a corpus is prepared, and whether a run that is killed ends in the same bytes.
+"""Speed of preparing a corpus, and a check that a killed and resumed preparation gives equal files.
 
     python -m benchmarks.prepare --out=measure -- phantom --option=length=20000 --size=224
     python -m benchmarks.prepare --out=measure --kills=0 -- table --input=pairs.csv
 
-Prepares OUT/undisturbed once. Then prepares OUT/killed by the same command, and kills it with
-SIGKILL, workers and all, at random moments (seeded by --seed) before it may end; both folders must
-hold the same files with the same sha256. Rates are of the whole command: start, reading all text,
-encoding, index and manifest.
+Prepares OUT/undisturbed without interruption. Then prepares OUT/killed with the same command, kills
+it and its workers with SIGKILL at random moments (seeded by --seed), and finally lets it finish.
+Both folders must contain the same files with the same sha256. Rates are of the whole command:
+start, reading all texts, encoding, index and manifest.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from mmrl.preparation.workplace import WORK
 _CHUNK = re.compile(r"chunk-(\d+)\.msgpack")
 
 
-def command(output: Path, given: list[str]) -> list[str]:
+def command(output: Path, arguments: list[str]) -> list[str]:
     """The command that prepares into `output`."""
-    return [sys.executable, "-m", "mmrl.prepare", *given, f"--output={output}"]
+    return [sys.executable, "-m", "mmrl.prepare", *arguments, f"--output={output}"]
 
 
-def reached(output: Path) -> int:
-    """How many chunks have been encoded, those in closed shards included."""
+def encoded_chunks(output: Path) -> int:
+    """Number of encoded chunks, including those in closed shards."""
     try:
         names = os.listdir(output / WORK)
         closed = [
@@ -44,43 +44,46 @@ def reached(output: Path) -> int:
         ]
     except FileNotFoundError:
         return 0
-    made = [int(found[1]) + 1 for name in names if (found := _CHUNK.fullmatch(name))]
-    return max([0, *closed, *made])
+    single = [int(match[1]) + 1 for name in names if (match := _CHUNK.fullmatch(name))]
+    return max([0, *closed, *single])
 
 
-def kill_once(output: Path, given: list[str], chunks: int, delay: float) -> int:
-    """Starts the command, kills it `delay` seconds after it has `chunks`; returns what it had.
+def kill_once(output: Path, arguments: list[str], chunks: int, delay: float) -> int:
+    """Starts the command and kills it `delay` seconds after it has encoded `chunks` chunks.
+
+    Returns:
+      The number of chunks it had encoded.
 
     Raises:
-      RuntimeError: it ended by itself.
+      RuntimeError: the command ended before it was killed.
     """
-    child = subprocess.Popen(command(output, given), start_new_session=True)
-    while child.poll() is None and reached(output) < chunks:
+    child = subprocess.Popen(command(output, arguments), start_new_session=True)
+    while child.poll() is None and encoded_chunks(output) < chunks:
         time.sleep(0.01)
     time.sleep(delay)
     if child.poll() is not None:
         raise RuntimeError(f"the command ended with {child.returncode} before it was killed")
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    return reached(output)
+    return encoded_chunks(output)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """File -> sha256."""
+    """Name of file -> sha256."""
     return {path.name: shards.file_sha256(path) for path in sorted(folder.iterdir())}
 
 
-def measure(out: Path, given: list[str], kills: int, seed: int) -> dict[str, Any]:
-    """Everything that is printed."""
-    whole, cut = out / "undisturbed", out / "killed"
+def measure(out: Path, arguments: list[str], kills: int, seed: int) -> dict[str, Any]:
+    """Prepares both folders and returns all figures."""
+    undisturbed, killed = out / "undisturbed", out / "killed"
     began = time.perf_counter()
-    subprocess.run(command(whole, given), check=True)
+    subprocess.run(command(undisturbed, arguments), check=True)
     seconds = time.perf_counter() - began
-    manifest = shards.read_manifest(whole)
+    manifest = shards.read_manifest(undisturbed)
     records, size = manifest["input"]["records"], manifest["shards"]["chunk"]
     chunks = -(-records // size)
-    found: dict[str, Any] = {
-        "command": given,
+    figures: dict[str, Any] = {
+        "command": arguments,
         "records": sum(count["records"] for count in manifest["counts"].values()),
         "images": sum(count["images"] for count in manifest["counts"].values()),
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
@@ -91,45 +94,44 @@ def measure(out: Path, given: list[str], kills: int, seed: int) -> dict[str, Any
     if kills:
         rng = random.Random(seed)
         moments = sorted(rng.uniform(0.05, 0.9) * chunks for _ in range(kills))
-        had = [
-            kill_once(cut, given, max(1, round(moment)), rng.uniform(0.0, 0.3))
+        figures["chunks"] = chunks
+        figures["killed_at_chunk"] = [
+            kill_once(killed, arguments, max(1, round(moment)), rng.uniform(0.0, 0.3))
             for moment in moments
         ]
         began = time.perf_counter()
-        subprocess.run(command(cut, given), check=True)
-        found["chunks"] = chunks
-        found["killed_at_chunk"] = had
-        found["last_seconds"] = time.perf_counter() - began
-        found["identical"] = digests(whole) == digests(cut)
-    return found
+        subprocess.run(command(killed, arguments), check=True)
+        figures["last_seconds"] = time.perf_counter() - began
+        figures["identical"] = digests(undisturbed) == digests(killed)
+    return figures
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints one table; exit status 1 when the folders differ."""
+    """Measures and prints a table. Exit status 1 if the folders differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, help="a new or empty folder")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    parser.add_argument("given", nargs="+", help="arguments of mmrl.prepare, after --")
-    given = parser.parse_args(arguments)
-    out = Path(given.out)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("command", nargs="+", help="arguments of mmrl.prepare, after --")
+    args = parser.parse_args(arguments)
+    out = Path(args.out)
     if out.exists() and any(out.iterdir()):
         parser.error(f"--out={out} is not empty")
-    found = measure(out, given.given, given.kills, given.seed)
-    print(f"{'command':20s} mmrl.prepare {' '.join(found['command'])}")
+    figures = measure(out, args.command, args.kills, args.seed)
+    print(f"{'command':20s} mmrl.prepare {' '.join(figures['command'])}")
     for name in ("records", "images", "bytes", "files"):
-        print(f"{name:20s} {found[name]:16,d}")
-    print(f"{'seconds':20s} {found['seconds']:16,.1f}")
-    print(f"{'records/s':20s} {found['records_per_second']:16,.0f}")
-    print(f"{'MiB/s':20s} {found['bytes'] / 2**20 / found['seconds']:16,.1f}")
-    if given.kills:
-        at = ", ".join(map(str, found["killed_at_chunk"]))
-        print(f"{'killed at chunk':20s} {at} of {found['chunks']}")
-        print(f"{'seconds, last run':20s} {found['last_seconds']:16,.1f}")
-        print(f"{'sha256 of all files':20s} {'equal' if found['identical'] else 'DIFFER':>16s}")
-    commands.write(given, found)
-    sys.exit(0 if found.get("identical", True) else 1)
+        print(f"{name:20s} {figures[name]:16,d}")
+    print(f"{'seconds':20s} {figures['seconds']:16,.1f}")
+    print(f"{'records/s':20s} {figures['records_per_second']:16,.0f}")
+    print(f"{'MiB/s':20s} {figures['bytes'] / 2**20 / figures['seconds']:16,.1f}")
+    if args.kills:
+        chunks = ", ".join(map(str, figures["killed_at_chunk"]))
+        print(f"{'killed at chunk':20s} {chunks} of {figures['chunks']}")
+        print(f"{'seconds, last run':20s} {figures['last_seconds']:16,.1f}")
+        print(f"{'sha256 of all files':20s} {'equal' if figures['identical'] else 'DIFFER':>16s}")
+    commands.write(args, figures)
+    sys.exit(0 if figures.get("identical", True) else 1)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""What each device holds, computes and sends, against the number of devices, for one global batch.
+"""Memory, FLOPs and communication of each device against the number of devices.
 
     python -m benchmarks.scaling --json=scaling.json
 
-Compiles the train step of a config for 1, 2, 4, 8 devices (fake ones on a CPU) and reads the
-compiled programs; nothing runs. By default a small pair of transformers (a ViT and a text encoder
-of width 192, two layers each) is sharded fully: mesh (1, -1, 1). Per device:
+Compiles the training step of a config, with the same global batch, for 1, 2, 4 and 8 devices (by
+default CPU devices) and analyses the compiled programs; nothing is run. The default config has a
+ViT and a text encoder of width 192 with two layers each. The default mesh, (1, -1, 1), divides all
+parameters (FSDP). Figures per device:
 
-  parameters, optimizer, average   bytes of the state, from the layout
+  parameters, optimizer, average   bytes of the state, from its sharding
   arguments, temporaries           bytes, from XLA's memory analysis
-  FLOPs                            of XLA's cost analysis, which counts the body of a loop once;
+  FLOPs                            from XLA's cost analysis, which counts the body of a loop once;
                                    "needed" is the total of mmrl.devices.flops, which multiplies
-  collectives                      by kind: how many, and bytes of the larger of what goes in and
-                                   what comes out; bodies of loops as often as they run
+                                   it by the length of the loop
+  collectives                      by kind: number, and bytes of the larger of input and output; a
+                                   collective in a loop counts once per iteration
 
-The ratios are to 1/N of one device's, and of the collectives to what a step must send at least:
-every gradient once, under FSDP also every parameter once, and the features that all pairs of the
-batch are made of, there and, as gradients, back.
+The ratio of a figure is to 1/N of the figure of one device. The ratio of the collectives is to the
+bytes that a step must send: each gradient once; with FSDP, each parameter once; and the features of
+all pairs of the batch, once forward and once, as gradients, backward.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from mmrl.training.step import TrainStep
 
 @dataclasses.dataclass
 class Row:
-    """Figures of the step on so many devices, bytes and FLOPs per device."""
+    """Figures of the step on `devices` devices; bytes and FLOPs are per device unless noted."""
 
     devices: int
     mesh: dict[str, int]
@@ -51,10 +53,10 @@ class Row:
     arguments: int
     temporaries: int
     flops: float
-    needed_flops: float  # of all devices
+    needed_flops: float  # on all devices together
     collectives: dict[str, tuple[int, int]]  # kind -> (number, bytes)
-    gradients: int  # bytes of all; under FSDP the parameters have as many
-    features: int  # bytes of what all pairs of the batch are made of
+    gradients: int  # bytes of the gradients of all parameters; the parameters have as many
+    features: int  # bytes of the features of all pairs of the batch
 
     @property
     def sent(self) -> int:
@@ -63,14 +65,14 @@ class Row:
 
     @property
     def must_send(self) -> int:
-        """Bytes that this mesh cannot do without, see the module's docstring."""
+        """Bytes that a step must send, see the module docstring."""
         if self.devices == 1:
             return 0
         return self.gradients * (1 + (self.mesh["fsdp"] > 1)) + 2 * self.features
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """A small pair of transformers, so that every parameter that matters is a matrix."""
+    """Small transformers, in which nearly all parameters are in matrices."""
     config = configs.base()
     size = {"width": 192, "depth": 2, "num_heads": 8}
     config.model.image = {"name": "vit", "patch_size": 16, **size}
@@ -82,7 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: int) -> Row:
-    """Compiles the step for the first `count` devices."""
+    """Compiles and analyses the step for the first `count` devices."""
     mesh = sharding.make_mesh(axes, jax.devices()[:count])
     copies = learner.needs_perturbed(config.objectives)
     options = PipelineOptions.from_config(config.data)
@@ -111,14 +113,14 @@ def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: i
 
 
 def held(tree: Any) -> int:
-    """Bytes on each device."""
+    """Bytes that one device holds of a tree."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def features(step: TrainStep, batch: Mapping[str, Any]) -> int:
-    """Bytes of the encodings of all pairs; copies meet their own image alone."""
+    """Bytes of all encodings except those of perturbed copies, which need no communication."""
     layout = step.layout
 
     def encode(params: Any, variables: Any, batch: Any) -> Any:
@@ -132,7 +134,7 @@ def features(step: TrainStep, batch: Mapping[str, Any]) -> int:
 
 
 def table(rows: list[Row]) -> str:
-    """Figures per device, each with its ratio to 1/N of the first row's."""
+    """Figures per device, each with its ratio to 1/N of that of the first row."""
     names = ("parameters", "optimizer", "average", "arguments", "temporaries", "flops")
     lines = ["devices  " + "".join(f"{name:>22s}" for name in names)]
     first = rows[0]
@@ -159,45 +161,47 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="", help="FILE or FILE:VARIANT; default: a small pair")
+    parser.add_argument(
+        "--config", default="", help="FILE or FILE:VARIANT; default: two small encoders"
+    )
     parser.add_argument("--devices", type=commands.numbers, default=(1, 2, 4, 8))
     parser.add_argument(
         "--mesh", type=commands.numbers, default=(1, -1, 1), help="data,fsdp,tensor"
     )
-    parser.add_argument("--batch", type=int, default=0, help="global; default that of the config")
+    parser.add_argument("--batch", type=int, default=0, help="default: config.batch_size")
     parser.add_argument("--objectives", help="keep only these, comma-separated")
-    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args(arguments)
 
 
-def _config(given: argparse.Namespace) -> ml_collections.ConfigDict:
-    config = presets.load(given.config) if given.config else default_config()
+def _config(args: argparse.Namespace) -> ml_collections.ConfigDict:
+    config = presets.load(args.config) if args.config else default_config()
     with config.unlocked():
-        config.batch_size = given.batch or config.batch_size
+        config.batch_size = args.batch or config.batch_size
         for name in list(config.objectives):
-            if given.objectives and name not in given.objectives.split(","):
+            if args.objectives and name not in args.objectives.split(","):
                 del config.objectives[name]
     configs.validate(config)
     return config
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints the table, and writes it where --json says."""
-    given = _arguments(arguments)
-    commands.at_least_devices(max(given.devices))
-    config = _config(given)
-    axes = dict(zip(sharding.MESH_AXES, given.mesh, strict=True))
-    rows = [measure(config, axes, count) for count in given.devices]
+    """Measures, prints a table, and writes the figures to the file of --json."""
+    args = _parse(arguments)
+    commands.at_least_devices(max(args.devices))
+    config = _config(args)
+    axes = dict(zip(sharding.MESH_AXES, args.mesh, strict=True))
+    rows = [measure(config, axes, count) for count in args.devices]
     print(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {config.batch_size}, {axes}"
     )
     print(table(rows))
-    found = [
+    figures = [
         {**dataclasses.asdict(row), "sent": row.sent, "must_send": row.must_send} for row in rows
     ]
-    commands.write(given, {"rows": found})
+    commands.write(args, {"rows": figures})
 
 
 if __name__ == "__main__":

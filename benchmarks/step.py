@@ -1,31 +1,33 @@
-"""One training step in our form and in the published one, in JAX and in PyTorch, side by side.
+"""Compares the training step of mmrl with the published formulation, in JAX and in PyTorch.
 
     python -m benchmarks.step --encoder=vit_s16@128 --threads=1 --packing --json=step.json
     python -m benchmarks.step --encoder=resnet50@96 --text=4x384 --peer --peak-rss
     python -m benchmarks.step --encoder=vit_b16@224 --text=12x768 --length=128 --copies=4 \
         --batch=64 --peer --compile --dtype=bfloat16 --attention=cudnn
 
-A step is forward, backward and update of the paper's three losses over B pairs with K perturbed
-copies of each report, without dropout. Forms:
+A step is forward pass, backward pass and update for the paper's three losses, over B pairs with K
+perturbed copies of each report, without dropout. Forms:
 
   jax-fused         mmrl.training.step.TrainStep: one image pass, one text pass over all 1 + K texts
   jax-published     3 image passes, 3 + K text passes, a loop over captions (step_forms.published)
-  jax-fused-packed  jax-fused with texts packed into rows (--packing)
-  torch-fused, torch-published  the same two in PyTorch (--peer), compiled with --compile
+  jax-fused-packed  jax-fused with text packing (--packing)
+  torch-fused, torch-published  the first two in PyTorch (--peer); --compile uses torch.compile
 
-All forms start from the same parameters and the same batch. Before anything is timed, the losses
-and gradient norms of their first steps must agree: to 1e-5 between JAX forms and to 1e-4 with
-PyTorch in float32, where matrix products are exact on every device, and to 2e-2 in bfloat16.
-Where they do not, there is no table. Then the forms take turns, round after round, each round with
-another batch of reports; seconds are medians, without the first step and without compilation.
-Images are noise, already on the device.
+All forms start from the same parameters and batch. Before the measurement, the loss and gradient
+norm of the first step must agree: in float32 to 1e-5 between JAX forms and to 1e-4 with PyTorch, in
+bfloat16 to 2e-2. Otherwise the command ends with an error. The forms then run in turn, each round
+with a new batch. Times are medians without the first step and without compilation. Images are noise
+and are on the device before the step.
 
-FLOPs are matrix products and convolutions (mmrl.devices.flops; torch.utils.flop_counter), those of
-the packed form without texts that exceed its rows. Temporaries are what XLA plans for a step, or
-what PyTorch's CUDA allocator had at most beyond what was there before. --peak-rss runs every form
-once more in a process of its own and gives that process's peak memory, compilation included, and
-what it was when compilation was done. --threads=N pins the process, and so both frameworks, to N
-cores; without it each uses as many threads as it sees cores.
+Figures:
+  FLOPs        matrix products and convolutions (mmrl.devices.flops; torch.utils.flop_counter); for
+               the packed form, without rows beyond the budget, which the batches do not need
+  temporaries  what XLA plans for a step; for PyTorch on CUDA, the peak of its allocator during a
+               pass minus what was allocated before it
+  peak RSS     with --peak-rss: peak memory of a process that runs only this form, including
+               compilation; the JSON file also has the value after compilation
+
+--threads=N pins the process to N cores, which both frameworks then use.
 """
 
 import argparse
@@ -56,12 +58,12 @@ from mmrl.types import InputError
 
 JAX_FORMS = ("jax-fused", "jax-published", "jax-fused-packed")
 TORCH_FORMS = ("torch-fused", "torch-published")
-REFERENCE = "jax-published"  # what ratios refer to
+REFERENCE = "jax-published"  # the form that ratios refer to
 
 
 @dataclasses.dataclass
 class Row:
-    """What was measured of a form; None where it is not known or was not asked for."""
+    """Figures of a form; None if unknown or not requested."""
 
     form: str
     loss: float
@@ -83,27 +85,27 @@ class Row:
         return statistics.median(self.seconds)
 
 
-def chosen_forms(given: argparse.Namespace) -> list[str]:
-    """Names of the forms that the command line asks for, in the order of the table."""
-    offered = [*JAX_FORMS[: 3 if given.packing else 2], *(TORCH_FORMS if given.peer else ())]
-    if given.peer and importlib.util.find_spec("torch") is None:
-        raise InputError("--peer needs PyTorch, which is not installed here: pip install torch")
-    unknown = set(given.forms or ()) - set(offered)
+def chosen_forms(args: argparse.Namespace) -> list[str]:
+    """Names of the chosen forms, in the order of the table."""
+    offered = [*JAX_FORMS[: 3 if args.packing else 2], *(TORCH_FORMS if args.peer else ())]
+    if args.peer and importlib.util.find_spec("torch") is None:
+        raise InputError("--peer needs PyTorch, which is not installed: pip install torch")
+    unknown = set(args.forms or ()) - set(offered)
     if unknown:
         raise InputError(
-            f"--forms={','.join(given.forms)}; choices with these options: {', '.join(offered)}"
+            f"--forms={','.join(args.forms)}; choices with these options: {', '.join(offered)}"
         )
-    return [name for name in offered if not given.forms or name in given.forms]
+    return [name for name in offered if not args.forms or name in args.forms]
 
 
-def build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> list[Form]:
-    """The forms, compiled, all with the parameters that the config's seed gives."""
-    # Accelerators otherwise round the factors of float32 products.
-    with jax.default_matmul_precision("highest" if given.dtype == "float32" else "default"):
-        return _build(names, work, given)
+def build(names: Sequence[str], work: Workload, args: argparse.Namespace) -> list[Form]:
+    """Compiles the forms, all with the parameters of the config's seed."""
+    # By default, accelerators round the operands of float32 products.
+    with jax.default_matmul_precision("highest" if args.dtype == "float32" else "default"):
+        return _build(names, work, args)
 
 
-def _build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> list[Form]:
+def _build(names: Sequence[str], work: Workload, args: argparse.Namespace) -> list[Form]:
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     example = work.batches[0]
 
@@ -112,9 +114,9 @@ def _build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> l
             published = PublishedStep(work.config, work.vocab_size, mesh, apart(example))
             return JaxForm(name, published, example, adapt=apart)
         packs = name == "jax-fused-packed"
-        config = workload.packed(work.config, given.packing) if packs else work.config
+        config = workload.packed(work.config, args.packing) if packs else work.config
         step = TrainStep(config, work.vocab_size, mesh, example)
-        # Batches that fit their rows never take the branch for those that do not.
+        # The budget covers all batches, so the conditional for further rows costs nothing.
         return JaxForm(name, step, example, arm=min if packs else max)
 
     forms: list[Form] = [jax_form(name) for name in names if name in JAX_FORMS]
@@ -126,17 +128,15 @@ def _build(names: Sequence[str], work: Workload, given: argparse.Namespace) -> l
         parameters = jax.device_get(step.init()["params"])
         for name in peers:
             published = name == "torch-published"
-            forms.append(
-                TorchForm(name, parameters, work.config, example, published, given.compile)
-            )
+            forms.append(TorchForm(name, parameters, work.config, example, published, args.compile))
     return forms
 
 
 def first_steps(forms: Sequence[Form], work: Workload, dtype: str) -> list[Row]:
-    """Runs each form once on the first batch and holds the results against each other.
+    """Runs each form once on the first batch and compares the results.
 
     Raises:
-      InputError: a loss or a gradient norm that differs by more than its tolerance.
+      InputError: a loss or gradient norm differs by more than the tolerance.
     """
     rows = []
     for form in forms:
@@ -148,17 +148,17 @@ def first_steps(forms: Sequence[Form], work: Workload, dtype: str) -> list[Row]:
         exact = 1e-4 if row.form in TORCH_FORMS or rows[0].form in TORCH_FORMS else 1e-5
         tolerance = exact if dtype == "float32" else 2e-2
         for name in ("loss", "grad_norm"):
-            one, two = getattr(rows[0], name), getattr(row, name)
-            if not abs(one - two) <= tolerance * abs(one):
+            first, other = getattr(rows[0], name), getattr(row, name)
+            if not abs(first - other) <= tolerance * abs(first):
                 raise InputError(
-                    f"{name} of {rows[0].form} is {one!r}, of {row.form} {two!r}; expected equal "
-                    f"to {tolerance:g}: they are not the same step, so there is nothing to compare"
+                    f"{name} of {rows[0].form} is {first!r}, of {row.form} {other!r}; expected a "
+                    f"relative difference of at most {tolerance:g}: they are not the same step"
                 )
     return rows
 
 
 def take_turns(forms: Sequence[Form], rows: Sequence[Row], work: Workload) -> None:
-    """One timed step of every form per batch but the first, form after form."""
+    """Times one step of each form with each batch except the first."""
     for batch in work.batches[1:]:
         for form, row in zip(forms, rows, strict=True):
             placed = form.place(batch)
@@ -169,7 +169,7 @@ def take_turns(forms: Sequence[Form], rows: Sequence[Row], work: Workload) -> No
 
 
 def derive(rows: Sequence[Row], batch: int, device: str, dtype: str) -> None:
-    """Fills in what follows from the seconds."""
+    """Fills in the figures that follow from the times."""
     peak = flops.peak(device) if dtype == "bfloat16" else None
     reference = next((row for row in rows if row.form == REFERENCE), None)
     for row in rows:
@@ -180,27 +180,27 @@ def derive(rows: Sequence[Row], batch: int, device: str, dtype: str) -> None:
 
 
 def peak_memory(row: Row, arguments: Sequence[str], *more: str) -> None:
-    """Fills in the peak memory of a process that runs two steps of this form and nothing else.
+    """Fills in the peak memory of a process that runs two steps of this form only.
 
     Args:
-      arguments, more: the options of this run, of which later ones win.
+      arguments, more: the options of this run; later ones take precedence.
 
     Raises:
-      InputError: the process failed; its last line of output is passed on.
+      InputError: the process failed; the message has its last line of output.
     """
     command = [sys.executable, "-m", "benchmarks.step", *arguments]
     command += [f"--forms={row.form}", "--rounds=1", "--only-memory", *more]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        said = (ended.stderr.strip().splitlines() or ["no output"])[-1]
-        raise InputError(f"{row.form} alone ended with status {ended.returncode}: {said}")
-    found = json.loads(ended.stdout.strip().splitlines()[-1])
-    row.compiled_rss_bytes, row.peak_rss_bytes = found["compiled"], found["peak"]
+        error = (ended.stderr.strip().splitlines() or ["no output"])[-1]
+        raise InputError(f"{row.form} alone ended with status {ended.returncode}: {error}")
+    peaks = json.loads(ended.stdout.strip().splitlines()[-1])
+    row.compiled_rss_bytes, row.peak_rss_bytes = peaks["compiled"], peaks["peak"]
 
 
 def _own_peak() -> int:
-    """Peak resident bytes of this process so far."""
-    # Linux carries the resource usage of the process that started this one over to it.
+    """Peak resident memory of this process so far, in bytes."""
+    # On Linux, getrusage includes the peak of the parent process before exec.
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
@@ -209,16 +209,16 @@ def _own_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def only_memory(names: Sequence[str], work: Workload, given: argparse.Namespace) -> None:
-    """What a process started by `peak_memory` does."""
-    forms = build(names, work, given)
+def only_memory(names: Sequence[str], work: Workload, args: argparse.Namespace) -> None:
+    """Prints peak memory as JSON; runs in the processes that `peak_memory` starts."""
+    forms = build(names, work, args)
     compiled = _own_peak()
-    take_turns(forms, first_steps(forms, work, given.dtype), work)
+    take_turns(forms, first_steps(forms, work, args.dtype), work)
     print(json.dumps({"compiled": compiled, "peak": _own_peak()}))
 
 
-def table(rows: Sequence[Row], given: argparse.Namespace) -> str:
-    """One line per form; the ratio says how many times as fast as the published form in JAX."""
+def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
+    """One line per form. The ratio is the speed relative to the published form in JAX."""
     lines = [
         f"{'form':17s} {'encoder':>12s} {'B':>4s} {'K':>2s} {'L':>4s} {'s/step':>8s} "
         f"{'examples/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s} {'MFU':>6s} {'temporaries':>12s} "
@@ -228,8 +228,8 @@ def table(rows: Sequence[Row], given: argparse.Namespace) -> str:
         mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
         ratio = "" if row.speedup is None else f"{row.speedup:.2f} x"
         lines.append(
-            f"{row.form:17s} {given.encoder:>12s} {given.batch:4d} {given.copies:2d} "
-            f"{given.length:4d} {row.median:8.3f} {row.examples_per_second:10.2f} "
+            f"{row.form:17s} {args.encoder:>12s} {args.batch:4d} {args.copies:2d} "
+            f"{args.length:4d} {row.median:8.3f} {row.examples_per_second:10.2f} "
             f"{row.gigaflop:9,.1f} {row.gigaflop_per_second:9,.1f} {mfu:>6s} "
             f"{_mebibytes(row.temporary_bytes):>12s} {_mebibytes(row.peak_rss_bytes):>11s} "
             f"{row.compile_seconds:6.1f} s {ratio:>7s}"
@@ -241,7 +241,7 @@ def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.step", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
@@ -258,28 +258,28 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scan-layers", action="store_true", help="in JAX forms")
     parser.add_argument(
         "--packing", type=float, nargs="?", const=-1.0, default=0.0, metavar="ROWS",
-        help="add jax-fused-packed, with this many rows per text; default: what the batches need",
+        help="add jax-fused-packed, with this budget of rows per text; default: what batches need",
     )  # fmt: skip
     parser.add_argument("--peer", action="store_true", help="add the PyTorch forms")
     parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch forms")
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")), help="only these")
     parser.add_argument("--phantom", action="store_true", help="phantom reports, not Open-i")
-    parser.add_argument("--threads", type=int, default=0, help="cores to pin to; 0: all")
+    parser.add_argument("--threads", type=int, default=0, help="cores to use; 0: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-rss", action="store_true", help="each form in its own process too")
+    parser.add_argument("--peak-rss", action="store_true", help="measure peak memory of each form")
     parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    given = parser.parse_args(arguments)
-    if min(given.rounds, given.batch, given.copies) < 1 or given.threads < 0:
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args(arguments)
+    if min(args.rounds, args.batch, args.copies) < 1 or args.threads < 0:
         raise InputError("--rounds, --batch and --copies must be 1 or more, --threads 0 or more")
-    return given
+    return args
 
 
 def pin(threads: int) -> None:
-    """Leaves this process, and all threads it will start, so many cores.
+    """Pins this process and its future threads to `threads` cores; 0 does nothing.
 
     Raises:
-      InputError: fewer cores than that, or a system that cannot pin.
+      InputError: fewer cores are available, or the system does not support pinning.
     """
     if not threads:
         return
@@ -292,45 +292,45 @@ def pin(threads: int) -> None:
 
 
 def measure(arguments: Sequence[str]) -> None:
-    """Measures, prints the table, and writes it where --json says.
+    """Measures, prints a table, and writes the figures to the file of --json.
 
     Raises:
-      InputError: options that do not fit together, or forms that are not the same step.
+      InputError: inconsistent options, or forms that do not compute the same step.
     """
-    given = _arguments(arguments)
-    pin(given.threads)
-    names = chosen_forms(given)
-    if given.peer:  # two allocators share the GPU
+    args = _parse(arguments)
+    pin(args.threads)
+    names = chosen_forms(args)
+    if args.peer:  # JAX and PyTorch share the GPU memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    work = workload.make(given, given.rounds + 1)
-    if given.only_memory:
-        only_memory(names, work, given)
+    work = workload.make(args, args.rounds + 1)
+    if args.only_memory:
+        only_memory(names, work, args)
         return
-    forms = build(names, work, given)
-    rows = first_steps(forms, work, given.dtype)
+    forms = build(names, work, args)
+    rows = first_steps(forms, work, args.dtype)
     device = forms[0].device
     for row in rows:
         print(f"{row.form:17s} first step: loss {row.loss:.7g}, grad norm {row.grad_norm:.7g}")
     take_turns(forms, rows, work)
-    derive(rows, given.batch, device, given.dtype)
+    derive(rows, args.batch, device, args.dtype)
     forms.clear()
-    if given.peak_rss:
+    if args.peak_rss:
         for row in rows:
-            peak_memory(row, arguments, f"--packing={given.packing}")
+            peak_memory(row, arguments, f"--packing={args.packing}")
     filled = workload.filled(work.batches)
     print(
-        f"{device}, jax {jax.__version__}, {given.dtype}, {given.optimizer}, text {given.text}, "
-        f"{given.threads or os.cpu_count()} cores, {work.corpus}, {filled:.0%} of "
-        f"the token positions filled, medians of {given.rounds} rounds"
+        f"{device}, jax {jax.__version__}, {args.dtype}, {args.optimizer}, text {args.text}, "
+        f"{args.threads or os.cpu_count()} cores, {work.corpus}, {filled:.0%} of "
+        f"the token positions filled, medians of {args.rounds} rounds"
     )
-    print(table(rows, given))
-    found = [{**dataclasses.asdict(row), "median_seconds": row.median} for row in rows]
+    print(table(rows, args))
+    figures = [{**dataclasses.asdict(row), "median_seconds": row.median} for row in rows]
     facts = {"device": device, "corpus": work.corpus, "filled": filled}
-    commands.write(given, {**facts, "rows": found})
+    commands.write(args, {**facts, "rows": figures})
 
 
 def main() -> None:
-    """Runs `measure` on the command line; what the user got wrong is one line and status 2."""
+    """Runs `measure` with the command line; prints input errors in one line, with status 2."""
     try:
         measure(sys.argv[1:])
     except InputError as error:

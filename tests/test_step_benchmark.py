@@ -30,7 +30,7 @@ TINY += ["--length=64", "--rounds=1"]
 
 
 def given(*more):
-    return benchmark._arguments([*TINY, *more])
+    return benchmark._parse([*TINY, *more])
 
 
 def make(count, *more):

@@ -1,1 +1,1 @@
-"""The training step in several forms, for `benchmarks.step`: workload, JAX forms, PyTorch forms."""
+"""Implementations of the training step, in JAX and PyTorch, that `benchmarks.step` compares."""

@@ -1,4 +1,4 @@
-"""What a form of the step is to the benchmark."""
+"""The interface of an implementation ("form") of the training step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,12 +9,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What is known of a form before it is timed.
+    """Cost of a form.
 
     Attributes:
-      flops: of matrix products and convolutions in one step.
-      compile_seconds: from tracing to a program that runs; 0 without compilation.
-      temporary_bytes: peak of what a step allocates besides its arguments; None where unknown.
+      flops: FLOPs of the matrix products and convolutions of one step.
+      compile_seconds: time of tracing and compilation; 0 without compilation.
+      temporary_bytes: peak of the memory that a step allocates besides its arguments; None if
+        unknown.
     """
 
     flops: int
@@ -23,9 +24,12 @@ class Cost:
 
 
 class Form(Protocol):
-    """A step with its own parameters, optimizer state and copies of the batches.
+    """A step with its own parameters and optimizer state.
 
-    Attributes: name, and device, the kind that runs it.
+    Attributes:
+      name: of the form.
+      device: kind of the device that runs it.
+      cost: of one step.
     """
 
     name: str
@@ -33,10 +37,10 @@ class Form(Protocol):
     cost: Cost
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """A batch as `run` takes it, on the device."""
+        """Copies a batch to the device, in the form that `run` takes."""
 
     def run(self, placed: Any) -> None:
-        """One update, finished when this returns."""
+        """Performs one update and waits until it is finished."""
 
     def values(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update."""

@@ -1,4 +1,4 @@
-"""The JAX forms: `mmrl.training.step.TrainStep` from a config, or a step derived from it."""
+"""The JAX forms of the step: `mmrl.training.step.TrainStep` or a subclass."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,16 @@ from mmrl.training.step import TrainStep
 
 
 class JaxForm:
-    """A TrainStep compiled ahead of its first run; see base.Form. `state` is the present one.
+    """A compiled TrainStep, see base.Form.
 
     Args:
       name: of the form.
-      batch: a batch of the shapes that will come.
-      adapt: what a batch goes through before it is placed.
-      arm: as of flops.count.
+      batch: an example, which gives the shapes of all batches.
+      adapt: applied to each batch before it is copied to the device.
+      arm: as in flops.count.
+
+    Attributes:
+      state: the current training state.
     """
 
     def __init__(
@@ -45,16 +48,16 @@ class JaxForm:
         self.cost = Cost(flops.count(step, self.state, placed, arm=arm), seconds, temporary)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The batch on the mesh."""
+        """Copies a batch to the mesh."""
         return {
             name: jax.device_put(array, self._spread) for name, array in self._adapt(batch).items()
         }
 
     def run(self, placed: dict[str, jax.Array]) -> None:
-        """One update."""
+        """Performs one update."""
         self.state = jax.block_until_ready(self._program(self.state, placed))
 
     def values(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update."""
-        found = scalars.compute(self.state["metrics"])
-        return float(found["loss"]), float(found["grad_norm"])
+        metrics = scalars.compute(self.state["metrics"])
+        return float(metrics["loss"]), float(metrics["grad_norm"])

@@ -1,9 +1,9 @@
-"""The step as published (Zhong, Batmanghelich, Sun 2025), with our encoders and parameters.
+"""The published formulation of the step (Zhong, Batmanghelich, Sun 2025), with mmrl's encoders.
 
-Every loss encodes what it reads anew: the global loss an image and its report, the local loss an
-image and its report, the perturbation loss an image, its report and, one after the other, each of
-the K copies. That makes 3 image passes and 3 + K text passes. The local loss goes through the
-captions one at a time and holds the context of every word with every image.
+Each loss encodes its inputs separately: the global and the local loss encode images and reports;
+the perturbation loss encodes images, reports and, one after the other, the K copies. In total this
+takes 3 image passes and 3 + K text passes. The local loss loops over captions and holds the context
+vectors of each word with each image.
 """
 
 from collections.abc import Mapping
@@ -24,19 +24,18 @@ _READ = ("image", "tokens", "token_mask")
 
 
 def apart(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with an own image and report for every loss, as "<loss>/image" and so on.
+    """A batch with separate images and reports for each loss, named "<loss>/image" and so on.
 
-    In training each pass has its own dropout. Without it XLA would see that passes over one array
-    are the same, barriers or not, and merge their forward halves; arguments of their own keep
-    them apart.
+    In training, passes over the same input differ in their dropout. Without dropout XLA would merge
+    the forward passes over the same array. Separate arguments of the step prevent that.
     """
     return {**batch, **{f"{loss}/{name}": batch[name] for loss in LOSSES for name in _READ}}
 
 
 class PublishedStep(TrainStep):
-    """TrainStep with another way to the same loss; optimizer and bookkeeping are the same.
+    """A TrainStep that computes the same loss in the published formulation.
 
-    Its batches, `example` included, are those that `apart` makes.
+    All its batches, including `example`, must come from `apart`.
     """
 
     def _loss(
@@ -72,7 +71,7 @@ def _pair(model: DualEncoder, batch: Batch, loss: str) -> dict[str, jax.Array]:
 
 
 def _copies(model: DualEncoder, batch: Batch) -> jax.Array:
-    """Embeddings f32[B, K, D], one pass for each of the K copies."""
+    """Embeddings f32[B, K, D] of the copies, with one pass per copy."""
     embeddings = []
     for number in range(batch["perturbed_tokens"].shape[1]):
         tokens, mask = batch["perturbed_tokens"][:, number], batch["perturbed_mask"][:, number]
@@ -84,10 +83,10 @@ def _copies(model: DualEncoder, batch: Batch) -> jax.Array:
 def local_loss(
     encoded: dict[str, jax.Array], batch: Batch, temperatures: Temperatures
 ) -> jax.Array:
-    """`objectives.local_contrastive.local_contrastive_loss`, caption after caption; f32[].
+    """As `objectives.local_contrastive.local_contrastive_loss`, one caption at a time; f32[].
 
-    Published code cuts a caption to its words; here words behind its end are masked, so that the
-    program has one shape.
+    The published code cuts each caption to its words. Here padding is masked instead, so that all
+    captions have the same shape.
     """
     words, mask = encoded["text.words"], encoded["text.word_mask"]
     regions = encoded["image.regions"]
@@ -101,7 +100,7 @@ def local_loss(
 def caption_similarity(
     words: jax.Array, mask: jax.Array, regions: jax.Array, temperatures: Temperatures
 ) -> jax.Array:
-    """One caption with every image, f32[B] (GLoRIA, Huang et al. 2021, equations 4-7).
+    """Similarity of one caption with all images, f32[B] (GLoRIA, Huang et al. 2021, eq. 4-7).
 
     Args:
       words: f[W, D]. mask: bool[W]. regions: f[B, R, D].
@@ -110,7 +109,7 @@ def caption_similarity(
     dtype = matmul_dtype(words, regions)
     regions = regions.astype(jnp.float32)
     repeated = jnp.repeat(words.astype(jnp.float32)[None], regions.shape[0], axis=0)  # B W D
-    usable = (mask | ~mask.any())[None]  # a caption without words is discarded below
+    usable = (mask | ~mask.any())[None]  # captions without words get similarity 0 below
     scores = contract("brd,bwd->brw", regions, repeated, dtype)
     over_words = jax.nn.softmax(jnp.where(usable[:, None], scores, -jnp.inf), axis=2)
     attention = jax.nn.softmax(first * over_words, axis=1)

@@ -1,8 +1,8 @@
-"""The PyTorch forms: the same encoders, parameters, losses and update, published and fused.
+"""The PyTorch forms of the step, with the same encoders, parameters, losses and update.
 
-"Fused" is what a careful PyTorch user would write: one image pass, one text pass over all 1 + K
-texts, the local loss for all pairs at once. In bfloat16 the forward pass runs under autocast with
-float32 parameters, as `config.model.dtype` does in JAX.
+"published" is the published formulation, see step_forms.published. "fused" shares passes: one image
+pass, one text pass over all 1 + K texts, and the local loss for all pairs at once. In bfloat16 the
+forward pass runs under autocast with float32 parameters, which corresponds to `config.model.dtype`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 
 
 def two_way_cross_entropy(logits: Tensor, group: Tensor) -> Tensor:
-    """logits [B, B], group i64[B]: `objectives.base.two_way_cross_entropy`."""
+    """As `objectives.base.two_way_cross_entropy`: logits [B, B], group i64[B]."""
     same = group[:, None] == group[None]
     same = same & ~torch.eye(len(group), dtype=torch.bool, device=group.device)
     kept = logits.float().masked_fill(same, -torch.inf)
@@ -35,7 +35,11 @@ def two_way_cross_entropy(logits: Tensor, group: Tensor) -> Tensor:
 def discrimination_loss(
     image: Tensor, candidates: Tensor, valid: Tensor, log_scale: Tensor
 ) -> Tensor:
-    """image [B, D], candidates [B, 1+K, D], valid bool[B, K]; `objectives`' loss of that name."""
+    """As the function of that name in `objectives.perturbed_discrimination`.
+
+    Args:
+      image: [B, D]. candidates: [B, 1+K, D]. valid: bool[B, K].
+    """
     logits = log_scale.exp() * torch.einsum("bd,bcd->bc", image, candidates).float()
     kept = F.pad(valid, (1, 0), value=True)
     logits = logits.masked_fill(~kept, -torch.inf)
@@ -46,7 +50,11 @@ def discrimination_loss(
 
 
 def similarity(words: Tensor, mask: Tensor, regions: Tensor, temperatures: Any) -> Tensor:
-    """All images with c captions, [B, c]: words [c, W, D], mask bool[c, W], regions [B, R, D]."""
+    """Similarity [B, c] of images and captions, as `objectives.local_contrastive`.
+
+    Args:
+      words: [c, W, D]. mask: bool[c, W]. regions: [B, R, D].
+    """
     first, second, third = temperatures
     scores = torch.einsum("brd,cwd->bcrw", regions, words).float()
     any_word = mask.any(dim=1)  # c
@@ -74,7 +82,7 @@ class Learner(nn.Module):
     Args:
       tree: `state["params"]` of a TrainStep, as numpy arrays.
       config: the config of that step.
-      published: separate passes and a loop over captions, see step_forms.published.
+      published: whether to use the published formulation.
     """
 
     def __init__(self, tree: Tree, config: ml_collections.ConfigDict, published: bool) -> None:
@@ -90,10 +98,10 @@ class Learner(nn.Module):
             setattr(self, f"{name}_head", linear(model[f"{name}_head"]["out"]))
         objectives = tree["objectives"]
         self.global_scale = parameter(objectives["global_contrastive"]["logit_scale"]["log"])
-        own = objectives["perturbed_discrimination"]["logit_scale"]["log"]
-        self.perturbed_scale = parameter(own)
+        log_scale = objectives["perturbed_discrimination"]["logit_scale"]["log"]
+        self.perturbed_scale = parameter(log_scale)
         self.mean, self.std = config.model.pixel_mean, config.model.pixel_std
-        self.weights = {name: given.weight for name, given in config.objectives.items()}
+        self.weights = {name: options.weight for name, options in config.objectives.items()}
         self.temperatures = config.objectives.local_contrastive.temperatures
         self.losses = self._published if published else self._fused
 
@@ -119,10 +127,10 @@ class Learner(nn.Module):
         texts, words = self._encode_text(tokens.flatten(0, 1), mask.flatten(0, 1))
         candidates = texts.unflatten(0, mask.shape[:2])  # B 1+K D
         words = self.word_head(words.unflatten(0, mask.shape[:2])[:, 0])
-        table = similarity(
+        similarities = similarity(
             words, word_mask(batch["token_mask"]), self.region_head(regions), self.temperatures
         )
-        return self._of(batch, image, candidates[:, 0], table, image, candidates)
+        return self._losses(batch, image, candidates[:, 0], similarities, image, candidates)
 
     def _published(self, batch: Batch) -> dict[str, Tensor]:
         original = batch["tokens"], batch["token_mask"]
@@ -140,22 +148,22 @@ class Learner(nn.Module):
             copy = batch["perturbed_tokens"][:, number], batch["perturbed_mask"][:, number]
             texts.append(self._encode_text(*copy)[0])
         candidates = torch.stack(texts, dim=1)
-        table = torch.cat(columns, dim=1)
-        return self._of(batch, global_image, global_text, table, image, candidates)
+        similarities = torch.cat(columns, dim=1)
+        return self._losses(batch, global_image, global_text, similarities, image, candidates)
 
-    def _of(
+    def _losses(
         self,
         batch: Batch,
         global_image: Tensor,
         global_text: Tensor,
-        table: Tensor,
+        similarities: Tensor,
         image: Tensor,
         candidates: Tensor,
     ) -> dict[str, Tensor]:
         logits = self.global_scale.exp() * (global_image @ global_text.T)
         return {
             "global_contrastive": two_way_cross_entropy(logits, batch["group"]),
-            "local_contrastive": two_way_cross_entropy(table, batch["group"]),
+            "local_contrastive": two_way_cross_entropy(similarities, batch["group"]),
             "perturbed_discrimination": discrimination_loss(
                 image, candidates, batch["perturbed_valid"], self.perturbed_scale
             ),
@@ -163,20 +171,22 @@ class Learner(nn.Module):
 
 
 def make_optimizer(learner: nn.Module, options: Mapping[str, Any], fused: bool) -> Any:
-    """The update of `config.optimizer`: no decay of biases, norms, positions and scales."""
+    """The optimizer of `config.optimizer`, without decay of biases, norms, positions and scales."""
     named = dict(learner.named_parameters())
     norms = [m for m in learner.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
     scales = {id(norm.weight) for norm in norms}
-    plain = [
+    no_decay = [
         id(p) in scales or name.rpartition(".")[2] in ("bias", "position") or p.ndim == 0
         for name, p in named.items()
     ]
     groups = [
         {
-            "params": [p for p, bare in zip(named.values(), plain, strict=True) if bare == kind],
-            "weight_decay": 0.0 if kind else float(options["weight_decay"]),
+            "params": [
+                p for p, free in zip(named.values(), no_decay, strict=True) if free == exempt
+            ],
+            "weight_decay": 0.0 if exempt else float(options["weight_decay"]),
         }
-        for kind in (False, True)
+        for exempt in (False, True)
     ]
     rate = float(options["learning_rate"])
     if options["name"] == "sgd":
@@ -186,13 +196,13 @@ def make_optimizer(learner: nn.Module, options: Mapping[str, Any], fused: bool) 
 
 
 class TorchForm:
-    """A PyTorch step on the GPU where there is one, see base.Form.
+    """A PyTorch step, see base.Form. It runs on the GPU if there is one.
 
     Args:
       name: of the form.
-      tree, config, published: as of Learner.
-      batch: a batch of the shapes that will come.
-      compiles: whether torch.compile makes the forward and backward pass.
+      tree, config, published: as in Learner.
+      batch: an example, which gives the shapes of all batches.
+      compiles: whether to use torch.compile.
     """
 
     def __init__(
@@ -226,7 +236,7 @@ class TorchForm:
         self.cost = Cost(counter.get_total_flops(), seconds, self._temporary(placed))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """The batch on the device, images with their channel in front."""
+        """Copies a batch to the device; images become [B, C, H, W]."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
         tensors["image"] = tensors["image"].permute(0, 3, 1, 2)
         for name in ("tokens", "perturbed_tokens", "group"):
@@ -234,7 +244,7 @@ class TorchForm:
         return {name: tensor.to(self._target) for name, tensor in tensors.items()}
 
     def run(self, placed: Batch) -> None:
-        """One update."""
+        """Performs one update."""
         self._gradients(placed)
         self._optimizer.step()
         self._wait()
@@ -261,7 +271,7 @@ class TorchForm:
         return time.perf_counter() - began
 
     def _temporary(self, placed: Batch) -> int | None:
-        """Most bytes of the CUDA allocator during a pass beyond those before it."""
+        """Peak of the CUDA allocator during a pass minus what was allocated before it, in bytes."""
         if not self._cuda:
             return None
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,9 +1,9 @@
-"""The encoders of `mmrl.models` in PyTorch, made from a tree of JAX parameters.
+"""The encoders of `mmrl.models` in PyTorch, built from a tree of JAX parameters.
 
-Sizes are read off the arrays, so a module needs nothing but its subtree. Attention is
-`scaled_dot_product_attention`, which picks the fastest kernel of the device. Trees are nested
-dicts of numpy arrays named as in checkpoints; only what `benchmarks.step` configures is here:
-pre-norm blocks without dropout, "mean" and "cls" pooling, batch norm, linear heads.
+A tree is a nested dict of numpy arrays with the names of a checkpoint. All sizes follow from the
+arrays, so a module needs only its subtree. Attention is `scaled_dot_product_attention`, which
+chooses the fastest kernel of the device. Only the options that `benchmarks.step` uses are
+implemented: pre-norm blocks without dropout, "mean" and "cls" pooling, batch norm, linear heads.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ Tree = Mapping[str, Any]
 
 
 def parameter(array: np.ndarray) -> nn.Parameter:
-    """A float32 parameter with its own memory."""
+    """A float32 parameter with a copy of the array."""
     return nn.Parameter(torch.tensor(np.array(array), dtype=torch.float32))
 
 
 def linear(tree: Tree) -> nn.Linear:
-    """kernel [in..., out...] with any number of axes on the side that the bias does not have."""
+    """A linear layer; the kernel [in..., out...] may have several input and output axes."""
     kernel = np.asarray(tree["kernel"])
     bias = tree.get("bias")
     outputs = kernel.shape[-1] if bias is None else bias.size
@@ -36,7 +36,7 @@ def linear(tree: Tree) -> nn.Linear:
 
 
 def layer_norm(tree: Tree) -> nn.LayerNorm:
-    """Over the last axis, as `mmrl.models.layers.LayerNorm`."""
+    """Layer normalisation over the last axis, as `mmrl.models.layers.LayerNorm`."""
     layer = nn.LayerNorm(tree["scale"].shape, eps=1e-6)
     layer.weight, layer.bias = parameter(tree["scale"]), parameter(tree["bias"])
     return layer
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 def blocks(tree: Tree) -> nn.ModuleList:
-    """The blocks of a stack, whether or not JAX scans over them."""
+    """The blocks of a stack, scanned or unrolled."""
     if "blocks" in tree:
         depth = len(tree["blocks"]["mlp_norm"]["scale"])
         return nn.ModuleList(Block(_layer(tree["blocks"], index)) for index in range(depth))
@@ -113,7 +113,7 @@ class Vit(nn.Module):
 
 
 class Text(nn.Module):
-    """`mmrl.models.text.transformer.Text` that pools its first token."""
+    """`mmrl.models.text.transformer.Transformer` with pool "cls"."""
 
     def __init__(self, tree: Tree) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Text(nn.Module):
 
 
 def conv(tree: Tree, stride: int = 1) -> nn.Conv2d:
-    """A square convolution that pads by half its size."""
+    """A square convolution, padded by half its kernel size."""
     kernel = tree["kernel"]  # H W in out
     size, _, inputs, outputs = kernel.shape
     layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
@@ -140,14 +140,14 @@ def conv(tree: Tree, stride: int = 1) -> nn.Conv2d:
 
 
 def batch_norm(tree: Tree) -> nn.BatchNorm2d:
-    """With the statistics of the batch."""
+    """Batch normalisation with the statistics of the batch."""
     layer = nn.BatchNorm2d(tree["scale"].size)
     layer.weight, layer.bias = parameter(tree["scale"]), parameter(tree["bias"])
     return layer
 
 
 class ResidualBlock(nn.Module):
-    """Two or three convolutions around a shortcut; the first 3x3 one strides."""
+    """Two or three convolutions with a shortcut; the first 3x3 convolution has the stride."""
 
     def __init__(self, tree: Tree, stride: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ResidualBlock(nn.Module):
 
 
 class Resnet(nn.Module):
-    """`mmrl.models.image.resnet.Resnet` with its large stem and batch norm."""
+    """`mmrl.models.image.resnet.Resnet` with batch norm and without `small_stem`."""
 
     def __init__(self, tree: Tree, region_stage: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What all forms of the step compute: one config, and batches with the padding of real reports."""
+"""The config and the batches that all forms of the step use."""
 
 import argparse
 import dataclasses
@@ -21,12 +21,12 @@ ENCODERS = "tiny, vit_<ti|s|b|l><patch>@<pixels>, resnet<18|34|50>@<pixels>"
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A config and the batches that every form works through.
+    """A config and batches.
 
     Attributes:
-      corpus: name of the reports that the batches are made of.
+      corpus: name of the corpus of the reports.
       vocab_size: of the tokenizer trained on them.
-      batches: types.Batch with B pairs each, all of one shape.
+      batches: types.Batch with B pairs each, all of the same shapes.
     """
 
     config: ml_collections.ConfigDict
@@ -35,46 +35,46 @@ class Workload:
     batches: list[dict[str, np.ndarray]]
 
 
-def make(given: argparse.Namespace, count: int) -> Workload:
-    """The workload that the command line asks for, with `count` batches.
+def make(args: argparse.Namespace, count: int) -> Workload:
+    """The workload of the given options, with `count` batches.
 
     Raises:
-      InputError: an encoder or a text size that is not known, options that no config accepts.
+      InputError: unknown encoder or text size, or an invalid config.
     """
-    corpus, reports = texts(real=not given.phantom)
+    corpus, reports = texts(real=not args.phantom)
     tokenizer = Tokenizer.train(reports, vocab_size=2000)
-    config = make_config(given)
+    config = make_config(args)
     size = config.data.image_size
     rng = np.random.default_rng(0)
-    batches = [draw(reports, tokenizer, given, size, rng) for _ in range(count)]
-    if given.packing < 0:
-        given.packing = packing_budget(batches)
+    batches = [draw(reports, tokenizer, args, size, rng) for _ in range(count)]
+    if args.packing < 0:
+        args.packing = packing_budget(batches)
     return Workload(config, corpus, tokenizer.vocab_size, batches)
 
 
-def make_config(given: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The three losses of the paper over the encoders that were asked for; no dropout, no clipping.
+def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
+    """A config with the three losses of the paper and the chosen encoders.
 
-    Dropout and clipping are off because forms that split their passes differently would draw
-    different masks, and could then not be held against each other.
+    Dropout is off, because forms that divide their passes differently would have different masks
+    and could not be compared. Gradient clipping is off as well.
     """
     config = defaults.base()
-    config.batch_size = given.batch
-    config.log_every = 1  # so that the metrics are those of the last step
-    config.data.text_length = given.length
-    config.data.num_perturbed = given.copies
-    depth, width = _text_size(given.text)
-    shared = {"attention": given.attention, "scan_layers": given.scan_layers, "remat": given.remat}
-    image, config.data.image_size = _image(given.encoder)
+    config.batch_size = args.batch
+    config.log_every = 1  # the metrics are then those of the last step
+    config.data.text_length = args.length
+    config.data.num_perturbed = args.copies
+    depth, width = _text_size(args.text)
+    shared = {"attention": args.attention, "scan_layers": args.scan_layers, "remat": args.remat}
+    image, config.data.image_size = _image(args.encoder)
     config.model.image = image if image["name"] == "resnet" else {**image, **shared}
     heads = max(1, width // 64)
     config.model.text = {
         "name": "transformer", "width": width, "depth": depth, "num_heads": heads, **shared
     }  # fmt: skip
-    config.model.embed_dim = config.model.local_dim = given.dim
-    config.model.dtype = given.dtype
-    config.optimizer.name = given.optimizer
-    config.optimizer.weight_decay = 5e-4 if given.optimizer == "sgd" else 0.05
+    config.model.embed_dim = config.model.local_dim = args.dim
+    config.model.dtype = args.dtype
+    config.optimizer.name = args.optimizer
+    config.optimizer.weight_decay = 5e-4 if args.optimizer == "sgd" else 0.05
     config.optimizer.warmup_steps = 0
     config.optimizer.learning_rate = 1e-4
     config.optimizer.clip_norm = 0.0
@@ -83,7 +83,7 @@ def make_config(given: argparse.Namespace) -> ml_collections.ConfigDict:
 
 
 def packed(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:
-    """The same config with texts packed into `budget` rows per text, the batch being one group."""
+    """The same config with text packing: `budget` rows per text, and the batch as one group."""
     changed = ml_collections.ConfigDict(config.to_dict())
     changed.model.text.packing = budget
     changed.model.text.packing_group = config.batch_size
@@ -93,16 +93,16 @@ def packed(config: ml_collections.ConfigDict, budget: float) -> ml_collections.C
 def draw(
     reports: list[str],
     tokenizer: Tokenizer,
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     image_size: int,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """One types.Batch: random reports, perturbed as in training, beside images of noise."""
-    chosen = rng.choice(len(reports), given.batch, replace=given.batch > len(reports))
-    rows = TextRows(tokenizer, given.length, perturb.PAPER_KINDS, given.copies)
+    """A types.Batch of random reports, perturbed as in training, and images of noise."""
+    chosen = rng.choice(len(reports), args.batch, replace=args.batch > len(reports))
+    rows = TextRows(tokenizer, args.length, perturb.PAPER_KINDS, args.copies)
     batch = rows([reports[index] for index in chosen], int(rng.integers(2**31)))
     _, group = np.unique([reports[index] for index in chosen], return_inverse=True)
-    shape = (given.batch, image_size, image_size, 1)
+    shape = (args.batch, image_size, image_size, 1)
     return {
         **batch,
         "image": rng.integers(0, 256, shape, np.uint8),
@@ -112,12 +112,12 @@ def draw(
 
 
 def filled(batches: list[dict[str, np.ndarray]]) -> float:
-    """Share of all token positions, of reports and copies, that hold tokens."""
+    """Share of the token positions of reports and copies that hold tokens."""
     return float(np.mean([_candidates(batch).mean() for batch in batches]))
 
 
 def packing_budget(batches: list[dict[str, np.ndarray]]) -> float:
-    """The smallest budget, in whole per cent, into which every one of these batches fits."""
+    """The smallest budget, rounded up to whole per cent, that no batch exceeds."""
     taken = [rows_taken(mask, len(mask), 8, 0, 1) for mask in map(_candidates, batches)]
     return min(1.0, math.ceil(100 * float(np.max(taken))) / 100)
 
@@ -136,7 +136,7 @@ def _image(name: str) -> tuple[dict[str, Any], int]:
         options = {"name": "vit", "variant": variant.capitalize(), "patch_size": int(patch)}
         return options, int(size)
     if found := re.fullmatch(r"resnet(18|34|50)@(\d+)", name):
-        # GLoRIA takes its regions from the third stage.
+        # As in GLoRIA, regions come from the third stage.
         return {"name": "resnet", "depth": int(found[1]), "region_stage": 3}, int(found[2])
     raise InputError(f"--encoder={name}; expected one of: {ENCODERS}")
 
