@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2034
 # Sourced by the launchers; written for bash 3.2 and later (macOS has 3.2).
 #
-# A launcher sets USAGE and OPTIONS, calls `parse "$@"`, and does its work through `run` and `ask`,
-# which print the command instead of running it under --dry-run.
+# A launcher sets USAGE and OPTIONS, calls `parse "$@"`, and runs commands through `run` and `ask`.
+# With --dry-run, these print the command instead of running it.
 #
-# OPTIONS is a table, one option per line: name|check|default|help. An option is given as
-# --name=value or as the environment variable MMRL_NAME; its value lands in OPT_NAME.
+# OPTIONS is a table with one option per line: name|check|default|help. An option is given as
+# --name=value or as the environment variable MMRL_NAME. Its value is stored in OPT_NAME.
 
-readonly PREEMPTED=75 # EX_TEMPFAIL: training saved itself and wants to be started again
+readonly PREEMPTED=75 # EX_TEMPFAIL: training has saved a checkpoint and can be resumed
 
 DRY_RUN=false
-TRAIN_ARGUMENTS=() # what stands after --, for mmrl.main
+TRAIN_ARGUMENTS=() # arguments after --, for mmrl.main
 
-fail() { # MESSAGE: ends with one line, as the Python commands do
+fail() { # MESSAGE: prints one line and exits with status 2, as the Python commands do
   printf 'error: %s\n' "$1" >&2
   exit 2
 }
@@ -21,7 +21,7 @@ say() {
   printf '%s\n' "$1" >&2
 }
 
-quote() { # WORD...: one line that a shell reads back as the same words
+quote() { # WORD...: prints the words in one line, quoted for a shell
   local word separator=''
   for word in "$@"; do
     case $word in
@@ -47,7 +47,7 @@ run() { # COMMAND...
   fi
 }
 
-ask() { # ANSWER COMMAND...: what the command prints; under --dry-run ANSWER, the command on stderr
+ask() { # ANSWER COMMAND...: prints the output of a command; with --dry-run, ANSWER
   local answer=$1
   shift
   if "$DRY_RUN"; then
@@ -58,7 +58,7 @@ ask() { # ANSWER COMMAND...: what the command prints; under --dry-run ANSWER, th
   fi
 }
 
-home() { # SCRIPT: the repository, as short as the script was called
+home() { # SCRIPT: prints the path of the repository, relative if that of the script is relative
   local folder
   folder=$(dirname "$1")
   case $folder in
@@ -67,12 +67,12 @@ home() { # SCRIPT: the repository, as short as the script was called
   esac
 }
 
-variable() { # PREFIX NAME: PREFIX_UPPER_CASE_NAME
+variable() { # PREFIX NAME: prints PREFIX_NAME, in upper case
   printf '%s_%s' "$1" "$2" | tr 'a-z-' 'A-Z_'
 }
 
 help_text() {
-  printf '%s\n\nOptions, each also as an environment variable (--dry-run as MMRL_DRY_RUN):\n' "$USAGE"
+  printf '%s\n\nOptions; each can also be set by an environment variable (MMRL_DRY_RUN for --dry-run):\n' "$USAGE"
   local name check default text
   while IFS='|' read -r _ name check default text; do
     printf '  --%-22s %s%s\n' "$name=..." "$text" "${default:+ [$default]}"
@@ -88,7 +88,7 @@ option_names() {
   done <<<"$TABLE"
 }
 
-parse_command() { # COMMANDS ARGUMENT...: the first argument is one of them; sets COMMAND
+parse_command() { # COMMANDS ARGUMENT...: parses a command and options; sets COMMAND
   local commands=$1
   shift
   COMMAND=${1:-}
@@ -106,13 +106,13 @@ parse_command() { # COMMANDS ARGUMENT...: the first argument is one of them; set
   parse "$@"
 }
 
-parse() { # ARGUMENT...: sets OPT_*, DRY_RUN and TRAIN_ARGUMENTS; ends the script on a wrong one
+parse() { # ARGUMENT...: sets OPT_*, DRY_RUN and TRAIN_ARGUMENTS; fails on invalid arguments
   local argument key name check default given value
   case ${MMRL_DRY_RUN:-false} in
     true | false) DRY_RUN=${MMRL_DRY_RUN:-false} ;;
     *) fail "MMRL_DRY_RUN=$MMRL_DRY_RUN: expected true or false" ;;
   esac
-  # With the name in upper case in front, once for all options: KEY|name|check|default|help.
+  # Adds the name in upper case to each line: KEY|name|check|default|help.
   TABLE=$(awk -F '|' 'NF { key = toupper($1); gsub("-", "_", key); print key "|" $0 }' <<<"$OPTIONS")
   while IFS='|' read -r key name check default _; do
     given=MMRL_$key
@@ -141,12 +141,12 @@ parse() { # ARGUMENT...: sets OPT_*, DRY_RUN and TRAIN_ARGUMENTS; ends the scrip
     [ -z "${!value}" ] || validate "$name" "$check" "${!value}"
   done <<<"$TABLE"
   refuse_secrets
-  # For `ask`, whose own output is captured. Only here: a background process that inherits an open
-  # copy of an ssh connection's output keeps that connection from ending.
+  # `ask` prints commands on descriptor 3, because its stdout is captured. It is open only in a dry
+  # run: an open copy in a background process would keep an ssh connection from closing.
   ! "$DRY_RUN" || exec 3>&1
 }
 
-assign() { # --NAME VALUE; --some_name is --some-name, as mmrl.main writes its flags
+assign() { # --NAME VALUE: sets an option; accepts underscores in names, as in flags of mmrl.main
   local given=${1#--} key name check
   given=${given//_/-}
   while IFS='|' read -r key name check _; do
@@ -178,13 +178,13 @@ validate() { # NAME CHECK VALUE
     config) pattern='[A-Za-z0-9_./-]+\.py(:.+)?' expected='FILE.py or FILE.py:VARIANT' ;;
     bucket)
       pattern='gs://[a-z0-9][a-z0-9._-]+/[A-Za-z0-9_./=-]+'
-      expected='gs://BUCKET/FOLDER, which outlives the machines'
+      expected='gs://BUCKET/FOLDER'
       ;;
     topology) pattern='[1-9][0-9]*x[1-9][0-9]*(x[1-9][0-9]*)?' expected='for example 4x4 or 4x4x4' ;;
     time) pattern='([0-9]+-)?[0-9]{1,2}(:[0-9]{2}){0,2}' expected='[DAYS-]HOURS:MINUTES:SECONDS' ;;
     secrets)
       pattern='[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_-]+(,[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_-]+)*'
-      expected='VARIABLE=SECRET_ID,..., ids of the secret manager and no values'
+      expected='VARIABLE=SECRET_ID,..., with ids of Secret Manager instead of values'
       ;;
     *) # choices
       pattern="(${2//\//|})" expected="one of ${2//\//, }"
@@ -196,14 +196,14 @@ validate() { # NAME CHECK VALUE
   fi
 }
 
-given() { # NAME VALUE: the value for an error line, on that one line; never a secret
+given() { # NAME VALUE: prints the value in one line for an error message, except secrets
   case $1 in
     secrets) printf '(not shown)' ;;
     *) printf '%s' "$2" | tr '\n' ' ' ;;
   esac
 }
 
-need() { # NAME...: fails on the first option without a value
+need() { # NAME...: fails if one of the options has no value
   local name value
   for name in "$@"; do
     value=$(variable OPT "$name")
@@ -211,7 +211,7 @@ need() { # NAME...: fails on the first option without a value
   done
 }
 
-refuse_secrets() { # a command line is readable by every user of a machine, and is logged
+refuse_secrets() { # command lines are visible to all users of a machine and appear in logs
   local argument key
   for argument in ${TRAIN_ARGUMENTS[@]+"${TRAIN_ARGUMENTS[@]}"}; do
     key=$(printf '%s' "${argument%%=*}" | tr '[:upper:]' '[:lower:]')
@@ -220,21 +220,21 @@ refuse_secrets() { # a command line is readable by every user of a machine, and 
     fi
     case $argument in
       --config=* | --workdir=*)
-        fail "${argument%%=*} stands after --; give it to the launcher, before --"
+        fail "${argument%%=*} after --; it is an option of the launcher, give it before --"
         ;;
       --*) ;;
-      *) fail "$(quote "$argument") stands after --; expected flags of mmrl.main, --name=value" ;;
+      *) fail "$(quote "$argument") after --; expected flags of mmrl.main, --name=value" ;;
     esac
   done
 }
 
-check_private() { # FILE: of NAME=VALUE lines, for its owner's eyes
-  [ -f "$1" ] || fail "--env-file=$1: expected a file of NAME=VALUE lines"
+check_private() { # FILE: fails unless only its owner can read it
+  [ -f "$1" ] || fail "--env-file=$1: expected a file with lines NAME=VALUE"
   [ -z "$(find "$1" -perm -040 -o -perm -004)" ] ||
-    fail "--env-file=$1: others can read it; expected chmod 600"
+    fail "--env-file=$1: other users can read it; expected chmod 600"
 }
 
-load_environment() { # FILE: exports its lines; the values are seen by no command line
+load_environment() { # FILE: exports its lines, without passing values on a command line
   local line number=0
   check_private "$1"
   while IFS= read -r line || [ -n "$line" ]; do
@@ -245,18 +245,18 @@ load_environment() { # FILE: exports its lines; the values are seen by no comman
   done <"$1"
 }
 
-forward() { # COMMAND...: runs it, hands SIGTERM and SIGINT on to it as SIGTERM, returns its status
+forward() { # COMMAND...: runs it, passes SIGTERM and SIGINT on as SIGTERM, returns its status
   local child status=0
   "$@" </dev/null &
   child=$!
-  # shellcheck disable=SC2064 # the child's id is wanted as it is now
+  # shellcheck disable=SC2064 # expands the process id now
   trap "kill -TERM $child 2>/dev/null || true" TERM INT
   while :; do
     status=0
     wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break # a trapped signal ends `wait`, not the child
+    kill -0 "$child" 2>/dev/null || break # a trapped signal also ends `wait`
   done
-  # The status of an interrupted `wait` is the signal's; the child's own is still remembered.
+  # An interrupted `wait` returns the status of the signal; another `wait` returns that of the child.
   if [ "$status" -gt 128 ]; then
     status=0
     wait "$child" 2>/dev/null || status=$?

@@ -8,32 +8,32 @@ HERE=$(dirname "${BASH_SOURCE[0]}")
 USAGE='Usage: launch/gke.sh COMMAND [OPTION...] [-- --config.KEY=VALUE...]
 
   render   print the manifest
-  apply    render it and give it to the cluster
-  status   the JobSet and its Pods
+  apply    render the manifest and apply it to the cluster
+  status   show the JobSet and its Pods
   logs     follow the log of process 0 (--log-slice, --log-process for another)
-  delete   end the training and remove it
+  delete   stop the training and delete the JobSet
 
-Needs kubectl with access to the cluster, JobSet 0.6 or later and the Cloud Storage FUSE driver
-there, and an image that holds mmrl (launch/gke/Dockerfile). A Pod that is taken away restarts the whole JobSet, which goes
-on from the checkpoint in --workdir.'
+Needs kubectl with access to the cluster, JobSet 0.6 or later and the Cloud Storage FUSE driver in
+the cluster, and an image with mmrl (launch/gke/Dockerfile). If a Pod is taken away, the whole
+JobSet restarts and resumes from the newest checkpoint in --workdir.'
 OPTIONS='
 name|name|mmrl|name of the JobSet
 namespace|name|default|namespace
 config|config||config file, in the image
-workdir|bucket||run directory gs://BUCKET/FOLDER, created or continued
-image|word||container image, best with its digest
-device|tpu/gpu|tpu|kind of nodes
+workdir|bucket||run directory gs://BUCKET/FOLDER, created or resumed
+image|word||container image, preferably with its digest
+device|tpu/gpu|tpu|accelerator of the nodes
 accelerator|word|v5e|TPU: v4, v5e, v5p or v6e; GPU: the node label, for example nvidia-h100-80gb
 topology|topology|2x4|TPU: chips of one slice
 chips-per-node|1/4/8|4|TPU: chips of one host
 slices|count|1|TPU: number of slices
 nodes|count|1|GPU: number of nodes
-gpus-per-node|count|8|GPU: GPUs that each node has
+gpus-per-node|count|8|GPU: number of GPUs per node
 spot|boolean|false|spot nodes: cheap, can be preempted
 service-account|name||Kubernetes service account with access to the bucket
 secret|name||Kubernetes Secret whose keys become environment variables of training
-max-restarts|whole|100|how often the JobSet restarts
-warning|count|300|seconds between SIGTERM and SIGKILL, to save in; spot nodes give less
+max-restarts|whole|100|maximum number of restarts of the JobSet
+warning|count|300|seconds between SIGTERM and SIGKILL, for saving; spot nodes give less
 log-slice|whole|0|slice, for logs
 log-process|whole|0|process of the slice, for logs
 '
@@ -89,7 +89,7 @@ render() {
       next
     }
     {
-      # Values are put in as they are: sub() would read "&" in them.
+      # Inserts values literally; sub() would interpret "&" in them.
       text = $0
       line = ""
       while (match(text, /@[A-Z_]+@/)) {

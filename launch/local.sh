@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on this machine; see USAGE.
+# Trains with several processes on one machine; see USAGE.
 set -euo pipefail
 HERE=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/common.sh
@@ -7,21 +7,22 @@ HERE=$(dirname "${BASH_SOURCE[0]}")
 
 USAGE='Usage: launch/local.sh --config=FILE.py --workdir=DIR [OPTION...] [-- --config.KEY=VALUE...]
 
-Trains with several processes on this machine: on fake CPU devices, or on its GPUs. Every line of
-output is prefixed with the number of its process. SIGTERM or Ctrl-C is passed to all processes,
-which save and end with status 75; a second one kills them.
+Trains with several processes on this machine, on virtual CPU devices or on its GPUs. Each line of
+output is prefixed with the number of its process. SIGTERM and Ctrl-C are passed to all processes,
+which save and exit with status 75. A second signal kills them.
 
-Exit status: 0 all are done, 75 they saved and can be started again, else that of the first failure.'
+Exit status: 0 if all processes finished, 75 if they saved and can be resumed, otherwise the status
+of the first process that failed.'
 OPTIONS='
 config|config||config file
-workdir|path||run directory, created or continued
+workdir|path||run directory, created or resumed
 processes|count|2|number of processes
 devices|count|1|devices per process
-platform|cpu/gpu|cpu|fake CPU devices or the GPUs of this machine
+platform|cpu/gpu|cpu|virtual CPU devices or the GPUs of this machine
 port|port|12355|port of the coordinator on 127.0.0.1
 python|path|.venv/bin/python|Python with mmrl installed
-module|word|mmrl.main|module that is run
-grace|count|30|seconds that the others get to end after one ended badly
+module|word|mmrl.main|module to run
+grace|count|30|seconds until the other processes are killed after one has failed
 '
 parse "$@"
 need config workdir
@@ -49,15 +50,15 @@ if "$DRY_RUN"; then
   exit 0
 fi
 if (exec 4<>"/dev/tcp/127.0.0.1/$OPT_PORT") 2>/dev/null; then
-  fail "--port=$OPT_PORT: expected a free port, but something listens there"
+  fail "--port=$OPT_PORT: the port is in use; choose another one"
 fi
 
 PIPES=$(mktemp -d)
-PIDS=()     # of the processes, by number
-STATUSES=() # empty while a process runs
+PIDS=()     # process ids, by number of the process
+STATUSES=() # exit statuses; empty while a process runs
 PRINTERS=()
-STOPS=0  # signals that this launcher got
-ENDING=0 # seconds since one ended badly, 0 while none has
+STOPS=0  # number of signals received
+ENDING=0 # seconds since a process failed or was preempted; 0 before
 
 signal_all() { # SIGNAL
   local process
@@ -69,14 +70,14 @@ signal_all() { # SIGNAL
 stop() {
   STOPS=$((STOPS + 1))
   if [ "$STOPS" -eq 1 ]; then
-    say "passing SIGTERM to ${#PIDS[@]} processes; they save and end (once more: kill)"
+    say "passing SIGTERM to ${#PIDS[@]} processes; they save and exit (a second signal kills them)"
     signal_all TERM
   else
     signal_all KILL
   fi
 }
 
-prefixed() { # PROCESS: copies lines; Ctrl-C must not take it away while a process still saves
+prefixed() { # PROCESS: copies lines with a prefix; ignores Ctrl-C, as the process may still save
   trap '' INT TERM HUP
   local line
   while IFS= read -r line || [ -n "$line" ]; do
@@ -97,7 +98,7 @@ start() { # PROCESS
   PIDS+=("$!")
 }
 
-collect() { # notes who has ended; sets RUNNING
+collect() { # records the status of processes that have exited; sets RUNNING
   local process status
   RUNNING=0
   for ((process = 0; process < ${#PIDS[@]}; process++)); do
@@ -123,22 +124,22 @@ RUNNING=$OPT_PROCESSES
 trap stop INT TERM
 trap 'signal_all KILL; rm -rf "$PIPES"' EXIT
 while [ ${#PIDS[@]} -lt "$OPT_PROCESSES" ] && [ "$STOPS" -eq 0 ]; do start "${#PIDS[@]}"; done
-# A process that was just being started may have missed the signal.
+# A process that was being started may have missed the signal.
 [ "$STOPS" -eq 0 ] || signal_all TERM
 while :; do
   collect
   [ "$RUNNING" -gt 0 ] || break
   if [ "$FAILURE" -ne 0 ] || [ "$PREEMPTIONS" -gt 0 ]; then
-    # After a failure the others wait for it forever; after a SIGTERM to one all save together.
+    # If a process fails, the others would wait for it forever. If one received SIGTERM, all save.
     [ "$ENDING" -gt 0 ] || [ "$FAILURE" -eq 0 ] || signal_all TERM
     ENDING=$((ENDING + 1))
     if [ "$ENDING" -eq $((OPT_GRACE + 1)) ]; then
-      say "error: $RUNNING of $OPT_PROCESSES processes did not end in $OPT_GRACE seconds; killing them"
+      say "error: $RUNNING of $OPT_PROCESSES processes did not exit in $OPT_GRACE seconds; killing them"
       signal_all KILL
     fi
   fi
   sleep 1 &
-  wait "$!" || true # `wait`, unlike a plain sleep, ends at once when a signal comes
+  wait "$!" || true # unlike sleep, `wait` returns at once when a signal arrives
 done
 for process in "${PRINTERS[@]}"; do
   while kill -0 "$process" 2>/dev/null; do wait "$process" || true; done

@@ -7,40 +7,41 @@ HERE=$(dirname "${BASH_SOURCE[0]}")
 
 USAGE='Usage: launch/tpu.sh COMMAND [OPTION...] [-- --config.KEY=VALUE...]
 
-  create   ask for the TPU: one host, a pod slice, or several slices (--slices)
+  create   request the TPU: one host, a pod slice, or several slices (--slices)
   setup    copy this working tree to all workers and install it there
-  run      train on all workers until it is done: creates the TPU when there is none, sets it up,
-           starts all workers, watches them; when the TPU is preempted, creates it again and goes on
-           from the checkpoint in --workdir. Interrupting this command leaves the training running;
-           the same command takes up watching again. Keep it in a terminal multiplexer.
+  run      train on all workers until training is done: creates the TPU if it does not exist, sets
+           it up, and starts and watches the workers. After a preemption, creates the TPU again and
+           resumes from the newest checkpoint in --workdir. If this command is interrupted, training
+           continues; start the same command to watch it again. Use a terminal multiplexer.
   logs     follow the log of one worker (--node, --worker)
-  status   the state of the queued resource and of every worker
-  stop     tell all workers to save and end
-  delete   give the TPU back
+  status   show the state of the queued resource and of every worker
+  stop     let all workers save and exit
+  delete   delete the TPU
 
-Exit status of run: 0 done, 75 preempted more often than --max-restarts, else that of training.'
+Exit status of run: 0 if training is done, 75 if it was preempted more often than --max-restarts,
+otherwise the status of training.'
 OPTIONS='
 name|name|mmrl|name of the queued resource
 zone|word||zone, for example europe-west4-b
-project|word||project; the one gcloud is set to when not given
+project|word||project; by default the project of the gcloud configuration
 accelerator-type|word||for example v5litepod-8 (one host), v5litepod-256 or v5p-128 (pod slice)
-runtime-version|word||TPU software; by default the one for the accelerator type
-slices|count|1|number of slices, joined over the data-centre network
+runtime-version|word||TPU software version; by default that of the accelerator type
+slices|count|1|number of slices, connected by the data-centre network
 spot|boolean|false|spot capacity: cheap, can be preempted
 reserved|boolean|false|capacity from a reservation
-valid-until|word||give up waiting in the queue after this long, for example 6h
-service-account|word||service account of the workers; needs the bucket and the secrets
+valid-until|word||maximum time in the queue, for example 6h
+service-account|word||service account of the workers, with access to the bucket and the secrets
 network|word||network
 subnetwork|word||subnetwork
 internal-ips|boolean|false|workers without external addresses
-connect|external/internal/iap|external|how to reach the workers by ssh
+connect|external/internal/iap|external|ssh connection to the workers
 config|config||config file
-workdir|bucket||run directory gs://BUCKET/FOLDER, created or continued
-secrets|secrets||VARIABLE=SECRET_ID,...: environment of training, read on the workers
-max-restarts|whole|100|how often to start again after a preemption
-poll|count|30|seconds between two looks
-grace|count|300|seconds that the others get to end after the first worker ended
-delete-when-done|boolean|false|give the TPU back when training is done
+workdir|bucket||run directory gs://BUCKET/FOLDER, created or resumed
+secrets|secrets||VARIABLE=SECRET_ID,...: environment variables, read from Secret Manager by the workers
+max-restarts|whole|100|maximum number of restarts after a preemption
+poll|count|30|seconds between two checks of the state
+grace|count|300|seconds until the other workers are stopped after the first has exited
+delete-when-done|boolean|false|delete the TPU when training is done
 node|whole|0|slice, for logs
 worker|whole|0|worker of the slice, for logs
 '
@@ -96,22 +97,22 @@ delete() {
   run "${QUEUE[@]}" delete "$OPT_NAME" "${WHERE[@]}" --force --quiet
 }
 
-resource_state() { # ANSWER for a dry run; empty when there is no such queued resource
+resource_state() { # DRY_RUN_ANSWER: prints the state of the queued resource, empty if there is none
   ask "$1" "${QUEUE[@]}" list "${WHERE[@]}" "--filter=name~(^|/)$OPT_NAME\$" '--format=value(state.state)'
 }
 
-remote() { # COMMAND...: on all workers; fails when one cannot be reached or the command fails there
+remote() { # COMMAND...: runs it on all workers; fails if it fails on one, or one is unreachable
   run "${QUEUE[@]}" ssh "$OPT_NAME" "${WHERE[@]}" --node=all --worker=all "${SSH[@]}" \
     "--command=$*"
 }
 
-worker_states() { # ANSWER for a dry run; one line per worker: idle, running, lost, or exit STATUS
+worker_states() { # DRY_RUN_ANSWER: prints a line per worker: idle, running, lost or exit STATUS
   local script="if [ -f $WORKER ]; then bash $WORKER state; else echo mmrl-state idle; fi"
   ask "mmrl-state $1" "${QUEUE[@]}" ssh "$OPT_NAME" "${WHERE[@]}" --node=all --worker=all \
     "${SSH[@]}" "--command=$script" | sed -n 's/.*mmrl-state //p'
 }
 
-pack() { # what the workers get is fixed here, also for workers that replace preempted ones
+pack() { # packs the working tree once, also for workers that replace preempted ones
   run mkdir -p "$ROOT/build/launch"
   run tar -czf "$ARCHIVE" -C "$ROOT" mmrl configs launch requirements.txt requirements-tpu.txt
 }
@@ -128,17 +129,17 @@ start() {
   remote "$(quote "${command[@]}" -- ${TRAIN_ARGUMENTS[@]+"${TRAIN_ARGUMENTS[@]}"})"
 }
 
-ensure_active() { # waits for the TPU, creating it when it is not there; sets FRESH when it is new
+ensure_active() { # waits for the TPU and creates it if it does not exist; sets FRESH if it is new
   local state assumed='' errors=0
   while :; do
     if ! state=$(resource_state "$assumed"); then
       errors=$((errors + 1))
-      [ "$errors" -lt 5 ] || fail "gcloud could not tell the state of $OPT_NAME $errors times"
+      [ "$errors" -lt 5 ] || fail "gcloud could not read the state of $OPT_NAME $errors times in a row"
       state=unknown
     fi
     case $state in
       ACTIVE) return ;;
-      FAILED) fail "queued resource $OPT_NAME is FAILED (out of quota, or too long in the queue): see launch/tpu.sh status, then delete it" ;;
+      FAILED) fail "queued resource $OPT_NAME is FAILED (out of quota, or too long in the queue); see launch/tpu.sh status, then delete it" ;;
       '' | SUSPENDED)
         [ -z "$state" ] || delete
         create
@@ -151,11 +152,11 @@ ensure_active() { # waits for the TPU, creating it when it is not there; sets FR
   done
 }
 
-begin() { # starts all workers, unless all are running already
+begin() { # starts all workers, unless all are running
   local states
   states=$(worker_states idle) || return 1
   if [ -n "$states" ] && ! grep -qv '^running' <<<"$states"; then
-    say 'training is running already; watching it'
+    say 'training is already running; watching it'
     return
   fi
   if "$FRESH" || grep -q '^idle' <<<"$states"; then
@@ -180,8 +181,8 @@ watch() { # sets OUTCOME: done, preempted, or the status of a failure
     if grep -q '^running' <<<"$states"; then
       ! grep -qv '^running' <<<"$states" || late=$((late + OPT_POLL))
       [ "$late" -gt "$OPT_GRACE" ] || continue
-      say "workers still running $OPT_GRACE seconds after the first ended; stopping them"
-      remote "bash $WORKER stop" || true # a worker that cannot be reached shows in the outcome
+      say "workers still running $OPT_GRACE seconds after the first exited; stopping them"
+      remote "bash $WORKER stop" || true # an unreachable worker is handled through the outcome
       states=$(grep -v '^running' <<<"$states")$'\n'"exit 137"
     fi
     judge "$states"
@@ -189,21 +190,21 @@ watch() { # sets OUTCOME: done, preempted, or the status of a failure
   done
 }
 
-lost() { # whether the TPU is gone; then OUTCOME is set
+lost() { # succeeds if the TPU is gone, and sets OUTCOME
   local state
   state=$(resource_state ACTIVE) || return 1
   [ "$state" != ACTIVE ] || return 1
   OUTCOME=preempted
 }
 
-judge() { # STATES of workers that have ended; sets OUTCOME
+judge() { # STATES of workers that have exited; sets OUTCOME
   OUTCOME=$(sed -n 's/^exit //p' <<<"$1" | grep -vx -e 0 -e "$PREEMPTED" | head -n 1 || true)
   if grep -q -e "^exit $PREEMPTED\$" -e '^lost' -e '^idle' <<<"$1"; then
     OUTCOME=preempted
   elif [ -z "$OUTCOME" ]; then
     OUTCOME='done'
   else
-    lost || true # workers also fail because another one was taken away
+    lost || true # workers also fail if another one is taken away
   fi
 }
 
@@ -220,13 +221,13 @@ attempt() { # starts and watches the workers; sets OUTCOME
   watch
 }
 
-check_bucket() { # a half renamed folder would look like a whole checkpoint
+check_bucket() { # without atomic renaming, an incomplete checkpoint could look complete
   local bucket=${OPT_WORKDIR#gs://} answer
   bucket=gs://${bucket%%/*}
   answer=$(ask True gcloud storage buckets describe "$bucket" \
-    '--format=value(hierarchical_namespace.enabled)') || fail "cannot look at $bucket; see above"
+    '--format=value(hierarchical_namespace.enabled)') || fail "cannot read the properties of $bucket; see above"
   [ "$answer" = True ] ||
-    fail "--workdir=$OPT_WORKDIR: expected a bucket made with --enable-hierarchical-namespace, where renaming a folder is one step"
+    fail "--workdir=$OPT_WORKDIR: expected a bucket created with --enable-hierarchical-namespace, in which renaming a folder is atomic"
 }
 
 supervise() {
@@ -234,7 +235,7 @@ supervise() {
   need config workdir accelerator-type
   check_bucket
   FRESH=true
-  trap 'say "no longer watching; training goes on: the same command watches again, launch/tpu.sh stop ends it"; exit 130' INT TERM
+  trap 'say "no longer watching; training continues: start the same command to watch again, or launch/tpu.sh stop to stop it"; exit 130' INT TERM
   pack
   while :; do
     ensure_active

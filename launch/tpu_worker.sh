@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh calls on every TPU worker; see USAGE.
+# Runs on every TPU worker, called by launch/tpu.sh; see USAGE.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -9,14 +9,14 @@ USAGE='Usage: launch/tpu_worker.sh COMMAND [OPTION...] [-- --config.KEY=VALUE...
 
   setup    install mmrl for TPU into ~/mmrl-venv
   start    train in the background, independent of the ssh connection; log in ~/mmrl-run/log
-  train    train in the foreground (what start starts)
-  state    print mmrl-state and: idle, running, exit STATUS, or lost (the machine was restarted)
-  stop     SIGTERM, so that training saves; SIGKILL after --grace seconds'
+  train    train in the foreground (start runs this in the background)
+  state    print mmrl-state and idle, running, exit STATUS, or lost (the machine was restarted)
+  stop     send SIGTERM, so that training saves; send SIGKILL after --grace seconds'
 OPTIONS='
 config|config||config file
 workdir|bucket||run directory gs://BUCKET/FOLDER
-secrets|secrets||VARIABLE=SECRET_ID,...: read from the secret manager into the environment
-grace|count|120|seconds to save in
+secrets|secrets||VARIABLE=SECRET_ID,...: environment variables, read from Secret Manager
+grace|count|120|seconds for saving
 '
 parse_command 'setup start train state stop' "$@"
 CODE=$(dirname "$HERE")
@@ -34,7 +34,7 @@ setup() {
   for python in python3.13 python3.12 python3.11 python3 none; do
     "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
   done
-  if [ "$python" = none ]; then # the images for v4 to v6e come with Python 3.10
+  if [ "$python" = none ]; then # images for v4 to v6e have Python 3.10
     run python3 -m pip install --quiet --user uv==0.13.9
     run python3 -m uv venv --quiet --clear --seed --python=3.12 "$VENV"
   else
@@ -45,25 +45,25 @@ setup() {
   "$DRY_RUN" || printf '%s\n' "$wanted" >"$VENV/installed"
 }
 
-install_gcsfuse() { # from Google's package archive, which signs with the key fetched here
+install_gcsfuse() { # from Google's package archive, verified with the key that is downloaded here
   local key=/usr/share/keyrings/cloud.google.asc archive=https://packages.cloud.google.com/apt
   run sudo curl --fail --silent --show-error --output "$key" "$archive/doc/apt-key.gpg"
-  # shellcheck disable=SC2016 # the inner shell names the release and fills in $1 and $2
+  # shellcheck disable=SC2016 # the inner shell expands $1, $2 and the name of the release
   run sudo sh -c 'echo "deb [signed-by=$1] $2 gcsfuse-$(lsb_release -cs) main" >/etc/apt/sources.list.d/gcsfuse.list' sh "$key" "$archive"
   run sudo apt-get update --quiet --quiet
   run sudo apt-get install --quiet --quiet --yes gcsfuse
 }
 
-mount_bucket() { # BUCKET: at $MOUNTS/BUCKET, unless it is there already
+mount_bucket() { # BUCKET: mounts it at $MOUNTS/BUCKET, unless it is mounted
   if mountpoint --quiet "$MOUNTS/$1" 2>/dev/null; then
     return
   fi
   run mkdir -p "$MOUNTS/$1"
-  # Without cached metadata, as all workers must see what process 0 writes.
+  # No metadata cache, because all workers must see what process 0 writes.
   run gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$MOUNTS/$1"
 }
 
-alive() { # the process of the last start; after a reboot its number may belong to another
+alive() { # whether the process of the last start runs; compares boot ids, as pids are reused
   local pid boot
   [ -f "$RUN/pid" ] || return 1
   read -r pid boot <"$RUN/pid"
@@ -82,7 +82,7 @@ state() {
   fi
 }
 
-start() { # ARGUMENT...: those of train
+start() { # ARGUMENT...: as for train
   if alive; then
     say 'already running'
     return
@@ -93,7 +93,8 @@ start() { # ARGUMENT...: those of train
   fi
   mkdir -p "$RUN"
   rm -f "$RUN/exit"
-  # Its own session: the end of the ssh connection does not reach it, a shutdown does.
+  # In its own session, training survives the end of the ssh connection but receives SIGTERM at
+  # shutdown.
   nohup setsid bash "$HERE/tpu_worker.sh" train "$@" >>"$RUN/log" 2>&1 </dev/null &
   echo "$! $(cat /proc/sys/kernel/random/boot_id)" >"$RUN/pid"
 }
@@ -108,7 +109,7 @@ train() {
   done
   local path=${OPT_WORKDIR#gs://}
   [ "$status" -ne 0 ] || mount_bucket "${path%%/*}" || status=$?
-  # A single host, too: without jax.distributed there is no notice of a preemption.
+  # Also on a single host, because jax.distributed provides the notice of a preemption.
   local command=(env MMRL_DISTRIBUTED=auto "$VENV/bin/python" -u -m mmrl.main
     "--config=$OPT_CONFIG" "--workdir=$MOUNTS/$path"
     ${TRAIN_ARGUMENTS[@]+"${TRAIN_ARGUMENTS[@]}"})

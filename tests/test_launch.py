@@ -1,4 +1,4 @@
-"""The launchers in launch/, run against stand-ins that record every call; TPU in its own file."""
+"""The launchers in launch/ with stub commands that record every call; TPU in test_launch_tpu.py."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_slurm_hands_sigterm_on_and_secrets_over_in_the_environment(stubs: Stubs
     secrets = stubs.folder / "secrets"
     secrets.write_text(f"# comment\nTOKEN={SECRET}\n")
     command = f"bash launch/slurm.sbatch {SLURM} --env-file={secrets} --container=pyxis --image=i"
-    assert stubs.run(command).stderr.endswith("others can read it; expected chmod 600\n")
+    assert stubs.run(command).stderr.endswith("other users can read it; expected chmod 600\n")
     secrets.chmod(0o600)
     shows = f"print(os.environ['TOKEN'], {SECRET!r} in str(sys.argv), flush=True); {WAITS}"
     with launched(stubs, command, [shows], {"SLURM_JOB_ID": "7"}) as process:

@@ -1,4 +1,4 @@
-"""launch/tpu.sh and what it calls on the workers, against stand-ins for gcloud."""
+"""launch/tpu.sh and launch/tpu_worker.sh, run with a stub of gcloud."""
 
 import json
 import re
@@ -95,8 +95,8 @@ def test_tpu_that_stays_only_restarts_training(stubs: Stubs, state: str) -> None
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (["", 0], "expected a bucket made with --enable-hierarchical-namespace"),
-        (["", 1], "cannot look at gs://bucket; see above"),
+        (["", 0], "expected a bucket created with --enable-hierarchical-namespace"),
+        (["", 1], "cannot read the properties of gs://bucket; see above"),
     ],
 )
 def test_tpu_refuses_buckets_that_cannot_rename_folders(
