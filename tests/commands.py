@@ -1,4 +1,4 @@
-"""Commands as tests give them: arguments, and runs in the process of the test."""
+"""Helpers for tests of commands: arguments, and runs in the process of the test."""
 
 import runpy
 import sys
@@ -47,7 +47,7 @@ def run_here(module, *arguments):
 
 
 def refusal(capsys, module, *arguments):
-    """Runs python -m MODULE ARGUMENTS in this process; returns the one line that it ends with."""
+    """Runs python -m MODULE ARGUMENTS in this process and returns its one line of error."""
     code = run_here(module, *arguments)
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

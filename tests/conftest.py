@@ -1,4 +1,4 @@
-"""Shared by all tests: float32 exactness, strict promotion, flags that count as parsed."""
+"""Settings of all tests: exact float32 products, strict dtype promotion, parsed flags."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real files; the test skips where there is none."""
+    """The folder of real files; skips the test if there is none."""
     folder = Path(os.environ.get("MMRL_REAL_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MMRL_REAL_DATA")
@@ -41,7 +41,7 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No dtype changes by itself in our mathematics; optax's Adam relies on promotion inside."""
+    """Refuses implicit dtype promotion, except in tests of optax, whose Adam relies on it."""
     standard = request.node.get_closest_marker("optax") is not None
     with jax.numpy_dtype_promotion("standard" if standard else "strict"):
         yield

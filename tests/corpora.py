@@ -1,4 +1,4 @@
-"""A tiny valid corpus of every source, to be damaged.
+"""A tiny valid corpus of every source, for tests that damage it.
 
 `CORPORA` maps the name of a source to a function that writes the corpus into an empty folder and
 returns the options of the constructor; of these, `path` is relative to the folder, and `source`
@@ -18,7 +18,7 @@ CORPORA: dict[str, Callable[[Path], Options]] = {}
 
 
 def corpus(write: Callable[[Path], Options]) -> Callable[[Path], Options]:
-    """Enters a function under its own name, that of the source."""
+    """Registers a function in CORPORA under its name, which is that of the source."""
     CORPORA[write.__name__] = write
     return write
 

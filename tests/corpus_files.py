@@ -1,4 +1,4 @@
-"""Writes the synthetic files that corpora are made of, and checks what all sources promise."""
+"""Writes the synthetic files of corpora, and checks the properties that all sources share."""
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ def write_lines(path: Path, *lines: str) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table, gzipped if its name ends in .gz."""
+    """Writes a table, gzipped if its name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "wt", encoding="utf-8", newline="") as file:
@@ -68,7 +68,7 @@ def records_of(source: Source) -> dict[str, Record]:
 
 
 def without_loaders(source: Source) -> list[tuple]:
-    """What of the records can be compared with ==."""
+    """The records without their loaders, which cannot be compared."""
     kept = []
     for at in range(len(source)):
         fields = dict(vars(source[at]))

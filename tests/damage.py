@@ -1,4 +1,4 @@
-"""Ways to damage the files of a corpus, each chosen by numbers, so that a case can be told again.
+"""Ways to damage the files of a corpus. Numbers choose the damage, so that a case is reproducible.
 
 A `Damage` names an operation; `file` chooses among the files of the corpus, `first` and `second`
 places in it, `value` what is put there. All wrap around: any numbers make a case.
@@ -122,7 +122,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], Change]] = {}  # name -> suffixes i
 
 
 def operation(*suffixes: str) -> Callable[[Change], Change]:
-    """Enters an operation under its name; it is for files of these suffixes, or for any."""
+    """Registers an operation, for files with the given suffixes or for all files."""
 
     def enter(change: Change) -> Change:
         OPERATIONS[change.__name__] = suffixes, change
@@ -132,7 +132,7 @@ def operation(*suffixes: str) -> Callable[[Change], Change]:
 
 
 def apply(folder: Path, outside: Path, damage: Damage) -> None:
-    """Damages one of the files of a corpus, or what stands in its place by now."""
+    """Damages one of the files of a corpus, which may already be damaged."""
     suffixes, change = OPERATIONS[damage.operation]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     files = [path for path in files if not suffixes or path.suffix in suffixes]
@@ -268,7 +268,7 @@ _BOMB: list[bytes] = []
 
 
 def _edit(at: Place, change: Callable[[list[list[str]]], None]) -> None:
-    """Changes the cells of a delimited text; bytes survive whatever they are."""
+    """Changes the cells of a delimited text. Bytes that are not text are preserved."""
     text = at.path.read_bytes().decode("utf-8", "surrogateescape")
     delimiter = "\t" if text.count("\t") > text.count(",") else ","
     try:
@@ -297,7 +297,7 @@ def cell(at: Place) -> None:
 
 @operation(".csv", ".tsv", ".txt", ".jsonl")
 def column(at: Place) -> None:
-    """One column all hostile, gone, swapped with another, doubled, or renamed."""
+    """Fills a column with hostile values, or removes, swaps, duplicates or renames it."""
 
     def change(rows: list[list[str]]) -> None:
         width = len(rows[0])
@@ -320,7 +320,7 @@ def column(at: Place) -> None:
 
 @operation(".csv", ".tsv", ".txt", ".jsonl")
 def row(at: Place) -> None:
-    """A row doubled, moved, shortened, lengthened, or repeated a few hundred times."""
+    """Duplicates, moves, shortens or extends a row, or repeats it a few hundred times."""
 
     def change(rows: list[list[str]]) -> None:
         chosen = rows[at.first % len(rows)]
@@ -341,7 +341,7 @@ def row(at: Place) -> None:
 
 @operation(".json", ".jsonl")
 def json_value(at: Place) -> None:
-    """One value of a JSON text or of one line of JSON replaced, its key kept."""
+    """Replaces one value of a JSON text, or of one line of JSON."""
     text = at.path.read_bytes().decode("utf-8", "replace")
     whole = at.path.suffix == ".json"
     pieces = [text] if whole else text.splitlines()

@@ -1,4 +1,4 @@
-"""Damage to images, archives and XML that bytes changed at random would not reach.
+"""Damage to images, archives and XML that random changes of bytes would not produce.
 
 Each keeps the container whole, with right checksums, and lies in one place of it.
 """
@@ -17,7 +17,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG of chunks with right checksums, whatever they hold."""
+    """A PNG of arbitrary chunks with correct checksums."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     return _PNG + b"".join(
@@ -28,7 +28,7 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0
 
 @operation(".png", ".jpg", ".jpeg")
 def image_size(at: Place) -> None:
-    """Another size in the header: none, more than fits, more than there is."""
+    """Changes the size in the header: zero, too large, or more than the data."""
     width, height = SIZES[at.value % len(SIZES)]
     data = bytearray(at.path.read_bytes())
     frame = data.find(b"\xff\xc0")
@@ -41,7 +41,7 @@ def image_size(at: Place) -> None:
 
 @operation(".png", ".jpg", ".jpeg")
 def image_mode(at: Place) -> None:
-    """A whole image of another mode, format or size, under the same name."""
+    """Replaces an image by a valid one of another mode, format or size."""
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     wide = np.zeros((2, 9000), np.uint8)
     images = (
@@ -62,7 +62,7 @@ def image_mode(at: Place) -> None:
 
 @operation(".dcm", ".dicom")
 def dicom_element(at: Place) -> None:
-    """One element of a header with another value, gone, or of another kind."""
+    """Changes, removes or retypes one element of a DICOM header."""
     data = bytearray(at.path.read_bytes())
     # Explicit little endian: group, element, two letters for the kind, two bytes of length.
     places = [
@@ -89,7 +89,7 @@ def dicom_element(at: Place) -> None:
 
 @operation(".xml")
 def xml_entity(at: Place) -> None:
-    """Entities that grow or reach for other files, elements without end, no characters."""
+    """XML with expanding or external entities, unclosed elements, or invalid characters."""
     text = at.path.read_bytes().decode("utf-8", "replace")
     start = text.find("?>") + 2 if "?>" in text else 0
     grow = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
@@ -108,14 +108,14 @@ def xml_entity(at: Place) -> None:
 
 
 def _header(shape: tuple[int, ...], kind: str) -> bytes:
-    """The head of an .npy file, version 1.0."""
+    """The header of an .npy file, version 1.0."""
     text = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
 @operation(".npz")
 def archive_member(at: Place) -> None:
-    """A member gone, doubled, of hostile name or head, of pickles, or of more than it holds."""
+    """Removes, duplicates or pickles a member, or gives it a hostile name, header or size."""
     try:
         with zipfile.ZipFile(at.path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}

@@ -1,4 +1,4 @@
-"""DICOM files for tests: written by pydicom, or by the few lines of encoder it lacks."""
+"""DICOM files for tests, written by pydicom or, for lossless JPEG, by an encoder in this module."""
 
 import io
 from typing import Any
@@ -41,7 +41,7 @@ def dataset(pixels: np.ndarray, stored: int, **fields: Any) -> FileDataset:
 
 
 def write(ds: FileDataset, syntax: str = uid.ExplicitVRLittleEndian) -> bytes:
-    """Returns the file; `syntax` says how, for pixel data already in its form."""
+    """Returns the bytes of the file; pixel data must already be encoded for `syntax`."""
     ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
     file = io.BytesIO()
     dcmwrite(file, ds, enforce_file_format=True)
@@ -99,7 +99,7 @@ def lossless_jpeg(pixels: np.ndarray, bits: int, predictor: int = 1) -> bytes:
 
 
 def ramp(bits: int, height: int = 36, width: int = 40, dtype: Any = None) -> np.ndarray:
-    """Smooth rows with some noise that reach both ends of `bits`."""
+    """Smooth rows with some noise, covering the whole range of `bits`."""
     noise = np.random.default_rng(1).normal(0, 2**bits / 40, (height, width))
     y, x = np.mgrid[:height, :width]
     values = (2**bits - 1) * (x + y) / (height + width - 2) + noise
@@ -109,7 +109,7 @@ def ramp(bits: int, height: int = 36, width: int = 40, dtype: Any = None) -> np.
 
 
 def samples() -> dict[str, Sample]:
-    """One file of every transfer syntax, with the stored values that it holds."""
+    """One file of every transfer syntax, with its stored values."""
     twelve, eight, deep = ramp(12), ramp(8), ramp(16)
     plain = dataset(twelve, 12)
     found: dict[str, Sample] = {

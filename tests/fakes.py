@@ -1,4 +1,4 @@
-"""Held-out data and encoders whose right answer is known, for tests of evaluators."""
+"""Held-out data and encoders with known results, for tests of evaluators."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ class FakeData:
 
 @dataclasses.dataclass
 class FakePredict:
-    """Encodes by two functions: of an id and of a text."""
+    """Encodes with two functions: one of the id, one of the text."""
 
     image_of: object
     text_of: object
@@ -50,18 +50,18 @@ class FakePredict:
 
 
 def code(text, width=32):
-    """A random direction that depends on the text alone."""
+    """A random direction that depends only on the text."""
     return statistics.generator(0, text).normal(size=width).astype(np.float32)
 
 
 def informed(data):
-    """Knows which report belongs to which image, and nothing else."""
+    """Embeddings that match each image with its report and carry no other information."""
     report = dict(zip(data.ids, data.texts, strict=True))
     return FakePredict(lambda i: code(report[i]), code)
 
 
 def constant():
-    """Encodes everything alike, up to rounding."""
+    """Embeddings that are all equal, up to rounding."""
 
     def noise(name):
         return np.float32(1) + np.float32(1e-7) * np.sign(code(name))
@@ -77,7 +77,7 @@ _CLASSES = (
 
 
 def reports(count, words=12):
-    """Words in random order, of every class that kinds of perturbation tell apart."""
+    """Random words of all classes that the kinds of perturbation distinguish."""
     rng = np.random.default_rng(0)
     each = words // len(_CLASSES)
     drawn = [[rng.choice(c.split(), each, replace=False) for c in _CLASSES] for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Reads damaged corpora in a process of its own, of little memory, and says what came of it.
+"""Reads damaged corpora in a separate process with little memory, and reports the outcome.
 
 One case per line of standard input: JSON with source, options, and output where the corpus
 is to be prepared too. One answer per line of standard output: JSON with outcome ("refused",
@@ -30,7 +30,7 @@ SECRET_LEVEL = 251  # of the image outside the corpus
 
 
 class BrokenError(Exception):
-    """A source did what none may do."""
+    """A source violated its contract."""
 
 
 def demand(true: Any, what: str) -> None:
@@ -111,7 +111,7 @@ def check_record(record: Any, source: str) -> None:
 
 
 def main() -> None:
-    """Answers until the input ends."""
+    """Processes cases until the input ends."""
     memory = int(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no answer

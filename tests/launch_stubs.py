@@ -1,4 +1,4 @@
-"""Stand-ins for gcloud, kubectl, Slurm and python that record how the launchers call them."""
+"""Stubs of gcloud, kubectl, Slurm and python that record the calls of the launchers."""
 
 import fcntl
 import json
@@ -53,7 +53,7 @@ WAITS = "signal.signal(15, saved); print('ready', flush=True); time.sleep(30)"
 
 
 class Stubs:
-    """Executables first on PATH, and what they were called with."""
+    """Stub executables, first on PATH, and their recorded calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,7 +105,7 @@ def lines(text: str) -> list[list[str]]:
 def launched(
     stubs: Stubs, command: str, behaviours: Sequence[str], extra: dict[str, str] | None = None
 ) -> Any:
-    """A launcher that is still running, its processes behaving as told."""
+    """A running launcher whose processes execute the given code."""
     environment = stubs.environment({"BEHAVIOUR": json.dumps(behaviours), **(extra or {})})
     pipe = subprocess.PIPE
     # What is ignored here, as in a shell's background, the launcher could not trap.

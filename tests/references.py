@@ -1,4 +1,4 @@
-"""Objectives written a second time, with loops and float64, straight from the formulas."""
+"""Reference implementations of the objectives: loops in float64 that follow the formulas."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def logsumexp(x):
 
 
 def two_way(logits, group=None):
-    """Rows and columns of a square matrix, each against its diagonal."""
+    """Mean cross-entropy of the rows and columns of a matrix, with the diagonal as target."""
     n = len(logits)
     group = np.arange(n) if group is None else np.asarray(group)
     total = 0.0
@@ -30,7 +30,7 @@ def contrastive(image, text, scale, group=None):
 
 
 def similarity(words, mask, regions, temperatures=(4.0, 5.0, 10.0)):
-    """GLoRIA, one pair at a time, with the context vectors written out."""
+    """GLoRIA, one pair at a time, with explicit context vectors."""
     first, second, third = temperatures
     out = np.zeros((len(regions), len(words)))
     for i, image in enumerate(regions):

@@ -1,4 +1,4 @@
-"""Where every parameter of the shipped configs lives on a mesh, as text to compare with.
+"""The sharding of every parameter of the shipped configs, as text that tests compare with.
 
     python -m tests.specs
 
@@ -22,24 +22,24 @@ AXES = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 def shipped() -> list[Path]:
-    """Every config file of the repository."""
+    """All config files of the repository."""
     return sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "__init__")
 
 
 def golden(config: Path) -> Path:
-    """The text that belongs to a config file."""
+    """The golden file of a config file."""
     return GOLDEN / ("_".join(config.relative_to(ROOT / "configs").with_suffix("").parts) + ".txt")
 
 
 @functools.cache
 def layout(config: Path) -> learner.Layout:
-    """What the config trains, on a mesh with all axes; with as many pieces as it asks for."""
+    """The layout of a config on a mesh with all axes."""
     chosen = runpy.run_path(str(config))["get_config"]()
     return learner.layout(chosen, chosen.data.vocab_size, sharding.make_mesh(AXES))
 
 
 def listing(config: Path) -> str:
-    """A line per parameter: path, shape, spec. Blocks that are alike share one, with a count."""
+    """One line per parameter: path, shape, spec. Equal blocks share a line with their number."""
     found: collections.Counter[tuple[str, str, str]] = collections.Counter()
     placed = layout(config)
     for path, array in jax.tree_util.tree_leaves_with_path((placed.params, placed.variables)):
@@ -59,7 +59,7 @@ def listing(config: Path) -> str:
 
 
 def main() -> None:
-    """Writes all of them, and removes those of configs that are gone."""
+    """Writes all golden files, and removes those without a config."""
     GOLDEN.mkdir(exist_ok=True)
     for stale in set(GOLDEN.glob("*.txt")) - {golden(config) for config in shipped()}:
         stale.unlink()

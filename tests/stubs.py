@@ -1,4 +1,4 @@
-"""Parts that compile in no time, known to configs by name, and states nothing computed."""
+"""Stub encoders and objectives that compile fast, and training states made without compilation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ WIDTH = 32
 
 
 class Stub(nnx.Module):
-    """An encoder that compiles in no time: dense layers per region or word, sharded as usual."""
+    """An encoder that compiles fast: dense layers per region or word, sharded as usual."""
 
     grid = (4, 4)
 
@@ -48,7 +48,7 @@ class Stub(nnx.Module):
         return Features(pooled=x.mean(axis=1), local=x, mask=mask)
 
     def candidates(self, tokens, mask, *, words, train=False, rngs=None):
-        """As of the text encoder: C texts for each report, words of the first."""
+        """As in the text encoder: C texts per report, word features of the first."""
         flat = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
         features = self(*flat, train=train, rngs=rngs)
         pooled = features.pooled.reshape(*tokens.shape[:2], -1)
@@ -57,7 +57,7 @@ class Stub(nnx.Module):
 
 
 class Memory(Objective):
-    """An objective with state: the mean text of the last batch, and a count of updates."""
+    """An objective with state: the mean text embedding of a batch, and the number of updates."""
 
     needs = ("image.embedding", "text.embedding")
 
@@ -76,7 +76,7 @@ class Memory(Objective):
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """Makes both known by name, as a file of their own would."""
+    """Makes the stubs available by name in configs."""
     known: dict[str, Any] = {"stub": Stub, "memory": Memory}
     real = build.find
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def registered() -> Iterator[None]:
 
 
 def start(step: TrainStep) -> State:
-    """Random parameters, the same on every mesh, and zeros, without compiling an initialiser."""
+    """Random parameters, equal on every mesh, and zeros elsewhere; compiles no initialiser."""
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.abstract)
     state["params"] = jax.tree.map(

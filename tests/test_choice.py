@@ -1,4 +1,4 @@
-"""Perturbed-report choice: its frozen questions, its blind rows, and the text-only judge."""
+"""Choice among perturbed reports: frozen questions, blind accuracies, text-only model."""
 
 import collections
 import itertools
@@ -20,7 +20,7 @@ CHOICES = ("authors-5way@1", "order-10way@1")
 
 
 def chest_reports(count, seed=0):
-    """Reports with sides, degrees, zones and denials, so that every clinical kind has work."""
+    """Reports with sides, degrees, zones and negations, to which all clinical kinds apply."""
     rng = np.random.default_rng(seed)
 
     def pick(*options):
@@ -37,7 +37,7 @@ def chest_reports(count, seed=0):
 
 
 def informed_nouns(text):
-    """Embeds the set of tagged words, blind to order."""
+    """Embeds the set of tagged words, without their order."""
     return sum(code(key) for key in sorted(perturb.parse(text).keys))
 
 

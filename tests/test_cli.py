@@ -1,4 +1,4 @@
-"""The commands as a user runs them, each in a process of its own, on the shipped smoke config."""
+"""The commands in separate processes, with the shipped smoke config."""
 
 import functools
 import json

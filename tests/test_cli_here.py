@@ -83,7 +83,7 @@ def on_table(path, workdir):
 
 @pytest.fixture(scope="module")
 def on_spoiled_table(tiny, tmp_path_factory):
-    """A run on a table with one unreadable image, which is tolerated, and what it printed."""
+    """A run on a table with one unreadable image, and its output."""
     folder = tmp_path_factory.mktemp("table")
     path = write_pairs(folder)
     corrupt(path)

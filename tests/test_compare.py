@@ -1,4 +1,4 @@
-"""The comparison's arithmetic and pages, on results made up here."""
+"""Tables and figures of `benchmarks.compare`, on invented results."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Config: every shipped one is valid, nothing misspelt passes, resuming guards the experiment."""
+"""Configs: shipped ones are valid, misspelt keys are refused, resuming checks the experiment."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Several processes as one run: settings, roll call, and two real processes of four devices."""
+"""Runs of several processes: settings, roll call, and two processes with four devices each."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def free_port():
 
 
 def finish(processes, code):
-    """(stdout, stderr) of each, once all ended as expected."""
+    """(stdout, stderr) of each process, after checking exit statuses."""
     try:
         printed = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -116,7 +116,7 @@ def test_commands_that_are_always_one_process_say_so(no_cluster):
 
 
 def call(*processes, count=None, timeout=20.0, port=None):
-    """Each of `processes` calls in from a thread; its answer or error by place in the list."""
+    """Runs the roll call of each process in a thread; returns their results or errors."""
     address, answers = f"127.0.0.1:{port or free_port()}", {}
 
     def one(place, process, expected):
@@ -306,21 +306,21 @@ def train_here(folder, workdir):
 
 
 def read_lines(workdir, kind="train"):
-    """Step -> figures."""
+    """Step -> logged values."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line.pop("step"): line for line in lines if line.pop("kind") == kind}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
-    """The figures of one process with eight devices."""
+    """The logged values of one process with eight devices."""
     train_here(folder, folder / "whole")
     return folder / "whole"
 
 
 @pytest.fixture(scope="module")
 def preempted(folder):
-    """Two processes, of which the second got SIGTERM: (workdir, saved step).
+    """Two processes, of which the second received SIGTERM: (workdir, saved step).
 
     They evaluate after each step, so that a step takes longer than it does to pass the word on.
     """
@@ -342,7 +342,7 @@ def preempted(folder):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(uninterrupted, preempted):
-    """All objectives, dropout, fully sharded: every figure of every step to 1e-5 relative."""
+    """All objectives, dropout, FSDP: every logged value agrees to 1e-5, relative."""
     workdir, step = preempted
     one, two = read_lines(uninterrupted), read_lines(workdir)
     assert list(two) == list(range(1, step + 1))

@@ -1,4 +1,4 @@
-"""The pair model: what it delivers, how often it encodes, and what its numbers mean."""
+"""The dual encoder: its outputs, how often it encodes, and the properties of its embeddings."""
 
 import functools
 from typing import Any
@@ -50,7 +50,7 @@ def build(dtype: Any = jnp.float32, **options: Any) -> DualEncoder:
 
 @functools.cache
 def params() -> dict[str, Any]:
-    """Random parameters of the default model, the same for every test and dtype."""
+    """Random parameters of the default model, equal for every test and dtype."""
     rng = np.random.default_rng(0)
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build)))
     return jax.tree.map(
@@ -115,7 +115,7 @@ def test_provides_is_exact():
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
-    """Records (encoder, input shape) of every pass from here on."""
+    """Records (encoder, input shape) of every pass."""
     calls: list[tuple[str, tuple[int, ...]]] = []
     for owner, method in ((Vit, "__call__"), (Transformer, "_embed")):
         original = getattr(owner, method)

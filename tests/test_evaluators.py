@@ -1,4 +1,4 @@
-"""Evaluators against encoders whose answer is known, and their statistics against closed forms."""
+"""Evaluators with encoders of known results, and their statistics in closed form."""
 
 import itertools
 import json

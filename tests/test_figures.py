@@ -125,7 +125,7 @@ def test_figures_without_anything_to_draw_say_why(tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """Collects tags, addresses and text; checks that tags are closed in order."""
+    """Collects tags, links and text; checks that tags are closed in order."""
 
     def __init__(self, page):
         super().__init__()

@@ -1,4 +1,4 @@
-"""FLOPs counted from the traced program: closed forms, and XLA's own count where it is right."""
+"""FLOPs of traced programs, compared with closed forms and with XLA's cost analysis."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_kernels_count_once_for_each_program():
 
 
 def forward(config):
-    """The loss as a function, and abstract arguments for it."""
+    """The loss as a function, with abstract arguments."""
     (real,) = toys.batches(config)
     batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in real.items()}
     step = TrainStep(config, toys.tokenizer().vocab_size, toys.one_device(), batch)

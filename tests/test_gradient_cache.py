@@ -1,4 +1,4 @@
-"""Gradient caching: the one-shot step's loss, gradients and state, in the memory of a part."""
+"""Gradient caching gives the loss, gradients and state of the whole batch with less memory."""
 
 import functools
 
@@ -15,7 +15,8 @@ from mmrl.training import learner
 from mmrl.training.step import TrainStep
 from mmrl.types import InputError
 from tests import stubs, toys
-from tests.test_step import ALL, GLOBAL, assert_trees_close
+from tests.arrays import assert_close
+from tests.test_step import ALL, GLOBAL
 
 pytestmark = pytest.mark.optax
 
@@ -74,7 +75,7 @@ def shipped_start():
 
 
 def state_of(step):
-    """The same start on every mesh, without compiling an initialiser for each."""
+    """The same initial state on every mesh, without compiling an initialiser for each."""
     if step.config.model.image.name == "stub":
         return stubs.start(step)
     return jax.device_put(shipped_start(), step.shardings)
@@ -102,21 +103,21 @@ def one_shot(stub):
     ],
 )
 def test_loss_and_gradients_equal_the_one_shot_step(count, axes):
-    """All four objectives together; float32, 1e-5 relative to each leaf's largest entry."""
+    """All four objectives; float32, 1e-5 relative to the largest entry of each leaf."""
     loss, found = gradients(config(count), axes)
     np.testing.assert_allclose(loss, one_shot(stub=True)[0], rtol=1e-5)
-    assert_trees_close(one_shot(stub=True)[1], found, 1e-5)
+    assert_close(found, one_shot(stub=True)[1], floor=1e-3)
 
 
 @pytest.mark.exhaustive
 def test_the_shipped_encoders_on_a_mesh_equal_one_shot_on_one_device():
     loss, found = gradients(config(4, stub=False), (2, 2, 2))
     np.testing.assert_allclose(loss, one_shot(stub=False)[0], rtol=1e-5)
-    assert_trees_close(one_shot(stub=False)[1], found, 1e-5)
+    assert_close(found, one_shot(stub=False)[1], floor=1e-3)
 
 
 def test_both_encodings_of_a_micro_batch_drop_the_same_units():
-    """Against plain autodiff through one graph of all micro-batches, with the keys as stated."""
+    """Compared with autodiff of all micro-batches at once, with the same dropout keys."""
     chosen = config(4, dropout=0.5)
     chosen.objectives = GLOBAL
     step, batch = make(chosen), batch_of(chosen)
@@ -138,14 +139,14 @@ def test_both_encodings_of_a_micro_batch_drop_the_same_units():
     loss, expected = reference(state["params"])
     found = step.loss_and_gradients(state, place(step, batch))
     np.testing.assert_allclose(found[0], loss, rtol=1e-5)
-    assert_trees_close(expected, found[1], 1e-5)
+    assert_close(found[1], expected, floor=1e-3)
     whole = config(1)
     whole.objectives = GLOBAL
     assert abs(float(loss) - float(gradients(whole)[0])) > 1e-3
 
 
 def test_steps_leave_the_state_of_one_shot_steps():
-    """Parameters, metrics, temperatures, and an objective's own variables, after two updates."""
+    """Parameters, metrics, temperatures and the variables of an objective, after two updates."""
     results = {}
     for count in (1, 4):
         chosen = config(count)
@@ -157,7 +158,7 @@ def test_steps_leave_the_state_of_one_shot_steps():
         results[count] = jax.device_get(state)
     assert results[4].keys() == results[1].keys()
     for part in ("step", "params", "variables", "metrics", "nonfinite_step"):
-        assert_trees_close(results[1][part], results[4][part], 1e-5)
+        assert_close(results[4][part], results[1][part], floor=1e-3)
     memory = results[4]["variables"]["objectives"]["memory"]
     assert memory["updates"] == 2 and np.abs(memory["mean"]).max() > 0.01
     scale = results[4]["params"]["objectives"]["global_contrastive"]["logit_scale"]["log"]
@@ -165,7 +166,7 @@ def test_steps_leave_the_state_of_one_shot_steps():
 
 
 def test_temporaries_fall_with_the_number_of_micro_batches():
-    """Compiled, not run: with B fixed, what the encoders keep for the backward pass shrinks."""
+    """With fixed B, the memory that the encoders keep for the backward pass shrinks."""
     temporaries = []
     for count in (1, 2, 8):
         chosen = config(count, depth=6)
@@ -236,6 +237,6 @@ def test_settings_without_meaning_are_refused_in_one_line(changes, expected):
 
 
 def test_a_run_may_go_on_with_another_number_of_micro_batches():
-    """As with another mesh: the experiment stays the same, only the memory changes."""
+    """The number of micro-batches is not part of the experiment, nor is the mesh."""
     old, new = configs.plain(toys.config()), configs.plain(toys.config(gradient_cache=4))
     assert configs.check_resumable(old, new) == {"gradient_cache": (1, 4)}

@@ -1,4 +1,4 @@
-"""Compiled programs read right: collectives, loops, memory traffic; rooflines in closed form."""
+"""Parsing of compiled programs: collectives, loops, memory traffic; and the roofline."""
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def compiled(function, *specs, shapes):
 
 
 def test_collectives_of_a_compiled_program():
-    """The product of a split contraction is one all-reduce; here inside a scan of five rounds."""
+    """A product over a sharded axis needs one all-reduce; here in a scan of five iterations."""
 
     program = compiled(lambda x, w: x @ w, P(None, "data"), P("data"), shapes=[(16, 64), (64, 24)])
     assert traffic.collectives(program, 8) == {
@@ -189,7 +189,7 @@ def test_roofline_in_closed_form():
 
 
 def test_fsdp_moves_parameters_not_activations():
-    """Left alone, the compiler divides activations by features and sends 32 times the parameters.
+    """Without constraints the compiler shards activations by features and sends much more.
 
     A gather each in the forward and the backward pass, and an all-reduce of the gradients, which
     on a CPU replaces a reduce-scatter: up to 4 times, and little else.

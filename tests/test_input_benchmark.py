@@ -1,4 +1,4 @@
-"""The input benchmark tells the rate of each stage and of the whole."""
+"""The input benchmark: rates of all stages and of the pipeline."""
 
 import argparse
 import dataclasses

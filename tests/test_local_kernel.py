@@ -1,4 +1,4 @@
-"""The fused word-region kernel: interpreted here, compiled for TPUs that need not be here."""
+"""The fused word-region kernel: results when interpreted, and compilation for TPU."""
 
 import functools
 import importlib.util
@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import local_loss
-from mmrl.devices import sharding
 from mmrl.objectives import local_contrastive, local_kernel
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
 from mmrl.planning import topology
 from mmrl.types import InputError
+from tests.arrays import assert_close, on_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -25,7 +25,7 @@ SETTING = {"temperatures": (4.0, 5.0, 10.0), "dtype": jnp.dtype("float32")}
 
 
 def make_inputs(images, captions, words, regions, width):
-    """Captions of 1 to W words, one without any, one with gaps."""
+    """Captions of 1 to W words, one without words and one with gaps."""
     rng = np.random.default_rng(0)
     mask = np.arange(words)[None] < rng.integers(1, words + 1, size=captions)[:, None]
     mask[1], mask[2] = False, np.arange(words) % 3 == 1
@@ -36,18 +36,12 @@ def make_inputs(images, captions, words, regions, width):
     )
 
 
-def assert_same(got, expected, tolerance=1e-5):
-    """Relative to the largest entry of each array."""
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
 @pytest.mark.parametrize(
     ("images", "captions", "words", "regions", "width"),
     [(2, 19, 40, 140, 130), (1, 3, 16, 128, 8)],
 )
 def test_the_kernel_computes_what_the_tile_does(images, captions, words, regions, width):
-    """Three blocks and one, much and nothing to fill up, with gradients by all that goes in."""
+    """Values and gradients, with three blocks and with one, with and without padding."""
     words, mask, regions = make_inputs(images, captions, words, regions, width)
     slope = np.random.default_rng(1).normal(size=(images, captions)).astype(np.float32)
 
@@ -62,7 +56,7 @@ def test_the_kernel_computes_what_the_tile_does(images, captions, words, regions
 
     kernel = functools.partial(local_kernel.similarity, regions=regions.shape[1])
     got = gradients(kernel, local_kernel.prepare)
-    assert_same(got, gradients(local_contrastive._tile, local_contrastive._prepare))
+    assert_close(got, gradients(local_contrastive._tile, local_contrastive._prepare))
     np.testing.assert_array_equal(got[0][:, 1], 0.0)
     np.testing.assert_array_equal(got[1][1][~mask], 0.0)
 
@@ -85,7 +79,7 @@ def test_vectors_of_zeros_have_finite_gradients():
     words[0], regions[1] = 0.0, 0.0
     group = np.arange(3, dtype=np.int32)
     got = loss_and_gradients(words, mask, regions, group, tile="kernel")
-    assert_same(got, loss_and_gradients(words, mask, regions, group, implementation="dense"))
+    assert_close(got, loss_and_gradients(words, mask, regions, group, implementation="dense"))
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +89,15 @@ def dense(batch):
 
 
 def test_the_loss_in_tiles_is_the_dense_one(batch, dense):
-    """16 pairs in tiles of 6, the last of which overlaps, the captions cut to 8 or 12 words."""
+    """16 pairs in tiles of 6, of which the last overlaps; captions are cut to 8 or 12 words."""
     got = loss_and_gradients(*batch, implementation="chunked", chunk_size=6, tile="kernel")
-    assert_same(got, dense)
+    assert_close(got, dense)
 
 
 def test_the_ring_on_eight_devices_is_the_dense_loss(batch, dense):
-    mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, (2, 2, 2), strict=True)))
-    spread = jax.device_put(batch, sharding.batch_sharding(mesh))
+    (spread,) = on_mesh((2, 2, 2), batch)
     got = loss_and_gradients(*spread, implementation="ring", tile="kernel")
-    assert_same(got, dense)
+    assert_close(got, dense)
 
 
 def test_bfloat16_costs_no_more_than_its_own_rounding(batch, dense):
@@ -112,8 +105,8 @@ def test_bfloat16_costs_no_more_than_its_own_rounding(batch, dense):
     narrow = (words.astype(jnp.bfloat16), mask, regions.astype(jnp.bfloat16), group)
     got, slopes = loss_and_gradients(*narrow, tile="kernel")
     assert {x.dtype for x in slopes} == {jnp.dtype(jnp.bfloat16)}
-    assert_same(got, dense[0], 1e-2)
-    assert_same([np.float32(x) for x in slopes], dense[1], 3e-2)
+    assert_close(got, dense[0], 1e-2)
+    assert_close(slopes, dense[1], 3e-2)
 
 
 def test_tiles_fit_what_a_core_holds():
@@ -147,8 +140,7 @@ def test_what_the_kernel_cannot_do_is_refused(monkeypatch, batch):
         LocalContrastive(tile="kernel", implementation="dense")
     with pytest.raises(InputError, match=r"up to 40, got 50"):
         LocalContrastive(tile="kernel", temperatures=(50.0, 5.0, 10.0))
-    mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, (8, 1, 1), strict=True)))
-    spread = jax.device_put(batch, sharding.batch_sharding(mesh))
+    (spread,) = on_mesh((8, 1, 1), batch)
     with pytest.raises(InputError, match="on 8 devices needs implementation='ring'"):
         loss_and_gradients(*spread, implementation="chunked", tile="kernel")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -159,7 +151,7 @@ def test_what_the_kernel_cannot_do_is_refused(monkeypatch, batch):
 @pytest.mark.slow
 @needs_libtpu
 def test_the_ring_compiles_for_tpu():
-    """Value and gradients; 196 regions fill no register of lanes."""
+    """Loss and gradients; 196 regions are not a multiple of the lanes of a register."""
     mesh = Mesh(np.array(topology.find("v5e:2x2").devices), ("data",))
     spread = NamedSharding(mesh, P("data"))
     shapes = [

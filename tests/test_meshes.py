@@ -1,4 +1,4 @@
-"""Meshes over slices and nodes: who stands where, what is refused, what old configs mean."""
+"""Meshes over slices and nodes: the place of each device, and refused sizes."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from tests import toys
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """As much of a device as the layout of a mesh reads."""
+    """The attributes of a device that determine its place in a mesh."""
 
     id: int
     process_index: int = 0
@@ -29,12 +29,12 @@ class Sliced(Device):
 
 
 def nodes(processes, each, **more):
-    """`processes` with so many devices each."""
+    """`processes` processes with `count` devices each."""
     return [Device(i, i // each, **more) for i in range(processes * each)]
 
 
 def slices(count, each, hosts=1, platform="tpu"):
-    """Slices of so many devices, their hosts numbered through, kinds without a known torus."""
+    """Slices of devices whose kind has no known torus; hosts are numbered over all slices."""
     return [
         Sliced(i, i * hosts // each, platform, "unknown", i // each) for i in range(count * each)
     ]
@@ -42,7 +42,7 @@ def slices(count, each, hosts=1, platform="tpu"):
 
 @pytest.fixture(autouse=True)
 def flat_slices(monkeypatch):
-    """Stand-ins have no coordinates in a torus: within a slice they lie in their order."""
+    """Keeps the order of devices within a slice, as these have no coordinates in a torus."""
     real = sharding.mesh_utils.create_device_mesh
 
     def create(shape, devices, **options):
@@ -63,7 +63,7 @@ def axes(data, fsdp, tensor, /, **dcn):
 
 @pytest.mark.parametrize("devices", [slices(2, 8), nodes(2, 8), nodes(16, 1)])
 def test_what_the_slow_network_connects_is_outermost_on_its_axis(devices):
-    """Two slices, nodes of one process, and nodes of a process per GPU, eight devices each."""
+    """Two slices, nodes of one process, and nodes with one process per GPU; eight devices each."""
     within = np.arange(8).reshape(2, 2, 2)
     across = ids(axes(2, 2, 2, data=2), devices)
     np.testing.assert_array_equal(across, np.concatenate([within, 8 + within], axis=0))

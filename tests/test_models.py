@@ -1,8 +1,7 @@
-"""Transformer encoders: what must hold whatever their weights are."""
+"""Transformer encoders: properties that hold for all weights."""
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from mmrl.models.layers import LOGICAL_AXES, Block, Size
 from mmrl.models.stack import Stack
 from mmrl.models.text.transformer import Transformer
 from mmrl.types import InputError
+from tests.arrays import assert_close, randomized
 
 # Images of 9 patches and texts of 9 tokens share shapes, which keeps compilation short.
 SIZE = {"width": 16, "depth": 2, "num_heads": 2}
@@ -28,21 +28,6 @@ make_text = functools.partial(Transformer, vocab_size=20, length=9, **SIZE)
 def strict_shapes():
     with jax.numpy_rank_promotion("raise"):
         yield
-
-
-def randomized(make: Callable[..., Any]) -> Any:
-    """The module that `make(rngs=...)` builds, with random values in every parameter.
-
-    Nothing is left at zero or one, and no initialiser has to be compiled.
-    """
-    rng = np.random.default_rng(0)
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(rng.normal(mean, 0.2, leaf.shape), leaf.dtype)
-
-    return nnx.merge(graphdef, jax.tree.map_with_path(draw, nnx.to_pure_dict(params)))
 
 
 def vit(**options: Any) -> Vit:
@@ -70,13 +55,13 @@ def params_of(module: nnx.Module) -> dict[str, Any]:
 
 
 def count(make: Any) -> int:
-    """Parameters of the module that `make` would build, which is never allocated."""
+    """Number of parameters of the module that `make` builds, without allocating it."""
     shapes = params_of(nnx.eval_shape(make))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
 def scanned_from(params: dict[str, Any], scanned: nnx.Module) -> Any:
-    """`scanned` with the parameters of its twin, whose stack has one module per block."""
+    """`scanned` with the parameters of the equal model whose stack has one module per block."""
     blocks = [params["stack"][name] for name in sorted(params["stack"])]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     return nnx.merge(nnx.graphdef(scanned), params | {"stack": {"blocks": stacked}})
@@ -94,19 +79,12 @@ def gradient(model: nnx.Module, *inputs: Any, **options: Any) -> dict[str, Any]:
 
 
 def run(model: nnx.Module, *inputs: Any) -> Any:
-    """model(*inputs), compiled at once: quicker for shapes that occur only here."""
+    """model(*inputs), jitted."""
     return jax.jit(lambda *inputs: model(*inputs))(*inputs)
 
 
-def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Equal pytrees up to `tolerance`, relative to the largest value of each leaf."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max()))
-
-
 def transformer_count(size: Size, *, inputs: int, positions: int, cls: bool) -> int:
-    """Parameters written down from the architecture, all linear layers with bias."""
+    """Number of parameters from the architecture; all linear layers have a bias."""
     d = size.width
     attention = d * 3 * d + 3 * d + d * d + d
     mlp = d * 4 * d + 4 * d + 4 * d * d + d
@@ -193,11 +171,11 @@ def test_state_is_a_dict_with_string_keys_and_no_random_state(scan_layers):
     pure = nnx.to_pure_dict(params)
     for path, _ in jax.tree.leaves_with_path(pure):
         assert all(isinstance(entry.key, str) for entry in path)
-    assert_close(nnx.merge(graphdef, pure)(*texts()), model(*texts()), 1e-6)
+    assert_close(nnx.merge(graphdef, pure)(*texts()), model(*texts()), 1e-6, floor=1.0)
 
 
 def silence_blocks(model: nnx.Module) -> None:
-    """Zeroes what every block adds, so that the stack is the identity."""
+    """Zeroes the output layers of every block, so that the stack is the identity."""
     for index in range(model.stack.depth):
         block = getattr(model.stack, f"block_{index:02d}")
         for layer in (block.attention.out, block.mlp.out):
@@ -293,10 +271,10 @@ def test_scanned_equals_unscanned(word_layers):
     plain = text(**options)
     scanned = scanned_from(params_of(plain), text(**options, scan_layers=True))
     inputs = texts()
-    assert_close(scanned(*inputs), plain(*inputs), 1e-5)
+    assert_close(scanned(*inputs), plain(*inputs), 1e-5, floor=1.0)
     # The same key gives the same dropout, so that a run may switch between the two forms.
     a, b = (model(*inputs, train=True, rngs=nnx.Rngs(5)) for model in (scanned, plain))
-    assert_close(a, b, 1e-5)
+    assert_close(a, b, 1e-5, floor=1.0)
 
 
 @pytest.mark.slow
@@ -304,11 +282,11 @@ def test_rematerialised_and_scanned_stacks_keep_the_gradient():
     make, inputs = functools.partial(text, word_layers=2), texts()
     plain = make()
     expected = gradient(plain, *inputs)
-    assert_close(gradient(make(remat="full"), *inputs), expected, 1e-5)
+    assert_close(gradient(make(remat="full"), *inputs), expected, 1e-5, floor=1.0)
     stacked = params_of(scanned_from(expected, make(scan_layers=True)))
     for remat in ("full", "dots"):
         model = scanned_from(params_of(plain), make(scan_layers=True, remat=remat))
-        assert_close(gradient(model, *inputs), stacked, 1e-5)
+        assert_close(gradient(model, *inputs), stacked, 1e-5, floor=1.0)
         assert "remat" in str(jax.make_jaxpr(lambda *inputs, m=model: m(*inputs))(*inputs))
 
 
@@ -351,10 +329,10 @@ def test_dropout_needs_training_and_a_key():
     model = text(dropout=0.5)
     inputs = texts()
     quiet = model(*inputs)
-    assert_close(model(*inputs, rngs=nnx.Rngs(1)), quiet, 0.0)
-    assert_close(model(*inputs, train=True), quiet, 0.0)
+    assert_close(model(*inputs, rngs=nnx.Rngs(1)), quiet, 0.0, floor=1.0)
+    assert_close(model(*inputs, train=True), quiet, 0.0, floor=1.0)
     noisy = [model(*inputs, train=True, rngs=nnx.Rngs(seed)) for seed in (1, 1, 2)]
-    assert_close(noisy[0], noisy[1], 0.0)
+    assert_close(noisy[0], noisy[1], 0.0, floor=1.0)
     assert np.abs(noisy[0].pooled - quiet.pooled).max() > 1e-2
     assert np.abs(noisy[0].pooled - noisy[2].pooled).max() > 1e-2
 

@@ -20,15 +20,11 @@ from mmrl.objectives.perturbed_discrimination import (
 )
 from mmrl.objectives.siglip import Siglip, siglip_loss
 from tests import references
+from tests.arrays import assert_close, unit
 
 B, K, W, R, D = 5, 3, 6, 7, 4
 SCALE = np.float32(np.log(1 / 0.07))
 GROUP = np.array([0, 1, 0, 3, 1], np.int32)
-
-
-def unit(*shape, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def local_inputs(seed=0):
@@ -38,15 +34,9 @@ def local_inputs(seed=0):
     return words, mask, rng.normal(size=(B, R, D)).astype(np.float32)
 
 
-def assert_same(got, expected):
-    """1e-5 relative to the largest entry: what float32 owes a float64 reference."""
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-
-
 def check(function, reference, arguments, numbers):
-    """Value and the gradients of the arguments at positions `numbers`."""
-    assert_same(function(*arguments), reference(*arguments))
+    """Compares value and gradients with respect to the arguments at positions `numbers`."""
+    assert_close(function(*arguments), reference(*arguments))
     for number in numbers:
         got = jax.grad(function, argnums=number)(*map(jnp.asarray, arguments))
         wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arguments]
@@ -54,7 +44,7 @@ def check(function, reference, arguments, numbers):
         def of_one(x, number=number, wide=wide):
             return reference(*wide[:number], x, *wide[number + 1 :])
 
-        assert_same(got, references.gradient(of_one, wide[number]))
+        assert_close(got, references.gradient(of_one, wide[number]))
 
 
 @pytest.mark.parametrize("group", [None, GROUP])
@@ -73,7 +63,7 @@ def test_global_equals_reference(group):
 )
 def test_local_equals_reference(group, temperatures):
     words, mask, regions = local_inputs()
-    assert_same(
+    assert_close(
         local_similarity(words, mask, regions, temperatures=temperatures),
         references.similarity(words.astype(float), mask, regions.astype(float), temperatures),
     )
@@ -120,7 +110,7 @@ def test_constant_embeddings_give_the_logarithm_of_the_choices():
 
 
 def test_group_removes_only_false_negatives():
-    """Two copies of a pair, marked as one group, leave the loss of the others as it was."""
+    """Each pair occurs twice, in one group; the second is not a negative of the first."""
     image, text = unit(3, D), unit(3, D, seed=1)
     group = np.array([0, 1, 2, 0, 1, 2], np.int32)
     marked = contrastive_loss(np.tile(image, (2, 1)), np.tile(text, (2, 1)), SCALE, group=group)
@@ -208,8 +198,8 @@ def test_chunks_of_captions_change_nothing(monkeypatch):
     for captions in (1, 2, 3):
         monkeypatch.setattr(local_module, "_WEIGHTS_AT_ONCE", captions * B * R * W)
         chunked = jax.value_and_grad(weighted)(words)
-        assert_same(chunked[0], whole[0])
-        assert_same(chunked[1], whole[1])
+        assert_close(chunked[0], whole[0])
+        assert_close(chunked[1], whole[1])
 
 
 def test_attention_rows_are_distributions_and_match_the_loss():

@@ -1,4 +1,4 @@
-"""The planner: plans of real steps, searches over them, and the command with one-line errors."""
+"""The planner: plans of training steps, searches, and the command with its errors."""
 
 import dataclasses
 import importlib.util
@@ -43,7 +43,7 @@ def test_batch_shapes_are_those_of_the_pipeline():
 
 @pytest.fixture(scope="module")
 def planned():
-    """The plan of a small step on a mesh that divides not every parameter."""
+    """The plan of a small step on a mesh that does not divide all parameters."""
     config = toys.config(data__num_workers=0)
     config.model.text.width = 36
     config.model.image.num_heads = config.model.text.num_heads = 2
@@ -66,7 +66,7 @@ def test_a_plan_adds_up(planned):
 
 
 def test_undivided_dimensions_are_listed(planned):
-    """36 is no multiple of 8; the image encoder's 32 is."""
+    """A width of 36 is not a multiple of 8; the 32 of the image encoder is."""
     assert planned.replicated
     assert all("model/text" in line or "word_head" in line for line in planned.replicated)
     assert (
@@ -93,7 +93,7 @@ def test_text_of_a_plan(planned):
 
 
 class Pretend:
-    """Plans that fit up to a number of pairs, without compiling."""
+    """A planner that compiles nothing; its plans fit up to a number of pairs."""
 
     def __init__(self, plan, limit):
         self.plan, self.limit, self.asked = plan, limit, []
@@ -154,7 +154,7 @@ def test_sweeps_change_only_what_they_name():
 
 
 def command(monkeypatch, capsys, *arguments):
-    """(exit status, standard output, standard error) of the command in this process."""
+    """Runs the command in this process; returns (exit status, stdout, stderr)."""
     for flag in plan._FLAGS:
         plan._FLAGS[flag].unparse()
     plan._FLAGS.unparse_flags()

@@ -1,4 +1,4 @@
-"""The pointing game: words and boxes it asks for, attention, hits, and the evaluator."""
+"""The pointing game: its words and boxes, attention, hits, and the evaluator."""
 
 import json
 from typing import NamedTuple
@@ -106,7 +106,7 @@ def plain_attention(words, word_mask, regions):
 
 
 class Shown(NamedTuple):
-    """A study with its maps and boxes, as the evaluator sees them."""
+    """A study with its attention maps and boxes."""
 
     id: str
     patient: str
@@ -276,7 +276,7 @@ def test_pointing_excludes_and_counts():
 
 
 class Looks(FakePredict):
-    """The words that are asked for look at `cells(id)`; all others look nowhere."""
+    """The words of the game attend to `cells(id)`; all other words attend nowhere."""
 
     def texts(self, state, data, texts, *, local=False):
         encoded = super().texts(state, data, texts, local=local)

@@ -1,4 +1,4 @@
-"""Residual network: published sizes, region grids, and what batch norm does when."""
+"""Residual network: published sizes, region grids, and batch norm."""
 
 import functools
 from typing import Any
@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from mmrl.models.image.resnet import ResidualBlock, Resnet, make_norm
 from mmrl.models.layers import LOGICAL_AXES
 from mmrl.types import InputError
+from tests.arrays import randomized
 
 make_small = functools.partial(Resnet, image_size=16, depth=18, width=4, small_stem=True)
 
@@ -24,21 +25,8 @@ def strict_shapes():
 
 
 def abstract(**options: Any) -> Resnet:
-    """The module with shapes in place of arrays."""
+    """The module with shapes instead of arrays."""
     return nnx.eval_shape(lambda: Resnet(**options, rngs=nnx.Rngs(0)))
-
-
-def randomized(make: Any) -> Any:
-    """The module that `make(rngs=...)` builds, with random parameters and fresh statistics."""
-    rng = np.random.default_rng(0)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        mean = {"scale": 1.0, "var": 1.0}.get(path[-1].key, 0.0)
-        deviation = 0.0 if path[-1].key in ("mean", "var") else 0.3
-        return jnp.asarray(rng.normal(mean, deviation, leaf.shape), leaf.dtype)
-
-    return nnx.merge(graphdef, jax.tree.map_with_path(draw, nnx.to_pure_dict(state)))
 
 
 def images(size: int = 16) -> jax.Array:
@@ -92,7 +80,7 @@ def test_wrong_options_name_the_choices(options, message):
 
 def test_refuses_another_image_size():
     with pytest.raises(ValueError, match=r"\(4, 8, 8, 1\); expected \[B, 16, 16, 1\]"):
-        randomized(make_small)(images(8))
+        randomized(make_small, 0.3)(images(8))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -123,8 +111,8 @@ def test_batch_statistics_are_state_and_not_parameters():
 
 @functools.cache
 def trained_once() -> tuple[Resnet, Any, Any]:
-    """A small model after one training call, its features there, and its features before."""
-    graphdef, state = nnx.split(randomized(make_small))
+    """A small model after one training call, the features of that call, and those before it."""
+    graphdef, state = nnx.split(randomized(make_small, 0.3))
 
     @functools.partial(jax.jit, static_argnames="train")
     def call(state: Any, image: jax.Array, train: bool) -> Any:
@@ -202,7 +190,7 @@ def test_bfloat16_features_follow_float32():
     _, _, before = trained_once()
     half = nnx.merge(
         nnx.graphdef(nnx.eval_shape(lambda: make_small(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))),
-        nnx.to_pure_dict(nnx.state(randomized(make_small))),
+        nnx.to_pure_dict(nnx.state(randomized(make_small, 0.3))),
     )
     low = jax.jit(lambda image: half(image))(images())
     assert low.pooled.dtype == low.local.dtype == jnp.bfloat16

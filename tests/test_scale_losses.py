@@ -1,4 +1,4 @@
-"""Losses over the global batch in pieces: same numbers on every mesh, bytes that stay small."""
+"""Pairwise losses in tiles and on a ring: equal results on every mesh, and little memory."""
 
 import json
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from benchmarks import local_loss
-from mmrl.devices import sharding
 from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import contract
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
@@ -16,6 +15,7 @@ from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastiv
 from mmrl.objectives.siglip import Siglip, siglip_loss
 from mmrl.types import InputError
 from tests import references
+from tests.arrays import assert_close, on_mesh, unit
 
 B, W, R, D = 24, 10, 5, 6
 SCALE, BIAS = np.float32(2.3), np.float32(-3.0)
@@ -26,13 +26,8 @@ MESHES = (
 )
 
 
-def unit(*shape, seed):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-
-
 def make_inputs(size=B, regions=R):
-    """Features by name; groups that repeat; captions of 0 to W words, one with a gap."""
+    """Features by name; repeated groups; captions of 0 to W words, one of them with gaps."""
     rng = np.random.default_rng(0)
     mask = np.arange(W)[None] < rng.integers(1, W + 1, size=size)[:, None]
     mask[3], mask[4] = False, np.arange(W) % 3 == 1
@@ -64,7 +59,7 @@ def losses(features, marks, implementation, chunk_size=0):
 
 
 def value_and_gradients(features, marks, implementation, chunk_size=0):
-    """All losses, and the gradients of their sum: different weights keep them apart."""
+    """All losses, and the gradients of their sum with different weights."""
     features = {**features, "scale": jnp.float32(SCALE), "bias": jnp.float32(BIAS)}
 
     @jax.jit
@@ -78,21 +73,6 @@ def value_and_gradients(features, marks, implementation, chunk_size=0):
     return jax.device_get(both(features, marks))
 
 
-def on_mesh(axes, *trees):
-    mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, axes, strict=True)))
-    spread = sharding.batch_sharding(mesh)
-    return [jax.tree.map(lambda x: jax.device_put(x, spread), tree) for tree in trees]
-
-
-def assert_same(got, expected, tolerance=1e-5):
-    """Relative to the largest entry of each array."""
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
-    ):
-        difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
-        assert difference <= tolerance * np.abs(b).max(), jax.tree_util.keystr(path)
-
-
 @pytest.fixture(scope="module")
 def dense():
     with jax.numpy_dtype_promotion("strict"):
@@ -100,7 +80,7 @@ def dense():
 
 
 def test_the_dense_form_is_the_formula(dense):
-    """So what equals the dense form below equals a float64 loop over pairs, too."""
+    """The dense form, with which the other forms are compared, equals a float64 reference."""
     features, marks = make_inputs()
     features = {name: x.astype(np.float64) for name, x in features.items()}
     has_words = marks["mask"].any(axis=1)
@@ -114,23 +94,23 @@ def test_the_dense_form_is_the_formula(dense):
         "local": references.two_way(local, group),
         "siglip": references.siglip(image, text, np.float64(SCALE), np.float64(BIAS), group),
     }
-    assert_same(dense[1], expected)
+    assert_close(dense[1], expected)
 
 
 def test_chunks_give_the_same_loss_and_gradients(dense):
-    """24 pairs in chunks of 5: the fifth goes back one row to be full, and counts none twice."""
+    """24 pairs in chunks of 5: the fifth overlaps the fourth, and no pair counts twice."""
     assert tiles.tile_shape(B, B, 1, 5) == (5, 5)
-    assert_same(value_and_gradients(*make_inputs(), "chunked", 5), dense)
+    assert_close(value_and_gradients(*make_inputs(), "chunked", 5), dense)
 
 
 @pytest.mark.parametrize("axes", MESHES)
 def test_the_ring_gives_the_same_loss_and_gradients_on_every_mesh(dense, axes):
-    """Shares of 3 pairs in chunks of 2, the second of which overlaps the first."""
-    assert_same(value_and_gradients(*on_mesh(axes, *make_inputs()), "ring", 2), dense)
+    """3 pairs per device in chunks of 2, of which the second overlaps the first."""
+    assert_close(value_and_gradients(*on_mesh(axes, *make_inputs()), "ring", 2), dense)
 
 
 def test_devices_that_cannot_join_the_ring_hold_copies():
-    """12 pairs on 2 x 2 x 2: the batch axes share them, the tensor axis does the same twice."""
+    """12 pairs on 2 x 2 x 2: data and fsdp divide them, tensor holds copies."""
     features, marks = make_inputs(12)
     image, text = features["image"], features["text"]
 
@@ -141,12 +121,12 @@ def test_devices_that_cannot_join_the_ring_hold_copies():
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(image, text, jnp.float32(SCALE))
 
     spread = on_mesh((2, 2, 2), image, text, marks["group"])
-    assert_same(gradient("ring", *spread), gradient("dense", image, text, marks["group"]))
+    assert_close(gradient("ring", *spread), gradient("dense", image, text, marks["group"]))
 
 
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_contexts_written_out_give_the_same(implementation):
-    """Many regions of few channels: the Gram matrix would be the larger work, see `_prepare`."""
+    """With many regions and few channels, the Gram matrix saves no work, see `_prepare`."""
     features, marks = make_inputs(6, regions=5 * D)
     mask, group = marks["mask"] | (np.arange(W) == 0), marks["group"]
 
@@ -173,12 +153,12 @@ def test_padded_words_change_nothing_and_get_no_gradient():
     longer_mask = np.concatenate([mask, np.zeros((6, 4), bool)], axis=1)
     gradient = jax.jit(jax.value_and_grad(local, argnums=(0, 2)))
     short, long = gradient(words, mask, regions), gradient(longer, longer_mask, regions)
-    assert_same((long[0], long[1][0][:, :W], long[1][1]), (short[0], *short[1]))
+    assert_close((long[0], long[1][0][:, :W], long[1][1]), (short[0], *short[1]))
     np.testing.assert_array_equal(long[1][0][:, W:], 0)
 
 
 def test_tiles_of_short_captions_are_cut_to_their_words():
-    """The work of a tile follows its longest caption; what is cut off is never read."""
+    """A tile is as wide as its longest caption; words that are cut off are never read."""
     seen = []
 
     def logits(params, rows, columns, mask):
@@ -243,8 +223,8 @@ def test_bfloat16_costs_no_more_than_its_own_rounding():
 
     (got, slopes), expected = gradient("chunked", jnp.bfloat16), gradient("dense", jnp.float32)
     assert got.dtype == jnp.float32
-    assert_same(got, expected[0], 1e-2)
-    assert_same(slopes, expected[1], 3e-2)
+    assert_close(got, expected[0], 1e-2)
+    assert_close(slopes, expected[1], 3e-2)
 
 
 def test_products_have_the_gradients_of_einsum():
@@ -255,7 +235,7 @@ def test_products_have_the_gradients_of_einsum():
         return jax.grad(lambda a, b: jnp.sum(weight * product(a, b)), argnums=(0, 1))(one, two)
 
     expected = of(lambda a, b: jnp.einsum("brd,cwd->brcw", a, b))
-    assert_same(of(lambda a, b: contract("brd,cwd->brcw", a, b, jnp.float32)), expected)
+    assert_close(of(lambda a, b: contract("brd,cwd->brcw", a, b, jnp.float32)), expected)
 
 
 def test_auto_takes_what_the_batch_and_the_mesh_ask_for():
@@ -304,7 +284,7 @@ def test_objectives_compute_the_form_they_were_built_for(objective):
     loops = {name: "while" in text or "scan" in text for name, text in programs.items()}
     assert loops == {"dense": False, "chunked": True}
     values = [module(encoded, batch).value for module in forms.values()]
-    assert_same(values[1], values[0])
+    assert_close(values[1], values[0])
 
 
 def test_bytes_grow_with_the_share_and_the_benchmark_says_so(tmp_path, capsys):

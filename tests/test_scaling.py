@@ -1,4 +1,4 @@
-"""The scaling benchmark: FSDP divides what it should, and sends no more than it must."""
+"""The scaling benchmark: FSDP divides the state, and communication is near the minimum."""
 
 import json
 
@@ -10,7 +10,7 @@ from benchmarks import scaling
 @pytest.mark.exhaustive
 @pytest.mark.optax
 def test_under_fsdp_weights_travel_and_everything_else_falls_with_the_devices(tmp_path, capsys):
-    """A pair of narrow transformers on one and on eight devices, compiled."""
+    """Narrow transformers, compiled for one and for eight devices."""
     config = tmp_path / "config.py"
     config.write_text(
         "from benchmarks import scaling\n"

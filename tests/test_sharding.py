@@ -1,4 +1,4 @@
-"""What lives where: every parameter of the shipped configs, and all that follows a parameter."""
+"""Sharding of all parameters of the shipped configs, and of the state that belongs to them."""
 
 import difflib
 import math
@@ -30,7 +30,7 @@ def test_every_parameter_lives_where_the_listing_says(config):
 
 @SHIPPED
 def test_no_large_parameter_is_held_whole(config):
-    """FSDP divides them all; the tensor axis divides the tables and hidden layers of all blocks."""
+    """FSDP divides all large parameters; tensor divides the tables and hidden layers of blocks."""
     for path, array in jax.tree_util.tree_leaves_with_path(specs.layout(config).params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         of_a_layer = array.shape[1:] if "/blocks/" in name else array.shape
@@ -88,7 +88,7 @@ def test_dimensions_that_do_not_divide_give_way_to_others(shape, names, expected
 
 
 def test_every_device_holds_its_share():
-    """Bytes of the state of a run under FSDP over all: parameters, optimizer state, average."""
+    """Bytes of parameters, optimizer state and average with FSDP over all devices."""
     config = toys.config(ema=0.9, model__image__width=96, model__text__width=96)
     axes = {"data": 1, "fsdp": 8, "tensor": 1}
     step = TrainStep(config, 64, sharding.make_mesh(axes), batch_of(config))

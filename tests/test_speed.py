@@ -1,4 +1,4 @@
-"""What feeds and times the loop: prefetch, clock, profile, and the FLOPs that utilisation is of."""
+"""Prefetching, clock, profile, and model FLOPs of the training loop."""
 
 import threading
 
@@ -16,7 +16,7 @@ from tests import toys
 
 
 class Counted:
-    """Batches 0, 1, 2, ...; remembers how many were taken and can fail at one."""
+    """Batches 0, 1, 2, ...; counts how many were taken and can fail at one."""
 
     def __init__(self, fails_at=None):
         self.taken, self.fails_at = 0, fails_at

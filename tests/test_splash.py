@@ -1,4 +1,4 @@
-"""Splash attention, interpreted, against jax.nn's: values and gradients, alone and on a mesh."""
+"""Splash attention, interpreted, compared with jax.nn on one device and on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def padding():
 
 
 def blocks():
-    """Up to three texts behind one another in each row, then padding that nobody sees."""
+    """Mask of rows with up to three texts one after another, followed by padding."""
     number = np.sort(np.random.default_rng(1).integers(0, 4, (B, L)), axis=1)[:, ::-1]
     return jnp.asarray((number[:, :, None] == number[:, None]) & (number > 0)[:, None])
 

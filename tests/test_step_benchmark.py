@@ -1,4 +1,4 @@
-"""The forms that `benchmarks.step` compares are one step: equal loss and equal gradients."""
+"""All forms that `benchmarks.step` compares have equal loss and gradients."""
 
 import functools
 import importlib.util
@@ -34,7 +34,7 @@ def given(*more):
 
 
 def make(count, *more):
-    """A workload with one empty report and ragged lengths, and a mesh of one device."""
+    """A workload with an empty report and different lengths, and a mesh of one device."""
     chosen = given(*more)
     work = workload.make(chosen, count)
     work.config.model.image.depth = 1

@@ -1,4 +1,4 @@
-"""The shape of the repository itself: which way imports point."""
+"""The structure of the repository: the direction of imports."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""AUROC against closed forms, and zero-shot classification against encoders of known answers."""
+"""AUROC in closed form, and zero-shot classification with encoders of known results."""
 
 import itertools
 import json
@@ -160,7 +160,7 @@ def corpus(count=120):
 
 
 def reads(data, *, sides=True):
-    """Sees findings and, if told so, their sides; understands prompts word by word."""
+    """Encodes findings and optionally their sides; encodes prompts by their words."""
     axes = {"nodule": 0, "edema": 1, "left": 2, "right": 3}
 
     def image_of(name):

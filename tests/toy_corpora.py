@@ -78,7 +78,7 @@ def write(
 
 
 def tiny(folder: Path) -> str:
-    """Six records whose numbers the tests give by hand."""
+    """Six records, whose statistics the tests know."""
     first, second = picture(1), picture(2)
     smaller = cv2.resize(second, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     hostile = "A <script>alert(1)</script> mass & <b>more</b>."

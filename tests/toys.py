@@ -69,7 +69,7 @@ def tokenizer() -> Tokenizer:
 
 
 def batches(config: ml_collections.ConfigDict, count: int = 1) -> list[dict[str, np.ndarray]]:
-    """The first batches that a run of `config` on the toy corpus gets."""
+    """The first batches of a run of `config` on the toy corpus."""
     iterator = training_batches(
         corpus(),
         tokenizer(),
@@ -88,7 +88,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def config(**changes) -> ml_collections.ConfigDict:
-    """The shipped smoke config, made smaller; `changes` are dotted keys with "__" for dots."""
+    """A smaller smoke config; `changes` are keys with "__" for dots."""
     chosen = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("smoke")
     chosen.batch_size = 8
     chosen.data.text_length = 24
@@ -102,7 +102,7 @@ def config(**changes) -> ml_collections.ConfigDict:
 
 
 def prepare(folder: Path, records: list[Record], *, per_shard: int = 8) -> Path:
-    """Writes records as a prepared corpus, with JPEG images at their own size."""
+    """Writes records as a prepared corpus, with JPEG images in their original size."""
     folder.mkdir()
     rows = []
     for start in range(0, len(records), per_shard):
