@@ -29,7 +29,7 @@ class Sliced(Device):
 
 
 def nodes(processes, each, **more):
-    """`processes` processes with `count` devices each."""
+    """`processes` processes with `each` devices per process."""
     return [Device(i, i // each, **more) for i in range(processes * each)]
 
 
