@@ -83,7 +83,7 @@ class GlobalContrastive(Objective):
         inverse, is clipped at 100 after each update.
       implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
         ring, or auto, which chooses by the size of the batch; see `contrastive_loss`.
-      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
+      chunk_size: maximum number of images and of texts in a tile; 0 means about 16 MiB of logits.
 
     Raises:
       InputError: unknown implementation or negative chunk size.

@@ -268,10 +268,11 @@ class LocalContrastive(Objective):
 
     Args:
       temperatures: inverse temperatures of the attention over regions, of the pooling over words,
-        and of the final contrast.
+        and of the final similarity.
       implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
         ring, or auto, which chooses by the size of the batch; see `local_contrastive_loss`.
-      chunk_size: images and captions of a tile, at most; 0: about 16 MiB per array of weights.
+      chunk_size: maximum number of images and of captions in a tile; 0 means about 16 MiB of
+        attention weights.
       tile: how a tile is computed: xla, or kernel (on TPU, see `local_kernel`).
 
     Raises:

@@ -80,11 +80,11 @@ class Siglip(Objective):
 
     Args:
       temperature: initial value of the learned temperature, 0.1 as in the paper (scale 10).
-      bias: initial value of the learned bias; -10 offsets the B - 1 negatives per positive at the
-        start.
+      bias: initial value of the learned bias; -10, as in the paper, balances the B - 1 negatives of
+        each positive pair at the start of training.
       implementation: how the loss over all pairs is computed, with equal results: dense, chunked,
         ring, or auto, which chooses by the size of the batch; see `siglip_loss`.
-      chunk_size: images and texts of a tile, at most; 0: about 16 MiB of logits.
+      chunk_size: maximum number of images and of texts in a tile; 0 means about 16 MiB of logits.
 
     Raises:
       InputError: unknown implementation or negative chunk size.

@@ -141,10 +141,9 @@ class Resnet(nnx.Module):
       depth: number of layers: 18, 34 or 50.
       width: channels of the stem; 64 in the paper.
       region_stage: the stage, 1 to 4, whose feature map becomes the regions.
-      norm: kind of normalisation: batch (over the global batch when jitted with global arrays) or
-        group.
+      norm: kind of normalisation: batch (with statistics over the global batch) or group.
       channels: channels of the image.
-      small_stem: a 3x3 convolution without stride or pooling, for images below about 100 pixels.
+      small_stem: a 3x3 convolution without stride and pooling, for images below about 100 pixels.
 
     Attributes: width, region_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
     variables, not parameters. Raises InputError for unknown choices.

@@ -47,7 +47,7 @@ class Transformer(nnx.Module):
 
     Args:
       vocab_size: rows of the token table; ids at valid positions must be below it.
-      length: most tokens of a text; shorter arrays are fine.
+      length: maximum number of tokens of a text.
       width: features of a token.
       depth: number of blocks.
       num_heads: attention heads of a block; they divide the width.
@@ -55,18 +55,18 @@ class Transformer(nnx.Module):
       variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
       pool: pooled feature: cls (position 0), eos (the last valid token) or mean (over valid
         tokens).
-      word_layers: word features are the final norm of the sum of that many last layers' outputs
-        (Huang et al. 2021, GLoRIA, sums the last four).
+      word_layers: number of last layers whose outputs are summed for the word features; GLoRIA
+        (Huang et al. 2021) sums four.
       dropout: rate on the embedded tokens and on both branches of every block, in training.
       attention: implementation of attention: xla, cudnn (NVIDIA) or splash (TPU), see `Attention`.
       scan_layers: compiles one block and scans it over the layers instead of compiling each.
       remat: what the backward pass recomputes of a block: none, full (all of it) or dots (all but
         the results of dense layers).
-      packing: rows that are computed for the texts of a training step, as a fraction of their
-        number, at most 1; 0 packs nothing. No result changes but which features dropout hits; see
-        `mmrl.models.text.packing`.
-      packing_group: reports whose texts share rows. It divides a micro-batch, and the share of each
-        device unless rows may travel between devices.
+      packing: budget of rows for the texts of a training step, as a fraction of the number of
+        texts, at most 1; 0 disables packing. Packing changes the dropout masks but no other
+        result; see `mmrl.models.text.packing`.
+      packing_group: number of reports whose texts share rows. It must divide a micro-batch. To
+        avoid communication, it should also divide the share of each device.
 
     Attributes: width. Raises InputError for unknown choices and inconsistent sizes.
     """
