@@ -93,15 +93,16 @@ def page(name: str, reports: Sequence[str], seed: int) -> str:
     """The Markdown page."""
     _, phantoms = corpora.texts(real=False)
     lines = [
-        "# Perturbed reports: every kind, how often it applies, and what it does",
+        "# Kinds of perturbed copies: how often each applies, with examples",
         "",
         f"`python -m benchmarks.perturbations`, {datetime.date.today().isoformat()}. "
         f"{name}: {len(reports):,} reports{_OPENI if name == corpora.OPENI else ''}; "
-        f"phantoms: {len(phantoms):,} reports. Each pair shows only the sentences that differ, "
-        "before and after.",
+        f"phantoms: {len(phantoms):,} reports. The tables give the share of reports that a kind "
+        "can change. Below them, each pair of lines is a report and its copy, with only the "
+        "sentences that differ. [perturbed_reports.md](perturbed_reports.md) explains the kinds.",
         "",
-        "`read` is how many of 100 sampled pairs were found grammatical and contradicting the "
-        "original, by reading them (`python -m benchmarks.perturbations --read=KIND`).",
+        "`read` is the result of a manual review: how many of 100 random pairs are good English "
+        "and contradict the original (`python -m benchmarks.perturbations --read=KIND`).",
     ]
     for title, kinds in _GROUPS:
         header = f"| kind | {name} | phantoms | read |"
