@@ -6,7 +6,8 @@ config.data.source = "prepared", config.data.path = OUTPUT. If a preparation is 
 same command again and it continues; a complete corpus is checked.
 
     python -m mmrl.prepare openi --input=downloads/openi --output=corpora/openi
-    python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs --option=view_column=view
+    python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs \\
+        --option=projection_column=view
     python -m mmrl.prepare audit corpora/openi corpora/pairs --out=audit
 """
 

@@ -41,8 +41,8 @@ class ImageRef:
       key: stable name within the source (a relative path, a phantom index).
       load: () -> u8[H, W] or u16[H, W], one channel, at original size; raises InputError when
         the image cannot be read. Must pickle, so use functools.partial over plain functions.
-      view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
-      view_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
+      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
+      projection_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
       spacing: millimetres per pixel down and across, None when unknown.
       sha256, phash: digest of the original pixels and their 64-bit perceptual hash, where a
         preparation computed them; "" and None elsewhere.
@@ -50,8 +50,8 @@ class ImageRef:
 
     key: str
     load: Callable[[], np.ndarray]
-    view: str = "UNKNOWN"
-    view_source: str = ""
+    projection: str = "UNKNOWN"
+    projection_source: str = ""
     spacing: tuple[float, float] | None = None
     sha256: str = ""
     phash: int | None = None
@@ -110,7 +110,7 @@ class Record:
       aliases: other names of the same leakage unit, each "{corpus}:{group_key of that corpus}";
         an image of RSNA carries "nih14:{patient}", where it came from.
       split: train, val or test. split_official: what the owner says, or "none".
-      images: handles, one per view; the first is the one trained on unless configured otherwise.
+      images: handles; training reads the first unless config.data.views says otherwise.
       sections: section name -> raw text (findings, impression, indication, caption, full...).
       label_names, labels: parallel; values 1 present, 0 absent, -1 uncertain, -2 not stated.
       boxes, findings: exact or annotated truth where the corpus has it, else empty.

@@ -72,7 +72,7 @@ def without_loaders(source: Source) -> list[tuple]:
     kept = []
     for at in range(len(source)):
         fields = dict(vars(source[at]))
-        images = [(image.key, image.view, image.spacing) for image in fields.pop("images")]
+        images = [(image.key, image.projection, image.spacing) for image in fields.pop("images")]
         fields.pop("masks")
         kept.append((images, sorted(fields.items(), key=lambda item: item[0])))
     return kept

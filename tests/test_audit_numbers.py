@@ -57,7 +57,7 @@ def test_images_by_hand(audited):
     _, found, _ = audited
     seen = found["images"]
     assert seen["per_record"] == {"0": 2, "1": 3, "2": 1}
-    assert seen["views"] == {"PA": 4, "UNKNOWN": 1}
+    assert seen["projections"] == {"PA": 4, "UNKNOWN": 1}
     assert (seen["widths"]["max"], seen["heights"]["min"]) == (160, 96)
     assert (seen["boxes"], seen["records_with_boxes"]) == (1, 1)
     assert seen["stored_bits"] == {"8 bit": 4}

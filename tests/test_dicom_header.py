@@ -143,7 +143,7 @@ def test_header_says_what_the_file_says() -> None:
         width=40,
         bits_stored=12,
         photometric="MONOCHROME2",
-        view="PA",
+        projection="PA",
         modality="DX",
         spacing=(0.14, 0.15),
         laterality="R",
@@ -176,12 +176,12 @@ def test_ages_are_in_years(text: str, age: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "view"), [("LL", "LATERAL"), ("RL", "LATERAL"), ("AP", "AP"), ("RLO", "OTHER")]
+    ("text", "projection"), [("LL", "LATERAL"), ("RL", "LATERAL"), ("AP", "AP"), ("RLO", "OTHER")]
 )
-def test_views_are_those_of_an_image_reference(text: str, view: str) -> None:
+def test_projections_are_those_of_an_image_reference(text: str, projection: str) -> None:
     data = dicoms.image(PIXELS, 12, ViewPosition=text, ImagerPixelSpacing=[0.1, 0.1])
     header = dicom.inspect(data, None)
-    assert header.view == view and header.spacing == (0.1, 0.1)
+    assert header.projection == projection and header.spacing == (0.1, 0.1)
 
 
 def test_patients_are_hashed_in_their_character_set() -> None:

@@ -203,12 +203,14 @@ def test_headers_of_dicom_tell_what_no_table_did(tmp_path):
     (tmp_path / "broken.dcm").write_bytes(b"no header")
     options = {"split": "all", "path": str(tmp_path), "verify": "exists"}
     first, second, other, broken = Headed(**options, dicom_headers=True)
-    assert [(image.view, image.view_source) for image in first.images] == [
+    assert [(image.projection, image.projection_source) for image in first.images] == [
         *(("PA", "dicom"), ("AP", "metadata"))
     ]
     assert first.attributes == {"sex": "F"} and first.images[0].spacing is None
-    assert second.attributes == {"age": "7", "sex": "M"} and second.images[0].view == "UNKNOWN"
+    assert (
+        second.attributes == {"age": "7", "sex": "M"} and second.images[0].projection == "UNKNOWN"
+    )
     assert other.attributes == broken.attributes == {}
     source = Headed(**options, dicom_headers=True)
     assert source.warnings == ["test_listing: 1 headers of images cannot be read"]
-    assert Headed(**options)[0].images[0].view == "UNKNOWN"  # only on request
+    assert Headed(**options)[0].images[0].projection == "UNKNOWN"  # only on request

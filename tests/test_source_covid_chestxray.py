@@ -62,10 +62,10 @@ def test_rows_become_records(corpus):
     assert [record.group_key for record in records.values()] == [
         *("2", "2", "2", "COVID-00003a", "COVID-00004", "5", "7")
     ]
-    assert [record.images[0].view for record in records.values()][:4] == [
+    assert [record.images[0].projection for record in records.values()][:4] == [
         *("PA", "AP", "LATERAL", "UNKNOWN")
     ]
-    assert records["c.png"].images[0].view_source == ""
+    assert records["c.png"].images[0].projection_source == ""
     assert records["a.jpeg"].sections == {"full": "Sé."} and records["b.JPG"].sections == {}
     assert records["b.JPG"].images[0].load().shape == (8, 8)
     assert [record.license for record in records.values()][:2] == ["CC BY 4.0", ""]

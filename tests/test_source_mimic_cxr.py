@@ -125,7 +125,7 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
     first = records[0]
     assert (first.patient_id, first.group_key, first.split) == ("10000042",) * 2 + ("train",)
     assert first.images[0].key == "files/p10/p10000042/s50000001/aa-1.jpg"
-    assert [image.view for image in first.images] == ["PA", "LATERAL"]
+    assert [image.projection for image in first.images] == ["PA", "LATERAL"]
     assert first.images[0].load().shape == (6, 8)
     assert (first.access, first.redistributable) == ("credentialed", False)
     assert first.source_version == "2.1.0"
@@ -136,7 +136,7 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
 def test_a_blank_view_is_told_by_its_code_or_unknown(root):
     records = read(root)
     views = {
-        study: [(image.view, image.view_source) for image in record.images]
+        study: [(image.projection, image.projection_source) for image in record.images]
         for study, record in records.items()
     }
     assert views["50000009"] == [("AP", "metadata")]

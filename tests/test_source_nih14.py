@@ -69,7 +69,7 @@ def test_both_releases_give_the_same_values(tmp_path, old):
     assert first.attributes == {"age": "58", "sex": "M", "follow_up": "0"}
     assert (first.patient_id, first.group_key, first.group_known) == ("42", "42", True)
     assert first.images[0].key == "images_001/images/00000042_000.png"
-    assert (first.images[0].view, first.images[0].view_source) == ("PA", "metadata")
+    assert (first.images[0].projection, first.images[0].projection_source) == ("PA", "metadata")
     assert first.images[0].spacing == pytest.approx((0.15, 0.286))
     assert records["00000042_001.png"].labels == (0,) * 14
     assert records["00000042_001.png"].group_key == "42"
@@ -79,7 +79,7 @@ def test_both_releases_give_the_same_values(tmp_path, old):
     assert other.attributes["age"] == "1"
     last = records["00000009_000.png"]
     assert last.attributes["age"] == "414"
-    assert (last.images[0].view, last.images[0].spacing) == ("UNKNOWN", None)
+    assert (last.images[0].projection, last.images[0].spacing) == ("UNKNOWN", None)
     assert last.images[0].key == "images/00000009_000.png"
 
 

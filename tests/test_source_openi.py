@@ -82,8 +82,8 @@ def test_one_record_per_report_with_frontal_views_first(kaggle):
     records = {record.id: record for record in every(corpus)}
     assert list(records) == [f"openi:{uid}" for uid in REPORTS]  # by number, "10" after "2"
     first = records["openi:1"]
-    assert [image.view for image in first.images] == ["FRONTAL", "LATERAL"]
-    assert {image.view_source for image in first.images} == {"label"}
+    assert [image.projection for image in first.images] == ["FRONTAL", "LATERAL"]
+    assert {image.projection_source for image in first.images} == {"label"}
     assert first.images[0].key == "images/images_normalized/1_IM-0001-4001.dcm.png"
     assert first.images[0].load()[0, 0] == 11
     assert (first.patient_id, first.group_key, first.study_id) == ("1", "1", "CXR1")
@@ -94,8 +94,8 @@ def test_one_record_per_report_with_frontal_views_first(kaggle):
         "findings": "Clear lungs.",
         "impression": "Normal chest x-XXXX.",
     }
-    assert [image.view for image in records["openi:10"].images] == ["LATERAL"]
-    views = [image.view for image in records["openi:11"].images]
+    assert [image.projection for image in records["openi:10"].images] == ["LATERAL"]
+    views = [image.projection for image in records["openi:11"].images]
     assert views == ["FRONTAL", "FRONTAL", "LATERAL"]
     assert (first.license, first.split_official, first.redistributable) == (
         "CC-BY-NC-ND-4.0",
@@ -141,7 +141,7 @@ def test_both_distributions_give_the_same_records(kaggle, nlm):
             b.split,
             b.study_id,
         )
-        assert [image.view for image in a.images] == [image.view for image in b.images]
+        assert [image.projection for image in a.images] == [image.projection for image in b.images]
         for x, y in zip(a.images, b.images, strict=True):
             np.testing.assert_array_equal(x.load(), y.load())
     assert right[0].images[0].key == "NLMCXR_png/CXR1_1_IM-0001-4001.png"
@@ -151,7 +151,9 @@ def test_both_distributions_give_the_same_records(kaggle, nlm):
 def test_xml_alone_tells_no_view(nlm):
     corpus = Openi(split="all", path=str(nlm))
     first = corpus[0]
-    assert [(image.view, image.view_source) for image in first.images] == [("UNKNOWN", "")] * 2
+    assert [(image.projection, image.projection_source) for image in first.images] == [
+        ("UNKNOWN", "")
+    ] * 2
     assert [image.key[-8:] for image in first.images] == ["3001.png", "4001.png"]
     last = corpus[len(corpus) - 1]
     assert (last.id, last.images, last.sections["findings"]) == (

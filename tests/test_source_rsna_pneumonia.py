@@ -209,5 +209,5 @@ def test_pixels_are_decoded_and_damage_is_found(corpus):
 
 
 def test_headers_tell_the_view(corpus):
-    views = [read(corpus, dicom_headers=told)[0].images[0].view for told in (False, True)]
+    views = [read(corpus, dicom_headers=told)[0].images[0].projection for told in (False, True)]
     assert views == ["UNKNOWN", "AP"]

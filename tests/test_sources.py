@@ -67,7 +67,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
 OPTIONS: dict[str, Any] = {
     "report_columns": {"findings": "findings", "conclusion": "impression"},
     "patient_column": "who",
-    "view_column": "view",
+    "projection_column": "view",
     "license_column": "licence",
     "label_columns": ("effusion",),
     "fractions": (0.6, 0.2, 0.2),
@@ -86,7 +86,7 @@ def every(source: Source) -> list[Record]:
 
 
 def plain(record: Record) -> dict[str, Any]:
-    fields = vars(record) | {"images": [(ref.key, ref.view) for ref in record.images]}
+    fields = vars(record) | {"images": [(ref.key, ref.projection) for ref in record.images]}
     return fields | {"pixels": [ref.load().tolist() for ref in record.images]}
 
 
@@ -240,7 +240,7 @@ def test_refused_tables(folder: Path) -> None:
     rows = example_rows(4)
     path = write_table(folder / "t.csv", rows)
     text = path.read_text("utf-8")
-    assert refusal(path, patient_column="mrn", view_column="pos") == (
+    assert refusal(path, patient_column="mrn", projection_column="pos") == (
         f"{path}: no column 'mrn', 'pos'; present: image, findings, impression, who, view,"
         " effusion, licence"
     )
@@ -334,7 +334,7 @@ def test_real_radiographs() -> None:
         pytest.skip(f"no {path}")
     columns: dict[str, Any] = {
         "patient_column": "patient_id",
-        "view_column": "view",
+        "projection_column": "view",
         "license_column": "license",
     }
     tables = [Table(split=split, path=str(path), **columns) for split in SPLITS]
@@ -344,7 +344,7 @@ def test_real_radiographs() -> None:
     assert len({record.id for record in records}) == 196
     groups = [{record.group_key for record in every(table)} for table in tables]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    views = Counter(record.images[0].view for record in records)
+    views = Counter(record.images[0].projection for record in records)
     assert views.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and views["PA"] > 50
     for record in records[::20]:
         image = record.images[0].load()

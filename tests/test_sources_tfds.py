@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
     "report_features": {"findings": "report"},
     "patient_feature": "patient",
     "id_feature": "uid",
-    "view_feature": "view",
+    "projection_feature": "view",
     "label_features": "effusion",
 }
 ONLY_TRAIN: dict[str, Any] = {**OPTIONS, "split": "train", "fractions": (1, 0, 0)}
@@ -119,7 +119,7 @@ def test_records_of_a_prepared_corpus(data_dir: str) -> None:
         assert record.patient_id == record.group_key == str(index // 3)
         assert record.study_id == f"{index // 3}/u{index}"
         assert record.label_names == ("effusion",) and record.labels == ((1, 0, -1)[index % 3],)
-        assert record.images[0].view == ("PA", "LATERAL")[index % 2]
+        assert record.images[0].projection == ("PA", "LATERAL")[index % 2]
         image = record.images[0].load()
         written = cv2.imdecode(np.frombuffer(jpeg(10 * index), np.uint8), cv2.IMREAD_GRAYSCALE)
         np.testing.assert_array_equal(image, written)
@@ -177,7 +177,7 @@ def test_verify_levels(data_dir: str) -> None:
         ({"tfds_split": "dev"}, "has no split 'dev'; choices: train, test and slices of them"),
         ({"tfds_split": "train[oops"}, r"has no split 'train\[oops'"),
         (
-            {"report_features": ("findings",), "view_feature": "position"},
+            {"report_features": ("findings",), "projection_feature": "position"},
             "no feature 'findings', 'position'; present: boxes, deep, effusion, image, patient",
         ),
         ({"report_features": "tags"}, r"feature 'tags' is Sequence\(.*expected one text or number"),

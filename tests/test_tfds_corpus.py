@@ -31,7 +31,7 @@ READ: dict[str, Any] = {
     },
     "patient_feature": "patient_id",
     "study_feature": "study_id",
-    "view_feature": "view",
+    "projection_feature": "projection",
     "id_feature": "id",
     "split_feature": "split",
     "label_features": [f"label_{name}" for name in LABELS],
@@ -70,7 +70,7 @@ def test_records_are_read_back(folder: Path, tmp_path: Path) -> None:
     assert made.id == "tfds:rich:a"
     for name in ("patient_id", "study_id", "split", "sections", "labels", "license"):
         assert getattr(made, name) == getattr(original, name), name
-    assert made.images[0].view == "PA"
+    assert made.images[0].projection == "PA"
     reduced = cv2.resize(original.images[0].load(), (64, 32), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(made.images[0].load(), reduced)
     (second,) = read(builder, tmp_path / "tfds", "train")
@@ -86,7 +86,7 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
     assert len(example["more_images"]) == 1
     assert example["image"].shape == (32, 64, 1)
     assert np.ravel(example["sizes"]).tolist() == [40, 80, 60, 30]
-    assert [view.decode() for view in example["views"]] == ["PA", "LATERAL"]
+    assert [name.decode() for name in example["projections"]] == ["PA", "LATERAL"]
     assert example["time"] == 86_400 and bool(example["group_known"])
     assert json.loads(example["attributes"]) == {"sex": "F", "age": "57"}
     assert json.loads(example["spacings"]) == [[0.143, 0.2], []]

@@ -135,5 +135,12 @@ def _stored(image: ImageRef) -> shards.StoredImage:
     sizes = (*pixels.shape, *pixels.shape)
     digest = shards.pixel_sha256(pixels)
     return shards.StoredImage(
-        image.key, data.tobytes(), *sizes, image.view, image.view_source, None, digest, 0
+        image.key,
+        data.tobytes(),
+        *sizes,
+        image.projection,
+        image.projection_source,
+        None,
+        digest,
+        0,
     )

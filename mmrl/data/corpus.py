@@ -156,7 +156,7 @@ def read_corpus(
       need_images: whether to reject records without an image; False is for uses of texts alone.
       allow_empty: whether to return an empty corpus instead of raising.
 
-    Records without any of the sections, without an image, or without an image that `views` accepts
+    Records without any of the sections, without an image, or without one of the wanted projection
     are rejected with their reason.
 
     Raises:
@@ -210,7 +210,7 @@ def _scan(
             refused.append(Reject(record.id, "missing_image", "the record has no image"))
         elif not numbers:
             detail = f"none of {', '.join(views_.FRONTAL)} among {len(record.images)} images"
-            refused.append(Reject(record.id, "no_frontal_view", detail))
+            refused.append(Reject(record.id, "no_frontal_projection", detail))
         read.positions += [position] * len(numbers)
         read.ids += [views_.example_id(record, number, views) for number in numbers]
         read.patients += [record.patient_id] * len(numbers)

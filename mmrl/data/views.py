@@ -12,10 +12,10 @@ from mmrl.data.reading.lazy import LazyBoxes
 from mmrl.types import Box, InputError, Record
 
 CHOICES = ("first", "frontal", "random", "each")
-"""first: the first image. frontal: the first image of PA, AP or FRONTAL projection; records without
-one are rejected. random: training draws one of all images for each example and epoch, evaluation
-uses the first frontal image, or the first image where there is none. each: every image is an
-example of its own."""
+"""first: the first image. frontal: the first image in PA, AP or FRONTAL projection; records without
+one are rejected. random: training draws one of all images for each example and epoch,
+evaluation takes the first frontal image, or the first image where there is none. each: every
+image is an example."""
 
 FRONTAL = ("PA", "AP", "FRONTAL")
 
@@ -35,7 +35,7 @@ def numbers(record: Record, views: str) -> tuple[int, ...]:
         return (0,) if record.images else ()
     if views == "each":
         return tuple(range(len(record.images)))
-    frontal = [number for number, image in enumerate(record.images) if image.view in FRONTAL]
+    frontal = [number for number, image in enumerate(record.images) if image.projection in FRONTAL]
     if not frontal and views == "random" and record.images:
         return (0,)
     return tuple(frontal[:1])

@@ -217,11 +217,11 @@ def _draw(
         path = target / f"labels-{number}.png"
         audit_figures.labels(found["labels"]["all"], path)
         drawn["Labels"] = ("Labels", path, "All splits together.")
-    if found["images"]["views"]:
+    if found["images"]["projections"]:
         path = target / f"images-{number}.png"
         widths, heights = (np.asarray(held.flat(f"orig_{side}s")) for side in ("width", "height"))
-        audit_figures.images(widths, heights, found["images"]["views"], path)
-        drawn["Images"] = ("Sizes and views", path, "Before anything was made smaller.")
+        audit_figures.images(widths, heights, found["images"]["projections"], path)
+        drawn["Images"] = ("Sizes and projections", path, "Before anything was made smaller.")
     return drawn
 
 

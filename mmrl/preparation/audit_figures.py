@@ -112,9 +112,12 @@ def labels(found: Mapping[str, Any], path: Path) -> None:
 
 @styled
 def images(
-    widths: np.ndarray, heights: np.ndarray, views: Mapping[str, int], path: str | os.PathLike[str]
+    widths: np.ndarray,
+    heights: np.ndarray,
+    projections: Mapping[str, int],
+    path: str | os.PathLike[str],
 ) -> None:
-    """Sizes as distributed, one dot per distinct size, and how many images show which view.
+    """Sizes as distributed, one dot per distinct size, and how many images have which projection.
 
     Args:
       widths, heights: i64[M] in pixels, M above 0.
@@ -131,12 +134,12 @@ def images(
     scatter.set(xlim=(0, reach), ylim=(0, reach), aspect="equal")
     scatter.set(xlabel="width as distributed (pixels)", ylabel="height (pixels)")
     scatter.set_title(f"{len(sizes):,} distinct sizes; area: number")
-    names = list(views)
-    bars.barh(range(len(names)), list(views.values()), 0.7, color=BLUE)
+    names = list(projections)
+    bars.barh(range(len(names)), list(projections.values()), 0.7, color=BLUE)
     bars.set_yticks(range(len(names)), [readable(name) for name in names])
-    bars.set(xlabel="images", title="Views", ylim=(max(len(names), 3) - 0.4, -0.6))
-    bars.set_xlim(0, 1.2 * max(views.values()))
-    for place, number in enumerate(views.values()):
+    bars.set(xlabel="images", title="Projections", ylim=(max(len(names), 3) - 0.4, -0.6))
+    bars.set_xlim(0, 1.2 * max(projections.values()))
+    for place, number in enumerate(projections.values()):
         bars.text(number, place, f" {number:,}", va="center", fontsize=9)
     bars.grid(visible=False, axis="y")
     figure.suptitle(f"Images, N = {len(widths):,}", fontsize=11)

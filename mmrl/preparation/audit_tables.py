@@ -143,12 +143,12 @@ def _values(entry: Mapping[str, Any]) -> str:
 
 
 def _images(images: Mapping[str, Any]) -> Iterator[Table]:
-    total = sum(images["views"].values())
+    total = sum(images["projections"].values())
     if not total:
         yield Table("Images", "Images", ("", ""), [("images", "none: a corpus of text")])
         return
-    rows = [("views", _listed(images["views"], 8))]
-    rows.append(("said by", _listed(images["view_sources"])))
+    rows = [("projections", _listed(images["projections"], 8))]
+    rows.append(("said by", _listed(images["projection_sources"])))
     counts = images["per_record"].items()
     rows.append(("images of a record", ", ".join(f"{k}: {n:,} records" for k, n in counts)))
     for name in ("widths", "heights"):

@@ -89,9 +89,9 @@ def make(held: Holdings, row: int) -> Card:
         height = held.column("orig_heights")[row][number]
         width = held.column("orig_widths")[row][number]
         spacing = "".join(f", {mm:.3g} mm" for mm in held.column("spacings")[row][number][:1])
-        view = held.column("views")[row][number]
+        projection = held.column("projections")[row][number]
         which = f"{number + 1} of {count}, " if count > 1 else ""
-        rows.append(("image", f"{which}{view}, {width} x {height}{spacing}"))
+        rows.append(("image", f"{which}{projection}, {width} x {height}{spacing}"))
         if shown:
             rows.append(("boxes", ", ".join(dict.fromkeys(box.label for box in shown))))
         if masks:

@@ -49,9 +49,9 @@ def _records(found: Mapping[str, Any]) -> Iterator[str]:
     if total["records_without_image"]:
         missing = of(total["records_without_image"], total["records"])
         yield f"{missing} records hold no image."
-    unknown = images["views"].get("UNKNOWN", 0)
+    unknown = images["projections"].get("UNKNOWN", 0)
     if unknown:
-        yield f"{of(unknown, total['images'])} images have no known view."
+        yield f"{of(unknown, total['images'])} images have no known projection."
     refused = found["origin"]["rejected"]
     if refused:
         yield f"{refused:,} items were refused when the corpus was prepared; reasons below."

@@ -242,7 +242,8 @@ class _Reading:
             self.label_names = record.label_names
         fields = {field.name: getattr(record, field.name) for field in _IDENTITY}
         fields["images"] = [
-            (image.key, image.view, image.view_source, image.spacing) for image in record.images
+            (image.key, image.projection, image.projection_source, image.spacing)
+            for image in record.images
         ]
         fields["split"] = split
         self.digest.update(msgpack.packb(fields, default=_plain))

@@ -67,7 +67,7 @@ def spread(values: np.ndarray) -> Numbers:
 
 
 def images(held: Holdings) -> Numbers:
-    """Views, sizes as the owner distributes them, and how many a record has."""
+    """Projections, sizes as the owner distributes them, and how many a record has."""
     heights, widths = (np.asarray(held.flat(f"orig_{side}s")) for side in ("height", "width"))
     sizes = collections.Counter(zip(widths.tolist(), heights.tolist(), strict=True))
     spaced = sum(1 for spacing in held.flat("spacings") if spacing)
@@ -77,8 +77,8 @@ def images(held: Holdings) -> Numbers:
             for count, number in enumerate(np.bincount(held.image_counts))
             if number
         },
-        "views": tally(held.flat("views")),
-        "view_sources": tally(held.flat("view_sources")),
+        "projections": tally(held.flat("projections")),
+        "projection_sources": tally(held.flat("projection_sources")),
         "heights": spread(heights),
         "widths": spread(widths),
         "distinct_sizes": len(sizes),

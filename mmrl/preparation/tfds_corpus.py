@@ -93,7 +93,7 @@ def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject
                     "more_images": files[1:],
                     "image_phash": [f"{value:016x}" for value in row["image_phash"]],
                     "sizes": [[image.orig_height, image.orig_width] for image in made.images],
-                    "view": made.images[0].view if made.images else "UNKNOWN",
+                    "projection": made.images[0].projection if made.images else "UNKNOWN",
                     "spacings": json.dumps(row["spacings"]),
                     "boxes": json.dumps([dataclasses.astuple(box) for box in made.record.boxes]),
                     "masks": json.dumps([dataclasses.astuple(mask) for mask in made.masks]),
@@ -108,22 +108,25 @@ _TEXTS = (
     "findings", "entailment",
 )  # fmt: skip
 _FLAGS = ("group_known", "redistributable")
-_LISTS = ("aliases", "image_keys", "views", "view_sources", "image_sha256")
+_LISTS = ("aliases", "image_keys", "projections", "projection_sources", "image_sha256")
 
 
 def features(work: Work) -> tfds.features.FeaturesDict:
     """What an example holds.
 
     `image` is the first image (no bytes where a record has none), `more_images` the others;
-    `sizes`, `views` and so on tell of all. `attributes`, `sentences`, `findings`, `entailment`,
-    `spacings`, `boxes` (in original pixels) and `masks` are JSON, as in index.parquet.
+    `sizes`, `projections` and so on describe all of them. `attributes`, `sentences`, `findings`,
+    `entailment`, `spacings`, `boxes` (in original pixels) and `masks` are JSON, as in
+    index.parquet.
     """
     kinds = tfds.features
     depth = np.uint8 if work.recipe.format == "jpeg" else np.uint16
     image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.recipe.format)
     return kinds.FeaturesDict(
         {
-            **{name: kinds.Text() for name in (*_TEXTS, "view", "spacings", "boxes", "masks")},
+            **{
+                name: kinds.Text() for name in (*_TEXTS, "projection", "spacings", "boxes", "masks")
+            },
             **dict.fromkeys(_FLAGS, np.bool_),
             **{name: kinds.Sequence(kinds.Text()) for name in (*_LISTS, "image_phash")},
             **{f"section_{name}": kinds.Text() for name in work.sections},

@@ -21,7 +21,7 @@ from pydicom import uid
 from mmrl.data.image import dicom_pixels
 from mmrl.data.image.dicom_file import REASONS, DicomError, DicomFile, guarded
 from mmrl.data.image.images import MAX_BYTES
-from mmrl.data.reading.rows import view_name
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import InputError
 
 __all__ = [
@@ -67,7 +67,7 @@ class Header(NamedTuple):
       height, width: in pixels.
       bits_stored: significant bits of a stored pixel.
       photometric: photometric interpretation, or OTHER.
-      view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as ImageRef has it.
+      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as ImageRef has it.
       modality: CR, DX, MG and the like, OTHER, or "" when not stated.
       spacing: (row, column) distance in mm: PixelSpacing, else ImagerPixelSpacing, else None.
       laterality: L, R, U, B or "".
@@ -84,7 +84,7 @@ class Header(NamedTuple):
     width: int
     bits_stored: int
     photometric: str
-    view: str
+    projection: str
     modality: str
     spacing: tuple[float, float] | None
     laterality: str
@@ -275,13 +275,13 @@ def _header(file: DicomFile, key: bytes | None) -> Header:
         return pseudonym(key, value, kind) if key is not None and value else ""
 
     laterality = file.text("ImageLaterality") or file.text("Laterality")
-    view = file.text("ViewPosition")
+    position = file.text("ViewPosition")
     return Header(
         height=layout.height,
         width=layout.width,
         bits_stored=layout.stored,
         photometric=_known(layout.photometric, _PHOTOMETRICS, "OTHER"),
-        view="LATERAL" if view.upper() == "RL" else view_name(view),
+        projection="LATERAL" if position.upper() == "RL" else projection_name(position),
         modality=_known(file.text("Modality"), _MODALITIES, "OTHER"),
         spacing=_spacing(file, "PixelSpacing") or _spacing(file, "ImagerPixelSpacing"),
         laterality=_known(laterality, frozenset("LRUB")),

@@ -85,7 +85,7 @@ class Technique:
     """What differs between two exposures of the same patient.
 
     Attributes:
-      view: PA or AP.
+      projection: PA or AP.
       inspiration: low, normal or high lung volumes.
       lung_height: apex to costophrenic angle, as a fraction of the image.
       tilt: rotation in the image plane, radians.
@@ -95,7 +95,7 @@ class Technique:
       noise: standard deviation at 64 pixels, of full scale; noise_seed: seeds it.
     """
 
-    view: str
+    projection: str
     inspiration: str
     lung_height: float
     tilt: float
@@ -138,7 +138,7 @@ def draw_technique(dice: Dice, *, bedside: bool) -> Technique:
     inspiration = dice.weighted(("low", "normal", "high"), weights)
     low, high = {"low": (0.52, 0.55), "normal": (0.65, 0.70), "high": (0.79, 0.82)}[inspiration]
     return Technique(
-        view="AP" if bedside or dice.chance(0.15) else "PA",
+        projection="AP" if bedside or dice.chance(0.15) else "PA",
         inspiration=inspiration,
         lung_height=dice.between(low, high),
         tilt=dice.between(-0.05, 0.05),

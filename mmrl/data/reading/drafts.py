@@ -47,8 +47,8 @@ class ImageFile:
     """An image as a corpus names it; `path` is relative to the source's image folder."""
 
     path: str
-    view: str = "UNKNOWN"
-    view_source: str = ""
+    projection: str = "UNKNOWN"
+    projection_source: str = ""
     spacing: tuple[float, float] | None = None
 
 

@@ -51,9 +51,9 @@ class Listing:
       allow_missing_images: keep the text of records whose images are not there. Else a record
         loses the images that are missing, and is refused when none is left.
       dicom_burned_in: accept images whose header says that text is burned into the pixels.
-      dicom_headers: take view, sex and age from the header of DICOM images where no table tells
-        them; a few milliseconds an image. Spacing is not taken: challenges scale images and leave
-        that of the original in the header.
+      dicom_headers: take projection, sex and age from the headers of DICOM images where no table
+        states them; a few milliseconds an image. Spacing is not taken: challenges resize images
+        and leave the spacing of the original in the header.
 
     Attributes:
       facts: what the owner says; set by the class, or by a constructor that found which of several
@@ -190,7 +190,9 @@ class Listing:
         draft = unpack(self._packed[position % len(self)].as_py())
         patient = draft.patient or draft.id
         references = tuple(
-            ImageRef(file.path, self.loader(file), file.view, file.view_source, file.spacing)
+            ImageRef(
+                file.path, self.loader(file), file.projection, file.projection_source, file.spacing
+            )
             for file in draft.images
         )
         return Record(
@@ -289,7 +291,7 @@ class Listing:
         return kept
 
     def _with_headers(self, drafts: list[Draft]) -> list[Draft]:
-        """Adds view, sex and age that the headers of DICOM images tell, and no table did."""
+        """Adds projection, sex and age that the headers of DICOM images tell, and no table did."""
         told: list[Draft] = []
         unread = 0
         for draft in drafts:
@@ -302,8 +304,10 @@ class Listing:
                     continue
                 if header is None:
                     continue
-                if file.view == "UNKNOWN" != header.view:
-                    files[at] = dataclasses.replace(file, view=header.view, view_source="dicom")
+                if file.projection == "UNKNOWN" != header.projection:
+                    files[at] = dataclasses.replace(
+                        file, projection=header.projection, projection_source="dicom"
+                    )
                 if header.sex:
                     attributes.setdefault("sex", header.sex)
                 if header.age is not None:

@@ -33,7 +33,7 @@ _SPLIT_NAMES = {
     "dev": "val",
     "test": "test",
 }
-_VIEW_NAMES = {
+_PROJECTION_NAMES = {
     "PA": "PA",
     "AP": "AP",
     "FRONTAL": "FRONTAL",
@@ -61,7 +61,7 @@ class Columns:
     reports: Mapping[str, str]
     patient: str | None = None
     study: str | None = None
-    view: str | None = None
+    projection: str | None = None
     id: str | None = None
     split: str | None = None
     license: str | None = None
@@ -69,7 +69,7 @@ class Columns:
 
     def names(self) -> list[str]:
         """Returns every column in use, once."""
-        single = (self.patient, self.study, self.view, self.id, self.split, self.license)
+        single = (self.patient, self.study, self.projection, self.id, self.split, self.license)
         named = [self.image, *self.reports.values(), *filter(None, single), *self.labels]
         return list(dict.fromkeys(named))
 
@@ -118,10 +118,10 @@ def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[st
     return mapping
 
 
-def view_name(text: str) -> str:
-    """Names a view by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
+def projection_name(text: str) -> str:
+    """The projection by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
     words = re.findall("[A-Z]+", text.upper())
-    return _VIEW_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
+    return _PROJECTION_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
 
 
 def cell_text(value: Any) -> str:
@@ -189,7 +189,7 @@ class Rows:
         return [reject for _, reject in sorted(self._refused, key=operator.itemgetter(0))]
 
     def column(self, name: str) -> list[str]:
-        """Returns the cells kept of number, id, patient, study, view, image or license."""
+        """Returns the cells kept of number, id, patient, study, projection, image or license."""
         return self._text[name].to_pylist()
 
     def drop(self, faults: Sequence[Fault | None]) -> None:
@@ -218,7 +218,9 @@ class Rows:
             study_id=cell["study"],
             group_key=cell["patient"],
             split=self._split,
-            images=(ImageRef(cell["image"], loader(cell["image"]), view_name(cell["view"])),),
+            images=(
+                ImageRef(cell["image"], loader(cell["image"]), projection_name(cell["projection"])),
+            ),
             sections={section: text for section, text in reports.items() if text.strip()},
             label_names=self._columns.labels,
             labels=tuple(int(value) for value in self._labels[position]),
@@ -240,7 +242,7 @@ class _Scan:
     ) -> None:
         self._columns, self._source, self._where = columns, source, where
         self._split, self._fractions, self._salt = split, fractions, salt
-        names = ["number", "id", "patient", "study", "view", "image", "license"]
+        names = ["number", "id", "patient", "study", "projection", "image", "license"]
         names += [f"report.{section}" for section in columns.reports]
         self.text: dict[str, list[str]] = {name: [] for name in names}
         self.labels: list[list[int]] = []
@@ -340,7 +342,7 @@ class _Scan:
             native,
             patient,
             self._cell(cells, columns.study, "") or f"{patient}/{native}",
-            self._cell(cells, columns.view, ""),
+            self._cell(cells, columns.projection, ""),
             cells[columns.image].strip(),
             self._cell(cells, columns.license, ""),
             *reports,

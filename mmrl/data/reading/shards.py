@@ -28,7 +28,7 @@ from array_record.python import array_record_module
 from mmrl.data.image.masks import Mask, decode_masks
 from mmrl.types import Box, Finding, InputError, Record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
 WRITER_OPTIONS = "group_size:1,uncompressed"  # payloads are JPEG or PNG, and are read one by one
 _READER_OPTIONS = "readahead_buffer_size:0"
@@ -53,8 +53,8 @@ class StoredImage:
     width: int
     orig_height: int
     orig_width: int
-    view: str
-    view_source: str
+    projection: str
+    projection_source: str
     spacing: tuple[float, float] | None
     sha256: str
     phash: int
@@ -130,8 +130,8 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("findings", pa.string()),  # JSON list of [name, side, zone, severity]
     ("entailment", pa.string()),  # JSON list of premise, hypothesis, label; "" for none
     ("image_keys", pa.list_(pa.string())),
-    ("views", pa.list_(pa.string())),
-    ("view_sources", pa.list_(pa.string())),
+    ("projections", pa.list_(pa.string())),
+    ("projection_sources", pa.list_(pa.string())),
     ("spacings", pa.list_(pa.list_(pa.float64()))),  # [] where unknown
     ("image_sha256", pa.list_(pa.string())),
     ("image_phash", pa.list_(pa.uint64())),
@@ -163,8 +163,8 @@ def index_row(
         "findings": _json([list(dataclasses.astuple(f)) for f in record.findings]),
         "entailment": _json(list(dataclasses.astuple(stated))) if stated else "",
         "image_keys": [image.key for image in images],
-        "views": [image.view for image in images],
-        "view_sources": [image.view_source for image in images],
+        "projections": [image.projection for image in images],
+        "projection_sources": [image.projection_source for image in images],
         "spacings": [list(image.spacing or ()) for image in images],
         "image_sha256": [image.sha256 for image in images],
         "image_phash": [image.phash for image in images],
@@ -204,7 +204,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}")
+        raise InputError(
+            f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}. Another version of"
+            " mmrl wrote it; prepare the corpus again in another folder"
+        )
     return manifest
 
 

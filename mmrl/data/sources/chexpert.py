@@ -7,8 +7,8 @@
 Stanford University Dataset Research Use Agreement: it is clicked, and nothing may be given on.
 Irvin et al., AAAI 2019, arXiv:1901.07031. Official split: train, valid (val), test; by patient.
 
-One record per image, for labels, view and the 5x200 protocol go by image; images of a study share
-`study_id`. The uses are zero-shot classification and probing: there is no text. Also handled:
+One record per image, for labels, projection and the 5x200 protocol go by image; images of a study
+share `study_id`. The uses are zero-shot classification and probing: there is no text. Also handled:
   * Labels stay 1, 0, -1 (uncertain) and -2 (blank); what to make of the last two is for whoever
     reads them. They are found by name: lists in circulation swap Lung Lesion and Lung Opacity.
   * Paths begin with CheXpert-v1.0-small/, CheXpert-v1.0/ or neither; wherever, they are read below
@@ -136,7 +136,7 @@ class Chexpert(Listing):
             where = os.path.join(folder, relative)
             if patient in batches:
                 where = os.path.join(batches[patient], study, name)
-            image = ImageFile(where, *_view(cell, side))
+            image = ImageFile(where, *_projection(cell, side))
             yield Draft(
                 f"{study}/{view}",
                 patient=patient,
@@ -161,7 +161,7 @@ class Chexpert(Listing):
         frontal = [
             (draft.id, draft.labels)
             for draft in drafts
-            if draft.split == "train" and draft.images[0].view in ("AP", "PA", "FRONTAL")
+            if draft.split == "train" and draft.images[0].projection in ("AP", "PA", "FRONTAL")
         ]
         chosen = select_per_class(frontal, self._five_by, salt=self._salt)
         patients = {draft.patient for draft in drafts if draft.id in chosen}
@@ -181,8 +181,8 @@ class Chexpert(Listing):
         self.facts = dataclasses.replace(self.facts, expected=expected)
 
 
-def _view(cell: dict[str, str], side: str) -> tuple[str, str]:
-    """View and who says so, from the columns or, without them, the name of the file."""
+def _projection(cell: dict[str, str], side: str) -> tuple[str, str]:
+    """Projection and who says so, from the columns or, without them, the name of the file."""
     stated, position = cell["Frontal/Lateral"].upper(), cell["AP/PA"].upper()
     if stated == "FRONTAL" and position in ("AP", "PA"):
         return position, "metadata"

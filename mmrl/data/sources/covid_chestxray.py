@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.data.reading.rows import view_name
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import Reject
 
 _DAY = 86400  # seconds
@@ -145,7 +145,7 @@ def _draft(cells: dict[str, str], first: float | None) -> Draft:
     study, time = "", None
     if patient and offset is not None and first is not None:
         study, time = f"{patient}/{offset:g}", round((offset - first) * _DAY)
-    view = view_name(cells["view"])
+    projection = projection_name(cells["view"])
     note = cells["clinical_notes"] or cells["notes"]
     return Draft(
         cells["filename"],
@@ -154,7 +154,7 @@ def _draft(cells: dict[str, str], first: float | None) -> Draft:
         images=(
             ImageFile(
                 f"{cells['folder'] or 'images'}/{cells['filename']}",
-                view,
+                projection,
                 "metadata" if cells["view"] else "",
             ),
         ),

@@ -8,12 +8,13 @@ PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may be g
 al., Scientific Data 2019, doi:10.1038/s41597-019-0322-0. Official split by patient: train,
 validate (val), test.
 
-One record per study, with all its views: PA first, then AP, views unknown, others, lateral. Also
+One record per study, with all its images: PA first, then AP, unknown, others, lateral. Also
 handled:
   * Reports are cut by `mmrl.data.text.mimic_reports`, which keeps what the published parser loses:
     a header in the first line, one without indentation, an impression right below "FINDINGS:",
     headers with digits, addenda, sections that come twice.
-  * ViewPosition may be blank: then ViewCodeSequence_CodeMeaning tells, or the view is UNKNOWN.
+  * ViewPosition may be blank: then ViewCodeSequence_CodeMeaning states the projection, or it is
+    UNKNOWN.
   * Studies are not numbered in time: `time` and `prior_id` go by StudyDate and StudyTime, which is
     a number without leading zeros (81530.5 is 08:15:30). Studies of the same second are not each
     other's prior. A prior that was refused is named all the same.
@@ -148,7 +149,9 @@ class MimicCxr(Listing):
                 patient=study.subject,
                 study=name,
                 split=study.split,
-                images=tuple(sorted(study.images, key=lambda image: _ORDER.index(image.view))),
+                images=tuple(
+                    sorted(study.images, key=lambda image: _ORDER.index(image.projection))
+                ),
                 sections=parse_report(text),
                 labels=values,
                 prior_id=study.prior,
@@ -174,10 +177,10 @@ class MimicCxr(Listing):
             if study.subject != subject:
                 detail = f"images of patients {study.subject} and {subject}"
                 refused[name] = Reject(f"mimic_cxr:{name}", "bad_row", detail)
-            view = _view(cell["ViewPosition"], cell[_CODE])
+            projection = _projection(cell["ViewPosition"], cell[_CODE])
             path = f"files/p{subject[:2]}/p{subject}/s{name}/{image}.jpg"
-            source = "" if view == "UNKNOWN" else "metadata"
-            study.images.append(ImageFile(path, view, source))
+            source = "" if projection == "UNKNOWN" else "metadata"
+            study.images.append(ImageFile(path, projection, source))
             moment = _moment(cell["StudyDate"], cell["StudyTime"])
             if moment and (study.moment is None or moment < study.moment):
                 study.moment = moment
@@ -229,8 +232,8 @@ class MimicCxr(Listing):
         return self.find(f"{name}.gz", name)
 
 
-def _view(position: str, meaning: str) -> str:
-    """The view of an image by its ViewPosition, else by the meaning of its view code."""
+def _projection(position: str, meaning: str) -> str:
+    """The projection of an image by its ViewPosition, else by the meaning of its view code."""
     words = re.findall("[A-Z]+", position.upper())
     if words:
         if "LATERAL" in words or "LL" in words or "RL" in words:

@@ -39,7 +39,7 @@ from mmrl.types import Box, InputError, Reject
 _SIDE = 1024  # pixels of every image given out, down and across
 _NO_FINDING = "No Finding"
 _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infiltration"}
-_VIEWS = {"PA": "PA", "AP": "AP", "": "UNKNOWN"}
+_PROJECTIONS = {"PA": "PA", "AP": "AP", "": "UNKNOWN"}
 _LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
 _BOX = ("Bbox [x", "y", "w", "h]")
 _SIZE = ("OriginalImage[Width", "Height]")
@@ -156,13 +156,13 @@ class Nih14(Listing):
             "sex": cells["Patient Sex"] or cells["Patient Gender"],
             "follow_up": cells["Follow-up #"],
         }
-        view = _VIEWS.get(cells["View Position"].upper(), "OTHER")
+        projection = _PROJECTIONS.get(cells["View Position"].upper(), "OTHER")
         source = "metadata" if cells["View Position"] else ""
         return Draft(
             image,
             patient=str(int(patient)),
             split=split,
-            images=(ImageFile(path, view, source, _spacing(cells)),),
+            images=(ImageFile(path, projection, source, _spacing(cells)),),
             labels=tuple(int(name in found) for name in self.label_names),
             boxes=tuple(boxes.get(image, ())),
             attributes={name: value for name, value in attributes.items() if value},

@@ -9,11 +9,12 @@ they can be compared.
 Licence CC BY-NC-ND 4.0, as the XML files say; open download. Unchanged copies may be given on,
 resized ones may not. Demner-Fushman et al., JAMIA 2016, doi:10.1093/jamia/ocv080.
 
-One record per report, with all its views. There is no official split; a report is a patient
+One record per report, with all its images. There is no official split; a report is a patient
 (the DICOM headers give it as PatientID), so hashing it is safe. Also handled:
-  * Views are those labelled by hand in `indiana_projections.csv`, frontal ones first. The headers
-    of the DICOM files say PA of many lateral images and are not asked. XML tells no view: put the
-    projections file beside it, else views stay UNKNOWN, in the order of the file.
+  * Projections are those labelled by hand in `indiana_projections.csv`, frontal images first. The
+    headers of the DICOM files say PA of many lateral images and are not used. XML states no
+    projection: put the projections file beside it, else projections stay UNKNOWN, in the order of
+    the file.
   * XML names the images of report 1 "CXR1_1_IM-...", those of report 10 "CXR10_IM-...".
   * 104 reports of the XML distribution have no image: kept, for their text. 25 reports that have
     images hold no text at all: kept, for images and labels. Whatever reads text and image refuses
@@ -33,7 +34,7 @@ from typing import Any
 
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.data.reading.rows import view_name
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import InputError, Reject
 
 _TOP = "chest-xrays-indiana-university"
@@ -129,7 +130,9 @@ class Openi(Listing):
                 yield row
                 continue
             _, cell = row
-            image = ImageFile(self._path_of(cell["filename"], files), *_view(cell["projection"]))
+            image = ImageFile(
+                self._path_of(cell["filename"], files), *_projection(cell["projection"])
+            )
             mine = images.setdefault(cell["uid"], [])
             if image.path in {other.path for other in mine}:
                 yield Reject(f"openi:{cell['uid']}#{cell['filename']}", "duplicate_image", _TWICE)
@@ -155,13 +158,13 @@ class Openi(Listing):
     def _nlm(
         self, folder: str, names: list[str], files: dict[str, str]
     ) -> Iterator[Draft | Reject]:
-        views: dict[str, str] = {}
+        projections: dict[str, str] = {}
         beside = self._existing(["indiana_projections.csv"])
         for row in self.rows(beside[0], ("filename", "projection")) if beside else ():
             if isinstance(row, Reject):
                 yield row
             else:
-                views[_plain_stem(row[1]["filename"])] = row[1]["projection"]
+                projections[_plain_stem(row[1]["filename"])] = row[1]["projection"]
         for name in names:
             try:
                 tree = _parse(os.path.join(self.path, folder, name))
@@ -180,7 +183,7 @@ class Openi(Listing):
                 if stem in images:
                     yield Reject(f"openi:{uid}#{stem}", "duplicate_image", _TWICE)
                 path = self._path_of(f"{stem}.png", files)
-                images[stem] = ImageFile(path, *_view(views.get(_plain_stem(stem), "")))
+                images[stem] = ImageFile(path, *_projection(projections.get(_plain_stem(stem), "")))
                 sections["examination"] = (
                     sections["examination"] or (parent.findtext("caption") or "").strip()
                 )
@@ -207,7 +210,7 @@ class Openi(Listing):
             uid,
             patient=uid,
             study=f"CXR{uid}",
-            images=tuple(sorted(images, key=lambda image: _FRONT_TO_BACK.get(image.view, 1))),
+            images=tuple(sorted(images, key=lambda image: _FRONT_TO_BACK.get(image.projection, 1))),
             sections={name: text for name, text in sections.items() if text},
             labels=tuple(int(name in heads) if coded else -2 for name in self.label_names),
             attributes={name: text for name, text in attributes.items() if text},
@@ -257,9 +260,9 @@ def _plain_stem(name: str) -> str:
     return re.sub(r"^CXR(?:1_(?=1_))?", "", stem)
 
 
-def _view(projection: str) -> tuple[str, str]:
-    view = view_name(projection)
-    return view, "" if view == "UNKNOWN" else "label"
+def _projection(text: str) -> tuple[str, str]:
+    projection = projection_name(text)
+    return projection, "" if projection == "UNKNOWN" else "label"
 
 
 class _NoDoctype(ET.TreeBuilder):

@@ -78,7 +78,9 @@ class Phantom:
             split=self._split,
             images=(
                 ImageRef(
-                    str(index), functools.partial(phantom.load_image, *key), study.technique.view
+                    str(index),
+                    functools.partial(phantom.load_image, *key),
+                    study.technique.projection,
                 ),
             ),
             sections={

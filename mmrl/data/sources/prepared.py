@@ -122,8 +122,8 @@ class Prepared:
                 ImageRef(
                     key,
                     functools.partial(shards.load_image, *place, number),
-                    row["views"][number],
-                    row["view_sources"][number],
+                    row["projections"][number],
+                    row["projection_sources"][number],
                     tuple(row["spacings"][number]) or None,
                     row["image_sha256"][number],
                     row["image_phash"][number],

@@ -6,8 +6,8 @@ Given `pairs.csv` beside a folder `images/`
     images/0.jpg,No focal consolidation.,17,PA
     images/1.jpg,Effusion on the left.,18,AP
 
-`Table(split="train", path="pairs.csv", patient_column="patient_id", view_column="view")` yields
-records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
+`Table(split="train", path="pairs.csv", patient_column="patient_id", projection_column="view")`
+yields records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
 """
 
 import functools
@@ -42,10 +42,7 @@ class Table:
         that says of itself that text is burned into its pixels is rejected).
       report_columns: section name -> column, or columns that are also the section names.
       patient_column: the leakage unit. No patient crosses a split.
-      study_column: the study of a row; without it each row is a study.
-      view_column: projection of the image, such as PA or lateral.
-      id_column: the id of a row; without it the number of the row.
-      license_column: licence of the record.
+      study_column, projection_column, id_column, license_column: see Record.
       split_column: train, val (valid, validate, validation, dev) or test; without it patients
         are divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
@@ -77,7 +74,7 @@ class Table:
         report_columns: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_column: str | None = None,
         study_column: str | None = None,
-        view_column: str | None = None,
+        projection_column: str | None = None,
         id_column: str | None = None,
         split_column: str | None = None,
         label_columns: Sequence[str] | str = (),
@@ -92,7 +89,7 @@ class Table:
             reports=section_columns(report_columns),
             patient=patient_column,
             study=study_column,
-            view=view_column,
+            projection=projection_column,
             id=id_column,
             split=split_column,
             license=license_column,

@@ -55,16 +55,9 @@ class Tfds:
       tfds_split: which examples to read, in the TFDS way: "train", "train+test", "train[:10%]".
       image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
       report_features: section name -> feature, or features that are also the section names.
-      patient_feature: the leakage unit. No patient crosses a split.
-      study_feature: the study of an example; without it each example is a study.
-      view_feature: projection of the image, such as PA or lateral.
-      id_feature: the id of an example; without it its number.
-      split_feature: the split of an example; without it patients are divided by hash.
-      label_features: features of 1, 0, -1, and blank or -2.
-      license_feature: licence of the record.
-      fractions: shares of train, val and test without `split_feature`, in this order or by name,
-        see `split_of`.
-      split_salt: name of that division; another name gives another division.
+      patient_feature, study_feature, projection_feature, id_feature, split_feature, label_features,
+        license_feature: as the columns of a table.
+      fractions, split_salt: see `split_of`.
       module: Python module to import first, for a corpus with feature types of its own.
       verify: "decode" decodes every image of the split once, "header" reads every image and finds
         those cut short, "exists" reads the bytes but not what they mean.
@@ -88,7 +81,7 @@ class Tfds:
         report_features: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_feature: str | None = None,
         study_feature: str | None = None,
-        view_feature: str | None = None,
+        projection_feature: str | None = None,
         id_feature: str | None = None,
         split_feature: str | None = None,
         label_features: Sequence[str] | str = (),
@@ -104,7 +97,7 @@ class Tfds:
             reports=section_columns(report_features),
             patient=patient_feature,
             study=study_feature,
-            view=view_feature,
+            projection=projection_feature,
             id=id_feature,
             split=split_feature,
             license=license_feature,
