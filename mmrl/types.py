@@ -105,9 +105,9 @@ class Record:
     Attributes:
       id: "{source}:{native id}", unique.
       patient_id, study_id: as the corpus gives them.
-      group_key: the leakage unit that no split may divide (patient, article, video).
-      group_known: False where the corpus does not tell the unit and the id stands in for it.
-      aliases: other names of the same leakage unit, each "{corpus}:{group_key of that corpus}";
+      leakage_unit: the leakage unit that no split may divide (patient, article, video).
+      leakage_unit_known: False where the corpus does not tell the unit and the id stands in for it.
+      aliases: other names of the same leakage unit, each "{corpus}:{leakage_unit of that corpus}";
         an image of RSNA carries "nih14:{patient}", where it came from.
       split: train, val or test. split_official: what the owner says, or "none".
       images: handles; training reads the first unless config.data.views says otherwise.
@@ -132,7 +132,7 @@ class Record:
     source: str
     patient_id: str
     study_id: str
-    group_key: str
+    leakage_unit: str
     split: str
     images: tuple[ImageRef, ...]
     sections: Mapping[str, str]
@@ -145,7 +145,7 @@ class Record:
     license: str = ""
     source_version: str = ""
     split_official: str = "none"
-    group_known: bool = True
+    leakage_unit_known: bool = True
     aliases: tuple[str, ...] = ()
     entailment: Entailment | None = None
     prior_id: str = ""

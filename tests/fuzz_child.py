@@ -84,13 +84,15 @@ def prepare(source: str, options: dict[str, Any], output: str) -> dict[str, Any]
 
 
 def check_record(record: Any, source: str) -> None:
-    told = (record.id, record.patient_id, record.study_id, record.group_key, record.license)
+    told = (record.id, record.patient_id, record.study_id, record.leakage_unit, record.license)
     told += (*record.sections, *record.sections.values(), *record.attributes.values())
     told += (record.prior_id, *record.aliases, *(image.key for image in record.images))
     text = "\n".join(told)
     text.encode()
     demand(SECRET not in text, f"{record.id} tells a secret")
-    demand(record.id.startswith(f"{source}:") and record.group_key, f"names itself {record.id!r}")
+    demand(
+        record.id.startswith(f"{source}:") and record.leakage_unit, f"names itself {record.id!r}"
+    )
     demand(record.split in ("train", "val", "test"), f"split {record.split!r}")
     demand(len(record.labels) in (0, len(record.label_names)), "labels without names")
     demand(set(record.labels) <= {1, 0, -1, -2}, f"labels {record.labels}")

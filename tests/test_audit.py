@@ -129,8 +129,8 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
             (record("x", "test", findings="Nothing known."), [stored("y", picture(9))]),
         ],
     )
-    waivers = dict.fromkeys(("patient", "study", "group", "image"), (0.5, "a follow-up"))
-    told = r'patient: 1 of 2 records.*--waive="patient 0\.5 WHY; study 0\.5 WHY'
+    waivers = dict.fromkeys(("patient", "study", "leakage_unit", "image"), (0.5, "a follow-up"))
+    told = r"patient: 1 of 2 records.*--waive=\(\('patient', 0\.5"
     with pytest.raises(LeakError, match=told) as caught:
         audit([training], against=[other], out=str(tmp_path / "none"))
     assert str(caught.value).startswith(f"{other} against training on {training}: ")

@@ -23,9 +23,9 @@ def test_counts_by_hand(audited):
     _, found, _ = audited
     train, test, whole = (found["counts"][split] for split in ("train", "test", "all"))
     assert train == {
-        "records": 3, "patients": 3, "studies": 2, "groups": 3, "images": 2,
+        "records": 3, "patients": 3, "studies": 2, "leakage_units": 3, "images": 2,
         "records_without_image": 1, "records_without_text": 0, "records_with_prior": 0,
-        "group_known_share": 1.0,
+        "leakage_unit_known_share": 1.0,
     }  # fmt: skip
     assert (test["records"], test["images"], test["records_without_text"]) == (2, 1, 1)
     assert (whole["records"], whole["patients"], whole["images"]) == (6, 5, 5)
@@ -166,13 +166,13 @@ def test_share_with_partner_is_the_mean_over_all_batches(groups, batch):
     assert repeats.share_with_partner(groups, batch) == pytest.approx(np.mean(shares))
 
 
-def test_groups_that_are_not_known_are_told(tmp_path):
+def test_unknown_leakage_units_are_told(tmp_path):
     held = [
-        (record("1", findings="A b c.", group_known=False), []),
+        (record("1", findings="A b c.", leakage_unit_known=False), []),
         (record("2", findings="A b d."), []),
     ]
     found = survey.counts(Holdings(write(tmp_path / "toy", held)))
-    assert found["all"]["group_known_share"] == 0.5
+    assert found["all"]["leakage_unit_known_share"] == 0.5
 
 
 @pytest.mark.real_data

@@ -102,7 +102,9 @@ def test_text_is_kept_without_images_when_allowed(folder):
 def test_counts_and_crossing_groups_are_told(folder):
     corpus = Example(split="all", path=folder)
     assert any("1 records found, 5 in the published" in line for line in corpus.warnings)
-    assert any("1 groups (patients or articles) into more than one" in w for w in corpus.warnings)
+    assert any(
+        "1 leakage units (patients or articles) into more than one" in w for w in corpus.warnings
+    )
     whole = [Example(split=s, path=folder, official_split=False) for s in ("train", "val", "test")]
     assert sum(len(part) for part in whole) == 1
 

@@ -46,7 +46,7 @@ class Rich(listing.Listing):
             "a",
             patient="p1",
             study="s1",
-            group="g1",
+            leakage_unit="g1",
             split="val",
             images=(
                 ImageFile("wide.png", "PA", "metadata", (0.143, 0.2)),
@@ -154,7 +154,7 @@ def test_every_field_of_a_record_comes_back(folder: Path, tmp_path: Path) -> Non
     second = Prepared(split="train", path=str(tmp_path / "out"))[0]
     assert second.entailment == Entailment("It rains.", "It is wet.", "neutral")
     assert (second.label_names, second.labels, second.boxes) == ((), (), ())
-    assert (second.sections, second.group_known) == ({"caption": "Plain."}, False)
+    assert (second.sections, second.leakage_unit_known) == ({"caption": "Plain."}, False)
 
 
 def test_what_was_refused_is_listed_without_places(folder: Path, tmp_path: Path) -> None:

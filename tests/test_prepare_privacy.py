@@ -83,7 +83,7 @@ def test_pseudonyms_join_what_belongs_together_and_depend_on_the_key(hospital, t
         parts = [Prepared(split=s, path=str(tmp_path / name)) for s in ("train", "val", "test")]
         records[name] = [part[index] for part in parts for index in range(len(part))]
     a, b = records["one"]
-    assert (a.patient_id, a.group_key) == (b.patient_id, b.group_key)
+    assert (a.patient_id, a.leakage_unit) == (b.patient_id, b.leakage_unit)
     assert (a.id != b.id) and a.id.startswith("table:") and len(a.id) == len("table:") + 32
     assert [record.id for record in records["again"]] == [a.id, b.id]
     assert not {r.patient_id for r in records["other"]} & {r.patient_id for r in records["one"]}

@@ -59,7 +59,7 @@ def labels_of(record) -> dict[str, int]:
 def test_rows_become_records(corpus):
     records = records_of(CovidChestxray(split="all", path=str(corpus)))
     assert list(records) == ["b.JPG", "a.jpeg", "l.png", "c.png", "d.png", "e.png", "f.png"]
-    assert [record.group_key for record in records.values()] == [
+    assert [record.leakage_unit for record in records.values()] == [
         *("2", "2", "2", "COVID-00003a", "COVID-00004", "5", "7")
     ]
     assert [record.images[0].projection for record in records.values()][:4] == [

@@ -54,7 +54,7 @@ def test_grey_images_and_squeezed_labels(tmp_path):
     assert source[6].images[0].load()[5, 5] == 120
     assert (source[0].split, source[4].split, source[11].split_official) == ("train", "val", "test")
     assert source[0].license == "CC-BY-4.0" and source[0].redistributable
-    assert not source[0].group_known
+    assert not source[0].leakage_unit_known
 
 
 def test_labels_of_many_classes_and_luma_of_colour(tmp_path):

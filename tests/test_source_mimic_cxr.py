@@ -123,7 +123,7 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
         f"mimic_cxr:{study}" for study in (50000001, 50000003, 50000009, 50000004, 50000005)
     ]
     first = records[0]
-    assert (first.patient_id, first.group_key, first.split) == ("10000042",) * 2 + ("train",)
+    assert (first.patient_id, first.leakage_unit, first.split) == ("10000042",) * 2 + ("train",)
     assert first.images[0].key == "files/p10/p10000042/s50000001/aa-1.jpg"
     assert [image.projection for image in first.images] == ["PA", "LATERAL"]
     assert first.images[0].load().shape == (6, 8)

@@ -86,7 +86,7 @@ def test_one_record_per_report_with_frontal_views_first(kaggle):
     assert {image.projection_source for image in first.images} == {"label"}
     assert first.images[0].key == "images/images_normalized/1_IM-0001-4001.dcm.png"
     assert first.images[0].load()[0, 0] == 11
-    assert (first.patient_id, first.group_key, first.study_id) == ("1", "1", "CXR1")
+    assert (first.patient_id, first.leakage_unit, first.study_id) == ("1", "1", "CXR1")
     assert dict(first.sections) == {
         "examination": "PA and Lateral",
         "indication": "Cough.",

@@ -69,7 +69,7 @@ def test_rows_of_an_image_become_one_record(tmp_path):
         *[(0, 0), (0, 1), (0, 2), (1, 1023)]
     ]
     assert records[ONE].images[0].key == f"dicom-images-train/s2/t2/{ONE}.dcm"
-    assert (records[ONE].group_known, records[ONE].access) == (False, "click")
+    assert (records[ONE].leakage_unit_known, records[ONE].access) == (False, "click")
 
 
 def test_place_tells_the_official_split(tmp_path):

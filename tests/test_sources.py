@@ -115,7 +115,7 @@ def test_all_formats_yield_equal_records(folder: Path) -> None:
         "conclusion": "Normal 0.",
     }
     assert list(second["sections"]) == ["findings"]
-    assert (first["patient_id"], first["group_key"], first["study_id"]) == ("p0", "p0", "p0/1")
+    assert (first["patient_id"], first["leakage_unit"], first["study_id"]) == ("p0", "p0", "p0/1")
     assert first["images"] == [("images/0.png", "PA")] and first["license"] == "CC0"
     views = [by_id[f"table:{number}"]["images"][0][1] for number in range(1, 6)]
     assert views == ["PA", "AP", "LATERAL", "UNKNOWN", "OTHER"]
@@ -139,12 +139,12 @@ def test_table_is_a_source_that_pickles_small(folder: Path) -> None:
 def test_patients_never_cross_splits_and_the_salt_redraws(folder: Path) -> None:
     path = str(write_table(folder / "t.csv", example_rows()))
     tables = {split: Table(split=split, path=path, **OPTIONS) for split in SPLITS}
-    patients = {split: {record.group_key for record in every(tables[split])} for split in SPLITS}
+    patients = {split: {record.leakage_unit for record in every(tables[split])} for split in SPLITS}
     assert sum(map(len, tables.values())) == 40
     assert sum(map(len, patients.values())) == len(set.union(*patients.values())) == 20
     assert all(record.split == split for split in SPLITS for record in every(tables[split]))
     again = Table(split="train", path=path, **OPTIONS, split_salt="other")
-    assert {record.group_key for record in every(again)} != patients["train"]
+    assert {record.leakage_unit for record in every(again)} != patients["train"]
     alone = Table(split="train", path=path, **{**OPTIONS, "patient_column": None})
     assert alone.note.startswith("patient_column is not set: every row counts as its own patient")
     assert alone[0].patient_id == alone[0].id.removeprefix("table:")
@@ -342,7 +342,7 @@ def test_real_radiographs() -> None:
     assert sum(table.total for table in tables) == 196
     assert len(records) == 196 and not any(table.rejects for table in tables)
     assert len({record.id for record in records}) == 196
-    groups = [{record.group_key for record in every(table)} for table in tables]
+    groups = [{record.leakage_unit for record in every(table)} for table in tables]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     views = Counter(record.images[0].projection for record in records)
     assert views.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and views["PA"] > 50

@@ -116,7 +116,7 @@ def test_records_of_a_prepared_corpus(data_dir: str) -> None:
     for index in {*range(EXAMPLES)} - {3, 5}:
         record = by_id[f"tfds:u{index}"]
         assert record.sections == {"findings": f"Ünclear {index}."}
-        assert record.patient_id == record.group_key == str(index // 3)
+        assert record.patient_id == record.leakage_unit == str(index // 3)
         assert record.study_id == f"{index // 3}/u{index}"
         assert record.label_names == ("effusion",) and record.labels == ((1, 0, -1)[index % 3],)
         assert record.images[0].projection == ("PA", "LATERAL")[index % 2]
@@ -131,7 +131,7 @@ def test_patients_never_cross_splits(data_dir: str) -> None:
         split: Tfds(split=split, data_dir=data_dir, fractions=fractions, **OPTIONS)
         for split in SPLITS
     }
-    patients = [{record.group_key for record in every(source)} for source in sources.values()]
+    patients = [{record.leakage_unit for record in every(source)} for source in sources.values()]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 7
     assert sum(source.total for source in sources.values()) == 20
     alone = Tfds(data_dir=data_dir, **{**ONLY_TRAIN, "patient_feature": None, "id_feature": None})

@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read(builder: Any, data_dir: Path, split: str) -> list[Record]:
-    path = f"{builder.name}/{builder.builder_config.name}:1.0.0"
+    path = f"{builder.name}/{builder.builder_config.name}:2.0.0"
     source = Tfds(split=split, tfds_split=split, path=path, data_dir=str(data_dir), **READ)
     assert source.rejects == []
     return [source[index] for index in range(len(source))]
@@ -87,7 +87,7 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
     assert example["image"].shape == (32, 64, 1)
     assert np.ravel(example["sizes"]).tolist() == [40, 80, 60, 30]
     assert [name.decode() for name in example["projections"]] == ["PA", "LATERAL"]
-    assert example["time"] == 86_400 and bool(example["group_known"])
+    assert example["time"] == 86_400 and bool(example["leakage_unit_known"])
     assert json.loads(example["attributes"]) == {"sex": "F", "age": "57"}
     assert json.loads(example["spacings"]) == [[0.143, 0.2], []]
     assert json.loads(example["masks"])[0] == ["effusion", 40, 80, [0, 40, 200, 5]]

@@ -51,7 +51,7 @@ class ToySource:
             source="toy",
             patient_id=f"p{index // 2}",
             study_id=f"s{index}",
-            group_key=f"p{index // 2}",
+            leakage_unit=f"p{index // 2}",
             split="train",
             images=(ImageRef(str(index), functools.partial(noise, index)),),
             sections={"findings": text},

@@ -74,7 +74,7 @@ def _origin(origin: Mapping[str, Any], total: Mapping[str, Any]) -> Table:
         ("may be given on", of(origin["redistributable_records"], total["records"])),
         ("language", _listed(origin["languages"])),
         ("split by the owner", _listed(origin["split_official"])),
-        ("leakage unit known", percent(total["group_known_share"])),
+        ("leakage unit known", percent(total["leakage_unit_known_share"])),
         ("refused when prepared", f"{origin['rejected']:,}"),
         *((f"  {reason}", f"{number:,}") for reason, number in origin["rejects"].items()),
         *(("warning", text) for text in origin["warnings"]),
@@ -88,7 +88,7 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
         "records": "records",
         "patients": "patients",
         "studies": "studies",
-        "groups": "leakage units",
+        "leakage_units": "leakage units",
         "images": "images",
         "records_without_image": "records without image",
         "records_without_text": "records without text",
@@ -367,12 +367,11 @@ def _crossing(found: Mapping[str, Any]) -> Iterator[Table]:
     rows = []
     for name in found[pairs[0]]:
         shared = (found[pair][name] for pair in pairs)
-        rows.append(
-            (name, *(f"{one['shared']:,} / {of(one['records'], one['of'])}" for one in shared))
-        )
+        cells = (f"{one['shared']:,} / {of(one['records'], one['of'])}" for one in shared)
+        rows.append((name.replace("_", " "), *cells))
     note = (
-        "Shared by both splits / records of the second that hold one. Patients, studies and groups"
-        " must be 0; equal images or texts may be duplicates under other names."
+        "Shared by both splits / records of the second that hold one. Patients, studies and"
+        " leakage units must be 0; equal images or texts may be duplicates under other names."
     )
     yield Table(
         "Leakage", "Leakage between splits", ("", *pairs), rows, range(1, len(pairs) + 1), note

@@ -26,13 +26,13 @@ def _splits(found: Mapping[str, Any]) -> Iterator[str]:
         if split not in counts:
             yield f"There is no record in {split}."
     for pair, shared in found["crossing"].items():
-        for name in ("patients", "studies", "groups", "images", "texts"):
+        for name in ("patients", "studies", "leakage_units", "images", "texts"):
             hit = shared[name]
             if hit["records"] and (name != "texts" or hit["records"] >= _SHARE * hit["of"]):
                 first, _, second = pair.partition("/")
                 records = of(hit["records"], hit["of"])
-                yield f"{records} records of {second} share {name} with {first}."
-    known = counts["all"]["group_known_share"]
+                yield f"{records} records of {second} share {name.replace('_', ' ')} with {first}."
+    known = counts["all"]["leakage_unit_known_share"]
     if known < 1:
         yield (
             f"Only {percent(known)} of the records name their leakage unit; for the others the"

@@ -57,7 +57,7 @@ class Pseudonymised:
             "id": self._id(record.id),
             "patient_id": self._hidden(record.patient_id, "patient"),
             "study_id": self._hidden(record.study_id, "study"),
-            "group_key": self._hidden(record.group_key, "group"),
+            "leakage_unit": self._hidden(record.leakage_unit, "group"),
             "prior_id": self._id(record.prior_id) if record.prior_id else "",
             "images": tuple(
                 dataclasses.replace(

@@ -28,13 +28,13 @@ def parts(held: Holdings) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def counts(held: Holdings) -> Numbers:
-    """Split -> records, patients, studies, groups, images, records without image or text."""
+    """Split -> records, patients, studies, leakage units, images, records without image or text."""
     units = {
         "patients": held.column("patient_id"),
         "studies": held.column("study_id"),
-        "groups": held.column("group_key"),
+        "leakage_units": held.column("leakage_unit"),
     }
-    texts, known = held.composed, held.column("group_known")
+    texts, known = held.composed, held.column("leakage_unit_known")
     priors = held.column("prior_id")
     found: Numbers = {}
     for split, rows in parts(held):
@@ -45,7 +45,7 @@ def counts(held: Holdings) -> Numbers:
             "records_without_image": int((held.image_counts[rows] == 0).sum()),
             "records_without_text": sum(not texts[row] for row in rows),
             "records_with_prior": sum(bool(priors[row]) for row in rows),
-            "group_known_share": float(np.mean([known[row] for row in rows])),
+            "leakage_unit_known_share": float(np.mean([known[row] for row in rows])),
         }
     return found
 
@@ -163,14 +163,14 @@ def sections(held: Holdings) -> Numbers:
 def crossing(held: Holdings) -> Numbers:
     """What two splits share: units, and records of the second that hold one of them.
 
-    A patient, study or group on both sides is a fault of the division; an image or a report may be
-    a duplicate under another name, which no division by patient can see.
+    A patient, study or leakage unit on both sides is a fault of the division; an image or a report
+    may be a duplicate under another name, which no division by patient can see.
     """
-    groups = zip(held.column("group_key"), held.column("aliases"), strict=True)
+    units = zip(held.column("leakage_unit"), held.column("aliases"), strict=True)
     ones: dict[str, list[list[str]]] = {
         "patients": [[key] for key in held.column("patient_id")],
         "studies": [[key] for key in held.column("study_id")],
-        "groups": [[key, *(aliases or ())] for key, aliases in groups],
+        "leakage_units": [[key, *(aliases or ())] for key, aliases in units],
         "images": held.column("image_sha256"),
         "texts": [[text] if text else [] for text in held.canonical],
     }

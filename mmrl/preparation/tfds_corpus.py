@@ -104,10 +104,10 @@ def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject
 # Fields of an index row that become features under their names.
 _TEXTS = (
     "id", "source", "source_version", "split", "split_official", "patient_id", "study_id",
-    "group_key", "language", "license", "access", "prior_id", "attributes", "sentences",
+    "leakage_unit", "language", "license", "access", "prior_id", "attributes", "sentences",
     "findings", "entailment",
 )  # fmt: skip
-_FLAGS = ("group_known", "redistributable")
+_FLAGS = ("leakage_unit_known", "redistributable")
 _LISTS = ("aliases", "image_keys", "projections", "projection_sources", "image_sha256")
 
 
@@ -146,7 +146,7 @@ def _labels(names: Sequence[str], record: Record) -> dict[str, int]:
 
 
 class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
-    """A corpus of mmrl as a TFDS data set, "mmrl_corpus/{config_name}:1.0.0".
+    """A corpus of mmrl as a TFDS data set, "mmrl_corpus/{config_name}:2.0.0".
 
     Args:
       inventory: of the corpus, from `inventory.take` with `options`.
@@ -155,7 +155,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
       beam: generate on the Beam runner that `download_and_prepare` is given.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     # Where metadata and checksums of downloads would lie. There are none, and to look for them TFDS
     # takes a package that it does not require.
     pkg_dir_path = Path(__file__).parent

@@ -20,7 +20,12 @@ from mmrl import build, files
 from mmrl.data.overlap import signatures
 from mmrl.types import InputError, Record
 
-KEYED = ("patient", "study", "group", "image")  # kinds of keys that are compared for equality
+KEYED = (
+    "patient",
+    "study",
+    "leakage_unit",
+    "image",
+)  # kinds of keys that are compared for equality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +121,14 @@ class Collector:
         self._ids.append(record.id)
         self._sources[source] += 1
         space = namespace(source)
-        groups = [f"{space}:{record.group_key}", *record.aliases]
-        if record.group_known:
+        units = [f"{space}:{record.leakage_unit}", *record.aliases]
+        if record.leakage_unit_known:
             self._covered[f"{source}>{space}"] += 1
         for other in {alias.partition(":")[0] for alias in record.aliases}:
             self._covered[f"{source}>{other}"] += 1
         self._put("patient", row, [f"{source}:{record.patient_id}"])
         self._put("study", row, [f"{source}:{record.study_id}"])
-        self._put("group", row, groups)
+        self._put("leakage_unit", row, units)
         self._put("image", row, [image.sha256 for image in record.images if image.sha256])
         for image in record.images:
             if image.phash is not None:
@@ -165,6 +170,6 @@ def source_facts(name: str) -> Any:
 
 
 def namespace(source: str) -> str:
-    """Whose group keys a source uses."""
+    """The namespace of a source's leakage units."""
     facts = source_facts(source)
     return (facts.namespace if facts else "") or source

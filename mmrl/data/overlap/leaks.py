@@ -23,7 +23,7 @@ from mmrl.types import InputError
 KINDS: Mapping[str, str] = {
     "patient": "of a patient of the training records",
     "study": "of a study of the training records",
-    "group": "of a leakage unit (patient, article, video) of the training records",
+    "leakage_unit": "of a leakage unit (patient, article, video) of the training records",
     "image": "with an image of the training records, pixel for pixel",
     "similar_image": "with an image that looks like one of the training records",
     "report": "with nearly the report of a training record",

@@ -23,8 +23,8 @@ class Facts:
       access: open, click (an agreement is clicked) or credentialed.
       redistributable: whether the licence lets others be given copies.
       expected: counts of the complete corpus, checked against what is found, by "records",
-        "images", "patients", "groups", each also as "records/train" and so on.
-      namespace: whose `group_key`s these are; "" the source's own. Corpora cut from the same
+        "images", "patients", "leakage_units", each also as "records/train" and so on.
+      namespace: whose leakage units these are; "" the source's own. Corpora cut from the same
         articles share one ("pmc").
       within: corpora that this one is a part of, whole or in part.
       templated: reports are made by a grammar, so that equal ones are no sign of a leak.
@@ -56,15 +56,15 @@ class ImageFile:
 class Draft:
     """A record before its split and its images are checked; fields as in `mmrl.types.Record`.
 
-    `id` is the native id, without the source's name. `patient`, `study` and `group` may be "":
-    then the id stands in for the patient, "{patient}/{id}" for the study, the patient for the
-    group. `split` is what the owner says: train, val, test, or "" for nothing.
+    `id` is the native id, without the source's name. `patient`, `study` and `leakage_unit` may be
+    "": then the id stands in for the patient, "{patient}/{id}" for the study, the patient for the
+    leakage unit. `split` is what the owner says: train, val, test, or "" for nothing.
     """
 
     id: str
     patient: str = ""
     study: str = ""
-    group: str = ""
+    leakage_unit: str = ""
     split: str = ""
     images: tuple[ImageFile, ...] = ()
     sections: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -39,12 +39,10 @@ class Listing:
       split: train, val, test, or "all", in which each record tells its own.
       path: the folder of the corpus.
       official_split: follow the owner's division where there is one; else, and where the owner
-        says nothing, groups are divided by hash.
-      val_fraction: share of the groups of an official train that becomes val, by hash; for corpora
-        whose owner names no val. `Record.split_official` still says train.
-      fractions: shares of train, val and test where groups are divided by hash, in this order or by
-        name, see `split_of`.
-      split_salt: name of that division; another name gives another division.
+        says nothing, leakage units are divided by hash.
+      val_fraction: share of the leakage units of an official train that becomes val, by hash; for
+        corpora whose owner names no val. `Record.split_official` still says train.
+      fractions, split_salt: see `split_of`.
       verify: "decode" decodes every image once, "header" reads every file and finds those cut
         short, "exists" asks only whether it is there.
       num_threads: threads that verify.
@@ -200,7 +198,7 @@ class Listing:
             source=self.name(),
             patient_id=patient,
             study_id=draft.study or f"{patient}/{draft.id}",
-            group_key=draft.group or patient,
+            leakage_unit=draft.leakage_unit or patient,
             split=self._split_of(draft),
             images=references,
             sections=draft.sections,
@@ -213,7 +211,7 @@ class Listing:
             license=draft.license or self.facts.license,
             source_version=self.facts.version,
             split_official=draft.split or "none",
-            group_known=bool(draft.group or draft.patient),
+            leakage_unit_known=bool(draft.leakage_unit or draft.patient),
             aliases=draft.aliases,
             entailment=draft.entailment,
             prior_id=draft.prior_id,
@@ -225,19 +223,19 @@ class Listing:
         )
 
     def _split_of(self, draft: Draft) -> str:
-        group = draft.group or draft.patient or draft.id
+        unit = draft.leakage_unit or draft.patient or draft.id
         if self._official and draft.split:
             held_out = draft.split == "train" and self._val_fraction > 0
-            if held_out and hash_unit(group, salt=f"val{self._salt}") < self._val_fraction:
+            if held_out and hash_unit(unit, salt=f"val{self._salt}") < self._val_fraction:
                 return "val"
             return draft.split
-        return split_of(group, self._fractions, salt=self._salt)
+        return split_of(unit, self._fractions, salt=self._salt)
 
     def _select(self) -> list[Draft]:
         """The drafts of the wanted split; rejects of the scan count to every split."""
         kept: list[Draft] = []
         seen: set[str] = set()
-        split_of_group: dict[str, str] = {}
+        split_of_unit: dict[str, str] = {}
         crossing: set[str] = set()
         for item in self.scan():
             if isinstance(item, Reject):
@@ -251,15 +249,16 @@ class Listing:
                 self._refuse(item, "duplicate_id", detail)
                 continue
             seen.add(item.id)
-            split, group = self._split_of(item), item.group or item.patient or item.id
-            if split_of_group.setdefault(group, split) != split:
-                crossing.add(group)
+            split, unit = self._split_of(item), item.leakage_unit or item.patient or item.id
+            if split_of_unit.setdefault(unit, split) != split:
+                crossing.add(unit)
             if self.split in (ALL, split):
                 kept.append(item)
         if crossing:
             self.warnings.append(
-                f"{self.name()}: the official split puts {len(crossing):,} groups (patients or"
-                " articles) into more than one split; official_split=False divides them whole"
+                f"{self.name()}: the official split puts {len(crossing):,} leakage units"
+                " (patients or articles) into more than one split; official_split=False keeps each"
+                " in one split"
             )
         return kept
 
@@ -362,5 +361,5 @@ def _counts(drafts: Sequence[Draft]) -> dict[str, int]:
         "records": len(drafts),
         "images": sum(len(draft.images) for draft in drafts),
         "patients": len({draft.patient or draft.id for draft in drafts}),
-        "groups": len({draft.group or draft.patient or draft.id for draft in drafts}),
+        "leakage_units": len({draft.leakage_unit or draft.patient or draft.id for draft in drafts}),
     }

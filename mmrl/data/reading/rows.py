@@ -216,7 +216,7 @@ class Rows:
             source=self._source,
             patient_id=cell["patient"],
             study_id=cell["study"],
-            group_key=cell["patient"],
+            leakage_unit=cell["patient"],
             split=self._split,
             images=(
                 ImageRef(cell["image"], loader(cell["image"]), projection_name(cell["projection"])),

@@ -21,7 +21,8 @@ _REQUIRED, _OPTIONAL = ("gold_label", "sentence1", "sentence2"), ("pair_id", "pa
 class Pairs(Listing):
     """Records of sentence pairs, without images; the base of such Sources.
 
-    A subclass sets `files`, split -> names that its file may have, and may override `group_of`.
+    A subclass sets `files`, split -> names that its file may have, and may override
+    `leakage_unit_of`.
     Ids are "{split}/{pair id}", or the row where a pair has none. Premise and hypothesis are
     sections, and the pair with its label is `entailment`.
 
@@ -43,7 +44,7 @@ class Pairs(Listing):
         if not found:
             self.find(*(name for names in self.files.values() for name in names))  # raises
 
-    def group_of(self, premise: str, hypothesis: str) -> str:
+    def leakage_unit_of(self, premise: str, hypothesis: str) -> str:
         """The leakage unit of a pair; the same where the two are swapped."""
         return unit(*sorted((canonical(premise), canonical(hypothesis))))
 
@@ -64,7 +65,7 @@ class Pairs(Listing):
             else:
                 yield Draft(
                     native,
-                    group=self.group_of(premise, hypothesis),
+                    leakage_unit=self.leakage_unit_of(premise, hypothesis),
                     split=split,
                     sections={"premise": premise, "hypothesis": hypothesis},
                     entailment=Entailment(premise, hypothesis, label),

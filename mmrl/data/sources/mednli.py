@@ -6,7 +6,7 @@ arXiv:1808.06752.
 
   * The key of a pair's id is pairID here and pair_id in RadNLI; either is read.
   * Clinicians wrote three hypotheses for each premise, so that pairs of one premise are one
-    `group_key`. Two pairs with their sentences swapped join the groups of both premises.
+    `leakage_unit`. Two pairs with their sentences swapped join the groups of both premises.
   * Premises are of MIMIC-III (`facts.within`), of which patients is not told.
 """
 
@@ -61,5 +61,5 @@ class Mednli(Pairs):
                 parent[high] = low
         for item in items:
             if isinstance(item, Draft):
-                item = dataclasses.replace(item, group=unit(root(pairs[item.id][0])))
+                item = dataclasses.replace(item, leakage_unit=unit(root(pairs[item.id][0])))
             yield item

@@ -49,7 +49,7 @@ _SPACING = ("OriginalImagePixelSpacing[x", "y]")
 class Nih14(Listing):
     """One record per image: 14 labels, boxes of the 880 images that have them, no text.
 
-    `group_key` is the patient's number without leading zeros, which other corpora cut from this
+    `leakage_unit` is the patient's number without leading zeros, which other corpora cut from this
     one name as "nih14:42".
 
     Args:

@@ -74,7 +74,7 @@ class Phantom:
             source="phantom",
             patient_id=study.patient_id,
             study_id=f"{self._seed}-{index}",
-            group_key=study.patient_id,
+            leakage_unit=study.patient_id,
             split=self._split,
             images=(
                 ImageRef(

@@ -97,7 +97,7 @@ class PmcOa(Listing):
             ungrouped += not article
             yield Draft(
                 image,
-                group=article,
+                leakage_unit=article,
                 images=(ImageFile(image),),
                 sections={"caption": caption},
                 attributes={name: cells[name] for name in _ALIGNMENT if cells[name]},

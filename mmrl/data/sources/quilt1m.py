@@ -113,7 +113,7 @@ class Quilt1m(Listing):
                 alone.add(image)
             yield Draft(
                 native,
-                group=group or image,
+                leakage_unit=group or image,
                 study=image,
                 split=_SPLITS[cells["split"].casefold()],
                 images=(ImageFile(image),),

@@ -5,9 +5,9 @@ set. PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may
 et al., NAACL 2021, arXiv:2010.10042.
 
   * dev is split val: whoever trains on it has no validation left.
-  * Each pair comes a second time with its sentences swapped: both share `group_key`.
-  * Sentences are of MIMIC-CXR (`facts.within`), of which patients is not told; `group_known` speaks
-    of the pair.
+  * Each pair comes a second time with its sentences swapped: both share `leakage_unit`.
+  * The sentences come from MIMIC-CXR (`facts.within`); the patients are not known.
+    `leakage_unit_known` refers to the pair.
 """
 
 from collections.abc import Mapping

@@ -146,7 +146,7 @@ class Roco(Listing):
             told |= {"subset": subset, "figure": figure}
             yield Draft(
                 native,
-                group=article[0] if article else "",
+                leakage_unit=article[0] if article else "",
                 split=split,
                 images=(ImageFile(os.path.join(folder, "images", f"{native}.jpg")),),
                 sections={"caption": caption},

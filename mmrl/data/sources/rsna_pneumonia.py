@@ -16,7 +16,8 @@ Pitfalls handled:
   them belong to some 11,400 patients, so a division by `patientId` puts patients on both sides.
   pneumonia-challenge-dataset-mappings_2018.json, which RSNA offers beside the challenge
   (https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018), names the
-  NIH image of each; see `nih_mapping`. Without it `group_known` is False, and a warning says so.
+  NIH image of each; see `nih_mapping`. Without it `leakage_unit_known` is False, and a warning
+  says so.
   Rows repeat an image once for each box; an image is one record.
   View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them. Ages there reach
   155; those above 120 are left out.

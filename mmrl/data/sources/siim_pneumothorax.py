@@ -24,8 +24,8 @@ Pitfalls handled:
   An image with several masks has several rows; it is one record, and its masks are united when
   they are drawn.
   The images come from NIH ChestX-ray14 (Filice et al., Journal of Digital Imaging 2020,
-  doi:10.1007/s10278-019-00299-9), but neither patients nor NIH names are told: `group_known` is
-  False, and a warning says so.
+  doi:10.1007/s10278-019-00299-9), but neither patients nor NIH names are known:
+  `leakage_unit_known` is False, and a warning says so.
   View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them.
 """
 
