@@ -271,7 +271,7 @@ def main(*arguments: str) -> None:
         return
     given = source_options(name)
     settings = Settings(
-        recipe=storage.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
+        storage=storage.Storage(_SIZE.value, _FORMAT.value, _QUALITY.value),
         shard_bytes=_SHARD_MIB.value * 2**20,
         workers=_WORKERS.value,
         max_reject_fraction=_MAX_REJECTS.value,

@@ -22,7 +22,7 @@ import numpy as np
 from mmrl import build
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError
 from tests.damage import SECRET
 
@@ -68,7 +68,7 @@ def examine(source: str, options: dict[str, Any]) -> dict[str, Any]:
 def prepare(source: str, options: dict[str, Any], output: str) -> dict[str, Any]:
     """Prepares a corpus and reads every record of the result; raises BrokenError."""
     options = {name: value for name, value in options.items() if name not in ("split", "verify")}
-    settings = job.Settings(Recipe(16, "png"), chunk_records=2, max_reject_fraction=1.0)
+    settings = job.Settings(Storage(16, "png"), chunk_records=2, max_reject_fraction=1.0)
     try:
         manifest = job.prepare(source, options, Path(output), settings, say=lambda line: None)
         parts = [Prepared(path=output, split=split) for split in ("train", "val", "test")]

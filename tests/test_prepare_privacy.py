@@ -11,7 +11,7 @@ from mmrl.data.image import dicom
 from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError
 from tests import test_dicom_header as header
 from tests.corpus_files import write_csv
@@ -47,7 +47,7 @@ def hospital(tmp_path):
 
 def prepared(folder, output, key):
     given = {"path": str(folder / "pairs.csv"), "patient_column": "mrn", "id_column": "image"}
-    settings = job.Settings(Recipe(32, "png", 95), max_reject_fraction=0.9)
+    settings = job.Settings(Storage(32, "png", 95), max_reject_fraction=0.9)
     return job.prepare("table", {**given, "verify": "exists"}, output, settings, key=key)
 
 

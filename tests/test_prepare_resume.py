@@ -17,13 +17,13 @@ import pytest
 from mmrl import files as mmrl_files
 from mmrl.data.reading import shards
 from mmrl.preparation import inventory, job, lock, workers, workplace
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import ImageRef, InputError
 from tests.conftest import ROOT
 
 OPTIONS = {"length": 40, "render_size": 32}
 SETTINGS: dict[str, Any] = {
-    "recipe": Recipe(size=32),
+    "storage": Storage(size=32),
     "chunk_records": 4,
     "shard_bytes": 16_000,  # three or four chunks
 }
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(
         records = real(part, start, stop)
         return [dataclasses.replace(record, images=(image,)) for record in records]
 
-    monkeypatch.setattr(job, "estimate", lambda found, recipe: 1000)
+    monkeypatch.setattr(job, "estimate", lambda found, storage: 1000)
     monkeypatch.setattr(inventory.Part, "records", deadly)
     with pytest.raises(InputError, match="a worker process died: out of memory, or a decoder"):
         run(tmp_path / "out", workers=1)
@@ -203,9 +203,9 @@ def test_other_options_are_refused_not_mixed(
 ) -> None:
     begun(tmp_path / "out", monkeypatch)
     for changes, names in (
-        ({"recipe": Recipe(size=16)}, "image"),
+        ({"storage": Storage(size=16)}, "image"),
         ({"shard_bytes": 10_000}, "shards"),
-        ({"recipe": Recipe(size=32, format="png"), "chunk_records": 5}, "image, shards"),
+        ({"storage": Storage(size=32, format="png"), "chunk_records": 5}, "image, shards"),
     ):
         with pytest.raises(InputError) as caught:
             run(tmp_path / "out", **changes)
@@ -226,7 +226,7 @@ def test_a_finished_folder_is_said_to_be_complete(tmp_path: Path) -> None:
     )
     assert files(tmp_path / "out") == before
     with pytest.raises(InputError, match="holds another preparation; it differs in: image"):
-        run(tmp_path / "out", recipe=Recipe(size=16))
+        run(tmp_path / "out", storage=Storage(size=16))
     (tmp_path / "out" / "val-00000.array_record").unlink()
     with pytest.raises(InputError, match=r"val-00000\.array_record of the manifest is missing"):
         run(tmp_path / "out")

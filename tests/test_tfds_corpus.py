@@ -15,14 +15,14 @@ from mmrl import build
 from mmrl.data.sources.tfds import Tfds
 from mmrl.preparation import inventory, tfds_corpus
 from mmrl.preparation.job import Settings
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError, Record, Reject
 from tests.test_prepare import LABELS, Rich, folder, rich
 from tests.test_prepare_command import run
 
 __all__ = ["folder", "rich"]  # fixtures
 
-SETTINGS = Settings(Recipe(size=64, format="png"), max_reject_fraction=0.75)
+SETTINGS = Settings(Storage(size=64, format="png"), max_reject_fraction=0.75)
 READ: dict[str, Any] = {
     "report_features": {
         "findings": "section_findings",
@@ -108,7 +108,7 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
 
 def test_text_without_images_has_no_bytes(folder: Path) -> None:
     record = dataclasses.replace(Rich(split="val", path=str(folder))[0], images=(), masks=None)
-    work = tfds_corpus.Work("rich", "{}", Recipe(), LABELS, ("findings", "other"))
+    work = tfds_corpus.Work("rich", "{}", Storage(), LABELS, ("findings", "other"))
     ((key, example),) = tfds_corpus.examples(work, [record])
     assert key == "rich:a" and example["image"].getvalue() == b"" and example["more_images"] == []
     assert (example["section_findings"], example["section_other"]) == ("Kleiner Erguß.", "")
@@ -123,7 +123,7 @@ def test_too_many_refusals_leave_no_data_set(folder: Path, tmp_path: Path) -> No
 
 def test_a_worker_that_sees_another_corpus_stops(folder: Path) -> None:
     given = json.dumps({"path": str(folder), "verify": "exists"})
-    work = tfds_corpus.Work("rich", given, Recipe(), LABELS, ())
+    work = tfds_corpus.Work("rich", given, Storage(), LABELS, ())
     tfds_corpus._source.cache_clear()
     (record,) = tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:b"]))
     assert record.id == "rich:b"

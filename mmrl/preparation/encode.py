@@ -12,7 +12,7 @@ import numpy as np
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.overlap.duplicates import perceptual_hash
 from mmrl.data.reading.shards import StoredImage, index_row, pack_payload, pixel_sha256
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
 # What decoders raise at files that they cannot make sense of. Not OSError: a disk that fails must
@@ -58,13 +58,13 @@ class Encoded:
     rejects: tuple[Reject, ...]
 
 
-def encode_chunk(records: Iterable[Record], recipe: Recipe) -> Chunk:
+def encode_chunk(records: Iterable[Record], storage: Storage) -> Chunk:
     """Reads, reduces and encodes all images of some records."""
     payloads: list[bytes] = []
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     for record in records:
-        made = encode_record(record, recipe)
+        made = encode_record(record, storage)
         rejects += made.rejects
         if made.record is not None:
             payloads.append(pack_payload(made.record, made.images, made.masks))
@@ -72,7 +72,7 @@ def encode_chunk(records: Iterable[Record], recipe: Recipe) -> Chunk:
     return Chunk(payloads, rows, rejects)
 
 
-def encode_record(record: Record, recipe: Recipe) -> Encoded:
+def encode_record(record: Record, storage: Storage) -> Encoded:
     """Reads, reduces and encodes the images of a record, its boxes and its masks.
 
     An image that cannot be read is refused, with its boxes; a record that had images and keeps
@@ -83,7 +83,7 @@ def encode_record(record: Record, recipe: Recipe) -> Encoded:
     faults: list[tuple[str, str, str]] = []
     for number, reference in enumerate(record.images):
         try:
-            images.append(_store(reference, recipe))
+            images.append(_store(reference, storage))
         except InputError as error:
             reason = getattr(error, "reason", "unreadable_image")
             faults.append((reference.key, reason, str(error)))
@@ -109,7 +109,7 @@ def encode_record(record: Record, recipe: Recipe) -> Encoded:
     return Encoded(kept, tuple(images), masks, tuple(refused))
 
 
-def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
+def _store(reference: ImageRef, storage: Storage) -> StoredImage:
     """Reads and encodes one image; InputError when it cannot be read."""
     try:
         original = reference.load()
@@ -123,10 +123,10 @@ def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
             f"{reference.key}: an image of {original.dtype}{list(original.shape)};"
             " expected uint8 or uint16 [H, W], not empty"
         )
-    stored = recipe.reduce(original)
+    stored = storage.reduce(original)
     return StoredImage(
         key=reference.key,
-        data=recipe.encode(stored),
+        data=storage.encode(stored),
         height=stored.shape[0],
         width=stored.shape[1],
         orig_height=original.shape[0],

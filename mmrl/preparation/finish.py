@@ -13,7 +13,7 @@ from mmrl.data.reading import rejects, shards
 from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.assembly import MAX_RECORDS
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import Reject
 from mmrl.version import __version__
@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def make_plan(
-    inventory: Inventory, recipe: Recipe, *, shard_bytes: int, chunk_records: int
+    inventory: Inventory, storage: Storage, *, shard_bytes: int, chunk_records: int
 ) -> dict[str, Any]:
     """What two preparations must share to be one; all of it is in the manifest, too."""
     return {
@@ -41,7 +41,7 @@ def make_plan(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "source": inventory.name,
         "options": dict(inventory.options),
-        "image": recipe.to_dict(),
+        "image": storage.to_dict(),
         "shards": {
             "bytes": shard_bytes,
             "records": MAX_RECORDS,

@@ -17,7 +17,7 @@ from mmrl.preparation.assembly import Assembly
 from mmrl.preparation.encode import encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.progress import Meter
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workers import encoded, spans
 from mmrl.preparation.workplace import Workplace, check
 from mmrl.types import InputError
@@ -33,7 +33,7 @@ class Settings:
     """How to prepare.
 
     Attributes:
-      recipe, shard_bytes, chunk_records: shape the result. A shard ends with the chunk that fills
+      storage, shard_bytes, chunk_records: shape the result. A shard ends with the chunk that fills
         it; a chunk is what one worker encodes at a time.
       workers: processes that encode; 0: this one; None: one per core, where there is so much to do
         that starting them pays.
@@ -41,7 +41,7 @@ class Settings:
       allow_missing_images: missing images do not count to that.
     """
 
-    recipe: Recipe
+    storage: Storage
     shard_bytes: int = 256 * _MIB
     chunk_records: int = 256
     workers: int | None = None
@@ -76,7 +76,7 @@ def prepare(
     describe(found, say)
     plan = finish.make_plan(
         found,
-        settings.recipe,
+        settings.storage,
         shard_bytes=settings.shard_bytes,
         chunk_records=settings.chunk_records,
     )
@@ -148,7 +148,7 @@ def check_usable(found: Inventory, output: Path, settings: Settings) -> None:
         raise
 
 
-def estimate(found: Inventory, recipe: Recipe) -> int:
+def estimate(found: Inventory, storage: Storage) -> int:
     """Bytes that the corpus will take, from records spread evenly over it."""
     size = 0.0
     for part in found.parts.values():
@@ -156,7 +156,7 @@ def estimate(found: Inventory, recipe: Recipe) -> int:
         places = np.linspace(0, len(part) - 1, share).astype(int)
         records = [record for at in places for record in part.records(at, at + 1)]
         if records:
-            size += len(encode_chunk(records, recipe).to_bytes()) / len(records) * len(part)
+            size += len(encode_chunk(records, storage).to_bytes()) / len(records) * len(part)
     return round(size)
 
 
@@ -170,7 +170,7 @@ def _check_space(
     """Refuses to begin what the disk cannot hold: all shards, and two in the making."""
     if (output / shards.MANIFEST).exists():
         return
-    size = estimate(found, settings.recipe)
+    size = estimate(found, settings.storage)
     needed = round(size * _MARGIN) + 2 * min(size, settings.shard_bytes)
     there = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     left = free(output)
@@ -203,7 +203,7 @@ def _run(
     limit = {"max_fraction": settings.max_reject_fraction}
     made = encoded(
         found,
-        settings.recipe,
+        settings.storage,
         workplace,
         spans(found, settings.chunk_records),
         first=assembly.next,

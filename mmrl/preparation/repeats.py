@@ -40,7 +40,9 @@ def share_with_partner(groups: Sequence[Hashable], batch: int) -> float:
     return expected / count
 
 
-def false_negatives(held: Holdings, near: duplicates.Pairs, batch_sizes: Sequence[int]) -> Numbers:
+def false_negatives(
+    held: Holdings, near: duplicates.NearPairs, batch_sizes: Sequence[int]
+) -> Numbers:
     """Meaning of "same" -> batch size -> expected share of items with another such item.
 
     Over the train split, of which batches are made (all records where it is empty), and over its
@@ -126,7 +128,7 @@ def images(held: Holdings) -> Numbers:
     }
 
 
-def texts(held: Holdings) -> tuple[Numbers, duplicates.Pairs]:
+def texts(held: Holdings) -> tuple[Numbers, duplicates.NearPairs]:
     """Equal and nearly equal composed texts, and repeated sections; with the near pairs."""
     canonical = held.canonical
     pairs = duplicates.near_texts(held.composed)

@@ -18,7 +18,7 @@ _PNG_LEVEL = 6  # of zlib; 9 saves under 1 % more and takes twice the time
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Storage:
     """What an image becomes.
 
     Attributes:

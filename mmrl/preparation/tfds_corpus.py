@@ -28,7 +28,7 @@ from mmrl.data.reading.rejects import write_rejects
 from mmrl.preparation.encode import encode_record
 from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.job import Settings
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError, Record, Reject
 
 _SPAN = 64  # records that a worker takes at a time
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
     source: str
     options: str
-    recipe: Recipe
+    storage: Storage
     label_names: tuple[str, ...]
     sections: tuple[str, ...]
 
@@ -77,7 +77,7 @@ def records_of(work: Work, span: str) -> Iterator[Record]:
 def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject]:
     """Reads and encodes images: key and example of each record, and what was refused."""
     for record in records:
-        made = encode_record(record, work.recipe)
+        made = encode_record(record, work.storage)
         yield from made.rejects
         if made.record is not None:
             row = shards.index_row(made.record, made.images, made.masks)
@@ -120,8 +120,8 @@ def features(work: Work) -> tfds.features.FeaturesDict:
     index.parquet.
     """
     kinds = tfds.features
-    depth = np.uint8 if work.recipe.format == "jpeg" else np.uint16
-    image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.recipe.format)
+    depth = np.uint8 if work.storage.format == "jpeg" else np.uint16
+    image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.storage.format)
     return kinds.FeaturesDict(
         {
             **{
@@ -151,7 +151,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
     Args:
       inventory: of the corpus, from `inventory.take` with `options`.
       options: of the source; JSON values.
-      settings: image recipe and limits of what may be refused; chunks and workers are Beam's.
+      settings: how images are stored, and how much may be refused; chunks and workers are Beam's.
       beam: generate on the Beam runner that `download_and_prepare` is given.
     """
 
@@ -174,12 +174,12 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         self._work = Work(
             inventory.name,
             json.dumps(dict(options), sort_keys=True),
-            settings.recipe,
+            settings.storage,
             inventory.label_names,
             inventory.sections,
         )
         config = tfds.core.BuilderConfig(
-            name=config_name(inventory, settings.recipe),
+            name=config_name(inventory, settings.storage),
             version=self.VERSION,
             description=_title(inventory),
         )
@@ -250,11 +250,11 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         )
 
 
-def config_name(inventory: Inventory, recipe: Recipe) -> str:
-    """Names source, image recipe and, by a digest, its text: "openi-256-jpeg-95-1f0c9a3b"."""
+def config_name(inventory: Inventory, storage: Storage) -> str:
+    """The source, how its images are stored, and a digest of its text: "openi-256-jpeg-95-1f0c9a3b"."""
     content = json.dumps([dict(inventory.options), inventory.sha256], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return "-".join([inventory.name, *map(str, recipe.to_dict().values()), digest])
+    return "-".join([inventory.name, *map(str, storage.to_dict().values()), digest])
 
 
 def prepare(

@@ -17,7 +17,7 @@ from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import lock as locks
 from mmrl.preparation.encode import Chunk, encode_chunk
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Record
 
@@ -44,7 +44,7 @@ def spans(inventory: Inventory, size: int) -> list[Span]:
 
 def encoded(
     inventory: Inventory,
-    recipe: Recipe,
+    storage: Storage,
     workplace: Workplace,
     cut: Sequence[Span],
     *,
@@ -64,10 +64,10 @@ def encoded(
       InputError: a worker died, or the disk is full.
     """
 
-    def task(number: int) -> tuple[str, list[Record], Recipe]:
+    def task(number: int) -> tuple[str, list[Record], Storage]:
         span = cut[number]
         records = inventory.parts[span.split].records(span.start, span.stop)
-        return str(workplace.chunk(number)), records, recipe
+        return str(workplace.chunk(number)), records, storage
 
     def read(number: int) -> tuple[str, Chunk]:
         path = workplace.chunk(number)
@@ -105,9 +105,9 @@ def encoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_to(path: str, records: Sequence[Record], recipe: Recipe) -> None:
+def encode_to(path: str, records: Sequence[Record], storage: Storage) -> None:
     """Encodes records to one chunk file, which appears whole or not at all."""
-    files.write(Path(path), encode_chunk(records, recipe).to_bytes())
+    files.write(Path(path), encode_chunk(records, storage).to_bytes())
 
 
 def _begin(lock: str) -> None:

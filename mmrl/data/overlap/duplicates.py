@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mmrl.data.overlap.joins import (
     CHUNK,
     Distinct,
-    Pairs,
+    NearPairs,
     clusters,
     item_pairs,
     join,
@@ -34,7 +34,7 @@ from mmrl.data.text import reports
 from mmrl.types import InputError
 
 __all__ = [
-    "FLAT", "RADIUS", "SAME_PICTURE", "THRESHOLD", "SHINGLE", "Pairs", "perceptual_hash",
+    "FLAT", "RADIUS", "SAME_PICTURE", "THRESHOLD", "SHINGLE", "NearPairs", "perceptual_hash",
     "pixel_similarity", "near_hashes", "near_texts", "clusters",
 ]  # fmt: skip
 
@@ -114,7 +114,7 @@ def pixel_similarity(first: np.ndarray, second: np.ndarray) -> float:
 
 def near_hashes(
     hashes: npt.ArrayLike, others: npt.ArrayLike | None = None, *, radius: int = RADIUS
-) -> Pairs:
+) -> NearPairs:
     """All pairs of hashes that differ in at most `radius` bits.
 
     The similarity is the share of equal bits. Exact. `FLAT` is near to nothing.
@@ -150,7 +150,7 @@ def near_hashes(
 
 def near_texts(
     texts: Sequence[str], others: Sequence[str] | None = None, *, threshold: float = THRESHOLD
-) -> Pairs:
+) -> NearPairs:
     """Pairs of texts whose sets of 3-word shingles have a Jaccard index of at least `threshold`.
 
     Words are those of `reports.canonical`. Texts of fewer than three words are near only where

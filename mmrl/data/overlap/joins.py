@@ -10,7 +10,7 @@ CHUNK = 1 << 20
 """Candidate pairs held at a time."""
 
 
-class Pairs(NamedTuple):
+class NearPairs(NamedTuple):
     """Pairs of near items: first i64[P], second i64[P], similarity f32[P] in 0..1.
 
     Within one list first < second. Of items that are equal only the first stands in all pairs, and
@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
     similarity: np.ndarray
 
 
-def clusters(count: int, pairs: Pairs) -> np.ndarray:
+def clusters(count: int, pairs: NearPairs) -> np.ndarray:
     """i64[count]: the connected component of each item, named by its first member."""
     parent = list(range(count))
 
@@ -113,8 +113,11 @@ class Distinct(NamedTuple):
 
 def item_pairs(
     left: Distinct, right: Distinct | None, found: np.ndarray, *, skip: np.ndarray
-) -> Pairs:
-    """Pairs of values to pairs of items; see `Pairs`. Values to `skip` are not near themselves."""
+) -> NearPairs:
+    """Expands near pairs of values to near pairs of items; see `NearPairs`.
+
+    Equal items whose value is marked in `skip` are not paired with each other.
+    """
     u, v = found[:2].astype(np.int64)
     other = left if right is None else right
     first_u, first_v = left.items[left.starts[u]], other.items[other.starts[v]]
@@ -139,4 +142,4 @@ def item_pairs(
     if right is None:
         i, j = np.minimum(i, j), np.maximum(i, j)
     order = np.lexsort((j, i))
-    return Pairs(i[order], j[order], similarity[order].astype(np.float32))
+    return NearPairs(i[order], j[order], similarity[order].astype(np.float32))

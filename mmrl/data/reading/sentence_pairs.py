@@ -18,7 +18,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 _REQUIRED, _OPTIONAL = ("gold_label", "sentence1", "sentence2"), ("pair_id", "pairID")
 
 
-class Pairs(Listing):
+class SentencePairs(Listing):
     """Records of sentence pairs, without images; the base of such Sources.
 
     A subclass sets `files`, split -> names that its file may have, and may override

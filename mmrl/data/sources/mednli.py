@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from mmrl.data.reading.drafts import Draft, Facts
-from mmrl.data.reading.sentence_pairs import Pairs, unit
+from mmrl.data.reading.sentence_pairs import SentencePairs, unit
 from mmrl.data.text.reports import canonical
 from mmrl.types import Reject
 
 
-class Mednli(Pairs):
-    """Records of MedNLI; a Source. See `Listing` for options and `Pairs` for records."""
+class Mednli(SentencePairs):
+    """Records of MedNLI; a Source. See `Listing` for options and `SentencePairs` for records."""
 
     facts = Facts(
         title="MedNLI: a natural language inference dataset for the clinical domain",

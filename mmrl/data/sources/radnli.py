@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from mmrl.data.reading.drafts import Facts
-from mmrl.data.reading.sentence_pairs import Pairs
+from mmrl.data.reading.sentence_pairs import SentencePairs
 
 
-class Radnli(Pairs):
-    """Records of RadNLI; a Source. See `Listing` for options and `Pairs` for records."""
+class Radnli(SentencePairs):
+    """Records of RadNLI; a Source. See `Listing` for options and `SentencePairs` for records."""
 
     facts = Facts(
         title="RadNLI: a natural language inference dataset for the radiology domain",
