@@ -55,7 +55,7 @@ def test_terminal_and_json_tell_the_same(audited, capsys, tmp_path):
                 ), (table.title, row)
                 compared += len(cells)
     assert compared > 100
-    for line in found["findings"]:
+    for line in found["cautions"]:
         assert line.split()[0] in " ".join(lines)
 
 
@@ -182,5 +182,5 @@ def test_nothing_notable_is_said_too(tmp_path):
     folder = write(tmp_path / "toy", held, rejects={})
     audit([folder], out=str(tmp_path / "out"))
     numbers = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
-    assert numbers["corpora"]["toy"]["findings"] == ["Nothing stands out."]
-    assert cautions.notable(numbers["corpora"]["toy"]) == ["Nothing stands out."]
+    assert numbers["corpora"]["toy"]["cautions"] == ["Nothing stands out."]
+    assert cautions.list_cautions(numbers["corpora"]["toy"]) == ["Nothing stands out."]

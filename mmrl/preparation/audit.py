@@ -25,10 +25,12 @@ from mmrl.data.overlap import fingerprints, leaks
 from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.text.reports import normalise
-from mmrl.preparation import audit_figures, cards, cautions, repeats, survey
-from mmrl.preparation import lengths as wording
+from mmrl.preparation import audit_figures, cards, repeats, survey
 from mmrl.preparation.audit_tables import Table, percent, tables
+from mmrl.preparation.cautions import list_cautions
+from mmrl.preparation.deidentification import count_marks
 from mmrl.preparation.holdings import Holdings
+from mmrl.preparation.lengths import choose_tokenizer, measure_lengths
 from mmrl.reporting import page
 from mmrl.types import InputError
 
@@ -93,11 +95,11 @@ def audit(
             folder: _plain(result, missing, waivers)
             for folder, (result, missing) in compared.items()
         }
-        corpora[name] = wording.public(measured)
+        corpora[name] = _without_arrays(measured)
         figures = _draw(one, measured, lengths, target, len(corpora))
         listed = [*tables(corpora[name]), *_against(corpora[name]["against"])]
         prefix = f"{name}: " if len(held) > 1 else ""
-        _print(console, name, corpora[name]["findings"], listed)
+        _print(console, name, corpora[name]["cautions"], listed)
         shown += _sections(prefix, corpora[name], listed, figures, chosen)
     numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
     files.write(target / NUMBERS, numbers)
@@ -175,7 +177,7 @@ def _measure(
     chosen: Sequence[cards.Card],
 ) -> dict[str, Any]:
     """All numbers of one corpus; those under names with "_" first are for figures only."""
-    made, told = wording.tokenizer_for(held, tokenizer)
+    chosen_tokenizer, described = choose_tokenizer(held, tokenizer)
     texts, near = repeats.texts(held)
     bits = collections.Counter(f"{card.bits} bit" for card in chosen if card.bits)
     found: dict[str, Any] = {
@@ -187,20 +189,28 @@ def _measure(
         "images": survey.images(held) | {"stored_bits": dict(bits)},
         "attributes": survey.attributes(held),
         "labels": survey.labels(held),
-        "tokenizer": told,
-        "lengths": wording.lengths(held, made, limits),
+        "tokenizer": described,
+        "lengths": measure_lengths(held, chosen_tokenizer, limits),
         "repeats": {
             "images": repeats.images(held),
             "texts": texts,
             "sentences": repeats.sentences(held),
         },
         "false_negatives": repeats.false_negatives(held, near, batch_sizes),
-        "deidentification": wording.deidentification(held),
+        "deidentification": count_marks(held),
         "crossing": survey.crossing(held),
         "samples": [card.id for card in chosen],
     }
-    found["findings"] = cautions.notable(found)
+    found["cautions"] = list_cautions(found)
     return found
+
+
+def _without_arrays(numbers: Any) -> Any:
+    """Leaves out the arrays that only figures read, whose names begin with "_"."""
+    if isinstance(numbers, dict):
+        kept = {name: value for name, value in numbers.items() if not name.startswith("_")}
+        return {name: _without_arrays(value) for name, value in kept.items()}
+    return numbers
 
 
 def _draw(
@@ -254,10 +264,10 @@ def _against(compared: Mapping[str, Any]) -> list[Table]:
     return made
 
 
-def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence[Table]) -> None:
+def _print(console: Console, name: str, warnings: Sequence[str], listed: Sequence[Table]) -> None:
     """Tables as plain text; what a report holds is never taken for markup or control codes."""
     console.print(Text(f"\n=== {normalise(name)} ==="))
-    for line in notable:
+    for line in warnings:
         console.print(Text(f"* {normalise(line)}"))
     for one in listed:
         drawn = RichTable(
@@ -293,7 +303,7 @@ def _sections(
     chosen: Sequence[cards.Card],
 ) -> list[str]:
     """The HTML sections of one corpus."""
-    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["findings"])
+    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["cautions"])
     made = [page.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
     for topic in dict.fromkeys(one.topic for one in listed):
         parts: list[str] = []

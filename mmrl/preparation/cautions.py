@@ -86,7 +86,7 @@ def _repeats(found: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
-def notable(found: Mapping[str, Any]) -> list[str]:
+def list_cautions(found: Mapping[str, Any]) -> list[str]:
     """All of them; a line to say so when there is none."""
     lines = [
         *_access(found["origin"], found["counts"]["all"]["records"]),

@@ -251,7 +251,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
 
 
 def config_name(inventory: Inventory, storage: Storage) -> str:
-    """The source, how its images are stored, and a digest of its text: "openi-256-jpeg-95-1f0c9a3b"."""
+    """Source, storage of images and a digest of the text: "openi-256-jpeg-95-1f0c9a3b"."""
     content = json.dumps([dict(inventory.options), inventory.sha256], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return "-".join([inventory.name, *map(str, storage.to_dict().values()), digest])
