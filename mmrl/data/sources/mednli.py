@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading.drafts import Draft, Facts
 from mmrl.data.reading.sentence_pairs import SentencePairs, unit
 from mmrl.data.text.reports import canonical
@@ -47,19 +48,12 @@ class Mednli(SentencePairs):
             if isinstance(item, Draft)
         }
         known = set(pairs.values())
-        parent = {premise: premise for premise, _ in known}
-
-        def root(text: str) -> str:
-            while parent[text] != text:
-                parent[text] = parent[parent[text]]
-                text = parent[text]
-            return text
-
-        for premise, hypothesis in sorted(known):
-            if (hypothesis, premise) in known:
-                low, high = sorted((root(premise), root(hypothesis)))
-                parent[high] = low
+        premises = sorted({premise for premise, _ in known})
+        number = {premise: index for index, premise in enumerate(premises)}
+        swapped = ((number[p], number[h]) for p, h in known if (h, p) in known)
+        unit_of = connected_components(len(premises), swapped).tolist()
         for item in items:
             if isinstance(item, Draft):
-                item = dataclasses.replace(item, leakage_unit=unit(root(pairs[item.id][0])))
+                first = premises[unit_of[number[pairs[item.id][0]]]]
+                item = dataclasses.replace(item, leakage_unit=unit(first))
             yield item
