@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mmrl import durations
+
 _MIB = 2**20
 
 
@@ -60,17 +62,10 @@ class Meter:
         if written:
             parts.append(f"{written / _MIB:,.0f} MiB")
         if rate and self._total:
-            parts.append(f"left {clock_time((self._total - done) / rate)}")
+            parts.append(f"left {durations.clock((self._total - done) / rate)}")
         line = f"{self._what}: {', '.join(parts)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=line)
         else:
             of = f"/{self._total:,}" if self._total else ""
             print(f"{done:,}{of}  {line}", flush=True, file=sys.stdout)
-
-
-def clock_time(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
