@@ -19,6 +19,7 @@ from mmrl.data.image import files as readers
 from mmrl.data.image.masks import decode_masks
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.reading.rows import Fault, check_verify, find_faults
 from mmrl.data.reading.splits import SPLITS, Fractions, check_fractions, hash_unit, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
@@ -322,7 +323,7 @@ class Listing:
         Sources whose images are no files of their own override it together with `loader`.
         """
         relative = image.path
-        if not relative or "\0" in relative or not inside(self.image_root, relative):
+        if not relative or not is_inside(self.image_root, relative):
             return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
         burned_in = self._burned_in
         return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
@@ -346,14 +347,6 @@ class Listing:
                     f"{self.name()}: {found[name]:,} {name} found, {expected:,} in the published"
                     " corpus: a part of it, another release, or rows that were refused"
                 )
-
-
-def inside(root: str, relative: str) -> bool:
-    """Whether a path stays below `root`, by its letters and through its links."""
-    if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
-        return False
-    top = os.path.realpath(root)
-    return os.path.commonpath([top, os.path.realpath(os.path.join(root, relative))]) == top
 
 
 def _counts(drafts: Sequence[Draft]) -> dict[str, int]:

@@ -26,6 +26,7 @@ import pyarrow as pa
 from array_record.python import array_record_module
 
 from mmrl.data.image.masks import Mask, decode_masks
+from mmrl.data.reading.paths import is_file_name
 from mmrl.types import Box, Finding, InputError, Record
 
 SCHEMA_VERSION = 2
@@ -223,7 +224,7 @@ def check_files(
       InputError: names the first file that is missing, differs, or lies elsewhere.
     """
     for name, stated in manifest["files"].items():
-        if os.path.basename(name) != name or name in ("", ".", ".."):
+        if not is_file_name(name):
             raise InputError(f"{folder}: the manifest names {name!r}; expected a file beside it")
         full = os.path.join(folder, name)
         if not os.path.isfile(full):

@@ -36,7 +36,8 @@ from typing import Any
 
 from mmrl.data.reading.chexpert_labels import LABELS, read_labels
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
-from mmrl.data.reading.listing import Listing, inside
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.text.mimic_reports import parse_report
 from mmrl.types import InputError, Reject
 
@@ -312,7 +313,7 @@ class _Reports:
                 if size <= _MAX_REPORT:
                     data = self._zip.read(info)
             elif place := self._file(subject, study):
-                if not inside(*place):
+                if not is_inside(*place):
                     raise _ReportError("unsafe_path", f"'{name}' leads outside its folder")
                 where = os.path.join(*place)
                 size = os.path.getsize(where)

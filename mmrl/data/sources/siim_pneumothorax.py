@@ -39,6 +39,7 @@ from mmrl.data.image import images
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.paths import is_file_name
 from mmrl.types import InputError, Reject
 
 _SIDE = 1024  # pixels of every image, down and across
@@ -134,7 +135,7 @@ class SiimPneumothorax(Listing):
                     continue
                 number, cells = row
                 image, file, stated = cells["ImageId"], cells["new_filename"], cells["has_pneumo"]
-                if not image or not _is_name(file) or stated not in ("0", "1"):
+                if not image or not is_file_name(file) or stated not in ("0", "1"):
                     place = f"{self.name()}:{table} row {number}"
                     detail = f"ImageId {image!r}, new_filename {file!r}, has_pneumo {stated!r}"
                     yield Reject(place, "bad_row", detail)
@@ -207,8 +208,3 @@ def _draft(image: str, path: str, split: str, masks: list[Mask]) -> Draft:
         labels=(int(bool(masks)),),
         masks=tuple(masks),
     )
-
-
-def _is_name(file: str) -> bool:
-    """Whether this names a file and no folder, for masks are read before paths are checked."""
-    return bool(file) and os.path.basename(file) == file and "\0" not in file

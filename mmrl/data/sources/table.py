@@ -18,6 +18,7 @@ import numpy as np
 
 from mmrl.data.image import files
 from mmrl.data.reading import tabular
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.reading.rows import Columns, Row, Rows, check_verify, find_faults, section_columns
 from mmrl.data.reading.splits import Fractions
 from mmrl.types import InputError, Record, Reject
@@ -111,7 +112,6 @@ class Table:
             fractions=fractions,
             salt=split_salt,
         )
-        self._refuse_links()
         fault = functools.partial(files.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
         self.note = patient_note("patient_column", patient_column)
@@ -128,32 +128,18 @@ class Table:
         return files.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
-        """Passes rows on; raises at an image path that by its letters leaves the root."""
+        """Passes rows on; raises InputError at an image path that leads outside the root."""
+        realpath = functools.cache(os.path.realpath)
         for number, cells, problem in rows:
             relative = cells.get(column, "").strip()
-            if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
-                raise self._escape(number, relative)
             if "\0" in relative:
                 problem = problem or "the image path holds a null character"
+            elif not is_inside(self._root, relative, realpath):
+                raise InputError(
+                    f"{self._path} row {number}: image path '{relative}' leads outside root"
+                    f" '{self._root}'; expected a path inside it"
+                )
             yield number, cells, problem
-
-    def _refuse_links(self) -> None:
-        """Raises at an image that a symbolic link takes outside the root."""
-        top = os.path.realpath(self._root)
-        real_folder = functools.cache(os.path.realpath)
-        numbers = self._rows.column("number")
-        for number, relative in zip(numbers, self._rows.column("image"), strict=True):
-            full = os.path.join(self._root, relative)
-            real = os.path.realpath(full) if os.path.islink(full) else None
-            real = real or os.path.join(real_folder(os.path.dirname(full)), os.path.basename(full))
-            if os.path.commonpath([top, real]) != top:
-                raise self._escape(int(number), relative)
-
-    def _escape(self, number: int, relative: str) -> InputError:
-        return InputError(
-            f"{self._path} row {number}: image path '{relative}' leads outside root"
-            f" '{self._root}'; expected a path inside it"
-        )
 
 
 def patient_note(option: str, given: str | None) -> str:
