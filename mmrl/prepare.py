@@ -21,11 +21,10 @@ from typing import Any
 
 from absl import flags
 
-from mmrl import build, cli, values
-from mmrl.data.image import dicom
+from mmrl import build, cli
 from mmrl.data.overlap import leaks
 from mmrl.data.reading.rows import VERIFY
-from mmrl.preparation import inventory, storage
+from mmrl.preparation import inventory, pseudonyms, storage
 from mmrl.preparation import source_options as options
 from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, check_usable, describe, prepare
@@ -318,9 +317,9 @@ def _key() -> bytes | None:
     if _KEY_FILE.value is None:
         return None
     if not os.path.exists(_KEY_FILE.value):
-        dicom.new_key(_KEY_FILE.value)
+        pseudonyms.new_key(_KEY_FILE.value)
         print(f"new key: {_KEY_FILE.value}; keep it, and keep it apart from the corpus")
-    return dicom.load_key(_KEY_FILE.value)
+    return pseudonyms.load_key(_KEY_FILE.value)
 
 
 def _refuse_flags(name: str) -> None:

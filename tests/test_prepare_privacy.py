@@ -7,10 +7,9 @@ import stat
 import pytest
 
 from mmrl import prepare as command
-from mmrl.data.image import dicom
 from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
-from mmrl.preparation import job
+from mmrl.preparation import job, pseudonyms
 from mmrl.preparation.storage import Storage
 from mmrl.types import InputError
 from tests import test_dicom_header as header
@@ -101,7 +100,7 @@ def test_the_command_makes_a_key_once_and_refuses_a_careless_one(tmp_path, monke
     key = command._key()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert "keep it apart from the corpus" in capsys.readouterr().out
-    assert command._key() == key == dicom.load_key(path)
+    assert command._key() == key == pseudonyms.load_key(path)
     path.chmod(0o644)
     with pytest.raises(InputError):
         command._key()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from mmrl.data.image import files as readers
+from mmrl.data.image import readers
 from mmrl.data.image.masks import decode_masks
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mmrl.data.image import files
+from mmrl.data.image import readers
 from mmrl.data.reading import tabular
 from mmrl.data.reading.paths import is_inside
 from mmrl.data.reading.rows import Columns, Row, Rows, check_verify, find_faults, section_columns
@@ -112,7 +112,7 @@ class Table:
             fractions=fractions,
             salt=split_salt,
         )
-        fault = functools.partial(files.fault, self._root, verify=verify)
+        fault = functools.partial(readers.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
         self.note = patient_note("patient_column", patient_column)
         self.rejects: list[Reject] = self._rows.rejects
@@ -125,7 +125,7 @@ class Table:
         return self._rows.record(index, self._loader)
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
-        return files.loader(self._root, relative)
+        return readers.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
         """Passes rows on; raises InputError at an image path that leads outside the root."""

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from mmrl.data.image import images
+from mmrl.data.image import containers, images
 from mmrl.data.reading.rows import (
     CellError,
     Columns,
@@ -279,7 +279,7 @@ def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | Non
         elif verify == "decode":
             images.decode(image)
         elif verify == "header":
-            images.inspect(image)
+            containers.inspect(image)
     except InputError as error:
         return "unreadable_image", str(error)
     return None
