@@ -177,9 +177,9 @@ def test_what_was_refused_is_listed_without_places(folder: Path, tmp_path: Path)
         "test": {"records": 0, "images": 0},
     }
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
-    assert Prepared(split="val", path=str(tmp_path / "out")).note == (
-        "3 items were refused when it was prepared"
-    )
+    assert Prepared(split="val", path=str(tmp_path / "out")).warnings == [
+        "3 items were refused when the corpus was prepared"
+    ]
 
 
 def test_the_manifest_tells_what_was_made(folder: Path, tmp_path: Path) -> None:

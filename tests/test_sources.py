@@ -128,7 +128,7 @@ def test_all_formats_yield_equal_records(folder: Path) -> None:
 def test_table_is_a_source_that_pickles_small(folder: Path) -> None:
     table = Table(path=str(write_table(folder / "t.csv", example_rows())), **ONLY_TRAIN)
     assert isinstance(table, Source)
-    assert table.total == len(table) == 40 and table.rejects == [] and table.note == ""
+    assert table.total == len(table) == 40 and table.rejects == [] and table.warnings == []
     copy = ForkingPickler.loads(ForkingPickler.dumps(table))
     assert plain(copy[7]) == plain(table[7]) == plain(table[-33])
     assert len(ForkingPickler.dumps(table)) < 40 * 300
@@ -146,7 +146,9 @@ def test_patients_never_cross_splits_and_the_salt_redraws(folder: Path) -> None:
     again = Table(split="train", path=path, **OPTIONS, split_salt="other")
     assert {record.leakage_unit for record in every(again)} != patients["train"]
     alone = Table(split="train", path=path, **{**OPTIONS, "patient_column": None})
-    assert alone.note.startswith("patient_column is not set: every row counts as its own patient")
+    assert alone.warnings[0].startswith(
+        "patient_column is not set: every row counts as its own patient"
+    )
     assert alone[0].patient_id == alone[0].id.removeprefix("table:")
 
 

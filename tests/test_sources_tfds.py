@@ -107,7 +107,7 @@ def test_records_of_a_prepared_corpus(data_dir: str) -> None:
     source = Tfds(data_dir=data_dir, tfds_split="train+test", **ONLY_TRAIN)
     assert isinstance(source, Source)
     assert "tensorflow" not in sys.modules
-    assert (source.total, len(source), source.note) == (EXAMPLES, EXAMPLES - 2, "")
+    assert (source.total, len(source), source.warnings) == (EXAMPLES, EXAMPLES - 2, [])
     by_id = {record.id: record for record in every(source)}
     told = {reject.id: (reject.reason, reject.detail) for reject in source.rejects}
     assert told.keys() == {"tfds:u3", "tfds:u5"}
@@ -135,7 +135,7 @@ def test_patients_never_cross_splits(data_dir: str) -> None:
     assert sum(map(len, patients)) == len(set.union(*patients)) == 7
     assert sum(source.total for source in sources.values()) == 20
     alone = Tfds(data_dir=data_dir, **{**ONLY_TRAIN, "patient_feature": None, "id_feature": None})
-    assert alone.note.startswith("patient_feature is not set")
+    assert alone.warnings[0].startswith("patient_feature is not set")
     assert {record.id for record in every(alone)} <= {f"tfds:{offset}" for offset in range(20)}
 
 

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -160,7 +160,10 @@ def take(
         rejects=(),
         total=sum(source.total for source in sources.values()),
         missing_images=sum(getattr(source, "missing_images", 0) for source in sources.values()),
-        warnings=tuple(_warnings(sources.values())),
+        warnings=tuple(
+            # Each once: a source of one split repeats those of the others.
+            dict.fromkeys(w for source in sources.values() for w in getattr(source, "warnings", ()))
+        ),
         sha256="",
         places=places,
     )
@@ -269,15 +272,6 @@ def _plain(value: Any) -> Any:
 
 def _by_count(counts: collections.Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _warnings(sources: Iterator[Any] | Any) -> list[str]:
-    """Warnings of sources of the newer kind, notes of the others, each once."""
-    told: list[str] = []
-    for source in sources:
-        told += getattr(source, "warnings", [])
-        told += filter(None, [getattr(source, "note", "")])
-    return list(dict.fromkeys(told))
 
 
 def _is_place(option: str) -> bool:

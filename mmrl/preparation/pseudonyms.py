@@ -43,14 +43,14 @@ class Pseudonymised:
 
     Attributes:
       rejects: have pseudonyms and no detail, which may quote ids and file names.
-      total, missing_images, warnings, note, facts: those of the source.
+      total, missing_images, warnings, facts: those of the source.
     """
 
     def __init__(self, source: Source, key: bytes) -> None:
         self._source, self._key = source, key
         self.total = source.total
         self.rejects = [self._reject(reject) for reject in source.rejects]
-        for name in ("missing_images", "warnings", "note", "facts"):
+        for name in ("missing_images", "warnings", "facts"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 

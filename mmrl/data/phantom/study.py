@@ -105,11 +105,6 @@ def render(chosen: Study, size: int) -> np.ndarray:
     return phantom_paint.expose(picture, canvas)
 
 
-def without_findings(chosen: Study) -> Study:
-    """The same patient and exposure, healthy: what `render` is compared with in tests."""
-    return dataclasses.replace(chosen, lesions=())
-
-
 def places(chosen: Study, size: int) -> list[tuple[int, np.ndarray]]:
     """(position in `lesions`, bool[size, size]) for each place that a finding occupies.
 

@@ -56,17 +56,6 @@ def rows(path: str, names: Sequence[str]) -> Iterator[Row]:
     return _guarded(_mostly_good(_reader_of(path).rows(path, names), path), path)
 
 
-def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
-    """Yields every line of a JSONL file that is not blank: number from 1, value, what is wrong.
-
-    Raises:
-      InputError: no such file, or it cannot be read.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file")
-    return _guarded(_mostly_good(_json_values(path), path), path)
-
-
 def lines(path: str) -> Iterator[tuple[int, str, str]]:
     """Yields every line of a text file (also .gz): number from 1, text, what is wrong with it.
 
@@ -218,19 +207,6 @@ def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
                 continue
             is_object = isinstance(pairs, tuple)
             yield list(pairs) if is_object else f"{type(pairs).__name__}, expected an object"
-
-
-def _json_values(path: str) -> Iterator[tuple[int, Any, str]]:
-    with _open_text(path) as file:
-        number = 0
-        for line in _bounded(file, path):
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                yield number, json.loads(line), ""
-            except (ValueError, RecursionError) as error:
-                yield number, None, f"not JSON: {_line(error)}"
 
 
 def _json_columns(path: str) -> list[str]:

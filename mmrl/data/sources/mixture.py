@@ -50,7 +50,7 @@ class Mixture:
     Attributes:
       starts: i64[P], the index of each part's first record.
       weights: of the parts, None when in proportion to their sizes.
-      rejects, total, note: of all parts together.
+      rejects, total, warnings: of all parts together.
       image: (index, number = 0) -> u8 or u16[H, W].
 
     Raises:
@@ -75,8 +75,8 @@ class Mixture:
         self.weights: tuple[float, ...] | None = weights or None
         self.rejects: list[Reject] = [reject for part in self._parts for reject in part.rejects]
         self.total: int = sum(part.total for part in self._parts)
-        notes = (getattr(part, "note", "") for part in self._parts)
-        self.note = "; ".join(note for note in notes if note)
+        warnings = (getattr(part, "warnings", []) for part in self._parts)
+        self.warnings: list[str] = list(itertools.chain.from_iterable(warnings))
         self.image = _Images(self.starts, [loader(part) for part in self._parts])
 
     @staticmethod

@@ -53,7 +53,8 @@ class Prepared:
         digests them all.
 
     Attributes:
-      rejects: empty; what was refused is in rejects.jsonl of the folder, and `note` counts it.
+      rejects: empty; what was refused is in rejects.jsonl of the folder.
+      warnings: how many items were refused.
       manifest: of the corpus.
       image: (index, number = 0) -> image `number` of record `index` without building the record,
         u8 or u16[H, W].
@@ -87,7 +88,9 @@ class Prepared:
         self.rejects: list[Reject] = []
         self.total = len(self._rows)
         refused = sum(self.manifest["rejects"].values())
-        self.note = f"{refused:,} items were refused when it was prepared" if refused else ""
+        self.warnings: list[str] = []
+        if refused:
+            self.warnings.append(f"{refused:,} items were refused when the corpus was prepared")
 
     def __len__(self) -> int:
         return self.total

@@ -29,7 +29,7 @@ class Table:
 
     Rows are numbered from 1, the header and blank lines not counted. Without `id_column` the
     row's number is its id; without `study_column` each row is a study, "{patient}/{id}"; without
-    `patient_column` each row is a patient, and `note` says so. Cells are text: numbers are taken
+    `patient_column` each row is a patient, and a warning says so. Cells are text: numbers are taken
     as they print, null and NaN as blank. Sections keep their text as it stands; blank ones are
     left out.
 
@@ -58,7 +58,7 @@ class Table:
       rejects: rows of the split that were refused, by reason: missing_image, unreadable_image,
         empty_report, or bad_row (fields that do not fit the header, a blank id or patient).
       total: rows of the split before rejection.
-      note: what the user should know about the split, or "".
+      warnings: what a user should know before trusting the split.
 
     Raises:
       InputError: the table cannot be used at all, or an image path leads outside `root`; this is
@@ -114,7 +114,7 @@ class Table:
         )
         fault = functools.partial(readers.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.note = patient_note("patient_column", patient_column)
+        self.warnings = patient_warnings("patient_column", patient_column)
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
 
@@ -142,11 +142,11 @@ class Table:
             yield number, cells, problem
 
 
-def patient_note(option: str, given: str | None) -> str:
-    """Says what the lack of a patient column means for the split; "" when there is one."""
+def patient_warnings(option: str, given: str | None) -> list[str]:
+    """A warning when no column names the patient."""
     if given is not None:
-        return ""
-    return (
+        return []
+    return [
         f"{option} is not set: every row counts as its own patient, so rows of one person may"
         " fall into different splits"
-    )
+    ]

@@ -29,7 +29,7 @@ from mmrl.data.reading.rows import (
     section_columns,
 )
 from mmrl.data.reading.splits import Fractions
-from mmrl.data.sources.table import patient_note
+from mmrl.data.sources.table import patient_warnings
 from mmrl.types import InputError, Record, Reject
 
 _PIXELS = (np.uint8, np.uint16)
@@ -64,7 +64,7 @@ class Tfds:
       num_threads: threads that verify.
 
     Attributes:
-      rejects, total, note: as for a table.
+      rejects, total, warnings: as for a table.
 
     Raises:
       InputError: no such corpus, split or feature, or no random access to it.
@@ -119,7 +119,7 @@ class Tfds:
         )
         fault = functools.partial(_fault, self._place, image_feature, verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.note = patient_note("patient_feature", patient_feature)
+        self.warnings = patient_warnings("patient_feature", patient_feature)
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
 
