@@ -232,6 +232,19 @@ def test_a_finished_folder_is_said_to_be_complete(tmp_path: Path) -> None:
         run(tmp_path / "out")
 
 
+def test_a_run_killed_as_it_wrote_its_first_files_is_taken_up(
+    undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / "out" / workplace.WORK
+    work.mkdir(parents=True)
+    for path in (work / "plan.json", tmp_path / "out" / shards.REJECTS):
+        with pytest.raises(Killed), mmrl_files.whole(path) as fresh:
+            raise Killed
+        fresh.write_text("half")  # a process that is killed does not remove it
+    run(tmp_path / "out")
+    assert files(tmp_path / "out") == undisturbed
+
+
 def test_a_folder_with_anything_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,8 +140,9 @@ class Workplace:
                 path.name.startswith("chunk-") and path < self.chunk(done)
             ):
                 path.unlink()
-        for name in (shards.INDEX, shards.REJECTS):
-            (self.output / name).unlink(missing_ok=True)
+        for path in self.output.iterdir():
+            if path.name in (shards.INDEX, shards.REJECTS) or _is_unfinished(path, shards.REJECTS):
+                path.unlink()
 
 
 def check(output: Path, plan: dict[str, Any]) -> None:
@@ -168,16 +169,16 @@ def check(output: Path, plan: dict[str, Any]) -> None:
         known = {WORK, *_FINAL}
         strange = [p.name for p in output.iterdir() if not (p.name in known or _is_shard(p))]
     else:
-        # A first start that was refused for its data leaves only the list of rejects behind; one
-        # that was killed at once, a plan that is not yet in its place.
+        # A run that was refused for its data leaves only the list of rejects. A run that was killed
+        # at once leaves a plan that is not yet in its place.
         strange = [p.name for p in output.iterdir() if p.name not in (WORK, shards.REJECTS)]
         begun = (output / WORK).iterdir() if (output / WORK).is_dir() else iter(())
-        known = {"run.lock", "workers.lock"}
         strange += [
             f"{WORK}/{p.name}"
             for p in begun
-            if not (p.name in known or p.name.startswith("plan.json."))
+            if not (p.name in ("run.lock", "workers.lock") or _is_unfinished(p, "plan.json"))
         ]
+    strange = [name for name in strange if not _is_unfinished(output / name, shards.REJECTS)]
     if strange:
         listed = ", ".join(sorted(strange)[:3])
         raise InputError(
@@ -199,6 +200,11 @@ def _compare(output: Path, earlier: Any, plan: dict[str, Any]) -> None:
 
 def _is_shard(path: Path) -> bool:
     return bool(_SHARD.fullmatch(path.name))
+
+
+def _is_unfinished(path: Path, name: str) -> bool:
+    """Whether a killed run was writing `name` to this file, see `files.whole`."""
+    return path.name.startswith(f".{name}.") and path.name.endswith(".tmp")
 
 
 def _shards(output: Path) -> Iterator[Path]:
