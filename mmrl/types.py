@@ -35,17 +35,18 @@ class PreemptedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
-    """A handle on one image; holds a path, an offset or drawing parameters, never pixels.
+    """A reference to one image. It holds a path, an offset or drawing parameters, and no pixels.
 
     Attributes:
       key: stable name within the source (a relative path, a phantom index).
       load: () -> u8[H, W] or u16[H, W], one channel, at original size; raises InputError when
-        the image cannot be read. Must pickle, so use functools.partial over plain functions.
+        the image cannot be read. It must pickle, so use functools.partial over plain functions.
       projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
-      projection_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
+      projection_source: where the projection is stated ("metadata", "label", "dicom", "filename");
+        "" when it is unknown.
       spacing: millimetres per pixel down and across, None when unknown.
-      sha256, phash: digest of the original pixels and their 64-bit perceptual hash, where a
-        preparation computed them; "" and None elsewhere.
+      sha256, phash: digest of the original pixels and their 64-bit perceptual hash, in prepared
+        corpora; "" and None elsewhere.
     """
 
     key: str
@@ -59,14 +60,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """The bounding box of a finding.
+    """The place of a finding.
 
     Attributes:
       xyxy: x0, y0, x1, y1 in pixels of the image as `load` returns it.
       label: name of the finding.
       sentence: index into `Record.sentences` of the sentence that states it, or -1.
       image: index into `Record.images`.
-      rater: number of the annotator, -1 if there is only one.
+      rater: number of the reader who drew the box, -1 where a corpus has one reader.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -90,7 +91,7 @@ class Entailment:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A finding with side, zone and severity; attributes that do not apply are ""."""
+    """A finding with its side, zone and severity; attributes that do not apply are ""."""
 
     name: str
     side: str = ""
@@ -100,32 +101,34 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image-report study as every source yields it.
+    """One study with its images and its report. Every source yields records.
 
     Attributes:
       id: "{source}:{native id}", unique.
-      patient_id, study_id: as the corpus gives them.
-      leakage_unit: the leakage unit that no split may divide (patient, article, video).
-      leakage_unit_known: False where the corpus does not tell the unit and the id stands in for it.
-      aliases: other names of the same leakage unit, each "{corpus}:{leakage_unit of that corpus}";
-        an image of RSNA carries "nih14:{patient}", where it came from.
-      split: train, val or test. split_official: what the owner says, or "none".
-      images: handles; training reads the first unless config.data.views says otherwise.
+      patient_id, study_id: as the corpus has them.
+      leakage_unit: what a split may not divide: the patient, article or video.
+      leakage_unit_known: False where the corpus does not state the unit. The id of the record then
+        takes its place.
+      aliases: other names of the leakage unit, each "{corpus}:{leakage_unit of that corpus}". For
+        example, an image of RSNA that comes from NIH ChestX-ray14 has "nih14:{patient}".
+      split: train, val or test.
+      split_official: the split that the owner states, or "none".
+      images: training reads the first one unless config.data.views says otherwise.
       sections: section name -> raw text (findings, impression, indication, caption, full...).
       label_names, labels: parallel; values 1 present, 0 absent, -1 uncertain, -2 not stated.
       boxes, findings: exact or annotated truth where the corpus has it, else empty.
-      sentences: (section, text) pairs when the source knows them, else ().
-      masks: () -> {finding label: bool[H, W]} or None when the corpus has none.
-      entailment: the sentence pair, in corpora of such pairs; premise and hypothesis are sections
-        too.
-      prior_id: id of the patient's study before this one, "" when unknown.
+      sentences: (section, text) pairs where the source knows them, else ().
+      masks: () -> {finding label: bool[H, W]}; None where the corpus has no masks.
+      entailment: the sentence pair, in corpora of sentence pairs. Premise and hypothesis are also
+        sections.
+      prior_id: id of the patient's previous study, "" when unknown.
       time: seconds since the patient's first study, None when unknown.
-      attributes: anything else that identifies nobody and may matter ("sex": "F", "age": "57").
+      attributes: further facts that identify nobody ("sex": "F", "age": "57").
       language: ISO 639-1 code of the text.
-      license: as stated by the owner, "" when unknown.
-      access: open, click (an agreement is clicked) or credentialed. redistributable: whether the
-        licence lets others be given copies.
-      source_version: of the corpus, as its owner counts, "" when unknown.
+      license: as the owner states it, "" when unknown.
+      access: open, click (an agreement must be clicked) or credentialed.
+      redistributable: whether the licence permits giving copies to others.
+      source_version: version of the corpus, "" when unknown.
     """
 
     id: str
@@ -158,7 +161,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An item that a source rejected, with the reason; listed in rejects.jsonl."""
+    """An item that a source refused. All refused items are listed in rejects.jsonl."""
 
     id: str
     reason: str
@@ -167,16 +170,21 @@ class Reject:
 
 @runtime_checkable
 class Source(Protocol):
-    """Interface of corpus readers: random access to the records of one split.
+    """A corpus reader: random access to the records of one split.
 
-    A source is constructed as `Source(split=..., **options)`, with keyword-only options from
-    `config.data`. Construction reads tables and headers, but no pixels. The pickled source must be
-    small. Optionally, a source has a callable `image(index, number)` -> u8[H, W] or u16[H, W],
-    which reads an image without building its record and is pickled to every data worker, and
-    `__iter__`, if reading all records in order is faster than one by one.
+    It is constructed as `Source(split=..., **options)`. Options are keyword-only and come from
+    `config.data`. The constructor reads tables and headers but decodes pixels only to verify them.
+    A source must pickle to a small size.
+
+    A source may also have these attributes:
+      warnings: list of lines that a user should read before trusting the corpus.
+      image: (index, number) -> u8[H, W] or u16[H, W], which reads an image without building its
+        record; it is sent to every worker, so it must pickle to a small size.
+      __iter__: yields all records, where that is faster than one by one.
 
     Attributes:
-      rejects: rejected items of the split. total: number of items of the split before rejection.
+      rejects: the refused items.
+      total: number of items of the split before rejection.
     """
 
     rejects: list[Reject]

@@ -214,5 +214,5 @@ def test_headers_of_dicom_tell_what_no_table_did(tmp_path):
     )
     assert other.attributes == broken.attributes == {}
     source = Headed(**options, dicom_headers=True)
-    assert source.warnings == ["test_listing: 1 headers of images cannot be read"]
+    assert source.warnings == ["test_listing: the headers of 1 images cannot be read"]
     assert Headed(**options)[0].images[0].projection == "UNKNOWN"  # only on request

@@ -85,7 +85,7 @@ def test_an_image_is_that_of_the_whole_payload(tmp_path):
         np.testing.assert_array_equal(image, expected)
         np.testing.assert_array_equal(shards.decode_image(content["images"][number]), expected)
     for number in (-1, 3):
-        with pytest.raises(InputError, match=rf"/a record 0.* has 3 images, no number {number}"):
+        with pytest.raises(InputError, match=rf"/a record 0.* no image {number}; the record has 3"):
             shards.load_image(path, 0, number)
 
 

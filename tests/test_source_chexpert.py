@@ -171,7 +171,7 @@ def test_selection_depends_on_ids_alone():
     assert sorted(chosen.values()) == sorted(COMPETITION * 3)
     assert all(native.startswith(name) for native, name in chosen.items())
     assert chosen != select_per_class(images, 3, salt="again")
-    with pytest.raises(InputError, match=r"10 images per class asked for.* 9 of Atelectasis"):
+    with pytest.raises(InputError, match=r"expected 10 images per class .* 9 of Atelectasis"):
         select_per_class(images, 10)
 
 

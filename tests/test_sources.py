@@ -217,7 +217,7 @@ def test_malformed_cells_condemn_their_row_only(folder: Path) -> None:
         "not JSON",
         "list, expected an object",
         "a cell holds list; expected text or a number",
-        "a cell holds an unpaired surrogate, which is no character",
+        "a cell holds an unpaired surrogate; expected characters",
         "the image path holds a null character",
     ]
     assert table[5].sections == {"findings": "Fine."} and table[5].labels == (1,)

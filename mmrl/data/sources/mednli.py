@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading.drafts import Draft, Facts
-from mmrl.data.reading.sentence_pairs import SentencePairs, unit
+from mmrl.data.reading.sentence_pairs import SentencePairs, text_digest
 from mmrl.data.text.reports import canonical
 from mmrl.types import Reject
 
@@ -55,5 +55,5 @@ class Mednli(SentencePairs):
         for item in items:
             if isinstance(item, Draft):
                 first = premises[unit_of[number[pairs[item.id][0]]]]
-                item = dataclasses.replace(item, leakage_unit=unit(first))
+                item = dataclasses.replace(item, leakage_unit=text_digest(first))
             yield item
