@@ -221,10 +221,10 @@ def test_similarity_is_estimated_within_its_error():
     words = [f"w{n}" for n in range(60)]
     for kept in (60, 50, 30):
         other = words[:kept] + [f"x{n}" for n in rng.integers(10**6, size=60 - kept)]
-        (one, two), told = signatures.signatures([" ".join(words), " ".join(other)])
+        (one, two), long_enough = signatures.signatures([" ".join(words), " ".join(other)])
         sets = [{tuple(w[i : i + 3]) for i in range(58)} for w in (words, other)]
         exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        assert told.all()
+        assert long_enough.all()
         assert abs(signatures.similarity(one, two) - exact) < 0.13  # three standard errors
 
 

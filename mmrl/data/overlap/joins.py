@@ -1,4 +1,4 @@
-"""Joins on equal keys that never hold all pairs at once: what near-duplicate search stands on."""
+"""Joins on equal keys in bounded memory, for the search of near duplicates."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -7,15 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 CHUNK = 1 << 20
-"""Candidate pairs held at a time."""
+"""Greatest number of candidate pairs in memory at a time, but for those of a single item."""
 
 
 class NearPairs(NamedTuple):
-    """Pairs of near items: first i64[P], second i64[P], similarity f32[P] in 0..1.
+    """Pairs of items that are near each other, within one list or between two.
 
-    Within one list first < second. Of items that are equal only the first stands in all pairs, and
-    each other one in a pair with the first of what it is near to: the number of pairs stays
-    small, while every item that has a partner is in a pair and the connected components are right.
+    Not all pairs are listed. Of several equal items only the first is in a pair with every item
+    near to it. Each of the others is in one pair per distinct near value, with the first item of
+    that value. So there are few pairs even where many items are equal, yet every item that is near
+    another is in some pair, and the connected components are those of all pairs.
+
+    Attributes:
+      first, second: i64[P], positions of the items; within one list first < second.
+      similarity: f32[P], in 0..1.
     """
 
     first: np.ndarray
@@ -51,7 +56,7 @@ def clusters(count: int, pairs: NearPairs) -> np.ndarray:
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """starts[0] ... starts[0] + counts[0] - 1, then the same of the next, as one i64 array."""
+    """The concatenation of range(starts[k], starts[k] + counts[k]) for all k, as an i64 array."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
@@ -59,9 +64,9 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def join(
     left: np.ndarray, right: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (i, j) with left[i] == right[j], in bounded pieces.
+    """Yields arrays of positions (i, j) with left[i] == right[j], about CHUNK pairs at a time.
 
-    Within one list (right None) each pair comes once, with i < j.
+    Without `right`, pairs are within `left`; each pair occurs once, with i < j.
     """
     order = np.argsort(left, kind="stable")
     if right is None:
@@ -77,13 +82,13 @@ def join(
 
 
 def lookup(keys: np.ndarray, ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (i, j) with keys[i] == ordered[j], in bounded pieces; `ordered` ascends."""
+    """Yields positions (i, j) with keys[i] == ordered[j], as `join`; `ordered` is ascending."""
     starts = np.searchsorted(ordered, keys, "left")
     return _expand(starts, np.searchsorted(ordered, keys, "right"))
 
 
 def _expand(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(i, j) for all starts[i] <= j < ends[i], cut between values of i."""
+    """Yields (i, j) for all starts[i] <= j < ends[i]; pairs of one i are not divided."""
     some = np.flatnonzero(ends > starts)
     starts, counts = starts[some], (ends - starts)[some]
     total = np.cumsum(counts)
@@ -97,9 +102,13 @@ def _expand(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 
 class Distinct(NamedTuple):
-    """Distinct values by first appearance, their first item, and all items of each, in order.
+    """The distinct values of a list, and the positions at which each value occurs.
 
-    Items of value v are items[starts[v] : starts[v] + sizes[v]].
+    Attributes:
+      values: [V], in the order of their first occurrence.
+      items: i64[N], positions grouped by value, ascending within a value. Those of value v are
+        items[starts[v] : starts[v] + sizes[v]].
+      starts, sizes: i64[V].
     """
 
     values: np.ndarray
@@ -109,7 +118,7 @@ class Distinct(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Distinct":
-        """Of any hashable values, [N]."""
+        """The distinct values of an array [N] of hashable values."""
         number: dict[object, int] = {}
         inverse = np.fromiter(
             (number.setdefault(value, len(number)) for value in values.tolist()),
