@@ -124,7 +124,7 @@ def test_what_is_no_radiograph_is_refused(corpus):
     assert source.total == 12
     assert source.rejects[0].detail == "modality 'CT', view 'Axial'"
     (warning,) = source.warnings
-    assert warning.endswith("findings that no label stands for: Dragon (1)")
+    assert warning.endswith("findings without a label: Dragon (1)")
     unknown = labels_of(records_of(source)["f.png"])
     assert (unknown["Pneumonia"], unknown["ARDS"], unknown["No Finding"]) == (1, -2, 0)
 

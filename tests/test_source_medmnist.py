@@ -94,7 +94,7 @@ def test_counts_are_those_of_the_set(tmp_path):
     source = read(tmp_path, "dermamnist")
     assert any("4 records/test found, 2,005 in the published" in line for line in source.warnings)
     assert any("12 records found, 10,015 in the published" in line for line in source.warnings)
-    assert any("patients are not told" in line for line in source.warnings)
+    assert any("patients are not known" in line for line in source.warnings)
     assert source[0].license == "CC-BY-NC-4.0"
     totals = {name: sum(known.counts) for name, known in medmnist._SETS.items()}
     # The sizes that the paper and the release notes of version 2.2.4 give.

@@ -53,7 +53,7 @@ def test_records_and_refused_captions(folder):
         ("pmc_oa:PMC29_Fig1_3.jpg", "missing_image"),
     ]
     assert corpus.total == 6
-    assert any("names of 1 images do not begin with their article's" in w for w in corpus.warnings)
+    assert any("names of 1 images do not begin with their article" in w for w in corpus.warnings)
 
 
 def test_text_is_kept_without_images_and_articles_undivided(folder):

@@ -146,7 +146,7 @@ def test_one_part_alone(folder):
         ("roco:ROCO_00002", "none"),
     ]
     assert every(corpus)[0].images[0].key == "images/ROCO_00001.jpg"
-    with pytest.raises(InputError, match="does not tell the subset"):
+    with pytest.raises(InputError, match="so its subset is unknown"):
         Roco(split="all", path=str(folder / "data/train/radiology"), subset="all")
     with pytest.raises(InputError, match=r"no captions.txt in .* nor in data/"):
         Roco(split="all", path=str(folder / "data/train/radiology/images"))

@@ -77,7 +77,7 @@ def test_place_tells_the_official_split(tmp_path):
     test = read(tmp_path, split="test")
     assert list(records_of(test)) == [TWO]
     assert any("1 records/test found, 1,372 in the published" in w for w in test.warnings)
-    assert any("patients are not told" in warning for warning in test.warnings)
+    assert any("patients are not known" in warning for warning in test.warnings)
     everything = records_of(read(tmp_path, val_fraction=0)).values()
     assert [record.split for record in everything] == ["train", "train", "train", "test"]
     held = read(tmp_path, val_fraction=0.999, split="val")

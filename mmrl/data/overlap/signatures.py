@@ -61,35 +61,35 @@ def similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def near(
-    known: np.ndarray, asked: np.ndarray, *, threshold: float = NEAR
+    known: np.ndarray, queries: np.ndarray, *, threshold: float = NEAR
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds for each signature the most similar known one among those that share a band with it.
 
     Args:
       known: u8[M, 128].
-      asked: u8[N, 128].
+      queries: u8[N, 128].
       threshold: least estimated similarity.
 
     Returns:
       i64[N], the row of `known`, or -1 where none reaches the threshold; f64[N], the similarity. Of
       a band that more than 64 distinct signatures share, 64 are compared.
     """
-    best, score = np.full(len(asked), -1, np.int64), np.zeros(len(asked))
-    if not len(known) or not len(asked):
+    best, score = np.full(len(queries), -1, np.int64), np.zeros(len(queries))
+    if not len(known) or not len(queries):
         return best, score
     rows, first = np.unique(known, axis=0, return_index=True)
-    questions, place = np.unique(asked, axis=0, return_inverse=True)
-    top, value = np.full(len(questions), -1, np.int64), np.zeros(len(questions))
+    distinct, place = np.unique(queries, axis=0, return_inverse=True)
+    top, value = np.full(len(distinct), -1, np.int64), np.zeros(len(distinct))
     for start in range(0, LENGTH, _BAND):
         one = np.ascontiguousarray(rows[:, start : start + _BAND]).view(np.uint64)[:, 0]
-        other = np.ascontiguousarray(questions[:, start : start + _BAND]).view(np.uint64)[:, 0]
+        other = np.ascontiguousarray(distinct[:, start : start + _BAND]).view(np.uint64)[:, 0]
         order = np.argsort(one, kind="stable")
         low = np.searchsorted(one[order], other, "left")
         high = np.minimum(np.searchsorted(one[order], other, "right"), low + _MOST)
         for step in range(int((high - low).max(initial=0))):
             at = np.flatnonzero(low + step < high)
             candidate = order[low[at] + step]
-            alike = similarity(rows[candidate], questions[at])
+            alike = similarity(rows[candidate], distinct[at])
             better = alike > value[at]
             value[at[better]], top[at[better]] = alike[better], candidate[better]
     value[value < threshold] = 0.0

@@ -1,13 +1,13 @@
-"""MedNLI: sentence pairs over the clinical notes of MIMIC-III, with their label of inference.
+"""MedNLI: sentence pairs from the clinical notes of MIMIC-III with inference labels.
 
-`path` holds `mli_{train,dev,test}_v1.jsonl`: 11,232, 1,395 and 1,422 pairs. PhysioNet Credentialed
-Health Data License 1.5.0: credentialed, nothing may be given on. Romanov and Shivade, EMNLP 2018,
-arXiv:1808.06752.
+`path` holds `mli_{train,dev,test}_v1.jsonl` with 11,232, 1,395 and 1,422 pairs. Licence: PhysioNet
+Credentialed Health Data License 1.5.0; access is credentialed and redistribution is not permitted.
+Paper: Romanov and Shivade, EMNLP 2018, arXiv:1808.06752.
 
-  * The key of a pair's id is pairID here and pair_id in RadNLI; either is read.
-  * Clinicians wrote three hypotheses for each premise, so that pairs of one premise are one
-    `leakage_unit`. Two pairs with their sentences swapped join the groups of both premises.
-  * Premises are of MIMIC-III (`facts.within`), of which patients is not told.
+  * The id of a pair has the key pairID here and pair_id in RadNLI; both are read.
+  * Clinicians wrote three hypotheses for each premise, so the leakage unit is the premise. Where
+    two pairs have the same sentences, swapped, all pairs of both premises are one unit.
+  * Premises come from MIMIC-III (`facts.within`); the patients are not known.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Mednli(SentencePairs):
     }
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the pairs in the order of their files, grouped over all of them."""
+        """Yields the pairs in the order of their files; leakage units span all files."""
         items = list(super().scan())
         pairs = {
             item.id: (canonical(item.sections["premise"]), canonical(item.sections["hypothesis"]))

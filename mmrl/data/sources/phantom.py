@@ -1,4 +1,4 @@
-"""The phantom corpus as a source: any length, split by patient, drawn on demand."""
+"""The phantom corpus as a source of any length, split by patient and drawn on demand."""
 
 import functools
 
@@ -20,8 +20,8 @@ class Phantom:
 
     Args:
       split: train, val or test.
-      length: studies of all splits together.
-      seed: names the corpus; two seeds share nothing.
+      length: number of studies in all splits together.
+      seed: another seed gives an independent corpus.
       render_size: side of the images in pixels.
       fractions: of patients in train, val and test.
 

@@ -27,42 +27,40 @@ from mmrl.types import InputError, Record, Reject
 class Table:
     """Records of one split of a table; a Source.
 
-    Rows are numbered from 1, the header and blank lines not counted. Without `id_column` the
-    row's number is its id; without `study_column` each row is a study, "{patient}/{id}"; without
-    `patient_column` each row is a patient, and a warning says so. Cells are text: numbers are taken
-    as they print, null and NaN as blank. Sections keep their text as it stands; blank ones are
-    left out.
+    Rows are numbered from 1; the header and blank lines are not counted. Without `id_column` the id
+    of a row is its number. Without `study_column` each row is a study, "{patient}/{id}". Without
+    `patient_column` each row is a patient, and a warning says so. Cells are text: numbers are
+    converted to text, null and NaN are blank. The text of sections is not changed; blank sections
+    are left out.
 
     Args:
       split: train, val or test.
-      path: the table; its suffix tells the format: .csv, .tsv (both quoted as RFC 4180 says),
-        .jsonl or .parquet, the text ones also with .gz behind. Text must be UTF-8, with or without
-        byte-order mark.
-      root: folder that the image paths start from; the table's own by default.
-      image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom; one
-        that says of itself that text is burned into its pixels is rejected).
-      report_columns: section name -> column, or columns that are also the section names.
-      patient_column: the leakage unit. No patient crosses a split.
+      path: the table. Its suffix states the format: .csv or .tsv (both quoted as in RFC 4180),
+        .jsonl, each also with .gz, or .parquet. Text must be UTF-8, with or without byte-order
+        mark.
+      root: folder to which image paths are relative; the folder of the table by default.
+      image_column: path of the image: JPEG, PNG, or DICOM (.dcm, .dicom). DICOM images whose header
+        says that text is burned into the pixels are rejected.
+      report_columns: section name -> column, or columns whose names are also the section names.
+      patient_column: the leakage unit. No patient is in two splits.
       study_column, projection_column, id_column, license_column: see Record.
-      split_column: train, val (valid, validate, validation, dev) or test; without it patients
-        are divided by hash.
+      split_column: train, val (valid, validate, validation, dev) or test. Without it patients are
+        divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
-      fractions: shares of train, val and test without `split_column`, in this order or by name, see
-        `split_of`.
-      split_salt: name of that division; another name gives another division.
-      verify: "decode" decodes every image of the split once, "header" reads every file and
-        finds those cut short, "exists" asks only whether it is there.
-      num_threads: threads that verify.
+      fractions, split_salt: see `split_of`.
+      verify: "decode" decodes every image of the split once; "header" reads every file and finds
+        those cut short; "exists" only checks that the file is there.
+      num_threads: threads that verify images.
 
     Attributes:
-      rejects: rows of the split that were refused, by reason: missing_image, unreadable_image,
-        empty_report, or bad_row (fields that do not fit the header, a blank id or patient).
-      total: rows of the split before rejection.
-      warnings: what a user should know before trusting the split.
+      rejects: the refused rows of the split. Reasons are missing_image, unreadable_image,
+        empty_report, and bad_row (fields that do not fit the header, a blank id or patient).
+      total: number of rows of the split before rejection.
+      warnings: lines that a user should read before trusting the split.
 
     Raises:
-      InputError: the table cannot be used at all, or an image path leads outside `root`; this is
-        never quarantined, for a table that reaches for other files is not to be trusted.
+      InputError: the table cannot be used, or an image path leads outside `root`. A table with such
+        a path is refused as a whole, since it should not be trusted.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class Table:
         return readers.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
-        """Passes rows on; raises InputError at an image path that leads outside the root."""
+        """Yields the rows; InputError for an image path that leads outside the root."""
         realpath = functools.cache(os.path.realpath)
         for number, cells, problem in rows:
             relative = cells.get(column, "").strip()
@@ -143,7 +141,7 @@ class Table:
 
 
 def patient_warnings(option: str, given: str | None) -> list[str]:
-    """A warning when no column names the patient."""
+    """A warning, in a list, when there is no column of patients."""
     if given is not None:
         return []
     return [
