@@ -127,7 +127,7 @@ class Record:
       language: ISO 639-1 code of the text.
       license: as the owner states it, "" when unknown.
       access: open, click (an agreement must be clicked) or credentialed.
-      redistributable: whether the licence permits giving copies to others.
+      redistributable: whether the licence permits redistribution.
       source_version: version of the corpus, "" when unknown.
     """
 

@@ -142,7 +142,7 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
     assert found["image"]["examples"] == ["toy:1"]
     assert found["image"]["waived"] == "a follow-up"
     assert "study" in found
-    assert "that the train split has seen" in " ".join(capsys.readouterr().out.split())
+    assert "that are also in the train split" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_corpora_of_one_name_both_appear(tmp_path):
@@ -158,8 +158,8 @@ def test_two_corpora_of_one_name_both_appear(tmp_path):
 def test_wrong_requests_are_refused(tmp_path):
     folder = tiny(tmp_path / "toy")
     for options, message in (
-        ({"out": str(tmp_path / "toy" / "report")}, "lies in the prepared corpus"),
-        ({"out": folder}, "lies in the prepared corpus"),
+        ({"out": str(tmp_path / "toy" / "report")}, "is in the prepared corpus"),
+        ({"out": folder}, "is in the prepared corpus"),
         ({"lengths": (2,)}, "lengths .2.; expected one or more of at least 3"),
         ({"batch_sizes": ()}, "batch sizes .*; expected one or more of at least 2"),
         ({"sections": ("caption",)}, "no section 'caption'; choices: findings, impression"),

@@ -104,7 +104,7 @@ def test_false_negatives_and_leakage_by_hand(audited):
     assert crossing["images"]["records"] == 0
     told = found["cautions"]
     assert "1 (50.0 %) records of test share patients with train." in told
-    assert "1 pictures appear under several patients, pixel for pixel." in told
+    assert "1 pictures belong to several patients each, with equal pixels." in told
     assert any(line.startswith("2 (40.0 %) images look like another one") for line in told)
     assert not any("studies with" in line for line in told)
 

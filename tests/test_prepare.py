@@ -267,7 +267,7 @@ def test_a_manifest_cannot_reach_outside(folder: Path, tmp_path: Path, name: str
     (tmp_path / "outside").write_bytes(b"")
     manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest(), "records": 0}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="expected a file beside it"):
+    with pytest.raises(InputError, match="expected a file in its folder"):
         Prepared(split="val", path=str(tmp_path / "out"))
 
 
@@ -360,7 +360,7 @@ def test_options_that_are_not_taken(given: list[str], message: str) -> None:
 def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:
     for name in ("wide.png", "deep.png"):
         (folder / name).write_bytes((folder / "cut.png").read_bytes())
-    with pytest.raises(InputError, match="no image could be read, so no record is left"):
+    with pytest.raises(InputError, match="no image could be read, so there is no record"):
         prepare(folder, tmp_path / "none")
     cv2.imwrite(str(folder / "wide.png"), np.ones((40, 80), np.uint8))
     manifest = prepare(folder, tmp_path / "out")

@@ -193,8 +193,8 @@ def test_a_full_disk_ends_in_one_line(
     given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
     assert run(monkeypatch, *given, "--max-reject-fraction=1") == 2
     assert capsys.readouterr().err == (
-        f"error: --output={tmp_path / 'out'}: No space left on device; free some space, then the"
-        " same command goes on\n"
+        f"error: --output={tmp_path / 'out'}: No space left on device. Free some space and"
+        " start the same command again: it resumes\n"
     )
 
 

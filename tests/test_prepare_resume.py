@@ -121,7 +121,7 @@ def test_what_was_done_is_not_done_again(
     )
     told = run(tmp_path / "out")
     assert len(made) == len(set(made)) and first == made[:7]
-    assert any(line.startswith("going on after ") for line in told)
+    assert any(line.startswith("resuming after ") for line in told)
     assert files(tmp_path / "out") == undisturbed
 
 
@@ -251,7 +251,7 @@ def test_a_folder_with_anything_else_is_refused(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(
-        InputError, match=r"holds something else than this preparation \(mine.txt\)"
+        InputError, match=r"holds other files than those of this preparation \(mine.txt\)"
     ):
         run(tmp_path / "notes")
     (tmp_path / "planted" / ".work").mkdir(parents=True)
@@ -286,7 +286,7 @@ def test_an_altered_closed_shard_is_refused(
     begun(tmp_path / "out", monkeypatch)
     shard = tmp_path / "out" / "train-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match="is not as it was when it was closed; remove"):
+    with pytest.raises(InputError, match="has changed since it was finished; remove"):
         run(tmp_path / "out")
 
 

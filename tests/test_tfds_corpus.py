@@ -127,7 +127,9 @@ def test_a_worker_that_sees_another_corpus_stops(folder: Path) -> None:
     tfds_corpus._source.cache_clear()
     (record,) = tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:b"]))
     assert record.id == "rich:b"
-    with pytest.raises(InputError, match="record 1 is 'rich:b' here and 'rich:z' where the work"):
+    with pytest.raises(
+        InputError, match="record 1 is 'rich:b' on this worker and 'rich:z' where the work"
+    ):
         list(tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:z"])))
 
 

@@ -1,4 +1,4 @@
-"""De-identification marks: what stands in a report in place of a removed name, date or place."""
+"""De-identification marks: the replacements of removed names, dates and places in reports."""
 
 import re
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.preparation.encode import STUMBLES
+from mmrl.preparation.encode import DECODE_ERRORS
 from mmrl.types import InputError, Record, Reject, Source
 
 _KEY_BYTES = (32, 64)  # a shorter key can be guessed; BLAKE2b does not take a longer one
@@ -92,7 +92,7 @@ class Pseudonymised:
 def _load_silently(load: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return load()
-    except STUMBLES as error:  # the message may name the file
+    except DECODE_ERRORS as error:  # the message may name the file
         raise UnreadableError(getattr(error, "reason", "unreadable_image")) from None
 
 

@@ -64,23 +64,6 @@ _HEAD = 2**22  # bytes; the header of a deflated file must end within them
 _TEXT = 1024  # bytes; longer values of codes and numbers are refused
 _LUT_DATA = 2**17  # bytes of the largest table: 65536 entries of 16 bits
 
-_DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25, "": 365.25}
-
-
-def _terms(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Defined terms. Any other value of a file becomes OTHER.
-_MODALITIES = _terms("CR CT DX IO MG MR NM OT PT PX RF RG SC US XA")
-_POSITIONS = _terms("HFP HFS HFDR HFDL FFP FFS FFDR FFDL LFP LFS RFP RFS AFDR AFDL")
-_BODY_PARTS = _terms(  # of PS3.16 annex L, those that are radiographed
-    "ABDOMEN ANKLE ARM BREAST CALCANEUS CHEST CHESTABDOMEN CHESTABDPELVIS CLAVICLE COCCYX CSPINE"
-    " ELBOW EXTREMITY FEMUR FINGER FOOT FOREARM HAND HEAD HIP HUMERUS JAW KNEE LEG LSPINE LUNG"
-    " MAXILLA NECK PELVIS RIB SACRUM SCAPULA SHOULDER SKULL SPINE SSPINE STERNUM THORAX THUMB"
-    " TLSPINE TOE TSPINE WHOLEBODY WRIST ZYGOMA"
-)
-_PHOTOMETRICS = frozenset((*GREY, *COLOUR, "PALETTE COLOR"))
 
 _lock = threading.Lock()  # for catch_warnings changes a list that all threads share
 _silenced: int | None = None  # the thread that holds the lock
@@ -142,39 +125,7 @@ def _quiet() -> Iterator[None]:
             _silenced = None
 
 
-class Header(NamedTuple):
-    """All header values that may leave a DICOM file.
-
-    Attributes:
-      height, width: in pixels.
-      bits_stored: significant bits of a stored pixel.
-      photometric: photometric interpretation, or OTHER.
-      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as in ImageRef.
-      modality: CR, DX, MG and the like, OTHER, or "" when not stated.
-      spacing: (row, column) distance in mm: PixelSpacing, else ImagerPixelSpacing, else None.
-      laterality: L, R, U, B or "".
-      sex: M, F, O or "".
-      age: in years, or None when not stated or above MAX_AGE.
-      patient_position: HFS and the like, OTHER or "".
-      body_part: a term of PS3.16 annex L, OTHER or "".
-      burned_in: YES, NO or "".
-      transfer_syntax: its UID.
-    """
-
-    height: int
-    width: int
-    bits_stored: int
-    photometric: str
-    projection: str
-    modality: str
-    spacing: tuple[float, float] | None
-    laterality: str
-    sex: str
-    age: float | None
-    patient_position: str
-    body_part: str
-    burned_in: str
-    transfer_syntax: str
+# --- parsing -------------------------------------------------------------------------------------
 
 
 class Lut(NamedTuple):
@@ -396,6 +347,97 @@ class DicomFile:
         return element.value if element.length in (len(element.value), _UNDEFINED) else b""
 
 
+def _after_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in _PIXEL_DATA
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    """Decompresses (PS3.5 A.5) to at most `limit` bytes."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+
+
+def _fragments(data: bytes, position: int) -> list[bytes]:
+    """The fragments of encapsulated pixel data (PS3.5 A.4), without the offset table."""
+    view, found = memoryview(data), []
+    while True:
+        head = view[position : position + 8]
+        tag = int.from_bytes(head[:2], "little") << 16 | int.from_bytes(head[2:4], "little")
+        length = int.from_bytes(head[4:8], "little")
+        position += 8
+        if len(head) < 8 or (tag == _ITEM and position + length > len(data)):
+            raise DicomError(f"truncated pixel data: the file ends after {len(data)} bytes")
+        if tag == _END_OF_ITEMS:
+            break
+        if tag != _ITEM:
+            raise DicomError(f"damaged pixel data: no item at byte {position - 8}")
+        found.append(bytes(view[position : position + length]))
+        position += length
+    if not found or not any(found[1:]):
+        raise DicomError("no pixel data: their items are empty", "no_pixel_data")
+    if len(found[0]) > 4:
+        raise DicomError(f"offsets of {len(found[0]) // 4} frames; expected one", "multi_frame")
+    return found[1:]
+
+
+# --- header --------------------------------------------------------------------------------------
+
+
+def _terms(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Defined terms. Any other value of a file becomes OTHER.
+_MODALITIES = _terms("CR CT DX IO MG MR NM OT PT PX RF RG SC US XA")
+_POSITIONS = _terms("HFP HFS HFDR HFDL FFP FFS FFDR FFDL LFP LFS RFP RFS AFDR AFDL")
+_BODY_PARTS = _terms(  # of PS3.16 annex L, those that are radiographed
+    "ABDOMEN ANKLE ARM BREAST CALCANEUS CHEST CHESTABDOMEN CHESTABDPELVIS CLAVICLE COCCYX CSPINE"
+    " ELBOW EXTREMITY FEMUR FINGER FOOT FOREARM HAND HEAD HIP HUMERUS JAW KNEE LEG LSPINE LUNG"
+    " MAXILLA NECK PELVIS RIB SACRUM SCAPULA SHOULDER SKULL SPINE SSPINE STERNUM THORAX THUMB"
+    " TLSPINE TOE TSPINE WHOLEBODY WRIST ZYGOMA"
+)
+_PHOTOMETRICS = frozenset((*GREY, *COLOUR, "PALETTE COLOR"))
+_DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25, "": 365.25}
+
+
+class Header(NamedTuple):
+    """All header values that may leave a DICOM file.
+
+    Attributes:
+      height, width: in pixels.
+      bits_stored: significant bits of a stored pixel.
+      photometric: photometric interpretation, or OTHER.
+      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as in ImageRef.
+      modality: CR, DX, MG and the like, OTHER, or "" when not stated.
+      spacing: (row, column) distance in mm: PixelSpacing, else ImagerPixelSpacing, else None.
+      laterality: L, R, U, B or "".
+      sex: M, F, O or "".
+      age: in years, or None when not stated or above MAX_AGE.
+      patient_position: HFS and the like, OTHER or "".
+      body_part: a term of PS3.16 annex L, OTHER or "".
+      burned_in: YES, NO or "".
+      transfer_syntax: its UID.
+    """
+
+    height: int
+    width: int
+    bits_stored: int
+    photometric: str
+    projection: str
+    modality: str
+    spacing: tuple[float, float] | None
+    laterality: str
+    sex: str
+    age: float | None
+    patient_position: str
+    body_part: str
+    burned_in: str
+    transfer_syntax: str
+
+
 def inspect(data_or_path: bytes | str | os.PathLike[str]) -> Header:
     """Reads the header without the pixels, also of images with burned-in text.
 
@@ -469,39 +511,3 @@ def _age(text: str) -> float | None:
     found = re.fullmatch("([0-9]{1,3})([DWMY]?)", text.upper())
     age = int(found[1]) * _DAYS[found[2]] / _DAYS["Y"] if found else None
     return age if age is not None and age <= MAX_AGE else None
-
-
-def _after_meta(tag: int, vr: str | None, length: int) -> bool:
-    return tag >> 16 != 2
-
-
-def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
-    return tag in _PIXEL_DATA
-
-
-def _inflate(data: bytes, limit: int) -> bytes:
-    """Decompresses (PS3.5 A.5) to at most `limit` bytes."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
-
-
-def _fragments(data: bytes, position: int) -> list[bytes]:
-    """The fragments of encapsulated pixel data (PS3.5 A.4), without the offset table."""
-    view, found = memoryview(data), []
-    while True:
-        head = view[position : position + 8]
-        tag = int.from_bytes(head[:2], "little") << 16 | int.from_bytes(head[2:4], "little")
-        length = int.from_bytes(head[4:8], "little")
-        position += 8
-        if len(head) < 8 or (tag == _ITEM and position + length > len(data)):
-            raise DicomError(f"truncated pixel data: the file ends after {len(data)} bytes")
-        if tag == _END_OF_ITEMS:
-            break
-        if tag != _ITEM:
-            raise DicomError(f"damaged pixel data: no item at byte {position - 8}")
-        found.append(bytes(view[position : position + length]))
-        position += length
-    if not found or not any(found[1:]):
-        raise DicomError("no pixel data: their items are empty", "no_pixel_data")
-    if len(found[0]) > 4:
-        raise DicomError(f"offsets of {len(found[0]) // 4} frames; expected one", "multi_frame")
-    return found[1:]

@@ -21,7 +21,7 @@ class Facts:
       title, url, license, version: as the owner states them; the licence by its SPDX name if it
         has one. Records may have licences of their own.
       access: open, click (an agreement must be clicked) or credentialed.
-      redistributable: whether the licence permits giving copies to others.
+      redistributable: whether the licence permits redistribution.
       expected: counts of the complete corpus, which are compared with those found. Keys are
         "records", "images", "patients" and "leakage_units", each also by split, "records/train".
       namespace: name of the leakage units. Corpora that are made from the same articles share one,

@@ -227,7 +227,9 @@ def check_files(
     """
     for name, stated in manifest["files"].items():
         if not is_file_name(name):
-            raise InputError(f"{folder}: the manifest names {name!r}; expected a file beside it")
+            raise InputError(
+                f"{folder}: the manifest names {name!r}; expected a file in its folder"
+            )
         full = os.path.join(folder, name)
         if not os.path.isfile(full):
             raise InputError(f"{folder}: {name} of the manifest is missing")

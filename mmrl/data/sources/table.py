@@ -1,6 +1,6 @@
 """Any CSV, TSV, JSONL or Parquet table with one image path and one report per row.
 
-Given `pairs.csv` beside a folder `images/`
+Given `pairs.csv` and, in the same folder, `images/`
 
     image,report,patient_id,view
     images/0.jpg,No focal consolidation.,17,PA
