@@ -100,7 +100,7 @@ def test_labels_stay_raw_and_go_by_name(root):
     assert stated(records[4]) == {"Edema": 0, "Cardiomegaly": 1}
 
 
-def test_views_and_attributes(root):
+def test_projections_and_attributes(root):
     records = every(Chexpert(split="all", path=str(root)))
     assert [record.images[0].projection for record in records] == [
         "AP",

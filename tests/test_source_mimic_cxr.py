@@ -115,7 +115,7 @@ def stated(record):
     return {name: value for name, value in pairs if value != -2}
 
 
-def test_a_record_is_a_study_with_its_frontal_view_first(root):
+def test_a_record_is_a_study_with_its_frontal_image_first(root):
     corpus = MimicCxr(split="all", path=str(root), reports="../reports")
     corpus = pickle.loads(pickle.dumps(corpus))
     records = every(corpus)
@@ -133,15 +133,15 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
     assert first.attributes == {"procedure": "CHEST (PORTABLE AP)", "labels": "chexpert"}
 
 
-def test_a_blank_view_is_told_by_its_code_or_unknown(root):
+def test_a_blank_projection_is_stated_by_its_code_or_unknown(root):
     records = read(root)
-    views = {
+    projections = {
         study: [(image.projection, image.projection_source) for image in record.images]
         for study, record in records.items()
     }
-    assert views["50000009"] == [("AP", "metadata")]
-    assert views["50000003"] == [("UNKNOWN", "")]
-    assert views["50000005"] == [("OTHER", "metadata"), ("LATERAL", "metadata")]
+    assert projections["50000009"] == [("AP", "metadata")]
+    assert projections["50000003"] == [("UNKNOWN", "")]
+    assert projections["50000005"] == [("OTHER", "metadata"), ("LATERAL", "metadata")]
 
 
 def test_time_goes_by_date_and_padded_time(root):

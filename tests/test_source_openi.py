@@ -32,19 +32,19 @@ def stem(uid, number):
 @pytest.fixture
 def kaggle(tmp_path):
     root = tmp_path / "kaggle"
-    rows, views = [], []
+    rows, projections = [], []
     for uid, (mesh, indication, findings, impression, images) in REPORTS.items():
         problems = ";".join(code.split("/")[0] for code in mesh.split(";"))
         rows.append(
             (uid, mesh, problems, "PA and Lateral", indication, "None.", findings, impression)
         )
-        for at, (number, view) in enumerate(images.items()):
-            views.append((uid, f"{stem(uid, number)}.dcm.png", NAMES[view]))
-            path = root / "images/images_normalized" / views[-1][1]
+        for at, (number, projection) in enumerate(images.items()):
+            projections.append((uid, f"{stem(uid, number)}.dcm.png", NAMES[projection]))
+            path = root / "images/images_normalized" / projections[-1][1]
             write_image(path, 10 * uid + at)
     rows.reverse()  # the order of the file is not to matter
     write_csv(root / "indiana_reports.csv", HEADER, rows)
-    write_csv(root / "indiana_projections.csv", ("uid", "filename", "projection"), views)
+    write_csv(root / "indiana_projections.csv", ("uid", "filename", "projection"), projections)
     return root
 
 
@@ -77,7 +77,7 @@ def nlm(tmp_path):
     return root
 
 
-def test_one_record_per_report_with_frontal_views_first(kaggle):
+def test_one_record_per_report_with_frontal_images_first(kaggle):
     corpus = pickle.loads(pickle.dumps(Openi(split="all", path=str(kaggle))))
     records = {record.id: record for record in every(corpus)}
     assert list(records) == [f"openi:{uid}" for uid in REPORTS]  # by number, "10" after "2"
@@ -95,8 +95,8 @@ def test_one_record_per_report_with_frontal_views_first(kaggle):
         "impression": "Normal chest x-XXXX.",
     }
     assert [image.projection for image in records["openi:10"].images] == ["LATERAL"]
-    views = [image.projection for image in records["openi:11"].images]
-    assert views == ["FRONTAL", "FRONTAL", "LATERAL"]
+    projections = [image.projection for image in records["openi:11"].images]
+    assert projections == ["FRONTAL", "FRONTAL", "LATERAL"]
     assert (first.license, first.split_official, first.redistributable) == (
         "CC-BY-NC-ND-4.0",
         "none",
@@ -148,7 +148,7 @@ def test_both_distributions_give_the_same_records(kaggle, nlm):
     assert right[0].attributes["mesh_automatic"] == "lungs"
 
 
-def test_xml_alone_tells_no_view(nlm):
+def test_xml_alone_states_no_projection(nlm):
     corpus = Openi(split="all", path=str(nlm))
     first = corpus[0]
     assert [(image.projection, image.projection_source) for image in first.images] == [

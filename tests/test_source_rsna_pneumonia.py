@@ -208,6 +208,8 @@ def test_pixels_are_decoded_and_damage_is_found(corpus):
     assert [reject.id.partition(":")[2] for reject in source.rejects] == ["normal", "other"]
 
 
-def test_headers_tell_the_view(corpus):
-    views = [read(corpus, dicom_headers=told)[0].images[0].projection for told in (False, True)]
-    assert views == ["UNKNOWN", "AP"]
+def test_headers_state_the_projection(corpus):
+    projections = [
+        read(corpus, dicom_headers=told)[0].images[0].projection for told in (False, True)
+    ]
+    assert projections == ["UNKNOWN", "AP"]

@@ -117,8 +117,8 @@ def test_all_formats_yield_equal_records(folder: Path) -> None:
     assert list(second["sections"]) == ["findings"]
     assert (first["patient_id"], first["leakage_unit"], first["study_id"]) == ("p0", "p0", "p0/1")
     assert first["images"] == [("images/0.png", "PA")] and first["license"] == "CC0"
-    views = [by_id[f"table:{number}"]["images"][0][1] for number in range(1, 6)]
-    assert views == ["PA", "AP", "LATERAL", "UNKNOWN", "OTHER"]
+    projections = [by_id[f"table:{number}"]["images"][0][1] for number in range(1, 6)]
+    assert projections == ["PA", "AP", "LATERAL", "UNKNOWN", "OTHER"]
     assert [by_id[f"table:{number}"]["labels"] for number in range(1, 6)] == [
         (1,), (0,), (-1,), (-2,), (1,),
     ]  # fmt: skip
@@ -346,8 +346,10 @@ def test_real_radiographs() -> None:
     assert len({record.id for record in records}) == 196
     groups = [{record.leakage_unit for record in every(table)} for table in tables]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    views = Counter(record.images[0].projection for record in records)
-    assert views.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and views["PA"] > 50
+    projections = Counter(record.images[0].projection for record in records)
+    assert (
+        projections.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and projections["PA"] > 50
+    )
     for record in records[::20]:
         image = record.images[0].load()
         assert image.dtype == np.uint8 and image.ndim == 2 and max(image.shape) <= 512
