@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from mmrl import build, cli
+from mmrl import build, cli, values
 from mmrl.data.overlap import leaks
 from mmrl.data.reading.rows import VERIFY
 from mmrl.preparation import inventory, pseudonyms, storage

@@ -60,14 +60,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """The place of a finding.
+    """The bounding box of a finding.
 
     Attributes:
       xyxy: x0, y0, x1, y1 in pixels of the image as `load` returns it.
       label: name of the finding.
       sentence: index into `Record.sentences` of the sentence that states it, or -1.
       image: index into `Record.images`.
-      rater: number of the reader who drew the box, -1 where a corpus has one reader.
+      rater: number of the annotator, -1 if there is only one.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -91,7 +91,7 @@ class Entailment:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A finding with its side, zone and severity; attributes that do not apply are ""."""
+    """A finding with side, zone and severity; attributes that do not apply are ""."""
 
     name: str
     side: str = ""
@@ -161,7 +161,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An item that a source refused. All refused items are listed in rejects.jsonl."""
+    """An item that a source rejected, with the reason; listed in rejects.jsonl."""
 
     id: str
     reason: str

@@ -130,7 +130,7 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
         ],
     )
     waivers = dict.fromkeys(("patient", "study", "leakage_unit", "image"), (0.5, "a follow-up"))
-    told = r"patient: 1 of 2 records.*--waive=\(\('patient', 0\.5"
+    told = r'patient: 1 of 2 records.*--waive="patient 0\.5 WHY; study 0\.5 WHY'
     with pytest.raises(LeakError, match=told) as caught:
         audit([training], against=[other], out=str(tmp_path / "none"))
     assert str(caught.value).startswith(f"{other} against training on {training}: ")

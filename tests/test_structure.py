@@ -14,7 +14,7 @@ SOURCES = sorted((ROOT / "mmrl").rglob("*.py"))
 
 # What each folder, and each file beside them, may import besides itself. Data flows one way:
 # data -> models -> objectives -> training -> evaluators -> export.
-BASE = {"types", "build", "durations", "files", "streams", "version"}
+BASE = {"types", "values", "build", "durations", "files", "streams", "version"}
 AXES = {"devices.axes"}
 READING = {"data.reading", "data.image"}
 # What draws on plain data alone, so that an evaluator can bring its figures.

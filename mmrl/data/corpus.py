@@ -157,7 +157,7 @@ def read_corpus(
       need_images: whether to reject records without an image; False is for uses of texts alone.
       allow_empty: whether to return an empty corpus instead of raising.
 
-    Records without any of the sections, without an image, or without one of the wanted projection
+    Records without any of the sections, without an image, or without an image that `views` accepts
     are rejected with their reason.
 
     Raises:

@@ -12,10 +12,10 @@ from mmrl.data.reading.lazy import LazyBoxes
 from mmrl.types import Box, InputError, Record
 
 CHOICES = ("first", "frontal", "random", "each")
-"""first: the first image. frontal: the first image in PA, AP or FRONTAL projection; records without
-one are rejected. random: training draws one of all images for each example and epoch,
-evaluation takes the first frontal image, or the first image where there is none. each: every
-image is an example."""
+"""first: the first image. frontal: the first image of PA, AP or FRONTAL projection; records without
+one are rejected. random: training draws one of all images for each example and epoch, evaluation
+uses the first frontal image, or the first image where there is none. each: every image is an
+example of its own."""
 
 FRONTAL = ("PA", "AP", "FRONTAL")
 

@@ -31,7 +31,7 @@ KINDS: Mapping[str, str] = {
     "relation": "of a corpus that shares unknown records with a training corpus",
 }
 Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest accepted share of records, and reason
-SETTING = "config.data.waive_leaks = "
+SETTING = "--config.data.waive_leaks="
 RADIUS = 2  # bits of a hash that resizing and compressing an image change, see `duplicates`
 
 
@@ -142,12 +142,12 @@ def check(
     )
     raise LeakError(
         f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept the"
-        f" overlap, which is then written into every result: {setting}({entries},)"
+        f' overlap, which is then written into every result: {setting}"{entries}"'
     )
 
 
-def parse_waivers(given: Sequence[Any], where: str = "config.data.waive_leaks") -> Waivers:
-    """Checks the (kind, greatest share, reason) triples of config.data.waive_leaks.
+def parse_waivers(given: str, where: str = "config.data.waive_leaks") -> Waivers:
+    """Parses config.data.waive_leaks, "KIND SHARE REASON; KIND SHARE REASON; ...".
 
     Returns:
       kind -> (greatest share, reason).

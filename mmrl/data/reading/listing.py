@@ -44,7 +44,9 @@ class Listing:
         False, are divided by a hash of their leakage unit.
       val_fraction: share of the leakage units of the official train split that becomes val, by
         hash, for corpora without an official val. `Record.split_official` remains train.
-      fractions, split_salt: see `split_of`.
+      fractions: shares of train, val and test where leakage units are divided by hash, in this
+        order or by name, see `split_of`.
+      split_salt: name of that division; another name gives another division.
       verify: "decode" decodes every image once; "header" reads every file and finds those cut
         short; "exists" only checks that the file is there.
       num_threads: threads that verify images.

@@ -50,8 +50,7 @@ class Roco(Listing):
 
     Args:
       subset: radiology, non-radiology or all; must be radiology where the layout does not state it.
-      official_split: as in `Listing`, but off by default, since the official split divides
-        articles.
+      official_split: use the split that the owner states, which divides articles.
       others: see `Listing`.
 
     Raises:

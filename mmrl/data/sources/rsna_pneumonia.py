@@ -50,11 +50,12 @@ class RsnaPneumonia(Listing):
     are 0), or Lung Opacity.
 
     Args:
-      nih_mapping: file with the NIH image of each `patientId`. It is the JSON file named above, a
-        list of {"subset_img_id": patientId, "img_id": "00000042_000.png"}, or a CSV file with a
-        column patientId and a column of NIH images ("img_id" or "Image Index") or NIH patients
-        ("Patient ID" or "nih_patient"). By default it is the JSON file in the folder of the corpus,
-        if it exists. A record in it has the NIH patient and the alias "nih14:{patient}".
+      nih_mapping: file with the NIH image of each `patientId`. It is the JSON file that RSNA
+        publishes, a list of {"subset_img_id": patientId, "img_id": "00000042_000.png"}, or a CSV
+        file with a column patientId and a column of NIH images ("img_id" or "Image Index") or NIH
+        patients ("Patient ID" or "nih_patient"). By default it is the JSON file in the folder of
+        the corpus, if it exists. A record in it has the NIH patient and the alias
+        "nih14:{patient}".
       others: see `mmrl.data.reading.listing.Listing`.
 
     Attributes:

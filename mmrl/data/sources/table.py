@@ -39,15 +39,20 @@ class Table:
         .jsonl, each also with .gz, or .parquet. Text must be UTF-8, with or without byte-order
         mark.
       root: folder to which image paths are relative; the folder of the table by default.
-      image_column: path of the image: JPEG, PNG, or DICOM (.dcm, .dicom). DICOM images whose header
-        says that text is burned into the pixels are rejected.
+      image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom).
+        DICOM images whose header says that text is burned into the pixels are rejected.
       report_columns: section name -> column, or columns whose names are also the section names.
       patient_column: the leakage unit. No patient is in two splits.
-      study_column, projection_column, id_column, license_column: see Record.
+      study_column: the study of a row; without it each row is a study.
+      projection_column: projection of the image, such as PA or lateral.
+      id_column: the id of a row; without it the number of the row.
+      license_column: licence of the record.
       split_column: train, val (valid, validate, validation, dev) or test. Without it patients are
         divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
-      fractions, split_salt: see `split_of`.
+      fractions: shares of train, val and test without `split_column`, in this order or by name,
+        see `split_of`.
+      split_salt: name of that division; another name gives another division.
       verify: "decode" decodes every image of the split once; "header" reads every file and finds
         those cut short; "exists" only checks that the file is there.
       num_threads: threads that verify images.

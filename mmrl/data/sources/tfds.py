@@ -57,11 +57,20 @@ class Tfds:
         "train[:10%]".
       image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
       report_features: section name -> feature, or features that are also the section names.
-      patient_feature, study_feature, projection_feature, id_feature, split_feature, label_features,
-        license_feature: as the columns of a table.
-      fractions, split_salt: see `split_of`.
+      patient_feature: the leakage unit. No patient is in two splits.
+      study_feature: the study of an example; without it each example is a study.
+      projection_feature: projection of the image, such as PA or lateral.
+      id_feature: the id of an example; without it its number.
+      split_feature: the split of an example; without it patients are divided by hash.
+      label_features: features of 1, 0, -1, and blank or -2.
+      license_feature: licence of the record.
+      fractions: shares of train, val and test without `split_feature`, in this order or by name,
+        see `split_of`.
+      split_salt: name of that division; another name gives another division.
       module: Python module to import first, for a data set with feature types of its own.
-      verify, num_threads: as for a table; "exists" only checks that the image has bytes.
+      verify: "decode" decodes every image of the split once; "header" reads every image and finds
+        those cut short; "exists" only checks that the image has bytes.
+      num_threads: threads that verify images.
 
     Attributes:
       rejects, total, warnings: as for a table.
