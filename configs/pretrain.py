@@ -101,7 +101,7 @@ def _jitter(data: ml_collections.ConfigDict) -> None:
 
 def table_options() -> dict[str, Any]:
     """Options that the source `mmrl.data.sources.table` alone has, the user's to fill in."""
-    optional = ("study", "view", "id", "split", "license")
+    optional = ("study", "projection", "id", "split", "license")
     return {
         "path": placeholder(str),  # required
         "root": placeholder(str),  # default: the folder of the table

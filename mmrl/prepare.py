@@ -6,7 +6,8 @@ config.data.source = "prepared", config.data.path = OUTPUT. If a preparation is 
 same command again and it continues; a complete corpus is checked.
 
     python -m mmrl.prepare openi --input=downloads/openi --output=corpora/openi
-    python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs --option=view_column=view
+    python -m mmrl.prepare table --input=pairs.csv --output=corpora/pairs \\
+        --option=projection_column=view
     python -m mmrl.prepare audit corpora/openi corpora/pairs --out=audit
 """
 
@@ -21,10 +22,9 @@ from typing import Any
 from absl import flags
 
 from mmrl import build, cli, values
-from mmrl.data.image import dicom
 from mmrl.data.overlap import leaks
 from mmrl.data.reading.rows import VERIFY
-from mmrl.preparation import inventory, storage
+from mmrl.preparation import inventory, pseudonyms, storage
 from mmrl.preparation import source_options as options
 from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, check_usable, describe, prepare
@@ -270,7 +270,7 @@ def main(*arguments: str) -> None:
         return
     given = source_options(name)
     settings = Settings(
-        recipe=storage.Recipe(_SIZE.value, _FORMAT.value, _QUALITY.value),
+        storage=storage.Storage(_SIZE.value, _FORMAT.value, _QUALITY.value),
         shard_bytes=_SHARD_MIB.value * 2**20,
         workers=_WORKERS.value,
         max_reject_fraction=_MAX_REJECTS.value,
@@ -317,9 +317,9 @@ def _key() -> bytes | None:
     if _KEY_FILE.value is None:
         return None
     if not os.path.exists(_KEY_FILE.value):
-        dicom.new_key(_KEY_FILE.value)
+        pseudonyms.new_key(_KEY_FILE.value)
         print(f"new key: {_KEY_FILE.value}; keep it, and keep it apart from the corpus")
-    return dicom.load_key(_KEY_FILE.value)
+    return pseudonyms.load_key(_KEY_FILE.value)
 
 
 def _refuse_flags(name: str) -> None:

@@ -35,23 +35,24 @@ class PreemptedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
-    """A handle on one image; holds a path, an offset or drawing parameters, never pixels.
+    """A reference to one image. It holds a path, an offset or drawing parameters, and no pixels.
 
     Attributes:
       key: stable name within the source (a relative path, a phantom index).
       load: () -> u8[H, W] or u16[H, W], one channel, at original size; raises InputError when
-        the image cannot be read. Must pickle, so use functools.partial over plain functions.
-      view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
-      view_source: who says so ("metadata", "label", "dicom", "filename"), "" when unknown.
+        the image cannot be read. It must pickle, so use functools.partial over plain functions.
+      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
+      projection_source: where the projection is stated ("metadata", "label", "dicom", "filename");
+        "" when it is unknown.
       spacing: millimetres per pixel down and across, None when unknown.
-      sha256, phash: digest of the original pixels and their 64-bit perceptual hash, where a
-        preparation computed them; "" and None elsewhere.
+      sha256, phash: digest of the original pixels and their 64-bit perceptual hash, in prepared
+        corpora; "" and None elsewhere.
     """
 
     key: str
     load: Callable[[], np.ndarray]
-    view: str = "UNKNOWN"
-    view_source: str = ""
+    projection: str = "UNKNOWN"
+    projection_source: str = ""
     spacing: tuple[float, float] | None = None
     sha256: str = ""
     phash: int | None = None
@@ -100,39 +101,41 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image-report study as every source yields it.
+    """One study with its images and its report. Every source yields records.
 
     Attributes:
       id: "{source}:{native id}", unique.
-      patient_id, study_id: as the corpus gives them.
-      group_key: the leakage unit that no split may divide (patient, article, video).
-      group_known: False where the corpus does not tell the unit and the id stands in for it.
-      aliases: other names of the same leakage unit, each "{corpus}:{group_key of that corpus}";
-        an image of RSNA carries "nih14:{patient}", where it came from.
-      split: train, val or test. split_official: what the owner says, or "none".
-      images: handles, one per view; the first is the one trained on unless configured otherwise.
+      patient_id, study_id: as the corpus has them.
+      leakage_unit: what a split may not divide: the patient, article or video.
+      leakage_unit_known: False where the corpus does not state the unit. The id of the record then
+        takes its place.
+      aliases: other names of the leakage unit, each "{corpus}:{leakage_unit of that corpus}". For
+        example, an image of RSNA that comes from NIH ChestX-ray14 has "nih14:{patient}".
+      split: train, val or test.
+      split_official: the split that the owner states, or "none".
+      images: training reads the first one unless config.data.views says otherwise.
       sections: section name -> raw text (findings, impression, indication, caption, full...).
       label_names, labels: parallel; values 1 present, 0 absent, -1 uncertain, -2 not stated.
       boxes, findings: exact or annotated truth where the corpus has it, else empty.
-      sentences: (section, text) pairs when the source knows them, else ().
-      masks: () -> {finding label: bool[H, W]} or None when the corpus has none.
-      entailment: the sentence pair, in corpora of such pairs; premise and hypothesis are sections
-        too.
-      prior_id: id of the patient's study before this one, "" when unknown.
+      sentences: (section, text) pairs where the source knows them, else ().
+      masks: () -> {finding label: bool[H, W]}; None where the corpus has no masks.
+      entailment: the sentence pair, in corpora of sentence pairs. Premise and hypothesis are also
+        sections.
+      prior_id: id of the patient's previous study, "" when unknown.
       time: seconds since the patient's first study, None when unknown.
-      attributes: anything else that identifies nobody and may matter ("sex": "F", "age": "57").
+      attributes: further facts that identify nobody ("sex": "F", "age": "57").
       language: ISO 639-1 code of the text.
-      license: as stated by the owner, "" when unknown.
-      access: open, click (an agreement is clicked) or credentialed. redistributable: whether the
-        licence lets others be given copies.
-      source_version: of the corpus, as its owner counts, "" when unknown.
+      license: as the owner states it, "" when unknown.
+      access: open, click (an agreement must be clicked) or credentialed.
+      redistributable: whether the licence permits redistribution.
+      source_version: version of the corpus, "" when unknown.
     """
 
     id: str
     source: str
     patient_id: str
     study_id: str
-    group_key: str
+    leakage_unit: str
     split: str
     images: tuple[ImageRef, ...]
     sections: Mapping[str, str]
@@ -145,7 +148,7 @@ class Record:
     license: str = ""
     source_version: str = ""
     split_official: str = "none"
-    group_known: bool = True
+    leakage_unit_known: bool = True
     aliases: tuple[str, ...] = ()
     entailment: Entailment | None = None
     prior_id: str = ""
@@ -167,16 +170,21 @@ class Reject:
 
 @runtime_checkable
 class Source(Protocol):
-    """Interface of corpus readers: random access to the records of one split.
+    """A corpus reader: random access to the records of one split.
 
-    A source is constructed as `Source(split=..., **options)`, with keyword-only options from
-    `config.data`. Construction reads tables and headers, but no pixels. The pickled source must be
-    small. Optionally, a source has a callable `image(index, number)` -> u8[H, W] or u16[H, W],
-    which reads an image without building its record and is pickled to every data worker, and
-    `__iter__`, if reading all records in order is faster than one by one.
+    It is constructed as `Source(split=..., **options)`. Options are keyword-only and come from
+    `config.data`. The constructor reads tables and headers but decodes pixels only to verify them.
+    A source must pickle to a small size.
+
+    A source may also have these attributes:
+      warnings: list of lines that a user should read before trusting the corpus.
+      image: (index, number) -> u8[H, W] or u16[H, W], which reads an image without building its
+        record; it is sent to every worker, so it must pickle to a small size.
+      __iter__: yields all records, where that is faster than one by one.
 
     Attributes:
-      rejects: rejected items of the split. total: number of items of the split before rejection.
+      rejects: the refused items.
+      total: number of items of the split before rejection.
     """
 
     rejects: list[Reject]

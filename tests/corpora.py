@@ -32,7 +32,11 @@ def table(folder: Path) -> Options:
     for row in rows:
         write_image(folder / row[0])
     write_csv(folder / "pairs.csv", ("image", "report", "patient", "view", "effusion"), rows)
-    columns = {"patient_column": "patient", "view_column": "view", "label_columns": "effusion"}
+    columns = {
+        "patient_column": "patient",
+        "projection_column": "view",
+        "label_columns": "effusion",
+    }
     return {"path": "pairs.csv", **columns}
 
 

@@ -22,9 +22,9 @@ def openi(folder: Path) -> Options:
     header = ("uid", "MeSH", "Problems", "indication", "comparison", "findings", "impression")
     rows = [(n, "normal", "normal", "Cough.", "", f"Clear, {n}.", "Normal.") for n in (1, 2, 3)]
     write_csv(folder / "indiana_reports.csv", header, rows)
-    views = [(n, f"{n}_IM-0001-1.dcm.png", ("Frontal", "Lateral")[n % 2]) for n in (1, 2, 3)]
-    write_csv(folder / "indiana_projections.csv", ("uid", "filename", "projection"), views)
-    for _, name, _ in views:
+    projections = [(n, f"{n}_IM-0001-1.dcm.png", ("Frontal", "Lateral")[n % 2]) for n in (1, 2, 3)]
+    write_csv(folder / "indiana_projections.csv", ("uid", "filename", "projection"), projections)
+    for _, name, _ in projections:
         write_image(folder / "images/images_normalized" / name)
     return {"path": "."}
 

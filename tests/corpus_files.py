@@ -72,14 +72,14 @@ def without_loaders(source: Source) -> list[tuple]:
     kept = []
     for at in range(len(source)):
         fields = dict(vars(source[at]))
-        images = [(image.key, image.view, image.spacing) for image in fields.pop("images")]
+        images = [(image.key, image.projection, image.spacing) for image in fields.pop("images")]
         fields.pop("masks")
         kept.append((images, sorted(fields.items(), key=lambda item: item[0])))
     return kept
 
 
 def check_promises(kind: type, path: Path, **options: Any) -> None:
-    """Unique ids, fixed order, whole groups, splits that add up, small pickles that reload."""
+    """Unique ids, fixed order, whole leakage units, splits that add up, small pickles."""
     whole = kind(split="all", path=str(path), **options)
     assert len(whole) > 1
     ids = [whole[at].id for at in range(len(whole))]
@@ -87,11 +87,11 @@ def check_promises(kind: type, path: Path, **options: Any) -> None:
     again = kind(split="all", path=str(path), **options)
     assert without_loaders(again) == without_loaders(whole)
     assert without_loaders(pickle.loads(pickle.dumps(whole))) == without_loaders(whole)
-    split_of_group: dict[str, str] = {}
+    split_of_unit: dict[str, str] = {}
     for at in range(len(whole)):
         record = whole[at]
-        assert split_of_group.setdefault(record.group_key, record.split) == record.split
-    for split in sorted(set(split_of_group.values())):
+        assert split_of_unit.setdefault(record.leakage_unit, record.split) == record.split
+    for split in sorted(set(split_of_unit.values())):
         part = kind(split=split, path=str(path), **options)
         assert [part[at].id for at in range(len(part))] == [
             whole[at].id for at in range(len(whole)) if whole[at].split == split

@@ -22,7 +22,7 @@ import numpy as np
 from mmrl import build
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError
 from tests.damage import SECRET
 
@@ -68,7 +68,7 @@ def examine(source: str, options: dict[str, Any]) -> dict[str, Any]:
 def prepare(source: str, options: dict[str, Any], output: str) -> dict[str, Any]:
     """Prepares a corpus and reads every record of the result; raises BrokenError."""
     options = {name: value for name, value in options.items() if name not in ("split", "verify")}
-    settings = job.Settings(Recipe(16, "png"), chunk_records=2, max_reject_fraction=1.0)
+    settings = job.Settings(Storage(16, "png"), chunk_records=2, max_reject_fraction=1.0)
     try:
         manifest = job.prepare(source, options, Path(output), settings, say=lambda line: None)
         parts = [Prepared(path=output, split=split) for split in ("train", "val", "test")]
@@ -84,13 +84,15 @@ def prepare(source: str, options: dict[str, Any], output: str) -> dict[str, Any]
 
 
 def check_record(record: Any, source: str) -> None:
-    told = (record.id, record.patient_id, record.study_id, record.group_key, record.license)
+    told = (record.id, record.patient_id, record.study_id, record.leakage_unit, record.license)
     told += (*record.sections, *record.sections.values(), *record.attributes.values())
     told += (record.prior_id, *record.aliases, *(image.key for image in record.images))
     text = "\n".join(told)
     text.encode()
     demand(SECRET not in text, f"{record.id} tells a secret")
-    demand(record.id.startswith(f"{source}:") and record.group_key, f"names itself {record.id!r}")
+    demand(
+        record.id.startswith(f"{source}:") and record.leakage_unit, f"names itself {record.id!r}"
+    )
     demand(record.split in ("train", "val", "test"), f"split {record.split!r}")
     demand(len(record.labels) in (0, len(record.label_names)), "labels without names")
     demand(set(record.labels) <= {1, 0, -1, -2}, f"labels {record.labels}")

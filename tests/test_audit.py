@@ -55,7 +55,7 @@ def test_terminal_and_json_tell_the_same(audited, capsys, tmp_path):
                 ), (table.title, row)
                 compared += len(cells)
     assert compared > 100
-    for line in found["findings"]:
+    for line in found["cautions"]:
         assert line.split()[0] in " ".join(lines)
 
 
@@ -129,7 +129,7 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
             (record("x", "test", findings="Nothing known."), [stored("y", picture(9))]),
         ],
     )
-    waivers = dict.fromkeys(("patient", "study", "group", "image"), (0.5, "a follow-up"))
+    waivers = dict.fromkeys(("patient", "study", "leakage_unit", "image"), (0.5, "a follow-up"))
     told = r'patient: 1 of 2 records.*--waive="patient 0\.5 WHY; study 0\.5 WHY'
     with pytest.raises(LeakError, match=told) as caught:
         audit([training], against=[other], out=str(tmp_path / "none"))
@@ -142,7 +142,7 @@ def test_overlap_with_a_corpus_to_evaluate_on_is_told(tmp_path, capsys):
     assert found["image"]["examples"] == ["toy:1"]
     assert found["image"]["waived"] == "a follow-up"
     assert "study" in found
-    assert "that the train split has seen" in " ".join(capsys.readouterr().out.split())
+    assert "that are also in the train split" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_corpora_of_one_name_both_appear(tmp_path):
@@ -158,8 +158,8 @@ def test_two_corpora_of_one_name_both_appear(tmp_path):
 def test_wrong_requests_are_refused(tmp_path):
     folder = tiny(tmp_path / "toy")
     for options, message in (
-        ({"out": str(tmp_path / "toy" / "report")}, "lies in the prepared corpus"),
-        ({"out": folder}, "lies in the prepared corpus"),
+        ({"out": str(tmp_path / "toy" / "report")}, "is in the prepared corpus"),
+        ({"out": folder}, "is in the prepared corpus"),
         ({"lengths": (2,)}, "lengths .2.; expected one or more of at least 3"),
         ({"batch_sizes": ()}, "batch sizes .*; expected one or more of at least 2"),
         ({"sections": ("caption",)}, "no section 'caption'; choices: findings, impression"),
@@ -182,5 +182,5 @@ def test_nothing_notable_is_said_too(tmp_path):
     folder = write(tmp_path / "toy", held, rejects={})
     audit([folder], out=str(tmp_path / "out"))
     numbers = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
-    assert numbers["corpora"]["toy"]["findings"] == ["Nothing stands out."]
-    assert cautions.notable(numbers["corpora"]["toy"]) == ["Nothing stands out."]
+    assert numbers["corpora"]["toy"]["cautions"] == ["Nothing stands out."]
+    assert cautions.list_cautions(numbers["corpora"]["toy"]) == ["Nothing stands out."]

@@ -8,7 +8,7 @@ import pytest
 
 from mmrl.data.text import reports
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.preparation import lengths, repeats, survey
+from mmrl.preparation import deidentification, lengths, repeats, survey
 from mmrl.preparation.holdings import Holdings
 from tests.toy_corpora import audit_tiny, record, tiny, write
 
@@ -23,9 +23,9 @@ def test_counts_by_hand(audited):
     _, found, _ = audited
     train, test, whole = (found["counts"][split] for split in ("train", "test", "all"))
     assert train == {
-        "records": 3, "patients": 3, "studies": 2, "groups": 3, "images": 2,
+        "records": 3, "patients": 3, "studies": 2, "leakage_units": 3, "images": 2,
         "records_without_image": 1, "records_without_text": 0, "records_with_prior": 0,
-        "group_known_share": 1.0,
+        "leakage_unit_known_share": 1.0,
     }  # fmt: skip
     assert (test["records"], test["images"], test["records_without_text"]) == (2, 1, 1)
     assert (whole["records"], whole["patients"], whole["images"]) == (6, 5, 5)
@@ -57,7 +57,7 @@ def test_images_by_hand(audited):
     _, found, _ = audited
     seen = found["images"]
     assert seen["per_record"] == {"0": 2, "1": 3, "2": 1}
-    assert seen["views"] == {"PA": 4, "UNKNOWN": 1}
+    assert seen["projections"] == {"PA": 4, "UNKNOWN": 1}
     assert (seen["widths"]["max"], seen["heights"]["min"]) == (160, 96)
     assert (seen["boxes"], seen["records_with_boxes"]) == (1, 1)
     assert seen["stored_bits"] == {"8 bit": 4}
@@ -102,9 +102,9 @@ def test_false_negatives_and_leakage_by_hand(audited):
     assert crossing["studies"] == {"shared": 0, "records": 0, "of": 2}
     assert crossing["texts"] == {"shared": 1, "records": 1, "of": 2}
     assert crossing["images"]["records"] == 0
-    told = found["findings"]
+    told = found["cautions"]
     assert "1 (50.0 %) records of test share patients with train." in told
-    assert "1 pictures appear under several patients, pixel for pixel." in told
+    assert "1 pictures belong to several patients each, with equal pixels." in told
     assert any(line.startswith("2 (40.0 %) images look like another one") for line in told)
     assert not any("studies with" in line for line in told)
 
@@ -127,7 +127,7 @@ def test_lengths_and_masks_by_hand(audited):
     assert found["tokenizer"]["trained_on"] == "train"
     assert found["tokenizer"]["vocab_size"] < found["tokenizer"]["requested_vocab_size"] == 2000
     held = Holdings(folder)
-    made, _ = lengths.tokenizer_for(held, "")
+    made, _ = lengths.choose_tokenizer(held, "")
     texts = [text for text in held.composed if text]
     sizes = [int(made.encode(text, 500).mask.sum()) for text in texts]
     assert found["lengths"]["text"]["tokens"]["max"] == max(sizes)
@@ -143,7 +143,7 @@ def test_token_counts_of_long_texts_and_a_tokenizer_file(tmp_path):
     assert max(expected) > 128
     made.save(tmp_path / "own.model")
     held = Holdings(tiny(tmp_path / "toy"))
-    loaded, told = lengths.tokenizer_for(held, str(tmp_path / "own.model"))
+    loaded, told = lengths.choose_tokenizer(held, str(tmp_path / "own.model"))
     assert loaded is not None
     assert told["sha256"] == made.sha256
 
@@ -151,7 +151,7 @@ def test_token_counts_of_long_texts_and_a_tokenizer_file(tmp_path):
 def test_marks_of_all_corpora_are_found(tmp_path):
     texts = ["Dr. ___ on [**2010-1-1**] and [** Hospital 3 **].", "x-XXXX by <NAME>", "axx __init"]
     folder = write(tmp_path / "toy", [(record(str(k), caption=t), []) for k, t in enumerate(texts)])
-    found = lengths.deidentification(Holdings(folder))["caption"]
+    found = deidentification.count_marks(Holdings(folder))["caption"]
     assert found["forms"] == {"XXXX": 1, "___": 2, "[** **]": 2, "tag": 1}
     assert found["records_share"] == 1.0
 
@@ -166,13 +166,13 @@ def test_share_with_partner_is_the_mean_over_all_batches(groups, batch):
     assert repeats.share_with_partner(groups, batch) == pytest.approx(np.mean(shares))
 
 
-def test_groups_that_are_not_known_are_told(tmp_path):
+def test_unknown_leakage_units_are_told(tmp_path):
     held = [
-        (record("1", findings="A b c.", group_known=False), []),
+        (record("1", findings="A b c.", leakage_unit_known=False), []),
         (record("2", findings="A b d."), []),
     ]
     found = survey.counts(Holdings(write(tmp_path / "toy", held)))
-    assert found["all"]["group_known_share"] == 0.5
+    assert found["all"]["leakage_unit_known_share"] == 0.5
 
 
 @pytest.mark.real_data

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 
-from mmrl.data.image import dicom, images
+from mmrl.data.image import containers, dicom, dicom_pixels
+from mmrl.data.image.dicom_pixels import decode
 from tests import dicoms
 
 SAMPLES = dicoms.samples()
@@ -45,7 +46,7 @@ def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR
 
 def refused(data: bytes, reason: str, message: str = "", **options: Any) -> None:
     with pytest.raises(dicom.DicomError, match=message) as caught:
-        dicom.decode(data, **options)
+        decode(data, **options)
     assert caught.value.reason == reason and "\n" not in str(caught.value)
     again = ForkingPickler.loads(ForkingPickler.dumps(caught.value))
     assert again.reason == reason and str(again) == str(caught.value)
@@ -55,13 +56,13 @@ def refused(data: bytes, reason: str, message: str = "", **options: Any) -> None
 def test_every_transfer_syntax_gives_its_values(name: str, tmp_path: Path) -> None:
     data, stored = SAMPLES[name]
     (tmp_path / "one.dcm").write_bytes(data)
-    grey = dicom.read(tmp_path / "one.dcm")
-    header = dicom.check_file(tmp_path / "one.dcm")
+    grey = dicom_pixels.read(tmp_path / "one.dcm")
+    header = dicom_pixels.check_file(tmp_path / "one.dcm")
     assert grey.dtype == (np.uint8 if header.bits_stored <= 8 else np.uint16)
     top = np.iinfo(grey.dtype).max
     np.testing.assert_array_equal(grey, spread(stored / (2.0**header.bits_stored - 1), top))
     assert (header.height, header.width) == grey.shape == (36, 40)
-    assert header == dicom.inspect(tmp_path / "one.dcm", None)
+    assert header == dicom.inspect(tmp_path / "one.dcm")
     assert uid.UID(header.transfer_syntax).is_transfer_syntax
 
 
@@ -70,11 +71,11 @@ def test_every_truncation_is_found(name: str, tmp_path: Path) -> None:
     data = SAMPLES[name][0]
     for length in [*range(0, len(data), len(data) // 40 + 1), len(data) - 9]:
         with pytest.raises(dicom.DicomError) as caught:
-            dicom.decode(data[:length])
+            decode(data[:length])
         assert caught.value.reason in ("unreadable_image", "no_pixel_data")
         (tmp_path / "cut.dcm").write_bytes(data[:length])
         with pytest.raises(dicom.DicomError):
-            dicom.check_file(tmp_path / "cut.dcm")
+            dicom_pixels.check_file(tmp_path / "cut.dcm")
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", None])
@@ -83,41 +84,39 @@ def test_windows_follow_the_standard(function: str | None, window: tuple) -> Non
     fields: dict[str, Any] = {"WindowCenter": window[0], "WindowWidth": window[1]}
     if function:
         fields["VOILUTFunction"] = function
-    grey = dicom.decode(dicoms.image(TWELVE, 12, **fields))
+    grey = decode(dicoms.image(TWELVE, 12, **fields))
     expected = windowed(TWELVE, *window, function or "LINEAR")
     np.testing.assert_array_equal(grey, spread(expected))
     fields["PhotometricInterpretation"] = "MONOCHROME1"
-    np.testing.assert_array_equal(
-        dicom.decode(dicoms.image(TWELVE, 12, **fields)), spread(1 - expected)
-    )
+    np.testing.assert_array_equal(decode(dicoms.image(TWELVE, 12, **fields)), spread(1 - expected))
 
 
 def test_the_first_of_several_windows_counts() -> None:
     data = dicoms.image(TWELVE, 12, WindowCenter=[1500, 40], WindowWidth=[700, 80])
-    np.testing.assert_array_equal(dicom.decode(data), spread(windowed(TWELVE, 1500, 700)))
+    np.testing.assert_array_equal(decode(data), spread(windowed(TWELVE, 1500, 700)))
     blank = dicoms.image(TWELVE, 12, WindowCenter="", WindowWidth="")
-    np.testing.assert_array_equal(dicom.decode(blank), spread(TWELVE / 4095))
+    np.testing.assert_array_equal(decode(blank), spread(TWELVE / 4095))
 
 
 @pytest.mark.parametrize("slope", [1.5, -2])
 def test_signed_pixels_are_rescaled_before_the_window(slope: float) -> None:
     rescale = {"RescaleSlope": slope, "RescaleIntercept": -100}
     levels = SIGNED * float(slope) - 100
-    grey = dicom.decode(dicoms.image(SIGNED, 12, WindowCenter=50, WindowWidth=2000, **rescale))
+    grey = decode(dicoms.image(SIGNED, 12, WindowCenter=50, WindowWidth=2000, **rescale))
     np.testing.assert_array_equal(grey, spread(windowed(levels, 50, 2000)))
     ends = np.sort([-2048 * slope - 100, 2047 * slope - 100])
-    grey = dicom.decode(dicoms.image(SIGNED, 12, **rescale))
+    grey = decode(dicoms.image(SIGNED, 12, **rescale))
     np.testing.assert_array_equal(grey, spread((levels - ends[0]) / (ends[1] - ends[0])))
 
 
 def test_range_is_the_representable_one_not_the_images() -> None:
     dim = np.full((4, 6), 100, np.uint16)
-    assert np.unique(dicom.decode(dicoms.image(dim, 12))) == spread(100 / 4095)
-    assert np.unique(dicom.decode(dicoms.image(dim.astype(np.int16), 12))) == spread(2148 / 4095)
+    assert np.unique(decode(dicoms.image(dim, 12))) == spread(100 / 4095)
+    assert np.unique(decode(dicoms.image(dim.astype(np.int16), 12))) == spread(2148 / 4095)
     five = np.arange(32, dtype=np.uint8).reshape(4, 8)
-    np.testing.assert_array_equal(dicom.decode(dicoms.image(five, 5)), spread(five / 31, 255))
+    np.testing.assert_array_equal(decode(dicoms.image(five, 5)), spread(five / 31, 255))
     eight = dicoms.ramp(8).astype(np.uint16)
-    grey = dicom.decode(dicoms.image(eight, 8))
+    grey = decode(dicoms.image(eight, 8))
     assert grey.dtype == np.uint8
     np.testing.assert_array_equal(grey, eight)
 
@@ -127,11 +126,9 @@ def test_bits_outside_the_stored_ones_are_masked(signed: bool) -> None:
     codes = TWELVE ^ (0x800 if signed else 0)  # two's complement of 12 bits
     overlay = codes | (np.arange(codes.size).reshape(codes.shape) % 16 << 12).astype(np.uint16)
     data = dicoms.image(overlay, 12, PixelRepresentation=int(signed))
-    np.testing.assert_array_equal(dicom.decode(data), spread(TWELVE / 4095))
+    np.testing.assert_array_equal(decode(data), spread(TWELVE / 4095))
     high = (TWELVE << 4) | 5
-    np.testing.assert_array_equal(
-        dicom.decode(dicoms.image(high, 12, HighBit=15)), spread(TWELVE / 4095)
-    )
+    np.testing.assert_array_equal(decode(dicoms.image(high, 12, HighBit=15)), spread(TWELVE / 4095))
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -140,7 +137,7 @@ def test_inversion_happens_once(photometric: str, shape: str) -> None:
     fields = {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
     share = TWELVE / 4095
     inverted = photometric == "MONOCHROME1" or shape == "INVERSE"
-    grey = dicom.decode(dicoms.image(TWELVE, 12, **fields))
+    grey = decode(dicoms.image(TWELVE, 12, **fields))
     np.testing.assert_array_equal(grey, spread(1 - share if inverted else share))
 
 
@@ -149,7 +146,7 @@ def test_inversion_happens_once(photometric: str, shape: str) -> None:
 def test_voi_lut_maps_and_clamps(bits: int, syntax: str) -> None:
     entries = [(index * 37 % 2**bits) for index in range(1000)]
     fields = {"VOILUTSequence": dicoms.lut(500, bits, entries), "WindowCenter": 1, "WindowWidth": 2}
-    grey = dicom.decode(dicoms.write(dicoms.dataset(TWELVE, 12, **fields), syntax))
+    grey = decode(dicoms.write(dicoms.dataset(TWELVE, 12, **fields), syntax))
     index = np.clip(TWELVE.astype(int) - 500, 0, 999)
     np.testing.assert_array_equal(grey, spread(np.array(entries)[index] / (2**bits - 1)))
 
@@ -161,9 +158,9 @@ def test_modality_lut_of_signed_pixels_feeds_the_window(syntax: str) -> None:
     fields = {"ModalityLUTSequence": modality, "WindowCenter": 30000, "WindowWidth": 20000}
     data = dicoms.write(dicoms.dataset(SIGNED, 12, **fields), syntax)
     levels = np.array(entries)[SIGNED.astype(int) + 2048]
-    np.testing.assert_array_equal(dicom.decode(data), spread(windowed(levels, 30000, 20000)))
+    np.testing.assert_array_equal(decode(data), spread(windowed(levels, 30000, 20000)))
     alone = dicoms.image(SIGNED, 12, ModalityLUTSequence=modality)
-    np.testing.assert_array_equal(dicom.decode(alone), levels)
+    np.testing.assert_array_equal(decode(alone), levels)
 
 
 @pytest.mark.parametrize("planar", [0, 1])
@@ -177,10 +174,10 @@ def test_colour_becomes_luma(planar: int, bits: int) -> None:
     for photometric, weights in (("RGB", [0.299, 0.587, 0.114]), ("YBR_FULL", [1, 0, 0])):
         ds = dicoms.dataset(colour, bits, PhotometricInterpretation=photometric, **fields)
         expected = spread(colour @ np.array(weights) / top, full)
-        np.testing.assert_array_equal(dicom.decode(dicoms.write(ds)), expected)
+        np.testing.assert_array_equal(decode(dicoms.write(ds)), expected)
         if photometric == "RGB" and not planar:
             ds.compress(uid.RLELossless, generate_instance_uid=False)
-            np.testing.assert_array_equal(dicom.decode(dicoms.write(ds, uid.RLELossless)), expected)
+            np.testing.assert_array_equal(decode(dicoms.write(ds, uid.RLELossless)), expected)
 
 
 def test_compressed_and_subsampled_colour_becomes_luma() -> None:
@@ -190,16 +187,16 @@ def test_compressed_and_subsampled_colour_becomes_luma() -> None:
     code = openjpeg.encode(colour, bits_stored=8, photometric_interpretation=1, use_mct=True)
     ds = dicoms.dataset(colour, 8, PhotometricInterpretation="YBR_RCT")
     np.testing.assert_array_equal(
-        dicom.decode(dicoms.compressed(ds, uid.JPEG2000Lossless, code)), expected
+        decode(dicoms.compressed(ds, uid.JPEG2000Lossless, code)), expected
     )
     even = np.stack([one[:, 0::2], one[:, 1::2], one[:, 0::2], one[:, 1::2]], -1)
     fields = {"PhotometricInterpretation": "YBR_FULL_422", "PixelData": even.tobytes()}
-    np.testing.assert_array_equal(dicom.decode(dicoms.image(colour, 8, **fields)), one)
+    np.testing.assert_array_equal(decode(dicoms.image(colour, 8, **fields)), one)
     jpeg = cv2.imencode(".jpg", colour[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     luma = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     ds = dicoms.dataset(colour, 8, PhotometricInterpretation="YBR_FULL_422")
     data = dicoms.compressed(ds, uid.JPEGBaseline8Bit, jpeg)
-    np.testing.assert_array_equal(dicom.decode(data), luma)
+    np.testing.assert_array_equal(decode(data), luma)
     bare = jpeg[:2] + jpeg[4 + int.from_bytes(jpeg[4:6]) :]  # no JFIF: the file's word counts
     ds = dicoms.dataset(colour, 8)
     red, green, blue = cv2.split(
@@ -208,7 +205,7 @@ def test_compressed_and_subsampled_colour_becomes_luma() -> None:
         ).astype(float)
     )
     taken_as_rgb = 0.299 * red + 0.587 * blue + 0.114 * green  # Y Cb Cr read as R G B
-    grey = dicom.decode(dicoms.compressed(ds, uid.JPEGBaseline8Bit, bare))
+    grey = decode(dicoms.compressed(ds, uid.JPEGBaseline8Bit, bare))
     assert np.abs(grey - taken_as_rgb).mean() < 3
     assert np.abs(luma - taken_as_rgb).mean() > 20
 
@@ -244,13 +241,13 @@ def test_refusals_have_a_reason(name: str) -> None:
 
 def test_burned_in_text_is_taken_only_when_asked_for(tmp_path: Path) -> None:
     data = dicoms.image(TWELVE, 12, BurnedInAnnotation="YES")
-    np.testing.assert_array_equal(dicom.decode(data, allow_burned_in=True), spread(TWELVE / 4095))
-    assert dicom.inspect(data, None).burned_in == "YES"
+    np.testing.assert_array_equal(decode(data, allow_burned_in=True), spread(TWELVE / 4095))
+    assert dicom.inspect(data).burned_in == "YES"
     (tmp_path / "one.dcm").write_bytes(data)
     with pytest.raises(dicom.DicomError, match=r"^burned_in_annotation"):
-        dicom.check_file(tmp_path / "one.dcm")
-    assert dicom.check_file(tmp_path / "one.dcm", allow_burned_in=True).burned_in == "YES"
-    dicom.decode(dicoms.image(TWELVE, 12, BurnedInAnnotation="NO"))
+        dicom_pixels.check_file(tmp_path / "one.dcm")
+    assert dicom_pixels.check_file(tmp_path / "one.dcm", allow_burned_in=True).burned_in == "YES"
+    decode(dicoms.image(TWELVE, 12, BurnedInAnnotation="NO"))
 
 
 def test_what_is_no_dicom_image_is_refused(tmp_path: Path) -> None:
@@ -260,14 +257,14 @@ def test_what_is_no_dicom_image_is_refused(tmp_path: Path) -> None:
     video = dicoms.compressed(dicoms.dataset(TWELVE, 12), uid.MPEG2MPML, b"\0\0")
     refused(video, "unsupported", "transfer syntax 1.2.840.10008.1.2.4.100")
     with pytest.raises(dicom.DicomError, match=r"^no such file$"):
-        dicom.read(tmp_path / "Doe^Jane.dcm")
+        dicom_pixels.read(tmp_path / "Doe^Jane.dcm")
     (tmp_path / "large.dcm").touch()
     with (tmp_path / "large.dcm").open("wb") as file:
-        file.truncate(images.MAX_BYTES + 1)
+        file.truncate(containers.MAX_BYTES + 1)
     with pytest.raises(dicom.DicomError, match="expected at most") as caught:
-        dicom.check_file(tmp_path / "large.dcm")
+        dicom_pixels.check_file(tmp_path / "large.dcm")
     assert caught.value.reason == "too_large"
-    load = functools.partial(dicom.load_file, str(tmp_path), "one.dcm")
+    load = functools.partial(dicom_pixels.load_file, str(tmp_path), "one.dcm")
     (tmp_path / "one.dcm").write_bytes(SAMPLES["explicit"][0])
     assert ForkingPickler.loads(ForkingPickler.dumps(load))().shape == (36, 40)
 
@@ -318,10 +315,10 @@ def test_lying_headers_do_not_allocate() -> None:
         tracemalloc.start()
         try:
             if not message:
-                assert not dicom.decode(data).any()  # the surplus is dropped
+                assert not decode(data).any()  # the surplus is dropped
             else:
                 with pytest.raises(dicom.DicomError, match=message):
-                    dicom.decode(data)
+                    decode(data)
             assert tracemalloc.get_traced_memory()[1] < 16 * 2**20, name
         finally:
             tracemalloc.stop()
@@ -346,7 +343,7 @@ def test_threads_neither_warn_nor_log() -> None:
     def work() -> None:
         try:
             for _ in range(10):  # pydicom warns: explicit VR where implicit was announced
-                dicom.decode(switched)
+                decode(switched)
         except BaseException as error:
             faults.append(error)
 
@@ -370,7 +367,7 @@ def test_damaged_files_give_an_array_or_a_reason(name: str, data: st.DataObject)
     if data.draw(st.booleans()):
         at = data.draw(st.integers(132, len(whole)))
         damaged[at:at] = data.draw(st.binary(max_size=40))
-    for use in (dicom.decode, functools.partial(dicom.inspect, key=None)):
+    for use in (decode, dicom.inspect):
         try:
             result = use(bytes(damaged))
         except dicom.DicomError as error:

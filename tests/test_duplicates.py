@@ -13,7 +13,7 @@ from scipy import fft
 
 from mmrl.data.image import images
 from mmrl.data.overlap import duplicates
-from mmrl.data.overlap.duplicates import FLAT, Pairs
+from mmrl.data.overlap.duplicates import FLAT, NearPairs
 from mmrl.data.text import reports
 from mmrl.types import InputError
 from tests.conftest import ROOT
@@ -32,7 +32,7 @@ def distance(a: int, b: int) -> int:
     return (a ^ b).bit_count()
 
 
-def found(pairs: Pairs) -> dict[tuple[int, int], float]:
+def found(pairs: NearPairs) -> dict[tuple[int, int], float]:
     listed = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
     assert len(listed) == len(set(listed))
     assert listed == sorted(listed)
@@ -185,7 +185,7 @@ def test_pieces_give_what_one_piece_gives(monkeypatch):
 
 
 def test_clusters_are_named_by_their_first_member():
-    pairs = Pairs(np.array([4, 1, 2]), np.array([5, 4, 3]), np.ones(3, np.float32))
+    pairs = NearPairs(np.array([4, 1, 2]), np.array([5, 4, 3]), np.ones(3, np.float32))
     assert duplicates.clusters(7, pairs).tolist() == [0, 1, 2, 2, 1, 1, 6]
 
 
@@ -231,7 +231,7 @@ def some_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
-def is_right(pairs: Pairs, left: list[str], right: list[str] | None, threshold: float) -> None:
+def is_right(pairs: NearPairs, left: list[str], right: list[str] | None, threshold: float) -> None:
     """Holds a search to brute force, and to the rule of equal texts."""
     keys = [[reports.canonical(text) for text in texts] for texts in (left, right or left)]
     expected = {}

@@ -42,7 +42,7 @@ class Planted:
             "source": self.source,
             "patient_id": name,
             "study_id": name,
-            "group_key": name,
+            "leakage_unit": name,
             "split": "train",
             "sections": {"findings": words},
         } | self.changes.get(index, {})
@@ -59,7 +59,7 @@ def overlaps(training, held_out):
     return {one.kind: one for one in leaks.compare(training, held_out)}
 
 
-TRAIN = {3: {"patient_id": "p", "study_id": "s", "group_key": "g"}}
+TRAIN = {3: {"patient_id": "p", "study_id": "s", "leakage_unit": "g"}}
 TRAIN[3] |= {"image": {"sha256": "f" * 64, "phash": 2**40 + 12345}}
 TRAIN[3] |= {"sections": {"findings": LONG}}
 
@@ -79,8 +79,8 @@ def test_sets_that_share_nothing_pass(training):
     [
         ("patient", {"patient_id": "p"}),
         ("study", {"study_id": "s"}),
-        ("group", {"group_key": "g"}),
-        ("group", {"aliases": ("other:1", "toy:g")}),
+        ("leakage_unit", {"leakage_unit": "g"}),
+        ("leakage_unit", {"aliases": ("other:1", "toy:g")}),
         ("image", {"image": {"sha256": "f" * 64}}),
         ("similar_image", {"image": {"phash": (2**40 + 12345) ^ 0b1000000000000000000000001}}),
         ("report", {"sections": {"findings": LONG}}),
@@ -128,13 +128,13 @@ def related(monkeypatch):
 
 
 def test_ids_of_another_corpus_are_followed(related):
-    nih = print_of("nih", source="nih", changes={5: {"group_key": "42"}})
+    nih = print_of("nih", source="nih", changes={5: {"leakage_unit": "42"}})
     named = {row: {"aliases": (f"nih:{100 + row}",)} for row in range(40)}
     apart = print_of("rsna", source="rsna", changes=named)
     assert leaks.compare(nih, apart) == []
     shared = print_of("rsna", source="rsna", changes=named | {2: {"aliases": ("nih:42",)}})
-    assert {kind: one.count for kind, one in overlaps(nih, shared).items()} == {"group": 1}
-    assert {kind: one.count for kind, one in overlaps(shared, nih).items()} == {"group": 1}
+    assert {kind: one.count for kind, one in overlaps(nih, shared).items()} == {"leakage_unit": 1}
+    assert {kind: one.count for kind, one in overlaps(shared, nih).items()} == {"leakage_unit": 1}
 
 
 def test_related_corpora_whose_records_do_not_tell_count_as_overlapping(related):
@@ -148,11 +148,11 @@ def test_related_corpora_whose_records_do_not_tell_count_as_overlapping(related)
 
 
 def test_articles_shared_by_two_corpora_are_groups(related):
-    a = print_of("a", source="a", changes={1: {"group_key": "PMC7"}})
+    a = print_of("a", source="a", changes={1: {"leakage_unit": "PMC7"}})
     assert leaks.compare(a, print_of("b", source="b")) == []
-    b = print_of("b", source="b", changes={9: {"group_key": "PMC7"}})
-    assert overlaps(a, b)["group"].examples == ("b:b9",)
-    unknown = print_of("b", source="b", changes={9: {"group_known": False}})
+    b = print_of("b", source="b", changes={9: {"leakage_unit": "PMC7"}})
+    assert overlaps(a, b)["leakage_unit"].examples == ("b:b9",)
+    unknown = print_of("b", source="b", changes={9: {"leakage_unit_known": False}})
     assert overlaps(a, unknown)["relation"].count == 1
 
 
@@ -221,10 +221,10 @@ def test_similarity_is_estimated_within_its_error():
     words = [f"w{n}" for n in range(60)]
     for kept in (60, 50, 30):
         other = words[:kept] + [f"x{n}" for n in rng.integers(10**6, size=60 - kept)]
-        (one, two), told = signatures.signatures([" ".join(words), " ".join(other)])
+        (one, two), long_enough = signatures.signatures([" ".join(words), " ".join(other)])
         sets = [{tuple(w[i : i + 3]) for i in range(58)} for w in (words, other)]
         exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        assert told.all()
+        assert long_enough.all()
         assert abs(signatures.similarity(one, two) - exact) < 0.13  # three standard errors
 
 

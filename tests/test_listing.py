@@ -102,7 +102,9 @@ def test_text_is_kept_without_images_when_allowed(folder):
 def test_counts_and_crossing_groups_are_told(folder):
     corpus = Example(split="all", path=folder)
     assert any("1 records found, 5 in the published" in line for line in corpus.warnings)
-    assert any("1 groups (patients or articles) into more than one" in w for w in corpus.warnings)
+    assert any(
+        "1 leakage units (patients or articles) into more than one" in w for w in corpus.warnings
+    )
     whole = [Example(split=s, path=folder, official_split=False) for s in ("train", "val", "test")]
     assert sum(len(part) for part in whole) == 1
 
@@ -203,12 +205,14 @@ def test_headers_of_dicom_tell_what_no_table_did(tmp_path):
     (tmp_path / "broken.dcm").write_bytes(b"no header")
     options = {"split": "all", "path": str(tmp_path), "verify": "exists"}
     first, second, other, broken = Headed(**options, dicom_headers=True)
-    assert [(image.view, image.view_source) for image in first.images] == [
+    assert [(image.projection, image.projection_source) for image in first.images] == [
         *(("PA", "dicom"), ("AP", "metadata"))
     ]
     assert first.attributes == {"sex": "F"} and first.images[0].spacing is None
-    assert second.attributes == {"age": "7", "sex": "M"} and second.images[0].view == "UNKNOWN"
+    assert (
+        second.attributes == {"age": "7", "sex": "M"} and second.images[0].projection == "UNKNOWN"
+    )
     assert other.attributes == broken.attributes == {}
     source = Headed(**options, dicom_headers=True)
-    assert source.warnings == ["test_listing: 1 headers of images cannot be read"]
-    assert Headed(**options)[0].images[0].view == "UNKNOWN"  # only on request
+    assert source.warnings == ["test_listing: the headers of 1 images cannot be read"]
+    assert Headed(**options)[0].images[0].projection == "UNKNOWN"  # only on request

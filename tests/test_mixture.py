@@ -139,9 +139,15 @@ def test_parts_survive_the_config_and_json():
         (({"source": "phantm"},), "unknown source 'phantm' .did you mean 'phantom'"),
         ((phantom(1, lenth=3),), r"unknown option in config.data.parts\[0\] 'lenth'"),
         (({"source": "prepared"},), r"config.data.parts\[0\] needs a value for: path"),
-        ((phantom(1), phantom(2, weight=1.0)), r"parts\[0\] has no weight; expected all or none"),
+        (
+            (phantom(1), phantom(2, weight=1.0)),
+            r"parts\[0\] has no weight; expected one in all parts or in none",
+        ),
         ((phantom(1, weight=0),), r"parts\[0\].weight is 0; expected a number above 0"),
-        (({"source": "mixture", "parts": ()},), r"parts\[0\] is a mixture itself"),
+        (
+            ({"source": "mixture", "parts": ()},),
+            r"parts\[0\] is a mixture; list its parts here instead",
+        ),
         ((phantom(1, split="val"),), r"unknown option in config.data.parts\[0\] 'split'"),
     ],
 )

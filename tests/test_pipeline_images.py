@@ -171,10 +171,10 @@ def test_frontal_views_are_found_and_studies_without_one_rejected():
     corpus = studies("frontal")
     assert seen(corpus) == {"toy:0": 0, "toy:1": 11, "toy:4": 40, "toy:5": 51}
     assert [(r.id, r.reason) for r in corpus.rejects] == [
-        (f"toy:{n}", "no_frontal_view") for n in (2, 3, 6, 7)
+        (f"toy:{n}", "no_frontal_projection") for n in (2, 3, 6, 7)
     ]
     record = corpus.record(1)
-    assert [image.view for image in record.images] == ["AP"]
+    assert [image.projection for image in record.images] == ["AP"]
     assert [box.xyxy for box in record.boxes] == [(0, 0, 2, 1)] and record.boxes[0].image == 0
     assert record.masks is None and corpus.record(0).masks is dict
     assert corpus.sha256() != studies("first", 6).sha256()

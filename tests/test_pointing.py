@@ -60,7 +60,7 @@ class FakeData:
             source="fake",
             patient_id=self.patients[index],
             study_id="",
-            group_key="",
+            leakage_unit="",
             split="test",
             images=(ImageRef("k", picture),),
             sections={},

@@ -18,7 +18,7 @@ from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.sources import phantom
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import encode, inventory, job, source_options
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import Box, Entailment, Finding, InputError, Reject
 
 LABELS = ("effusion", "nodule")
@@ -46,7 +46,7 @@ class Rich(listing.Listing):
             "a",
             patient="p1",
             study="s1",
-            group="g1",
+            leakage_unit="g1",
             split="val",
             images=(
                 ImageFile("wide.png", "PA", "metadata", (0.143, 0.2)),
@@ -103,9 +103,9 @@ def rich(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepare(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Prepares Rich in this process; "exists" lets the cut image through to the encoder."""
-    recipe = Recipe(**{name: changes.pop(name) for name in ("size", "format") if name in changes})
+    storage = Storage(**{name: changes.pop(name) for name in ("size", "format") if name in changes})
     given = {"path": str(folder), "verify": "exists", **changes.pop("options", {})}
-    settings = job.Settings(recipe, **{"max_reject_fraction": 1.0, **changes})
+    settings = job.Settings(storage, **{"max_reject_fraction": 1.0, **changes})
     return job.prepare("rich", given, output, settings, say=lambda line: None)
 
 
@@ -154,7 +154,7 @@ def test_every_field_of_a_record_comes_back(folder: Path, tmp_path: Path) -> Non
     second = Prepared(split="train", path=str(tmp_path / "out"))[0]
     assert second.entailment == Entailment("It rains.", "It is wet.", "neutral")
     assert (second.label_names, second.labels, second.boxes) == ((), (), ())
-    assert (second.sections, second.group_known) == ({"caption": "Plain."}, False)
+    assert (second.sections, second.leakage_unit_known) == ({"caption": "Plain."}, False)
 
 
 def test_what_was_refused_is_listed_without_places(folder: Path, tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ def test_what_was_refused_is_listed_without_places(folder: Path, tmp_path: Path)
         "test": {"records": 0, "images": 0},
     }
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
-    assert Prepared(split="val", path=str(tmp_path / "out")).note == (
-        "3 items were refused when it was prepared"
-    )
+    assert Prepared(split="val", path=str(tmp_path / "out")).warnings == [
+        "3 items were refused when the corpus was prepared"
+    ]
 
 
 def test_the_manifest_tells_what_was_made(folder: Path, tmp_path: Path) -> None:
@@ -209,17 +209,17 @@ def test_the_manifest_tells_what_was_made(folder: Path, tmp_path: Path) -> None:
 
 
 def test_jpeg_takes_all_of_16_bits_to_8() -> None:
-    recipe = Recipe(size=16)
+    storage = Storage(size=16)
     ramp = np.array([[0, 257, 32768, 65535]], np.uint16)
-    np.testing.assert_array_equal(recipe.reduce(ramp), [[0, 1, 128, 255]])
-    data = recipe.encode(np.full((8, 8), 90, np.uint8))
-    assert data[:2] == b"\xff\xd8" and data == recipe.encode(np.full((8, 8), 90, np.uint8))
+    np.testing.assert_array_equal(storage.reduce(ramp), [[0, 1, 128, 255]])
+    data = storage.encode(np.full((8, 8), 90, np.uint8))
+    assert data[:2] == b"\xff\xd8" and data == storage.encode(np.full((8, 8), 90, np.uint8))
 
 
 def test_png_at_the_size_of_training_trains_on_the_same_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (91, 57), np.uint8)
     direct = Preprocess(size=32)
-    data = Recipe(size=32, format="png")
+    data = Storage(size=32, format="png")
     kept = cv2.imdecode(np.frombuffer(data.encode(data.reduce(image)), np.uint8), -1)
     assert kept.shape == (32, 20)
     np.testing.assert_array_equal(direct(kept), direct(image))
@@ -227,17 +227,17 @@ def test_png_at_the_size_of_training_trains_on_the_same_pixels() -> None:
 
 def test_small_images_are_not_enlarged() -> None:
     image = np.zeros((20, 30), np.uint8)
-    assert Recipe(size=256).reduce(image) is image
-    assert Recipe(size=16).reduce(np.zeros((1, 5000), np.uint8)).shape == (1, 16)
+    assert Storage(size=256).reduce(image) is image
+    assert Storage(size=16).reduce(np.zeros((1, 5000), np.uint8)).shape == (1, 16)
 
 
 def test_masks_that_do_not_fit_their_image_are_refused(folder: Path) -> None:
     record = Rich(split="val", path=str(folder), verify="exists")[0]
     record = dataclasses.replace(record, masks=dict, images=record.images[:1])
-    made = encode.encode_record(record, Recipe())
+    made = encode.encode_record(record, Storage())
     assert made.masks == () and made.rejects == ()
     record = dataclasses.replace(record, masks=_wrong_masks)
-    made = encode.encode_record(record, Recipe())
+    made = encode.encode_record(record, Storage())
     assert made.masks == ()
     detail = "the mask of 'x' has 3 x 2 pixels, its image 80 x 40"
     assert made.rejects == (Reject("rich:a#masks", "unreadable_mask", detail),)
@@ -267,7 +267,7 @@ def test_a_manifest_cannot_reach_outside(folder: Path, tmp_path: Path, name: str
     (tmp_path / "outside").write_bytes(b"")
     manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest(), "records": 0}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="expected a file beside it"):
+    with pytest.raises(InputError, match="expected a file in its folder"):
         Prepared(split="val", path=str(tmp_path / "out"))
 
 
@@ -302,7 +302,7 @@ def test_too_many_refusals_stop_the_run(folder: Path, tmp_path: Path) -> None:
 def test_a_disk_without_space_is_refused_before_anything_is_written(
     folder: Path, tmp_path: Path
 ) -> None:
-    settings = job.Settings(Recipe(), max_reject_fraction=1.0)
+    settings = job.Settings(Storage(), max_reject_fraction=1.0)
     given = {"path": str(folder), "verify": "exists"}
     with pytest.raises(InputError, match=r"needs about 0\.00 GiB and its disk has 0\.00 GiB free"):
         job.prepare("rich", given, tmp_path / "out", settings, free=lambda folder: 1000)
@@ -311,12 +311,12 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(
 
 
 def test_the_estimate_is_near_what_is_written() -> None:
-    recipe = Recipe(size=32)
+    storage = Storage(size=32)
     found = inventory.take("phantom", {"length": 100, "render_size": 32})
     every = [record for part in found.parts.values() for record in part.records(0, len(part))]
-    size = len(encode.encode_chunk(every, recipe).to_bytes())
+    size = len(encode.encode_chunk(every, storage).to_bytes())
     assert len(every) == 100
-    assert job.estimate(found, recipe) == pytest.approx(size, rel=0.1)
+    assert job.estimate(found, storage) == pytest.approx(size, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_options_that_are_not_taken(given: list[str], message: str) -> None:
 def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:
     for name in ("wide.png", "deep.png"):
         (folder / name).write_bytes((folder / "cut.png").read_bytes())
-    with pytest.raises(InputError, match="no image could be read, so no record is left"):
+    with pytest.raises(InputError, match="no image could be read, so there is no record"):
         prepare(folder, tmp_path / "none")
     cv2.imwrite(str(folder / "wide.png"), np.ones((40, 80), np.uint8))
     manifest = prepare(folder, tmp_path / "out")
@@ -375,7 +375,7 @@ def test_a_split_may_lose_all_its_records(folder: Path, tmp_path: Path) -> None:
 def test_a_prepared_corpus_may_be_prepared_again(folder: Path, tmp_path: Path) -> None:
     """At a smaller size; what tells of the original images stays."""
     prepare(folder, tmp_path / "out", size=64, format="png")
-    settings = job.Settings(Recipe(size=32, format="png"))
+    settings = job.Settings(Storage(size=32, format="png"))
     manifest = job.prepare("prepared", {"path": str(tmp_path / "out")}, tmp_path / "on", settings)
     assert manifest["facts"]["title"] == "Rich" and manifest["options"] == {}
     first = Prepared(split="val", path=str(tmp_path / "out"))[0]
@@ -389,7 +389,7 @@ def test_a_prepared_corpus_may_be_prepared_again(folder: Path, tmp_path: Path) -
 
 def test_splits_and_order_are_those_of_the_source(tmp_path: Path) -> None:
     given = {"length": 40, "render_size": 32}
-    job.prepare("phantom", given, tmp_path, job.Settings(Recipe(size=32, format="png")))
+    job.prepare("phantom", given, tmp_path, job.Settings(Storage(size=32, format="png")))
     for split in ("train", "val", "test"):
         source = phantom.Phantom(split=split, **given)
         made = Prepared(split=split, path=str(tmp_path))

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mmrl import cli, prepare
+from mmrl import cli, durations, prepare
 from mmrl.data.overlap.leaks import LeakError
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import job
-from mmrl.preparation.progress import Meter, clock_time
+from mmrl.preparation.progress import Meter
 from tests.conftest import ROOT
 
 
@@ -180,7 +180,7 @@ def test_a_log_has_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) 
         "300/1,000  preparing: 20 records/s, 10 MiB, left 0:35",
         "500/1,000  preparing: 20 records/s, 20 MiB, left 0:25",
     ]
-    assert [clock_time(s) for s in (59.6, 3600.0, 7325.0)] == ["1:00", "1:00:00", "2:02:05"]
+    assert [durations.clock(s) for s in (59.6, 3600.0, 7325.0)] == ["1:00", "1:00:00", "2:02:05"]
 
 
 def test_a_full_disk_ends_in_one_line(
@@ -193,8 +193,8 @@ def test_a_full_disk_ends_in_one_line(
     given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
     assert run(monkeypatch, *given, "--max-reject-fraction=1") == 2
     assert capsys.readouterr().err == (
-        f"error: --output={tmp_path / 'out'}: No space left on device; free some space, then the"
-        " same command goes on\n"
+        f"error: --output={tmp_path / 'out'}: No space left on device. Free some space and"
+        " start the same command again: it resumes\n"
     )
 
 

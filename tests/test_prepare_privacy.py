@@ -7,11 +7,10 @@ import stat
 import pytest
 
 from mmrl import prepare as command
-from mmrl.data.image import dicom
 from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
-from mmrl.preparation import job
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation import job, pseudonyms
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError
 from tests import test_dicom_header as header
 from tests.corpus_files import write_csv
@@ -47,7 +46,7 @@ def hospital(tmp_path):
 
 def prepared(folder, output, key):
     given = {"path": str(folder / "pairs.csv"), "patient_column": "mrn", "id_column": "image"}
-    settings = job.Settings(Recipe(32, "png", 95), max_reject_fraction=0.9)
+    settings = job.Settings(Storage(32, "png", 95), max_reject_fraction=0.9)
     return job.prepare("table", {**given, "verify": "exists"}, output, settings, key=key)
 
 
@@ -83,7 +82,7 @@ def test_pseudonyms_join_what_belongs_together_and_depend_on_the_key(hospital, t
         parts = [Prepared(split=s, path=str(tmp_path / name)) for s in ("train", "val", "test")]
         records[name] = [part[index] for part in parts for index in range(len(part))]
     a, b = records["one"]
-    assert (a.patient_id, a.group_key) == (b.patient_id, b.group_key)
+    assert (a.patient_id, a.leakage_unit) == (b.patient_id, b.leakage_unit)
     assert (a.id != b.id) and a.id.startswith("table:") and len(a.id) == len("table:") + 32
     assert [record.id for record in records["again"]] == [a.id, b.id]
     assert not {r.patient_id for r in records["other"]} & {r.patient_id for r in records["one"]}
@@ -101,7 +100,7 @@ def test_the_command_makes_a_key_once_and_refuses_a_careless_one(tmp_path, monke
     key = command._key()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert "keep it apart from the corpus" in capsys.readouterr().out
-    assert command._key() == key == dicom.load_key(path)
+    assert command._key() == key == pseudonyms.load_key(path)
     path.chmod(0o644)
     with pytest.raises(InputError):
         command._key()

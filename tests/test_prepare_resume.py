@@ -17,13 +17,13 @@ import pytest
 from mmrl import files as mmrl_files
 from mmrl.data.reading import shards
 from mmrl.preparation import inventory, job, lock, workers, workplace
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import ImageRef, InputError
 from tests.conftest import ROOT
 
 OPTIONS = {"length": 40, "render_size": 32}
 SETTINGS: dict[str, Any] = {
-    "recipe": Recipe(size=32),
+    "storage": Storage(size=32),
     "chunk_records": 4,
     "shard_bytes": 16_000,  # three or four chunks
 }
@@ -121,7 +121,7 @@ def test_what_was_done_is_not_done_again(
     )
     told = run(tmp_path / "out")
     assert len(made) == len(set(made)) and first == made[:7]
-    assert any(line.startswith("going on after ") for line in told)
+    assert any(line.startswith("resuming after ") for line in told)
     assert files(tmp_path / "out") == undisturbed
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(
         records = real(part, start, stop)
         return [dataclasses.replace(record, images=(image,)) for record in records]
 
-    monkeypatch.setattr(job, "estimate", lambda found, recipe: 1000)
+    monkeypatch.setattr(job, "estimate", lambda found, storage: 1000)
     monkeypatch.setattr(inventory.Part, "records", deadly)
     with pytest.raises(InputError, match="a worker process died: out of memory, or a decoder"):
         run(tmp_path / "out", workers=1)
@@ -203,9 +203,9 @@ def test_other_options_are_refused_not_mixed(
 ) -> None:
     begun(tmp_path / "out", monkeypatch)
     for changes, names in (
-        ({"recipe": Recipe(size=16)}, "image"),
+        ({"storage": Storage(size=16)}, "image"),
         ({"shard_bytes": 10_000}, "shards"),
-        ({"recipe": Recipe(size=32, format="png"), "chunk_records": 5}, "image, shards"),
+        ({"storage": Storage(size=32, format="png"), "chunk_records": 5}, "image, shards"),
     ):
         with pytest.raises(InputError) as caught:
             run(tmp_path / "out", **changes)
@@ -226,10 +226,23 @@ def test_a_finished_folder_is_said_to_be_complete(tmp_path: Path) -> None:
     )
     assert files(tmp_path / "out") == before
     with pytest.raises(InputError, match="holds another preparation; it differs in: image"):
-        run(tmp_path / "out", recipe=Recipe(size=16))
+        run(tmp_path / "out", storage=Storage(size=16))
     (tmp_path / "out" / "val-00000.array_record").unlink()
     with pytest.raises(InputError, match=r"val-00000\.array_record of the manifest is missing"):
         run(tmp_path / "out")
+
+
+def test_a_run_killed_as_it_wrote_its_first_files_is_taken_up(
+    undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / "out" / workplace.WORK
+    work.mkdir(parents=True)
+    for path in (work / "plan.json", tmp_path / "out" / shards.REJECTS):
+        with pytest.raises(Killed), mmrl_files.whole(path) as fresh:
+            raise Killed
+        fresh.write_text("half")  # a process that is killed does not remove it
+    run(tmp_path / "out")
+    assert files(tmp_path / "out") == undisturbed
 
 
 def test_a_folder_with_anything_else_is_refused(
@@ -238,7 +251,7 @@ def test_a_folder_with_anything_else_is_refused(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(
-        InputError, match=r"holds something else than this preparation \(mine.txt\)"
+        InputError, match=r"holds other files than those of this preparation \(mine.txt\)"
     ):
         run(tmp_path / "notes")
     (tmp_path / "planted" / ".work").mkdir(parents=True)
@@ -273,7 +286,7 @@ def test_an_altered_closed_shard_is_refused(
     begun(tmp_path / "out", monkeypatch)
     shard = tmp_path / "out" / "train-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match="is not as it was when it was closed; remove"):
+    with pytest.raises(InputError, match="has changed since it was finished; remove"):
         run(tmp_path / "out")
 
 

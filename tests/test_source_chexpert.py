@@ -100,9 +100,9 @@ def test_labels_stay_raw_and_go_by_name(root):
     assert stated(records[4]) == {"Edema": 0, "Cardiomegaly": 1}
 
 
-def test_views_and_attributes(root):
+def test_projections_and_attributes(root):
     records = every(Chexpert(split="all", path=str(root)))
-    assert [record.images[0].view for record in records] == [
+    assert [record.images[0].projection for record in records] == [
         "AP",
         "LATERAL",
         "FRONTAL",
@@ -119,7 +119,10 @@ def test_a_test_table_with_fewer_columns_is_read(tmp_path):
     write_csv(root / "test_labels.csv", ("Path", *LABELS), rows)
     write_image(root / rows[0][0])
     (record,) = every(Chexpert(split="test", path=str(root)))
-    assert (record.images[0].view, record.images[0].view_source) == ("FRONTAL", "filename")
+    assert (record.images[0].projection, record.images[0].projection_source) == (
+        "FRONTAL",
+        "filename",
+    )
     assert record.labels == (1,) + (0,) * 13
 
 
@@ -168,7 +171,7 @@ def test_selection_depends_on_ids_alone():
     assert sorted(chosen.values()) == sorted(COMPETITION * 3)
     assert all(native.startswith(name) for native, name in chosen.items())
     assert chosen != select_per_class(images, 3, salt="again")
-    with pytest.raises(InputError, match=r"10 images per class asked for.* 9 of Atelectasis"):
+    with pytest.raises(InputError, match=r"expected 10 images per class .* 9 of Atelectasis"):
         select_per_class(images, 10)
 
 
@@ -191,7 +194,7 @@ def test_five_by_keeps_its_patients_out_of_training(tmp_path):
     assert not ids["test"] & ids["train"]
     shown = [only_competition_label(record.labels) for record in every(parts["test"])]
     assert sorted(shown) == sorted(COMPETITION)
-    assert {record.images[0].view for record in every(parts["test"])} == {"AP"}
+    assert {record.images[0].projection for record in every(parts["test"])} == {"AP"}
     assert "11 images left out: others of the 5 patients" in parts["train"].warnings[0]
     assert parts["train"].rejects == []
     with pytest.raises(InputError, match="official_split=True"):

@@ -59,13 +59,13 @@ def labels_of(record) -> dict[str, int]:
 def test_rows_become_records(corpus):
     records = records_of(CovidChestxray(split="all", path=str(corpus)))
     assert list(records) == ["b.JPG", "a.jpeg", "l.png", "c.png", "d.png", "e.png", "f.png"]
-    assert [record.group_key for record in records.values()] == [
+    assert [record.leakage_unit for record in records.values()] == [
         *("2", "2", "2", "COVID-00003a", "COVID-00004", "5", "7")
     ]
-    assert [record.images[0].view for record in records.values()][:4] == [
+    assert [record.images[0].projection for record in records.values()][:4] == [
         *("PA", "AP", "LATERAL", "UNKNOWN")
     ]
-    assert records["c.png"].images[0].view_source == ""
+    assert records["c.png"].images[0].projection_source == ""
     assert records["a.jpeg"].sections == {"full": "Sé."} and records["b.JPG"].sections == {}
     assert records["b.JPG"].images[0].load().shape == (8, 8)
     assert [record.license for record in records.values()][:2] == ["CC BY 4.0", ""]
@@ -124,7 +124,7 @@ def test_what_is_no_radiograph_is_refused(corpus):
     assert source.total == 12
     assert source.rejects[0].detail == "modality 'CT', view 'Axial'"
     (warning,) = source.warnings
-    assert warning.endswith("findings that no label stands for: Dragon (1)")
+    assert warning.endswith("findings without a label: Dragon (1)")
     unknown = labels_of(records_of(source)["f.png"])
     assert (unknown["Pneumonia"], unknown["ARDS"], unknown["No Finding"]) == (1, -2, 0)
 

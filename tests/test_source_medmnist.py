@@ -54,7 +54,7 @@ def test_grey_images_and_squeezed_labels(tmp_path):
     assert source[6].images[0].load()[5, 5] == 120
     assert (source[0].split, source[4].split, source[11].split_official) == ("train", "val", "test")
     assert source[0].license == "CC-BY-4.0" and source[0].redistributable
-    assert not source[0].group_known
+    assert not source[0].leakage_unit_known
 
 
 def test_labels_of_many_classes_and_luma_of_colour(tmp_path):
@@ -94,7 +94,7 @@ def test_counts_are_those_of_the_set(tmp_path):
     source = read(tmp_path, "dermamnist")
     assert any("4 records/test found, 2,005 in the published" in line for line in source.warnings)
     assert any("12 records found, 10,015 in the published" in line for line in source.warnings)
-    assert any("patients are not told" in line for line in source.warnings)
+    assert any("patients are not known" in line for line in source.warnings)
     assert source[0].license == "CC-BY-NC-4.0"
     totals = {name: sum(known.counts) for name, known in medmnist._SETS.items()}
     # The sizes that the paper and the release notes of version 2.2.4 give.

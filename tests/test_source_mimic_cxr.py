@@ -115,7 +115,7 @@ def stated(record):
     return {name: value for name, value in pairs if value != -2}
 
 
-def test_a_record_is_a_study_with_its_frontal_view_first(root):
+def test_a_record_is_a_study_with_its_frontal_image_first(root):
     corpus = MimicCxr(split="all", path=str(root), reports="../reports")
     corpus = pickle.loads(pickle.dumps(corpus))
     records = every(corpus)
@@ -123,9 +123,9 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
         f"mimic_cxr:{study}" for study in (50000001, 50000003, 50000009, 50000004, 50000005)
     ]
     first = records[0]
-    assert (first.patient_id, first.group_key, first.split) == ("10000042",) * 2 + ("train",)
+    assert (first.patient_id, first.leakage_unit, first.split) == ("10000042",) * 2 + ("train",)
     assert first.images[0].key == "files/p10/p10000042/s50000001/aa-1.jpg"
-    assert [image.view for image in first.images] == ["PA", "LATERAL"]
+    assert [image.projection for image in first.images] == ["PA", "LATERAL"]
     assert first.images[0].load().shape == (6, 8)
     assert (first.access, first.redistributable) == ("credentialed", False)
     assert first.source_version == "2.1.0"
@@ -133,15 +133,15 @@ def test_a_record_is_a_study_with_its_frontal_view_first(root):
     assert first.attributes == {"procedure": "CHEST (PORTABLE AP)", "labels": "chexpert"}
 
 
-def test_a_blank_view_is_told_by_its_code_or_unknown(root):
+def test_a_blank_projection_is_stated_by_its_code_or_unknown(root):
     records = read(root)
-    views = {
-        study: [(image.view, image.view_source) for image in record.images]
+    projections = {
+        study: [(image.projection, image.projection_source) for image in record.images]
         for study, record in records.items()
     }
-    assert views["50000009"] == [("AP", "metadata")]
-    assert views["50000003"] == [("UNKNOWN", "")]
-    assert views["50000005"] == [("OTHER", "metadata"), ("LATERAL", "metadata")]
+    assert projections["50000009"] == [("AP", "metadata")]
+    assert projections["50000003"] == [("UNKNOWN", "")]
+    assert projections["50000005"] == [("OTHER", "metadata"), ("LATERAL", "metadata")]
 
 
 def test_time_goes_by_date_and_padded_time(root):

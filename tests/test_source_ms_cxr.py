@@ -89,7 +89,7 @@ def test_patients_are_named_as_in_mimic_and_images_share_a_study(tmp_path, jpg):
         ("mimic_cxr:10000042",),
         ("mimic_cxr:11000007",),
     ]
-    assert records[0].group_key == "10000042" and records[0].study_id == records[1].study_id
+    assert records[0].leakage_unit == "10000042" and records[0].study_id == records[1].study_id
     assert MsCxr.facts.within == ("mimic_cxr",)
     assert records[0].images[0].key == ONE
 

@@ -67,19 +67,19 @@ def test_both_releases_give_the_same_values(tmp_path, old):
     stated = {name for name, value in zip(first.label_names, first.labels, strict=True) if value}
     assert stated == {"Cardiomegaly", "Effusion"} and set(first.labels) == {0, 1}
     assert first.attributes == {"age": "58", "sex": "M", "follow_up": "0"}
-    assert (first.patient_id, first.group_key, first.group_known) == ("42", "42", True)
+    assert (first.patient_id, first.leakage_unit, first.leakage_unit_known) == ("42", "42", True)
     assert first.images[0].key == "images_001/images/00000042_000.png"
-    assert (first.images[0].view, first.images[0].view_source) == ("PA", "metadata")
+    assert (first.images[0].projection, first.images[0].projection_source) == ("PA", "metadata")
     assert first.images[0].spacing == pytest.approx((0.15, 0.286))
     assert records["00000042_001.png"].labels == (0,) * 14
-    assert records["00000042_001.png"].group_key == "42"
+    assert records["00000042_001.png"].leakage_unit == "42"
     other = records["00000007_000.png"]
     assert other.labels[other.label_names.index("Infiltration")] == 1
     assert other.labels[other.label_names.index("Pleural Thickening")] == 1
     assert other.attributes["age"] == "1"
     last = records["00000009_000.png"]
     assert last.attributes["age"] == "414"
-    assert (last.images[0].view, last.images[0].spacing) == ("UNKNOWN", None)
+    assert (last.images[0].projection, last.images[0].spacing) == ("UNKNOWN", None)
     assert last.images[0].key == "images/00000009_000.png"
 
 
@@ -145,7 +145,7 @@ def test_an_official_split_that_cuts_a_patient_is_told(corpus):
     (corpus / "train_val_list.txt").write_text("00000042_000.png\n")
     (corpus / "test_list.txt").write_text("00000042_001.png\n")
     source = Nih14(split="all", path=str(corpus), val_fraction=0)
-    assert any("puts 1 groups" in line for line in source.warnings)
+    assert any("puts 1 leakage units" in line for line in source.warnings)
 
 
 def test_labels_come_without_images(corpus):

@@ -51,7 +51,7 @@ def test_pairs_are_sections_and_entailment(radnli):
 
 
 def test_swapped_pairs_share_a_group_and_no_others(radnli):
-    groups = [record.group_key for record in every(Radnli(split="all", path=str(radnli)))]
+    groups = [record.leakage_unit for record in every(Radnli(split="all", path=str(radnli)))]
     assert groups[0] == groups[1] and len(set(groups)) == 3
     half = {"train": 0.5, "test": 0.5}
     split_of = {
@@ -69,7 +69,9 @@ def test_swapped_pairs_share_a_group_and_no_others(radnli):
 def test_a_group_in_two_official_splits_is_told(radnli):
     write_jsonl(radnli / "radnli_test_v1.jsonl", DEV[1:2])
     corpus = Radnli(split="all", path=str(radnli))
-    assert any("1 groups" in line and "more than one split" in line for line in corpus.warnings)
+    assert any(
+        "1 leakage units" in line and "more than one split" in line for line in corpus.warnings
+    )
 
 
 def test_what_is_no_pair_is_listed(radnli):
@@ -120,9 +122,9 @@ def test_mednli_groups_the_hypotheses_of_a_premise(tmp_path):
     corpus = Mednli(split="all", path=str(tmp_path))
     records = {record.id: record for record in every(corpus)}
     assert next(iter(records)) == "mednli:train/t1" and list(records)[-1] == "mednli:test/t9"
-    group = {native.split("/")[1]: record.group_key for native, record in records.items()}
+    group = {native.split("/")[1]: record.leakage_unit for native, record in records.items()}
     assert group["t1"] == group["t2"] == group["t4"] == group["t5"]
     assert group["t3"] == group["t9"] != group["t1"]
-    assert any("1 groups" in line for line in corpus.warnings)
+    assert any("1 leakage units" in line for line in corpus.warnings)
     assert records["mednli:train/t1"].sections["hypothesis"] == "He is ill."
     assert Mednli.facts.within == ("mimic_iii",)

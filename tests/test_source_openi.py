@@ -32,19 +32,19 @@ def stem(uid, number):
 @pytest.fixture
 def kaggle(tmp_path):
     root = tmp_path / "kaggle"
-    rows, views = [], []
+    rows, projections = [], []
     for uid, (mesh, indication, findings, impression, images) in REPORTS.items():
         problems = ";".join(code.split("/")[0] for code in mesh.split(";"))
         rows.append(
             (uid, mesh, problems, "PA and Lateral", indication, "None.", findings, impression)
         )
-        for at, (number, view) in enumerate(images.items()):
-            views.append((uid, f"{stem(uid, number)}.dcm.png", NAMES[view]))
-            path = root / "images/images_normalized" / views[-1][1]
+        for at, (number, projection) in enumerate(images.items()):
+            projections.append((uid, f"{stem(uid, number)}.dcm.png", NAMES[projection]))
+            path = root / "images/images_normalized" / projections[-1][1]
             write_image(path, 10 * uid + at)
     rows.reverse()  # the order of the file is not to matter
     write_csv(root / "indiana_reports.csv", HEADER, rows)
-    write_csv(root / "indiana_projections.csv", ("uid", "filename", "projection"), views)
+    write_csv(root / "indiana_projections.csv", ("uid", "filename", "projection"), projections)
     return root
 
 
@@ -77,16 +77,16 @@ def nlm(tmp_path):
     return root
 
 
-def test_one_record_per_report_with_frontal_views_first(kaggle):
+def test_one_record_per_report_with_frontal_images_first(kaggle):
     corpus = pickle.loads(pickle.dumps(Openi(split="all", path=str(kaggle))))
     records = {record.id: record for record in every(corpus)}
     assert list(records) == [f"openi:{uid}" for uid in REPORTS]  # by number, "10" after "2"
     first = records["openi:1"]
-    assert [image.view for image in first.images] == ["FRONTAL", "LATERAL"]
-    assert {image.view_source for image in first.images} == {"label"}
+    assert [image.projection for image in first.images] == ["FRONTAL", "LATERAL"]
+    assert {image.projection_source for image in first.images} == {"label"}
     assert first.images[0].key == "images/images_normalized/1_IM-0001-4001.dcm.png"
     assert first.images[0].load()[0, 0] == 11
-    assert (first.patient_id, first.group_key, first.study_id) == ("1", "1", "CXR1")
+    assert (first.patient_id, first.leakage_unit, first.study_id) == ("1", "1", "CXR1")
     assert dict(first.sections) == {
         "examination": "PA and Lateral",
         "indication": "Cough.",
@@ -94,9 +94,9 @@ def test_one_record_per_report_with_frontal_views_first(kaggle):
         "findings": "Clear lungs.",
         "impression": "Normal chest x-XXXX.",
     }
-    assert [image.view for image in records["openi:10"].images] == ["LATERAL"]
-    views = [image.view for image in records["openi:11"].images]
-    assert views == ["FRONTAL", "FRONTAL", "LATERAL"]
+    assert [image.projection for image in records["openi:10"].images] == ["LATERAL"]
+    projections = [image.projection for image in records["openi:11"].images]
+    assert projections == ["FRONTAL", "FRONTAL", "LATERAL"]
     assert (first.license, first.split_official, first.redistributable) == (
         "CC-BY-NC-ND-4.0",
         "none",
@@ -141,17 +141,19 @@ def test_both_distributions_give_the_same_records(kaggle, nlm):
             b.split,
             b.study_id,
         )
-        assert [image.view for image in a.images] == [image.view for image in b.images]
+        assert [image.projection for image in a.images] == [image.projection for image in b.images]
         for x, y in zip(a.images, b.images, strict=True):
             np.testing.assert_array_equal(x.load(), y.load())
     assert right[0].images[0].key == "NLMCXR_png/CXR1_1_IM-0001-4001.png"
     assert right[0].attributes["mesh_automatic"] == "lungs"
 
 
-def test_xml_alone_tells_no_view(nlm):
+def test_xml_alone_states_no_projection(nlm):
     corpus = Openi(split="all", path=str(nlm))
     first = corpus[0]
-    assert [(image.view, image.view_source) for image in first.images] == [("UNKNOWN", "")] * 2
+    assert [(image.projection, image.projection_source) for image in first.images] == [
+        ("UNKNOWN", "")
+    ] * 2
     assert [image.key[-8:] for image in first.images] == ["3001.png", "4001.png"]
     last = corpus[len(corpus) - 1]
     assert (last.id, last.images, last.sections["findings"]) == (

@@ -32,7 +32,7 @@ def folder(tmp_path):
 def test_records_and_refused_captions(folder):
     corpus = pickle.loads(pickle.dumps(PmcOa(split="all", path=str(folder))))
     records = every(corpus)
-    assert [(r.id, r.group_key, r.group_known) for r in records] == [
+    assert [(r.id, r.leakage_unit, r.leakage_unit_known) for r in records] == [
         ("pmc_oa:PMC212319_Fig3_4.jpg", "PMC212319", True),
         ("pmc_oa:PMC212319_Fig3_5.jpg", "PMC212319", True),
         ("pmc_oa:figure_of_no_article.jpg", "figure_of_no_article.jpg", False),
@@ -53,7 +53,7 @@ def test_records_and_refused_captions(folder):
         ("pmc_oa:PMC29_Fig1_3.jpg", "missing_image"),
     ]
     assert corpus.total == 6
-    assert any("names of 1 images do not begin with their article's" in w for w in corpus.warnings)
+    assert any("names of 1 images do not begin with their article" in w for w in corpus.warnings)
 
 
 def test_text_is_kept_without_images_and_articles_undivided(folder):
@@ -64,7 +64,7 @@ def test_text_is_kept_without_images_and_articles_undivided(folder):
     records = [record for part in parts for record in every(part)]
     assert len(records) == 4
     assert [r.images for r in records if r.sections["caption"] == "Gone."] == [()]
-    split_of = {(r.group_key, r.split) for r in records}
+    split_of = {(r.leakage_unit, r.split) for r in records}
     assert len(split_of) == len({group for group, _ in split_of})
 
 

@@ -60,7 +60,7 @@ def folder(tmp_path):
 def test_each_caption_is_a_record_of_its_image(folder):
     corpus = pickle.loads(pickle.dumps(Quilt1m(split="all", path=str(folder))))
     records = every(corpus)
-    assert [(r.id, r.study_id, r.group_key, r.split_official) for r in records] == [
+    assert [(r.id, r.study_id, r.leakage_unit, r.split_official) for r in records] == [
         (f"quilt1m:{A}/0", A, "a_B-c", "train"),
         (f"quilt1m:{A}/1", A, "a_B-c", "train"),
         (f"quilt1m:{B}/0", B, "a_B-c", "val"),
@@ -111,12 +111,12 @@ def test_opacity_is_composed_over_black(folder):
 
 def test_videos_divided_by_the_owner_are_told_and_divided_whole_by_hash(folder):
     theirs = Quilt1m(split="all", path=str(folder))
-    assert any("puts 1 groups" in line for line in theirs.warnings)
+    assert any("puts 1 leakage units" in line for line in theirs.warnings)
     ours = [
         every(Quilt1m(split=s, path=str(folder), official_split=False))
         for s in ("train", "val", "test")
     ]
-    assert sorted(sum(r.group_key == "a_B-c" for r in part) for part in ours) == [0, 0, 3]
+    assert sorted(sum(r.leakage_unit == "a_B-c" for r in part) for part in ours) == [0, 0, 3]
 
 
 def test_text_is_kept_without_images_and_columns_may_lack(folder):

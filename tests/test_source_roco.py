@@ -55,7 +55,7 @@ def test_records_hold_caption_article_and_licence(folder):
     assert second.sections == {"caption": "Cardiomegaly"}
     assert third.sections == {"caption": "Röntgen \u2028of the “chest”\x0b → mass"}
     assert [r.license for r in records] == ["CC BY", "NO-CC CODE", "CC BY-NC", "CC BY"]
-    assert [r.group_key for r in records] == ["PMC11", "PMC12", "PMC14", "PMC11"]
+    assert [r.leakage_unit for r in records] == ["PMC11", "PMC12", "PMC14", "PMC11"]
     assert first.study_id != fourth.study_id
     assert first.attributes == {
         "figure": "PMC11_a-g01.jpg",
@@ -73,14 +73,16 @@ def test_records_hold_caption_article_and_licence(folder):
 def test_articles_are_divided_whole_unless_the_owners_split_is_asked_for(folder):
     whole = {s: every(Roco(split=s, path=str(folder))) for s in ("train", "val", "test")}
     assert sum(map(len, whole.values())) == 4
-    assert [sum(r.group_key == "PMC11" for r in records) for records in whole.values()] in (
+    assert [sum(r.leakage_unit == "PMC11" for r in records) for records in whole.values()] in (
         [2, 0, 0],
         [0, 2, 0],
         [0, 0, 2],
     )
     theirs = Roco(split="all", path=str(folder), official_split=True)
     assert [r.split for r in every(theirs)] == ["train", "train", "val", "test"]
-    assert any("puts 1 groups (patients or articles) into more" in w for w in theirs.warnings)
+    assert any(
+        "puts 1 leakage units (patients or articles) into more" in w for w in theirs.warnings
+    )
     assert not any("into more than one" in w for w in Roco(split="all", path=str(folder)).warnings)
 
 
@@ -129,11 +131,11 @@ def test_rows_that_do_not_fit_are_listed(folder):
     assert warning.endswith("line 5: 2 fields of 3")
     records = {record.id[5:]: record for record in every(corpus)}
     assert records["ROCO_00001"].license == "CC BY"
-    assert (records["ROCO_00009"].group_key, records["ROCO_00009"].license) == (
+    assert (records["ROCO_00009"].leakage_unit, records["ROCO_00009"].license) == (
         "PMC4240561",
         "not stated",
     )
-    assert not records["ROCO_00010"].group_known
+    assert not records["ROCO_00010"].leakage_unit_known
     assert any("2 figures of 'data/train/radiology' have no article" in w for w in corpus.warnings)
 
 
@@ -144,7 +146,7 @@ def test_one_part_alone(folder):
         ("roco:ROCO_00002", "none"),
     ]
     assert every(corpus)[0].images[0].key == "images/ROCO_00001.jpg"
-    with pytest.raises(InputError, match="does not tell the subset"):
+    with pytest.raises(InputError, match="so its subset is unknown"):
         Roco(split="all", path=str(folder / "data/train/radiology"), subset="all")
     with pytest.raises(InputError, match=r"no captions.txt in .* nor in data/"):
         Roco(split="all", path=str(folder / "data/train/radiology/images"))
@@ -171,10 +173,10 @@ def test_real_captions(real_data):
         "CC BY-SA": 7,
         "CC0": 4,
     }
-    assert len({record.group_key for record in records}) == 7_404
+    assert len({record.leakage_unit for record in records}) == 7_404
     words = sorted(len(record.sections["caption"].split()) for record in records)
     assert (words[-1], words[len(words) // 2]) == (207, 16)
     splits = collections.defaultdict(set)
     for record in records:
-        splits[record.group_key].add(record.split)
+        splits[record.leakage_unit].add(record.split)
     assert max(map(len, splits.values())) == 1

@@ -83,7 +83,7 @@ def test_without_a_mapping_no_patient_is_known(corpus):
     assert any("may fall into different splits" in line for line in source.warnings)
     assert any("4 records found, 26,684 in the published" in line for line in source.warnings)
     records = records_of(source)
-    assert {record.group_known for record in records.values()} == {False}
+    assert {record.leakage_unit_known for record in records.values()} == {False}
     assert {record.aliases for record in records.values()} == {()}
     check_promises(RsnaPneumonia, corpus)
 
@@ -92,14 +92,14 @@ def test_the_official_mapping_gives_patients_of_the_nih(corpus):
     write_mapping(corpus / MAPPING)
     source = read(corpus)
     records = records_of(source)
-    assert {name: record.group_key for name, record in records.items()} == {
+    assert {name: record.leakage_unit for name, record in records.items()} == {
         "normal": "42",
         "one-box": "42",
         "two-boxes": "7",
         "other": "30805",
     }
     assert records["one-box"].aliases == ("nih14:42",)
-    assert records["one-box"].group_known and records["one-box"].patient_id == "42"
+    assert records["one-box"].leakage_unit_known and records["one-box"].patient_id == "42"
     assert not any("patient" in line for line in source.warnings)
     assert source.facts.within == ("nih14",)
     check_promises(RsnaPneumonia, corpus)
@@ -124,7 +124,7 @@ def test_a_table_maps_too(corpus, tmp_path, header, values):
         ("nih14:7",),
         (),
     ]
-    assert not records["other"].group_known
+    assert not records["other"].leakage_unit_known
     assert any("1 images are not in nih_mapping" in line for line in source.warnings)
 
 
@@ -208,6 +208,8 @@ def test_pixels_are_decoded_and_damage_is_found(corpus):
     assert [reject.id.partition(":")[2] for reject in source.rejects] == ["normal", "other"]
 
 
-def test_headers_tell_the_view(corpus):
-    views = [read(corpus, dicom_headers=told)[0].images[0].view for told in (False, True)]
-    assert views == ["UNKNOWN", "AP"]
+def test_headers_state_the_projection(corpus):
+    projections = [
+        read(corpus, dicom_headers=told)[0].images[0].projection for told in (False, True)
+    ]
+    assert projections == ["UNKNOWN", "AP"]

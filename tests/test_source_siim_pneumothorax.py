@@ -69,7 +69,7 @@ def test_rows_of_an_image_become_one_record(tmp_path):
         *[(0, 0), (0, 1), (0, 2), (1, 1023)]
     ]
     assert records[ONE].images[0].key == f"dicom-images-train/s2/t2/{ONE}.dcm"
-    assert (records[ONE].group_known, records[ONE].access) == (False, "click")
+    assert (records[ONE].leakage_unit_known, records[ONE].access) == (False, "click")
 
 
 def test_place_tells_the_official_split(tmp_path):
@@ -77,7 +77,7 @@ def test_place_tells_the_official_split(tmp_path):
     test = read(tmp_path, split="test")
     assert list(records_of(test)) == [TWO]
     assert any("1 records/test found, 1,372 in the published" in w for w in test.warnings)
-    assert any("patients are not told" in warning for warning in test.warnings)
+    assert any("patients are not known" in warning for warning in test.warnings)
     everything = records_of(read(tmp_path, val_fraction=0)).values()
     assert [record.split for record in everything] == ["train", "train", "train", "test"]
     held = read(tmp_path, val_fraction=0.999, split="val")

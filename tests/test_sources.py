@@ -67,7 +67,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
 OPTIONS: dict[str, Any] = {
     "report_columns": {"findings": "findings", "conclusion": "impression"},
     "patient_column": "who",
-    "view_column": "view",
+    "projection_column": "view",
     "license_column": "licence",
     "label_columns": ("effusion",),
     "fractions": (0.6, 0.2, 0.2),
@@ -86,7 +86,7 @@ def every(source: Source) -> list[Record]:
 
 
 def plain(record: Record) -> dict[str, Any]:
-    fields = vars(record) | {"images": [(ref.key, ref.view) for ref in record.images]}
+    fields = vars(record) | {"images": [(ref.key, ref.projection) for ref in record.images]}
     return fields | {"pixels": [ref.load().tolist() for ref in record.images]}
 
 
@@ -115,10 +115,10 @@ def test_all_formats_yield_equal_records(folder: Path) -> None:
         "conclusion": "Normal 0.",
     }
     assert list(second["sections"]) == ["findings"]
-    assert (first["patient_id"], first["group_key"], first["study_id"]) == ("p0", "p0", "p0/1")
+    assert (first["patient_id"], first["leakage_unit"], first["study_id"]) == ("p0", "p0", "p0/1")
     assert first["images"] == [("images/0.png", "PA")] and first["license"] == "CC0"
-    views = [by_id[f"table:{number}"]["images"][0][1] for number in range(1, 6)]
-    assert views == ["PA", "AP", "LATERAL", "UNKNOWN", "OTHER"]
+    projections = [by_id[f"table:{number}"]["images"][0][1] for number in range(1, 6)]
+    assert projections == ["PA", "AP", "LATERAL", "UNKNOWN", "OTHER"]
     assert [by_id[f"table:{number}"]["labels"] for number in range(1, 6)] == [
         (1,), (0,), (-1,), (-2,), (1,),
     ]  # fmt: skip
@@ -128,7 +128,7 @@ def test_all_formats_yield_equal_records(folder: Path) -> None:
 def test_table_is_a_source_that_pickles_small(folder: Path) -> None:
     table = Table(path=str(write_table(folder / "t.csv", example_rows())), **ONLY_TRAIN)
     assert isinstance(table, Source)
-    assert table.total == len(table) == 40 and table.rejects == [] and table.note == ""
+    assert table.total == len(table) == 40 and table.rejects == [] and table.warnings == []
     copy = ForkingPickler.loads(ForkingPickler.dumps(table))
     assert plain(copy[7]) == plain(table[7]) == plain(table[-33])
     assert len(ForkingPickler.dumps(table)) < 40 * 300
@@ -139,14 +139,16 @@ def test_table_is_a_source_that_pickles_small(folder: Path) -> None:
 def test_patients_never_cross_splits_and_the_salt_redraws(folder: Path) -> None:
     path = str(write_table(folder / "t.csv", example_rows()))
     tables = {split: Table(split=split, path=path, **OPTIONS) for split in SPLITS}
-    patients = {split: {record.group_key for record in every(tables[split])} for split in SPLITS}
+    patients = {split: {record.leakage_unit for record in every(tables[split])} for split in SPLITS}
     assert sum(map(len, tables.values())) == 40
     assert sum(map(len, patients.values())) == len(set.union(*patients.values())) == 20
     assert all(record.split == split for split in SPLITS for record in every(tables[split]))
     again = Table(split="train", path=path, **OPTIONS, split_salt="other")
-    assert {record.group_key for record in every(again)} != patients["train"]
+    assert {record.leakage_unit for record in every(again)} != patients["train"]
     alone = Table(split="train", path=path, **{**OPTIONS, "patient_column": None})
-    assert alone.note.startswith("patient_column is not set: every row counts as its own patient")
+    assert alone.warnings[0].startswith(
+        "patient_column is not set: every row counts as its own patient"
+    )
     assert alone[0].patient_id == alone[0].id.removeprefix("table:")
 
 
@@ -215,7 +217,7 @@ def test_malformed_cells_condemn_their_row_only(folder: Path) -> None:
         "not JSON",
         "list, expected an object",
         "a cell holds list; expected text or a number",
-        "a cell holds an unpaired surrogate, which is no character",
+        "a cell holds an unpaired surrogate; expected characters",
         "the image path holds a null character",
     ]
     assert table[5].sections == {"findings": "Fine."} and table[5].labels == (1,)
@@ -240,7 +242,7 @@ def test_refused_tables(folder: Path) -> None:
     rows = example_rows(4)
     path = write_table(folder / "t.csv", rows)
     text = path.read_text("utf-8")
-    assert refusal(path, patient_column="mrn", view_column="pos") == (
+    assert refusal(path, patient_column="mrn", projection_column="pos") == (
         f"{path}: no column 'mrn', 'pos'; present: image, findings, impression, who, view,"
         " effusion, licence"
     )
@@ -334,7 +336,7 @@ def test_real_radiographs() -> None:
         pytest.skip(f"no {path}")
     columns: dict[str, Any] = {
         "patient_column": "patient_id",
-        "view_column": "view",
+        "projection_column": "view",
         "license_column": "license",
     }
     tables = [Table(split=split, path=str(path), **columns) for split in SPLITS]
@@ -342,10 +344,12 @@ def test_real_radiographs() -> None:
     assert sum(table.total for table in tables) == 196
     assert len(records) == 196 and not any(table.rejects for table in tables)
     assert len({record.id for record in records}) == 196
-    groups = [{record.group_key for record in every(table)} for table in tables]
+    groups = [{record.leakage_unit for record in every(table)} for table in tables]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    views = Counter(record.images[0].view for record in records)
-    assert views.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and views["PA"] > 50
+    projections = Counter(record.images[0].projection for record in records)
+    assert (
+        projections.keys() <= {"PA", "AP", "LATERAL", "OTHER", "UNKNOWN"} and projections["PA"] > 50
+    )
     for record in records[::20]:
         image = record.images[0].load()
         assert image.dtype == np.uint8 and image.ndim == 2 and max(image.shape) <= 512

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
     "report_features": {"findings": "report"},
     "patient_feature": "patient",
     "id_feature": "uid",
-    "view_feature": "view",
+    "projection_feature": "view",
     "label_features": "effusion",
 }
 ONLY_TRAIN: dict[str, Any] = {**OPTIONS, "split": "train", "fractions": (1, 0, 0)}
@@ -107,7 +107,7 @@ def test_records_of_a_prepared_corpus(data_dir: str) -> None:
     source = Tfds(data_dir=data_dir, tfds_split="train+test", **ONLY_TRAIN)
     assert isinstance(source, Source)
     assert "tensorflow" not in sys.modules
-    assert (source.total, len(source), source.note) == (EXAMPLES, EXAMPLES - 2, "")
+    assert (source.total, len(source), source.warnings) == (EXAMPLES, EXAMPLES - 2, [])
     by_id = {record.id: record for record in every(source)}
     told = {reject.id: (reject.reason, reject.detail) for reject in source.rejects}
     assert told.keys() == {"tfds:u3", "tfds:u5"}
@@ -116,10 +116,10 @@ def test_records_of_a_prepared_corpus(data_dir: str) -> None:
     for index in {*range(EXAMPLES)} - {3, 5}:
         record = by_id[f"tfds:u{index}"]
         assert record.sections == {"findings": f"Ünclear {index}."}
-        assert record.patient_id == record.group_key == str(index // 3)
+        assert record.patient_id == record.leakage_unit == str(index // 3)
         assert record.study_id == f"{index // 3}/u{index}"
         assert record.label_names == ("effusion",) and record.labels == ((1, 0, -1)[index % 3],)
-        assert record.images[0].view == ("PA", "LATERAL")[index % 2]
+        assert record.images[0].projection == ("PA", "LATERAL")[index % 2]
         image = record.images[0].load()
         written = cv2.imdecode(np.frombuffer(jpeg(10 * index), np.uint8), cv2.IMREAD_GRAYSCALE)
         np.testing.assert_array_equal(image, written)
@@ -131,11 +131,11 @@ def test_patients_never_cross_splits(data_dir: str) -> None:
         split: Tfds(split=split, data_dir=data_dir, fractions=fractions, **OPTIONS)
         for split in SPLITS
     }
-    patients = [{record.group_key for record in every(source)} for source in sources.values()]
+    patients = [{record.leakage_unit for record in every(source)} for source in sources.values()]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 7
     assert sum(source.total for source in sources.values()) == 20
     alone = Tfds(data_dir=data_dir, **{**ONLY_TRAIN, "patient_feature": None, "id_feature": None})
-    assert alone.note.startswith("patient_feature is not set")
+    assert alone.warnings[0].startswith("patient_feature is not set")
     assert {record.id for record in every(alone)} <= {f"tfds:{offset}" for offset in range(20)}
 
 
@@ -177,7 +177,7 @@ def test_verify_levels(data_dir: str) -> None:
         ({"tfds_split": "dev"}, "has no split 'dev'; choices: train, test and slices of them"),
         ({"tfds_split": "train[oops"}, r"has no split 'train\[oops'"),
         (
-            {"report_features": ("findings",), "view_feature": "position"},
+            {"report_features": ("findings",), "projection_feature": "position"},
             "no feature 'findings', 'position'; present: boxes, deep, effusion, image, patient",
         ),
         ({"report_features": "tags"}, r"feature 'tags' is Sequence\(.*expected one text or number"),

@@ -14,7 +14,7 @@ SOURCES = sorted((ROOT / "mmrl").rglob("*.py"))
 
 # What each folder, and each file beside them, may import besides itself. Data flows one way:
 # data -> models -> objectives -> training -> evaluators -> export.
-BASE = {"types", "values", "build", "files", "streams", "version"}
+BASE = {"types", "values", "build", "durations", "files", "streams", "version"}
 AXES = {"devices.axes"}
 READING = {"data.reading", "data.image"}
 # What draws on plain data alone, so that an evaluator can bring its figures.
@@ -22,6 +22,7 @@ DRAWING = {"reporting.figures", "reporting.bars", "reporting.attention"}
 TRAINING = BASE | {"config", "data", "devices", "evaluators", "models", "objectives"}
 MAY_IMPORT = {
     "version": set(),
+    "durations": set(),
     "files": set(),
     "types": set(),
     "streams": set(),

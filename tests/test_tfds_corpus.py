@@ -15,14 +15,14 @@ from mmrl import build
 from mmrl.data.sources.tfds import Tfds
 from mmrl.preparation import inventory, tfds_corpus
 from mmrl.preparation.job import Settings
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError, Record, Reject
 from tests.test_prepare import LABELS, Rich, folder, rich
 from tests.test_prepare_command import run
 
 __all__ = ["folder", "rich"]  # fixtures
 
-SETTINGS = Settings(Recipe(size=64, format="png"), max_reject_fraction=0.75)
+SETTINGS = Settings(Storage(size=64, format="png"), max_reject_fraction=0.75)
 READ: dict[str, Any] = {
     "report_features": {
         "findings": "section_findings",
@@ -31,7 +31,7 @@ READ: dict[str, Any] = {
     },
     "patient_feature": "patient_id",
     "study_feature": "study_id",
-    "view_feature": "view",
+    "projection_feature": "projection",
     "id_feature": "id",
     "split_feature": "split",
     "label_features": [f"label_{name}" for name in LABELS],
@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read(builder: Any, data_dir: Path, split: str) -> list[Record]:
-    path = f"{builder.name}/{builder.builder_config.name}:1.0.0"
+    path = f"{builder.name}/{builder.builder_config.name}:2.0.0"
     source = Tfds(split=split, tfds_split=split, path=path, data_dir=str(data_dir), **READ)
     assert source.rejects == []
     return [source[index] for index in range(len(source))]
@@ -70,7 +70,7 @@ def test_records_are_read_back(folder: Path, tmp_path: Path) -> None:
     assert made.id == "tfds:rich:a"
     for name in ("patient_id", "study_id", "split", "sections", "labels", "license"):
         assert getattr(made, name) == getattr(original, name), name
-    assert made.images[0].view == "PA"
+    assert made.images[0].projection == "PA"
     reduced = cv2.resize(original.images[0].load(), (64, 32), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(made.images[0].load(), reduced)
     (second,) = read(builder, tmp_path / "tfds", "train")
@@ -86,8 +86,8 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
     assert len(example["more_images"]) == 1
     assert example["image"].shape == (32, 64, 1)
     assert np.ravel(example["sizes"]).tolist() == [40, 80, 60, 30]
-    assert [view.decode() for view in example["views"]] == ["PA", "LATERAL"]
-    assert example["time"] == 86_400 and bool(example["group_known"])
+    assert [name.decode() for name in example["projections"]] == ["PA", "LATERAL"]
+    assert example["time"] == 86_400 and bool(example["leakage_unit_known"])
     assert json.loads(example["attributes"]) == {"sex": "F", "age": "57"}
     assert json.loads(example["spacings"]) == [[0.143, 0.2], []]
     assert json.loads(example["masks"])[0] == ["effusion", 40, 80, [0, 40, 200, 5]]
@@ -108,7 +108,7 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
 
 def test_text_without_images_has_no_bytes(folder: Path) -> None:
     record = dataclasses.replace(Rich(split="val", path=str(folder))[0], images=(), masks=None)
-    work = tfds_corpus.Work("rich", "{}", Recipe(), LABELS, ("findings", "other"))
+    work = tfds_corpus.Work("rich", "{}", Storage(), LABELS, ("findings", "other"))
     ((key, example),) = tfds_corpus.examples(work, [record])
     assert key == "rich:a" and example["image"].getvalue() == b"" and example["more_images"] == []
     assert (example["section_findings"], example["section_other"]) == ("Kleiner Erguß.", "")
@@ -123,11 +123,13 @@ def test_too_many_refusals_leave_no_data_set(folder: Path, tmp_path: Path) -> No
 
 def test_a_worker_that_sees_another_corpus_stops(folder: Path) -> None:
     given = json.dumps({"path": str(folder), "verify": "exists"})
-    work = tfds_corpus.Work("rich", given, Recipe(), LABELS, ())
+    work = tfds_corpus.Work("rich", given, Storage(), LABELS, ())
     tfds_corpus._source.cache_clear()
     (record,) = tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:b"]))
     assert record.id == "rich:b"
-    with pytest.raises(InputError, match="record 1 is 'rich:b' here and 'rich:z' where the work"):
+    with pytest.raises(
+        InputError, match="record 1 is 'rich:b' on this worker and 'rich:z' where the work"
+    ):
         list(tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:z"])))
 
 

@@ -133,7 +133,7 @@ class FakeData(fakes.FakeData):
                 source="fake",
                 patient_id=self.patients[i],
                 study_id="",
-                group_key="",
+                leakage_unit="",
                 split="test",
                 images=(),
                 sections={},

@@ -25,7 +25,7 @@ def picture(seed: int, height: int = 96, width: int = 80) -> np.ndarray:
     return np.clip(127 + 50 * smooth, 0, 255).astype(np.uint8)
 
 
-def stored(key: str, pixels: np.ndarray, view: str = "PA") -> shards.StoredImage:
+def stored(key: str, pixels: np.ndarray, projection: str = "PA") -> shards.StoredImage:
     _, data = cv2.imencode(".png", pixels)
     digest, value = shards.pixel_sha256(pixels), duplicates.perceptual_hash(pixels)
     height, width = pixels.shape
@@ -36,7 +36,7 @@ def stored(key: str, pixels: np.ndarray, view: str = "PA") -> shards.StoredImage
         width,
         2 * height,
         2 * width,
-        view,
+        projection,
         "label",
         None,
         digest,
@@ -67,7 +67,7 @@ def write(
     sections = list(dict.fromkeys(name for one, _ in held for name in one.sections))
     pq.write_table(shards.index_table(rows, sections), folder / shards.INDEX)
     content = {
-        "schema_version": 1,
+        "schema_version": shards.SCHEMA_VERSION,
         "facts": {"title": "A toy corpus"},
         "label_names": list(NAMES),
         "rejects": {"unreadable_image": 2, "bad_row": 1},

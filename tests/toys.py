@@ -51,7 +51,7 @@ class ToySource:
             source="toy",
             patient_id=f"p{index // 2}",
             study_id=f"s{index}",
-            group_key=f"p{index // 2}",
+            leakage_unit=f"p{index // 2}",
             split="train",
             images=(ImageRef(str(index), functools.partial(noise, index)),),
             sections={"findings": text},
@@ -135,5 +135,12 @@ def _stored(image: ImageRef) -> shards.StoredImage:
     sizes = (*pixels.shape, *pixels.shape)
     digest = shards.pixel_sha256(pixels)
     return shards.StoredImage(
-        image.key, data.tobytes(), *sizes, image.view, image.view_source, None, digest, 0
+        image.key,
+        data.tobytes(),
+        *sizes,
+        image.projection,
+        image.projection_source,
+        None,
+        digest,
+        0,
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmrl.data import views as views_
 from mmrl.data.overlap.fingerprints import Collector, Fingerprint
+from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading import rejects
 from mmrl.data.text import reports
 from mmrl.types import InputError, Record, Reject, Source
@@ -210,7 +211,7 @@ def _scan(
             refused.append(Reject(record.id, "missing_image", "the record has no image"))
         elif not numbers:
             detail = f"none of {', '.join(views_.FRONTAL)} among {len(record.images)} images"
-            refused.append(Reject(record.id, "no_frontal_view", detail))
+            refused.append(Reject(record.id, "no_frontal_projection", detail))
         read.positions += [position] * len(numbers)
         read.ids += [views_.example_id(record, number, views) for number in numbers]
         read.patients += [record.patient_id] * len(numbers)
@@ -254,20 +255,13 @@ def group_ids(studies: Sequence[str], texts: Sequence[str]) -> np.ndarray:
 
     The number of a group is the index of its first member.
     """
-    parent = list(range(len(studies)))  # of single numbers, lists are read faster than arrays
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
     first: dict[tuple[str, str], int] = {}
-    for index, (study, text) in enumerate(zip(studies, texts, strict=True)):
-        for key in (("study", study), ("text", reports.canonical(text))):
-            a, b = root(first.setdefault(key, index)), root(index)
-            parent[max(a, b)] = min(a, b)
-    return np.asarray([root(index) for index in range(len(studies))], np.int32)
+    pairs = (
+        (first.setdefault(key, index), index)
+        for index, (study, text) in enumerate(zip(studies, texts, strict=True))
+        for key in (("study", study), ("text", reports.canonical(text)))
+    )
+    return connected_components(len(studies), pairs).astype(np.int32)
 
 
 def describe(corpus: Corpus) -> Mapping[str, Any]:

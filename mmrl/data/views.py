@@ -35,7 +35,7 @@ def numbers(record: Record, views: str) -> tuple[int, ...]:
         return (0,) if record.images else ()
     if views == "each":
         return tuple(range(len(record.images)))
-    frontal = [number for number, image in enumerate(record.images) if image.view in FRONTAL]
+    frontal = [number for number, image in enumerate(record.images) if image.projection in FRONTAL]
     if not frontal and views == "random" and record.images:
         return (0,)
     return tuple(frontal[:1])

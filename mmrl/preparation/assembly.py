@@ -1,4 +1,4 @@
-"""Encoded chunks, in order, to closed shards: boundaries depend on content alone."""
+"""Writes encoded chunks, in order, to shards whose boundaries depend on the content only."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Reject
 
-MAX_RECORDS = 65_536  # of a shard; what bounds its rows in memory where records have no image
+MAX_RECORDS = 65_536  # of a shard; bounds its rows in memory, also where records have no image
 
 
 class Assembly:
-    """The shard under way, and those closed before it.
+    """The shard that is being written, and those that are finished.
 
     Args:
-      shard_bytes: a shard is closed when its payloads reach this.
+      shard_bytes: a shard is finished when its payloads reach this size.
 
     Attributes:
       next: number of the chunk to append next.
-      records, images, bytes: done so far, those of earlier runs included.
-      rejects: what was refused at encoding so far.
+      records, images, bytes: of all chunks so far, including those of earlier runs.
+      rejects: items that were refused at encoding so far.
     """
 
     def __init__(self, workplace: Workplace, inventory: Inventory, shard_bytes: int) -> None:
@@ -34,12 +34,12 @@ class Assembly:
         self._of_split: dict[str, int] = {}
         self.next = self.records = self.images = self.bytes = 0
         self.rejects: list[Reject] = []
-        for told in closed:
-            if told["shard"]:
-                self._of_split[told["split"]] = self._of_split.get(told["split"], 0) + 1
-            self.next, self.records = told["stop"], self.records + told["records"]
-            self.images, self.bytes = self.images + told["images"], self.bytes + told["bytes"]
-            self.rejects += [Reject(*fields) for fields in told["rejects"]]
+        for shard in closed:
+            if shard["shard"]:
+                self._of_split[shard["split"]] = self._of_split.get(shard["split"], 0) + 1
+            self.next, self.records = shard["stop"], self.records + shard["records"]
+            self.images, self.bytes = self.images + shard["images"], self.bytes + shard["bytes"]
+            self.rejects += [Reject(*fields) for fields in shard["rejects"]]
         self._begin("")
 
     def _begin(self, split: str) -> None:
@@ -54,7 +54,7 @@ class Assembly:
         return self._workplace.work / "shard.tmp"
 
     def append(self, split: str, chunk: Chunk) -> None:
-        """Adds chunk number `next`, which is of `split`."""
+        """Appends chunk number `next`, which is of `split`."""
         if split != self._split:
             self.close()
             self._begin(split)
@@ -78,11 +78,11 @@ class Assembly:
             self._begin(split)
 
     def close(self) -> None:
-        """Brings the shard under way to its place; nothing when no chunk came since the last."""
+        """Finishes the shard that is being written, if any chunk was appended to it."""
         if self.next == self._first:
             return
         size, digest = self._finish_file() if self._rows else (0, "")
-        told = {
+        shard = {
             "split": self._split,
             "shard": self._name() if self._rows else "",
             "first": self._first,
@@ -94,22 +94,22 @@ class Assembly:
             "sections": list(dict.fromkeys(s for row in self._rows for s in row["sections"])),
             "rejects": [[r.id, r.reason, r.detail] for r in self._refused],
         }
-        self._workplace.close(self._closed, told, self._rows)
+        self._workplace.close(self._closed, shard, self._rows)
         self._closed += 1
         if self._rows:
             self._of_split[self._split] = self._of_split.get(self._split, 0) + 1
         self.bytes += size
 
     def _finish_file(self) -> tuple[int, str]:
-        """Closes, checks and places the shard; returns its size and digest."""
+        """Closes the file of the shard, checks it and moves it to the output: size and digest."""
         self._writer.close()
         reader = array_record_module.ArrayRecordReader(str(self._fresh))
         found = reader.num_records()
         reader.close()
         if found != len(self._rows):
             raise InputError(
-                f"{self._fresh} holds {found:,} of {len(self._rows):,} records written; is the"
-                " disk full? The same command goes on"
+                f"{self._fresh} holds {found:,} of {len(self._rows):,} records; is the disk full?"
+                " Start the same command again: it resumes"
             )
         files.sync(self._fresh)
         size, digest = self._fresh.stat().st_size, shards.file_sha256(self._fresh)

@@ -1,10 +1,9 @@
-"""The report to read before training on a prepared corpus: terminal, page, numbers.
+"""Audits prepared corpora: prints tables and writes a page with figures, and all numbers.
 
     audit(["corpora/openi"], out=None, lengths=(128,), batch_sizes=(64, 256))
 
-reads the index (and pixels of 24 samples and of images that look alike), prints tables, and writes
-audit.html, audit.json and figures into corpora/openi-audit; a prepared corpus itself is never
-written to.
+reads the index, the pixels of 24 samples and those of images that look alike. It prints tables, and
+writes audit.html, audit.json and figures to corpora/openi-audit. The corpus itself is not changed.
 """
 
 import collections
@@ -25,17 +24,19 @@ from mmrl.data.overlap import fingerprints, leaks
 from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.text.reports import normalise
-from mmrl.preparation import audit_figures, cards, cautions, repeats, survey
-from mmrl.preparation import lengths as wording
+from mmrl.preparation import audit_figures, cards, repeats, survey
 from mmrl.preparation.audit_tables import Table, percent, tables
+from mmrl.preparation.cautions import list_cautions
+from mmrl.preparation.deidentification import count_marks
 from mmrl.preparation.holdings import Holdings
+from mmrl.preparation.lengths import choose_tokenizer, measure_lengths
 from mmrl.reporting import page
 from mmrl.types import InputError
 
 PAGE, NUMBERS = "audit.html", "audit.json"
 LENGTHS = (64, 96, 128, 256)
 BATCH_SIZES = (32, 64, 256, 1024)
-_WIDTH = 100  # columns of a log file, and at most of a terminal
+_WIDTH = 100  # columns of a log file, and greatest number of columns in a terminal
 
 
 def audit(
@@ -49,24 +50,22 @@ def audit(
     sections: Sequence[str] = (),
     waivers: leaks.Waivers = types.MappingProxyType({}),
 ) -> None:
-    """Audits prepared corpora: prints tables, writes a page, its figures and all numbers.
+    """Audits prepared corpora: prints tables, and writes a page with figures, and all numbers.
 
     Args:
-      folders: that `mmrl.prepare` wrote.
-      out: folder for audit.html and audit.json; None: beside the first corpus, with "-audit"
-        behind its name.
-      lengths: values of config.data.text_length to judge, in tokens.
-      batch_sizes: global, to judge.
-      tokenizer: a file that `Tokenizer.save` wrote; "": trained on the train split as training
-        does by default.
-      against: prepared corpora to evaluate on; each is compared with each of `folders` by the leak
-        gate.
-      sections: of which the composed text is made; see `Holdings`.
-      waivers: overlaps with `against` that are accepted, see `leaks.parse_waivers`.
+      folders: folders that `mmrl.prepare` wrote.
+      out: folder for audit.html and audit.json; None takes the name of the first corpus with
+        "-audit" appended.
+      lengths: values of config.data.text_length, in tokens, whose truncation is computed.
+      batch_sizes: global batch sizes whose false negatives are computed.
+      tokenizer: a file that `Tokenizer.save` wrote; "" trains a tokenizer on the train split with
+        the defaults of training.
+      against: prepared corpora for evaluation. Each is checked for overlap with each of `folders`.
+      sections: sections of the composed text, see `Holdings`.
+      waivers: accepted overlaps with `against`, see `leaks.parse_waivers`.
 
     Raises:
-      LeakError: after everything is written, an overlap with `against` that is not waived. What
-        else is found wrong with a corpus is for the reader to judge.
+      LeakError: after everything is written, for an overlap with `against` that is not waived.
       InputError: a folder is no complete prepared corpus, or an option is out of its range.
     """
     _check(folders, lengths, batch_sizes)
@@ -93,11 +92,11 @@ def audit(
             folder: _plain(result, missing, waivers)
             for folder, (result, missing) in compared.items()
         }
-        corpora[name] = wording.public(measured)
+        corpora[name] = _without_arrays(measured)
         figures = _draw(one, measured, lengths, target, len(corpora))
         listed = [*tables(corpora[name]), *_against(corpora[name]["against"])]
         prefix = f"{name}: " if len(held) > 1 else ""
-        _print(console, name, corpora[name]["findings"], listed)
+        _print(console, name, corpora[name]["cautions"], listed)
         shown += _sections(prefix, corpora[name], listed, figures, chosen)
     numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
     files.write(target / NUMBERS, numbers)
@@ -112,15 +111,15 @@ def _check_target(target: Path, folders: Sequence[str]) -> None:
     for folder in folders:
         if Path(folder).resolve() in (target.resolve(), *target.resolve().parents):
             raise InputError(
-                f"out '{target}' lies in the prepared corpus '{folder}', which is never written"
-                " to; expected another folder"
+                f"out '{target}' is in the prepared corpus '{folder}', which an audit does not"
+                " change; expected another folder"
             )
 
 
 def _compare(held: Holdings, other: Holdings) -> tuple[list[leaks.Overlap], list[str]]:
-    """What the leak gate finds of the records of `other`, all splits, in the train split of `held`.
+    """Overlaps of all splits of `other` with the train split of `held`, and what is not compared.
 
-    All records of `held` where it has no train split. Then what could not be compared.
+    Where `held` has no train split, all its records are compared.
     """
     trained = ("train",) if "train" in held.splits else SPLITS
     training, evaluated = _fingerprint(held, trained), _fingerprint(other, SPLITS)
@@ -130,7 +129,7 @@ def _compare(held: Holdings, other: Holdings) -> tuple[list[leaks.Overlap], list
 def _plain(
     overlaps: Sequence[leaks.Overlap], missing: list[str], waivers: leaks.Waivers
 ) -> dict[str, Any]:
-    """The same as JSON, with the reason of what is waived."""
+    """The result of `_compare` as JSON values, with the reasons of waivers."""
     return {
         "overlaps": [
             {
@@ -174,8 +173,8 @@ def _measure(
     tokenizer: str,
     chosen: Sequence[cards.Card],
 ) -> dict[str, Any]:
-    """All numbers of one corpus; those under names with "_" first are for figures only."""
-    made, told = wording.tokenizer_for(held, tokenizer)
+    """All numbers of one corpus. Names with a leading "_" are arrays that only figures read."""
+    chosen_tokenizer, described = choose_tokenizer(held, tokenizer)
     texts, near = repeats.texts(held)
     bits = collections.Counter(f"{card.bits} bit" for card in chosen if card.bits)
     found: dict[str, Any] = {
@@ -187,26 +186,34 @@ def _measure(
         "images": survey.images(held) | {"stored_bits": dict(bits)},
         "attributes": survey.attributes(held),
         "labels": survey.labels(held),
-        "tokenizer": told,
-        "lengths": wording.lengths(held, made, limits),
+        "tokenizer": described,
+        "lengths": measure_lengths(held, chosen_tokenizer, limits),
         "repeats": {
             "images": repeats.images(held),
             "texts": texts,
             "sentences": repeats.sentences(held),
         },
         "false_negatives": repeats.false_negatives(held, near, batch_sizes),
-        "deidentification": wording.deidentification(held),
+        "deidentification": count_marks(held),
         "crossing": survey.crossing(held),
         "samples": [card.id for card in chosen],
     }
-    found["findings"] = cautions.notable(found)
+    found["cautions"] = list_cautions(found)
     return found
+
+
+def _without_arrays(numbers: Any) -> Any:
+    """Leaves out the arrays that only figures read, whose names begin with "_"."""
+    if isinstance(numbers, dict):
+        kept = {name: value for name, value in numbers.items() if not name.startswith("_")}
+        return {name: _without_arrays(value) for name, value in kept.items()}
+    return numbers
 
 
 def _draw(
     held: Holdings, found: Mapping[str, Any], limits: Sequence[int], target: Path, number: int
 ) -> dict[str, tuple[str, Path, str]]:
-    """Draws what there is to draw: topic -> title, file, caption."""
+    """Draws all figures for which there are data: topic -> title, file, caption."""
     drawn: dict[str, tuple[str, Path, str]] = {}
     text = found["lengths"]["text"]
     if len(text["_words"]):
@@ -217,16 +224,16 @@ def _draw(
         path = target / f"labels-{number}.png"
         audit_figures.labels(found["labels"]["all"], path)
         drawn["Labels"] = ("Labels", path, "All splits together.")
-    if found["images"]["views"]:
+    if found["images"]["projections"]:
         path = target / f"images-{number}.png"
         widths, heights = (np.asarray(held.flat(f"orig_{side}s")) for side in ("width", "height"))
-        audit_figures.images(widths, heights, found["images"]["views"], path)
-        drawn["Images"] = ("Sizes and views", path, "Before anything was made smaller.")
+        audit_figures.images(widths, heights, found["images"]["projections"], path)
+        drawn["Images"] = ("Sizes and projections", path, "Sizes as distributed by the owner.")
     return drawn
 
 
 def _against(compared: Mapping[str, Any]) -> list[Table]:
-    """What the leak gate found, one table for each corpus."""
+    """The overlaps with each corpus of `against`, one table per corpus."""
     made = []
     for folder, result in compared.items():
         rows = [
@@ -244,7 +251,7 @@ def _against(compared: Mapping[str, Any]) -> list[Table]:
         made.append(
             Table(
                 "Leakage",
-                f"Records of {folder} that the train split has seen",
+                f"Records of {folder} that are also in the train split",
                 ("kind", "records", "share", "such as; note"),
                 rows,
                 (1, 2),
@@ -254,10 +261,10 @@ def _against(compared: Mapping[str, Any]) -> list[Table]:
     return made
 
 
-def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence[Table]) -> None:
-    """Tables as plain text; what a report holds is never taken for markup or control codes."""
+def _print(console: Console, name: str, warnings: Sequence[str], listed: Sequence[Table]) -> None:
+    """Prints tables as plain text; markup and control codes in reports are not interpreted."""
     console.print(Text(f"\n=== {normalise(name)} ==="))
-    for line in notable:
+    for line in warnings:
         console.print(Text(f"* {normalise(line)}"))
     for one in listed:
         drawn = RichTable(
@@ -275,7 +282,7 @@ def _print(console: Console, name: str, notable: Sequence[str], listed: Sequence
                 overflow="fold",
             )
         for row in one.rows:
-            # Two blanks before a name make it part of the row above.
+            # Two spaces before a name mark a detail of the row above.
             drawn.add_row(
                 *(Text(" " * (2 * cell.startswith("  ")) + normalise(cell)) for cell in row)
             )
@@ -292,8 +299,8 @@ def _sections(
     figures: Mapping[str, tuple[str, Path, str]],
     chosen: Sequence[cards.Card],
 ) -> list[str]:
-    """The HTML sections of one corpus."""
-    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["findings"])
+    """The sections of the page for one corpus, as HTML."""
+    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["cautions"])
     made = [page.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
     for topic in dict.fromkeys(one.topic for one in listed):
         parts: list[str] = []
@@ -306,9 +313,8 @@ def _sections(
                 parts.append(f'<p class="quiet">{page.escaped(one.note)}</p>' if one.note else "")
         made.append(page.section(f"{prefix}{topic}", *parts))
     note = (
-        f"{len(chosen)} of {found['counts']['all']['records']:,} records, chosen by a digest of"
-        " their ids: half from train, a quarter from each other split, those with boxes or masks"
-        " first for a third of the places."
+        f"{len(chosen)} of {found['counts']['all']['records']:,} records, chosen by a hash of their"
+        " ids: half of train, a quarter of each other split; up to a third have boxes or masks."
     )
     quiet = f'<p class="quiet">{page.escaped(note)}</p>'
     return [*made, page.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]

@@ -1,4 +1,4 @@
-"""Figures of an audit: lengths of texts with what a limit cuts, labels, sizes of images."""
+"""Figures of an audit: lengths of texts, labels, and sizes and projections of images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,11 @@ _LOOKS: dict[str, dict[str, Any]] = {
 def lengths(
     words: np.ndarray, tokens: np.ndarray | None, limits: Sequence[int], path: Path
 ) -> None:
-    """Histograms of words and of tokens, with a mark and the share cut at each limit.
+    """Draws histograms of words and of tokens, with the share of truncated texts at each limit.
 
     Args:
-      words: i64[N], N above 0. tokens: i64[N], or None without a tokenizer.
+      words: i64[N], N above 0.
+      tokens: i64[N], or None without a tokenizer.
       limits: in tokens.
       path: PNG to write, 1350 pixels wide.
     """
@@ -45,12 +46,12 @@ def lengths(
     for axis, (name, values) in zip(
         np.ravel(figure.subplots(1, len(panels), squeeze=False)), panels, strict=True
     ):
-        # The longest hundredth would squeeze the rest; the last bar holds it.
+        # The longest texts are in the last bar, so that the scale fits the others.
         top = int(max(np.percentile(values, 99.5), *(limits if name == "tokens" else (1,)))) + 1
         width = max(1, -(-top // 60))
         edges = np.arange(0, top + 2 * width, width)
         axis.hist(np.minimum(values, edges[-1] - 0.5), edges, color=BLUE)
-        note = ", begin and end mark included" if name == "tokens" else ""
+        note = ", including begin and end marks" if name == "tokens" else ""
         axis.set(xlabel=f"{name} of the text{note}", ylabel="records", xlim=(0, edges[-1]))
         beyond = int((values >= edges[-1]).sum())
         axis.set_title(
@@ -76,7 +77,7 @@ def lengths(
 
 @styled
 def labels(found: Mapping[str, Any], path: Path) -> None:
-    """One bar per label: shares of the labelled records of all splits, most frequent on top.
+    """Draws one bar per label with shares of the labelled records, most frequent labels on top.
 
     Args:
       found: `survey.labels()["all"]`, with labels.
@@ -112,9 +113,12 @@ def labels(found: Mapping[str, Any], path: Path) -> None:
 
 @styled
 def images(
-    widths: np.ndarray, heights: np.ndarray, views: Mapping[str, int], path: str | os.PathLike[str]
+    widths: np.ndarray,
+    heights: np.ndarray,
+    projections: Mapping[str, int],
+    path: str | os.PathLike[str],
 ) -> None:
-    """Sizes as distributed, one dot per distinct size, and how many images show which view.
+    """Draws one dot per distinct size of the distributed images, and a bar per projection.
 
     Args:
       widths, heights: i64[M] in pixels, M above 0.
@@ -131,12 +135,12 @@ def images(
     scatter.set(xlim=(0, reach), ylim=(0, reach), aspect="equal")
     scatter.set(xlabel="width as distributed (pixels)", ylabel="height (pixels)")
     scatter.set_title(f"{len(sizes):,} distinct sizes; area: number")
-    names = list(views)
-    bars.barh(range(len(names)), list(views.values()), 0.7, color=BLUE)
+    names = list(projections)
+    bars.barh(range(len(names)), list(projections.values()), 0.7, color=BLUE)
     bars.set_yticks(range(len(names)), [readable(name) for name in names])
-    bars.set(xlabel="images", title="Views", ylim=(max(len(names), 3) - 0.4, -0.6))
-    bars.set_xlim(0, 1.2 * max(views.values()))
-    for place, number in enumerate(views.values()):
+    bars.set(xlabel="images", title="Projections", ylim=(max(len(names), 3) - 0.4, -0.6))
+    bars.set_xlim(0, 1.2 * max(projections.values()))
+    for place, number in enumerate(projections.values()):
         bars.text(number, place, f" {number:,}", va="center", fontsize=9)
     bars.grid(visible=False, axis="y")
     figure.suptitle(f"Images, N = {len(widths):,}", fontsize=11)

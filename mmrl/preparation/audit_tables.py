@@ -1,4 +1,4 @@
-"""The numbers of an audit as tables, once, for the terminal and the page alike."""
+"""The numbers of an audit as tables, for the terminal and the page."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from mmrl.preparation.survey import QUANTILES
 
-_MOST_LABELS = 20  # in the terminal and above the fold; the page and the JSON hold all
+_MOST_LABELS = 20  # labels in the table; the JSON holds all
 
 SAME = {
     "text": "same text",
@@ -18,9 +18,14 @@ SAME = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A titled table of text; columns `numbers` align right; `note` stands below it.
+    """A table of text.
 
-    `topic` says under which heading of the page it stands.
+    Attributes:
+      topic: heading of the page below which it is shown.
+      title: title of the table.
+      header, rows: cells; a cell that begins with two spaces is a detail of the row above.
+      numbers: columns that are aligned right.
+      note: text below the table.
     """
 
     topic: str
@@ -32,7 +37,7 @@ class Table:
 
 
 def percent(share: float) -> str:
-    """One decimal; never 0.0 % of what is there, nor 100.0 % of what is not whole."""
+    """A percentage with one decimal; "< 0.1 %" and "> 99.9 %" instead of rounding to 0 and 100."""
     if 0 < share < 0.0005:
         return "< 0.1 %"
     if 0.9995 <= share < 1:
@@ -46,7 +51,7 @@ def of(part: int, whole: int) -> str:
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[Table]:
-    """All tables of one corpus, in the order of reading."""
+    """Yields all tables of one corpus, in order."""
     yield _origin(found["origin"], found["counts"]["all"])
     yield from _records(found)
     yield from _images(found["images"])
@@ -71,11 +76,11 @@ def _origin(origin: Mapping[str, Any], total: Mapping[str, Any]) -> Table:
         ("version", _listed(origin["version"])),
         ("licence (records)", _listed(origin["licences"])),
         ("access", _listed(origin["access"])),
-        ("may be given on", of(origin["redistributable_records"], total["records"])),
+        ("may be redistributed", of(origin["redistributable_records"], total["records"])),
         ("language", _listed(origin["languages"])),
-        ("split by the owner", _listed(origin["split_official"])),
-        ("leakage unit known", percent(total["group_known_share"])),
-        ("refused when prepared", f"{origin['rejected']:,}"),
+        ("official split", _listed(origin["split_official"])),
+        ("leakage unit known", percent(total["leakage_unit_known_share"])),
+        ("refused in preparation", f"{origin['rejected']:,}"),
         *((f"  {reason}", f"{number:,}") for reason, number in origin["rejects"].items()),
         *(("warning", text) for text in origin["warnings"]),
     ]
@@ -88,7 +93,7 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
         "records": "records",
         "patients": "patients",
         "studies": "studies",
-        "groups": "leakage units",
+        "leakage_units": "leakage units",
         "images": "images",
         "records_without_image": "records without image",
         "records_without_text": "records without text",
@@ -130,7 +135,7 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _values(entry: Mapping[str, Any]) -> str:
-    """What an attribute holds, in short."""
+    """A summary of the values of an attribute."""
     if "values" in entry:
         return _listed(entry["values"], len(entry["values"]))
     if "numbers" in entry:
@@ -143,14 +148,14 @@ def _values(entry: Mapping[str, Any]) -> str:
 
 
 def _images(images: Mapping[str, Any]) -> Iterator[Table]:
-    total = sum(images["views"].values())
+    total = sum(images["projections"].values())
     if not total:
         yield Table("Images", "Images", ("", ""), [("images", "none: a corpus of text")])
         return
-    rows = [("views", _listed(images["views"], 8))]
-    rows.append(("said by", _listed(images["view_sources"])))
+    rows = [("projections", _listed(images["projections"], 8))]
+    rows.append(("stated by", _listed(images["projection_sources"])))
     counts = images["per_record"].items()
-    rows.append(("images of a record", ", ".join(f"{k}: {n:,} records" for k, n in counts)))
+    rows.append(("images per record", ", ".join(f"{k}: {n:,} records" for k, n in counts)))
     for name in ("widths", "heights"):
         side = images[name]
         rows.append(
@@ -189,8 +194,8 @@ def _labels(labels: Mapping[str, Any]) -> Iterator[Table]:
         rows.append((name, *counts, *shares))
     header = ("label", "present", "absent", "uncertain", "blank", *(f"in {s}" for s in splits))
     note = (
-        f"{of(whole['labelled'], whole['records'])} of the records have a label that is stated; the"
-        " last columns say which share of these in a split."
+        f"{of(whole['labelled'], whole['records'])} of the records have a stated label; the last"
+        " columns are the shares of the labelled records of a split in which the label is present."
     )
     if len(rows) > _MOST_LABELS:
         note += f" The {_MOST_LABELS} most frequent of {len(rows)}."
@@ -198,7 +203,7 @@ def _labels(labels: Mapping[str, Any]) -> Iterator[Table]:
     yield Table("Labels", "Labels", header, rows[:_MOST_LABELS], columns, note)
 
 
-def _lengths(lengths: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[Table]:
+def _lengths(lengths: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Iterator[Table]:
     quantiles = tuple(f"p{quantile}" for quantile in QUANTILES)
     header = ("", "texts", "mean", *quantiles, "longest")
     for unit in ("words", "tokens"):
@@ -216,7 +221,7 @@ def _lengths(lengths: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[Ta
                     f"{values['max']:,.0f}",
                 )
             )
-        note = _tokenizer(told) if unit == "tokens" else ""
+        note = _tokenizer(tokenizer) if unit == "tokens" else ""
         if rows or note:
             yield Table("Lengths", f"Length in {unit}", header, rows, range(1, len(header)), note)
     limits = list(next((e["truncated"] for e in lengths.values() if "truncated" in e), {}))
@@ -235,24 +240,23 @@ def _lengths(lengths: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[Ta
     if rows:
         yield Table(
             "Lengths",
-            "Cut at a length of so many tokens: texts / of all tokens",
+            "Truncated at a number of tokens: share of texts / share of tokens",
             ("", *limits),
             rows,
             range(1, len(limits) + 1),
         )
 
 
-def _tokenizer(told: Mapping[str, Any]) -> str:
-    if "missing" in told:
-        return f"No tokens counted: {told['missing']}."
-    if "file" in told:
-        return (
-            f"Tokens of {told['file']}, {told['vocab_size']:,} pieces, begin and end mark counted."
-        )
-    records = "the train split" if told["trained_on"] == "train" else "all records (no train split)"
+def _tokenizer(tokenizer: Mapping[str, Any]) -> str:
+    if "missing" in tokenizer:
+        return f"Tokens are not counted: {tokenizer['missing']}."
+    size = f"{tokenizer['vocab_size']:,} pieces"
+    if "file" in tokenizer:
+        return f"Tokens of {tokenizer['file']}, {size}, including begin and end marks."
+    records = "the train split" if tokenizer["trained_on"] == "train" else "all records"
     return (
-        f"Tokens of a {told['model_type']} model trained on {records} as training does by default"
-        f" ({told['vocab_size']:,} pieces), begin and end mark counted."
+        f"Tokens of a {tokenizer['model_type']} model that was trained on {records} with the"
+        f" defaults of training ({size}), including begin and end marks."
     )
 
 
@@ -266,13 +270,13 @@ def _repeats(repeats: Mapping[str, Any]) -> Iterator[Table]:
     if images["images"]:
         exact, near = images["exact"], images["near"]
         rows += [
-            ("images equal pixel for pixel", of(exact["repeated"], exact["items"]), _sets(exact)),
+            ("images with equal pixels", of(exact["repeated"], exact["items"]), _sets(exact)),
             ("  of several patients", f"{exact['of_several_patients']:,} pictures", ""),
             (
                 "images that look the same",
                 of(near["images"], images["images"]),
-                f"{near['same_picture_pairs']:,} of {near['checked_pairs']:,} pairs within"
-                f" {near['radius']} bits were so on inspection; {near['candidate_pairs']:,} in all",
+                f"{near['same_picture_pairs']:,} of {near['checked_pairs']:,} compared pairs, of"
+                f" {near['candidate_pairs']:,} whose hashes differ in up to {near['radius']} bits",
             ),
             ("images without structure", f"{images['flat']:,}", "black, white or noise"),
         ]
@@ -305,7 +309,7 @@ def _repeats(repeats: Mapping[str, Any]) -> Iterator[Table]:
             "",
         ),
     ]
-    note = "Texts are compared without case, punctuation and layout."
+    note = "Case, punctuation and layout are ignored when texts are compared."
     yield Table("Repetition", "Duplicates", ("", "", ""), rows, (1,), note)
     for title, listed in (("texts", texts["top"]), ("sentences", said["top"])):
         if listed:
@@ -334,9 +338,10 @@ def _false_negatives(found: Mapping[str, Any]) -> Table:
     ]
     split = "the train split" if found["split"] == "train" else "all records (no train split)"
     note = (
-        f"Expected share of a random batch, drawn from {split} without replacement, that meets"
-        " another item of the same kind. Of these, what the third row does not hold counts as a"
-        " negative. A batch larger than the items is all of them."
+        f"Expected share of the items of a batch, drawn from {split} without replacement, that"
+        " equal another item of it. Items with the same text or study are never negatives of each"
+        " other; all other equal items are false negatives. Batches above the number of items"
+        " contain all items."
     )
     header = ("batch of", "items", *sizes)
     return Table("False negatives", "False negatives", header, rows, range(1, len(header)), note)
@@ -361,18 +366,18 @@ def _masked(found: Mapping[str, Any]) -> Table:
 def _crossing(found: Mapping[str, Any]) -> Iterator[Table]:
     pairs = list(found)
     if not pairs:
-        alone = [("splits", "one only, so nothing can cross")]
+        alone = [("splits", "one only")]
         yield Table("Leakage", "Leakage between splits", ("", ""), alone)
         return
     rows = []
     for name in found[pairs[0]]:
         shared = (found[pair][name] for pair in pairs)
-        rows.append(
-            (name, *(f"{one['shared']:,} / {of(one['records'], one['of'])}" for one in shared))
-        )
+        cells = (f"{one['shared']:,} / {of(one['records'], one['of'])}" for one in shared)
+        rows.append((name.replace("_", " "), *cells))
     note = (
-        "Shared by both splits / records of the second that hold one. Patients, studies and groups"
-        " must be 0; equal images or texts may be duplicates under other names."
+        "Number that both splits contain / records of the second split with one of them. Patients,"
+        " studies and leakage units must be 0; equal images or texts may be duplicates with other"
+        " patient ids."
     )
     yield Table(
         "Leakage", "Leakage between splits", ("", *pairs), rows, range(1, len(pairs) + 1), note

@@ -1,4 +1,4 @@
-"""Some records of a prepared corpus as they are: picture, boxes, text, labels."""
+"""Cards: sample records of a prepared corpus with picture, boxes, text and labels."""
 
 import base64
 import dataclasses
@@ -32,9 +32,14 @@ STYLE = """
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """One record: `picture` is a JPEG file, b"" without image; `rows` are (name, text) pairs.
+    """One record.
 
-    `bits` of the stored image, 0 without.
+    Attributes:
+      row: its row in the index.
+      id, split: those of the record.
+      picture: a JPEG file, b"" where the record has no image.
+      bits: of the stored image, 0 where there is none.
+      rows: (name, text) pairs.
     """
 
     row: int
@@ -46,10 +51,11 @@ class Card:
 
 
 def choose(held: Holdings, number: int = CARDS) -> list[int]:
-    """Rows to show, the same whatever the order of the corpus: half train, a quarter each other.
+    """Chooses the rows to show: half of train, a quarter of each other split.
 
-    A split with fewer leaves its places to the others. Within a split, records with boxes or masks
-    come first for at most a third of the places, then any; in the order of a digest of the id.
+    If a split has too few records, the other splits take its places. Within a split, up to a third
+    of the places are for records with boxes or masks. Records are in the order of a hash of their
+    ids, so the choice does not depend on the order of the corpus.
     """
     ids, boxes = held.column("id"), held.column("num_boxes")
     masks = held.column("mask_labels")
@@ -63,14 +69,14 @@ def choose(held: Holdings, number: int = CARDS) -> list[int]:
     shares = {"train": 2, "val": 1, "test": 1}
     places = dict.fromkeys(ranked, 0)
     for _ in range(min(number, len(held))):
-        # The split whose part is smallest by its share, among those that have records left.
+        # The next place is for the split with the fewest places relative to its share.
         free = [split for split in ranked if places[split] < len(ranked[split])]
         places[min(free, key=lambda split: (places[split] + 1) / shares[split])] += 1
     return [row for split, rows in ranked.items() for row in rows[: places[split]]]
 
 
 def make(held: Holdings, row: int) -> Card:
-    """The card of a record.
+    """Makes the card of a record.
 
     Raises:
       InputError: its shard is damaged.
@@ -89,9 +95,9 @@ def make(held: Holdings, row: int) -> Card:
         height = held.column("orig_heights")[row][number]
         width = held.column("orig_widths")[row][number]
         spacing = "".join(f", {mm:.3g} mm" for mm in held.column("spacings")[row][number][:1])
-        view = held.column("views")[row][number]
+        projection = held.column("projections")[row][number]
         which = f"{number + 1} of {count}, " if count > 1 else ""
-        rows.append(("image", f"{which}{view}, {width} x {height}{spacing}"))
+        rows.append(("image", f"{which}{projection}, {width} x {height}{spacing}"))
         if shown:
             rows.append(("boxes", ", ".join(dict.fromkeys(box.label for box in shown))))
         if masks:
@@ -108,7 +114,7 @@ def make(held: Holdings, row: int) -> Card:
 
 
 def _labels(held: Holdings, row: int) -> list[tuple[str, str]]:
-    """Names of the labels present and uncertain; the absent ones are told by number."""
+    """The names of present and uncertain labels, and the number of absent ones."""
     values = held.column("labels")[row] or []
     if not values:
         return []
@@ -124,10 +130,12 @@ def _labels(held: Holdings, row: int) -> list[tuple[str, str]]:
 
 
 def draw(image: np.ndarray, boxes: Sequence[Box], masks: Sequence[np.ndarray]) -> bytes:
-    """A JPEG of at most 256 pixels a side with outlines; 16 bits are stretched to be seen.
+    """Draws an image with outlines as a JPEG whose long side has 256 pixels.
 
     Args:
-      image: u8[H, W] or u16[H, W]. boxes: in its pixels. masks: bool[H, W] each.
+      image: u8[H, W] or u16[H, W]; the range of u16 is stretched to that of the image.
+      boxes: in pixels of the image.
+      masks: bool[H, W] each.
     """
     if image.dtype == np.uint16:
         image = (image / max(int(image.max()), 1) * 255).astype(np.uint8)
@@ -151,7 +159,7 @@ def draw(image: np.ndarray, boxes: Sequence[Box], masks: Sequence[np.ndarray]) -
 
 
 def as_html(cards: Sequence[Card]) -> str:
-    """The cards as a grid, every text escaped."""
+    """The cards as a grid in HTML; all text is escaped."""
     made = []
     for card in cards:
         parts = [f"<p><b>{page.escaped(card.id)}</b> ({card.split})</p>"]

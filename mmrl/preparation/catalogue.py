@@ -1,4 +1,4 @@
-"""The corpora that mmrl reads as their owners distribute them, as a Markdown table."""
+"""A Markdown table of the corpora that mmrl reads as their owners distribute them."""
 
 from mmrl import build
 from mmrl.data.overlap.fingerprints import source_facts
@@ -6,7 +6,7 @@ from mmrl.data.reading.listing import Listing
 
 
 def catalogue() -> list[str]:
-    """One line per source that is a public corpus, behind a header."""
+    """The lines of the table, one per source that is a public corpus."""
     lines = [
         "| source | corpus | licence | access | expected records | part of |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""One record to what a shard and the index hold of it; a chunk of records to one file."""
+"""Encodes records as entries of a shard and rows of the index."""
 
 import dataclasses
 import hashlib
@@ -12,24 +12,24 @@ import numpy as np
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.overlap.duplicates import perceptual_hash
 from mmrl.data.reading.shards import StoredImage, index_row, pack_payload, pixel_sha256
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
 
-# What decoders raise at files that they cannot make sense of. Not OSError: a disk that fails must
-# end the run, not empty the corpus.
-STUMBLES = (cv2.error, ValueError, KeyError, IndexError, OverflowError, EOFError)
+# Exceptions of decoders for damaged files. OSError is not among them: if the disk fails, the run
+# must end, and not refuse the images.
+DECODE_ERRORS = (cv2.error, ValueError, KeyError, IndexError, OverflowError, EOFError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Encoded records, in order: parallel payloads and rows of the index; and what was refused."""
+    """Encoded records: payloads and rows of the index, which are parallel, and refused items."""
 
     payloads: Sequence[bytes]
     rows: Sequence[dict[str, Any]]
     rejects: Sequence[Reject]
 
     def to_bytes(self) -> bytes:
-        """As one msgpack map behind its digest."""
+        """The digest of a msgpack map, followed by the map."""
         refused = [dataclasses.astuple(reject) for reject in self.rejects]
         content = {"payloads": self.payloads, "rows": self.rows, "rejects": refused}
         packed = msgpack.packb(content)
@@ -37,7 +37,7 @@ class Chunk:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Chunk":
-        """The inverse of `to_bytes`; InputError when a byte is not as it was."""
+        """The inverse of `to_bytes`; InputError when a byte has changed."""
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             raise InputError("damaged chunk")
         content = msgpack.unpackb(data[32:])
@@ -49,7 +49,7 @@ class Chunk:
 class Encoded:
     """A record as it is stored, and the parts of it that were refused.
 
-    `record` has the images and boxes that are left; it is None when nothing is.
+    `record` has the images and boxes that are kept; it is None when the record is refused.
     """
 
     record: Record | None
@@ -58,13 +58,13 @@ class Encoded:
     rejects: tuple[Reject, ...]
 
 
-def encode_chunk(records: Iterable[Record], recipe: Recipe) -> Chunk:
-    """Reads, reduces and encodes all images of some records."""
+def encode_chunk(records: Iterable[Record], storage: Storage) -> Chunk:
+    """Reads, reduces and encodes all images of the records."""
     payloads: list[bytes] = []
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     for record in records:
-        made = encode_record(record, recipe)
+        made = encode_record(record, storage)
         rejects += made.rejects
         if made.record is not None:
             payloads.append(pack_payload(made.record, made.images, made.masks))
@@ -72,18 +72,18 @@ def encode_chunk(records: Iterable[Record], recipe: Recipe) -> Chunk:
     return Chunk(payloads, rows, rejects)
 
 
-def encode_record(record: Record, recipe: Recipe) -> Encoded:
-    """Reads, reduces and encodes the images of a record, its boxes and its masks.
+def encode_record(record: Record, storage: Storage) -> Encoded:
+    """Reads, reduces and encodes the images, boxes and masks of a record.
 
-    An image that cannot be read is refused, with its boxes; a record that had images and keeps
-    none is refused whole. A record without images keeps its text.
+    An image that cannot be read is refused, with its boxes. A record none of whose images can be
+    read is refused. A record without images is kept for its text.
     """
     images: list[StoredImage] = []
     moved: dict[int, int] = {}
     faults: list[tuple[str, str, str]] = []
     for number, reference in enumerate(record.images):
         try:
-            images.append(_store(reference, recipe))
+            images.append(_store(reference, storage))
         except InputError as error:
             reason = getattr(error, "reason", "unreadable_image")
             faults.append((reference.key, reason, str(error)))
@@ -109,30 +109,30 @@ def encode_record(record: Record, recipe: Recipe) -> Encoded:
     return Encoded(kept, tuple(images), masks, tuple(refused))
 
 
-def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
-    """Reads and encodes one image; InputError when it cannot be read."""
+def _store(reference: ImageRef, storage: Storage) -> StoredImage:
+    """Reads and encodes an image; InputError when it cannot be read."""
     try:
         original = reference.load()
-    except STUMBLES as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, InputError):
             raise
-        # A decoder that stumbles over one file must not end the run; the reject names its error.
+        # A damaged file must not end the run.
         raise InputError(f"{reference.key}: {type(error).__name__}: {error}") from error
     if original.ndim != 2 or not original.size or original.dtype not in (np.uint8, np.uint16):
         raise InputError(
             f"{reference.key}: an image of {original.dtype}{list(original.shape)};"
             " expected uint8 or uint16 [H, W], not empty"
         )
-    stored = recipe.reduce(original)
+    stored = storage.reduce(original)
     return StoredImage(
         key=reference.key,
-        data=recipe.encode(stored),
+        data=storage.encode(stored),
         height=stored.shape[0],
         width=stored.shape[1],
         orig_height=original.shape[0],
         orig_width=original.shape[1],
-        view=reference.view,
-        view_source=reference.view_source,
+        projection=reference.projection,
+        projection_source=reference.projection_source,
         spacing=reference.spacing,
         sha256=reference.sha256 or pixel_sha256(original),
         phash=perceptual_hash(original) if reference.phash is None else reference.phash,
@@ -140,14 +140,14 @@ def _store(reference: ImageRef, recipe: Recipe) -> StoredImage:
 
 
 def _moved(boxes: Iterable[Box], moved: dict[int, int]) -> tuple[Box, ...]:
-    """Boxes of the images that are left, with the new number of their image."""
+    """Boxes of the images that are kept, with the new numbers of their images."""
     return tuple(
         dataclasses.replace(box, image=moved[box.image]) for box in boxes if box.image in moved
     )
 
 
 def _masks(drawn: dict[str, np.ndarray], image: StoredImage) -> tuple[Mask, ...]:
-    """Masks as runs; InputError when one does not fit its image."""
+    """Masks as runs; InputError when the size of a mask is not that of the image."""
     for label, mask in drawn.items():
         if mask.shape != (image.orig_height, image.orig_width):
             raise InputError(

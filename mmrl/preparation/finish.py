@@ -1,4 +1,4 @@
-"""The last steps: the index, the rejects, and then the manifest, which makes the corpus valid."""
+"""The last steps of a preparation: index, rejects, and the manifest, which makes it complete."""
 
 import importlib.metadata
 import json
@@ -13,12 +13,12 @@ from mmrl.data.reading import rejects, shards
 from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.assembly import MAX_RECORDS
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import Reject
 from mmrl.version import __version__
 
-# What decodes, reduces, encodes or writes; other versions of them may write other bytes.
+# Packages whose version may affect the written bytes.
 _PACKAGES = (
     "opencv-python-headless",
     "numpy",
@@ -32,16 +32,16 @@ _PACKAGES = (
 
 
 def make_plan(
-    inventory: Inventory, recipe: Recipe, *, shard_bytes: int, chunk_records: int
+    inventory: Inventory, storage: Storage, *, shard_bytes: int, chunk_records: int
 ) -> dict[str, Any]:
-    """What two preparations must share to be one; all of it is in the manifest, too."""
+    """The plan: what is equal in all runs of one preparation. It is a part of the manifest."""
     return {
         "schema_version": shards.SCHEMA_VERSION,
         "mmrl": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "source": inventory.name,
         "options": dict(inventory.options),
-        "image": recipe.to_dict(),
+        "image": storage.to_dict(),
         "shards": {
             "bytes": shard_bytes,
             "records": MAX_RECORDS,
@@ -58,9 +58,9 @@ def finish(
     plan: Mapping[str, Any],
     refused_later: Sequence[Reject],
 ) -> dict[str, Any]:
-    """Writes what stands beside the shards; returns the manifest, which is written last."""
+    """Writes the index, the rejects and then the manifest, which is returned."""
     closed = workplace.closed()
-    sections = list(dict.fromkeys(name for told in closed for name in told["sections"]))
+    sections = list(dict.fromkeys(name for shard in closed for name in shard["sections"]))
     index = workplace.publish(
         shards.INDEX, lambda path: _write_index(path, workplace, len(closed), sections)
     )
@@ -68,15 +68,15 @@ def finish(
     listed = workplace.publish(shards.REJECTS, lambda path: rejects.write_rejects(path, refused))
     counts = {
         split: {
-            what: sum(told[what] for told in closed if told["split"] == split)
+            what: sum(shard[what] for shard in closed if shard["split"] == split)
             for what in ("records", "images")
         }
         for split in SPLITS
     }
     files = {
-        told["shard"]: {key: told[key] for key in ("bytes", "sha256", "records")}
-        for told in closed
-        if told["shard"]
+        shard["shard"]: {key: shard[key] for key in ("bytes", "sha256", "records")}
+        for shard in closed
+        if shard["shard"]
     }
     total = sum(count["records"] for count in counts.values())
     for path, records in ((index, total), (listed, len(refused))):
@@ -102,14 +102,14 @@ def finish(
 
 
 def free_bytes(folder: Path) -> int:
-    """What may be written on the disk of a folder that need not exist yet."""
+    """Free bytes on the disk of a folder, which need not exist."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def _write_index(path: Path, workplace: Workplace, count: int, sections: Sequence[str]) -> None:
-    """One row group for each shard: no more rows are held at a time."""
+    """Writes one row group per shard, so that the rows of one shard are in memory at a time."""
     schema = shards.index_table([], sections).schema
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for number in range(count):

@@ -1,4 +1,4 @@
-"""What a prepared corpus holds, read from its index: columns, splits, texts."""
+"""The index of a prepared corpus for an audit: columns, splits, texts."""
 
 import functools
 import os
@@ -16,24 +16,26 @@ from mmrl.data.text import reports
 from mmrl.types import InputError
 
 REPORT = ("findings", "impression")
-"""What training reads of a report unless told otherwise."""
+"""The sections that training reads by default."""
 
 
 class Holdings:
-    """The index of one prepared corpus; pixels are read only where asked for.
+    """The index of a prepared corpus.
 
     Args:
-      folder: that `mmrl.prepare` wrote.
-      sections: of which the composed text is made; empty: findings and impression where any record
-        has one of them, else every section of the corpus.
+      folder: the folder that `mmrl.prepare` wrote.
+      sections: the sections of the composed text. By default findings and impression if any record
+        has one of them, else all sections of the corpus.
 
     Attributes:
-      name: of the folder. manifest: as written.
-      sections: see above. known: all sections of the corpus.
+      name: that of the folder.
+      manifest: that of the corpus.
+      sections: see above.
+      known: all sections of the corpus.
 
     Raises:
-      InputError: no complete corpus there, files that differ from its manifest, no record, or a
-        section that it does not have.
+      InputError: no complete corpus in the folder, files that differ from its manifest, no record,
+        or a section that it does not have.
     """
 
     def __init__(self, folder: str, *, sections: Sequence[str] = ()) -> None:
@@ -69,7 +71,7 @@ class Holdings:
         return self._table[name].to_pylist()
 
     def flat(self, name: str) -> list[Any]:
-        """The values of a list column, one per image; `owner` tells whose."""
+        """The values of a list column, one per image; `owner` has their records."""
         return self._table[name].combine_chunks().flatten().to_pylist()
 
     @functools.cached_property
@@ -84,14 +86,14 @@ class Holdings:
 
     @functools.cached_property
     def splits(self) -> dict[str, np.ndarray]:
-        """Split -> indices of its records, those that hold any; in the order of `SPLITS`."""
+        """Split -> indices of its records, for splits with records, in the order of `SPLITS`."""
         given = np.asarray(self.column("split"))
         found = {split: np.flatnonzero(given == split) for split in SPLITS}
         return {split: rows for split, rows in found.items() if len(rows)}
 
     @functools.cache  # noqa: B019
     def texts(self, section: str) -> list[str]:
-        """A section of each record, "" where it is missing or blank."""
+        """The section of each record, "" where it is missing or blank."""
         if section not in self.known:
             return [""] * len(self)
         found = self.column(f"section.{section}")
@@ -99,7 +101,7 @@ class Holdings:
 
     @functools.cached_property
     def composed(self) -> list[str]:
-        """The text that training reads of each record, "" where there is none."""
+        """The text of each record that training reads, "" where there is none."""
         columns = [self.texts(name) for name in self.sections]
         return [
             reports.normalise(
@@ -110,7 +112,7 @@ class Holdings:
 
     @functools.cached_property
     def canonical(self) -> list[str]:
-        """The composed texts as they are compared, see `reports.canonical`."""
+        """The composed texts in the form in which they are compared, see `reports.canonical`."""
         return list(map(reports.canonical, self.composed))
 
     def image(self, row: int, number: int) -> np.ndarray:
@@ -123,5 +125,5 @@ class Holdings:
         return os.path.join(self.folder, shard), int(position)
 
     def facts(self) -> Mapping[str, Any]:
-        """What the owner says, as the manifest has it."""
+        """The facts of the manifest, see `Facts`."""
         return self.manifest.get("facts") or {}

@@ -1,11 +1,11 @@
-"""What a source holds, before anything is written: records by split, refusals, facts, identity."""
+"""The inventory of a source, taken before anything is written: records, rejects, facts, digest."""
 
 import array
 import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -19,7 +19,7 @@ from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
 
-# Options that say where files lie; where a corpus lay when it was prepared is no part of it.
+# Options that state the place of files, which is not recorded in a prepared corpus.
 _PLACES = ("path", "root", "key_file", "module")
 _PLACE_ENDS = ("_dir", "_root", "_path", "_folder", "_file")
 _NO_MATTER = ("num_threads",)
@@ -27,9 +27,12 @@ _NO_MATTER = ("num_threads",)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The records of one split: `positions` i64[N] of `source`, in its order.
+    """The records of one split.
 
-    `read_as` is the split that the source was asked for: the same, or "all".
+    Attributes:
+      source: a source that has them.
+      positions: i64[N], their positions in the source.
+      read_as: the split of the source: the same, or "all".
     """
 
     source: Source
@@ -40,25 +43,29 @@ class Part:
         return len(self.positions)
 
     def records(self, start: int, stop: int) -> list[Record]:
-        """Records `start` to `stop` of the split."""
+        """Records `start` to `stop` - 1 of the split."""
         return [self.source[int(position)] for position in self.positions[start:stop]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """What is known of a corpus when all its text has been read and no image.
+    """What is known of a corpus after all text has been read and no image.
 
     Attributes:
-      name: of the source. options: those that shape the records, without places.
-      parts: split -> its records. images: split -> how many images they name.
-      facts: of the owner, {} for a source that has none.
-      licenses, access: how many records state which.
-      texts: how many hold text in which section; and, of findings and impression, both or neither.
-      label_names: of all records with labels. sections: all that a record has, in order.
-      rejects, total, missing_images, warnings: as of the source, all splits together; details
-        name files relative to the given folders.
-      places: prefixes of file names that tell where the corpus lies.
-      sha256: identity of all text, labels, handles and refusals, in order.
+      name: name of the source.
+      options: options of the source that affect the records, without those that state places.
+      parts: split -> its records.
+      images: split -> number of its images.
+      facts: the `Facts` of the source, {} where it has none.
+      licenses, access: value -> number of records.
+      texts: section -> number of records with text in it; "both" and "neither" count findings and
+        impression together.
+      label_names: label names of all records with labels.
+      sections: names of all sections, in the order of occurrence.
+      rejects, total, missing_images, warnings: those of the source for all splits. Details name
+        files relative to the folders of the corpus.
+      places: prefixes of file names, which depend on the place of the corpus.
+      sha256: digest of all text, labels, names of images and rejects, in order.
     """
 
     name: str
@@ -80,27 +87,28 @@ class Inventory:
 
     @property
     def records(self) -> int:
-        """Of all splits."""
+        """Number of records of all splits."""
         return sum(map(len, self.parts.values()))
 
     def check_rejects(
         self, later: Sequence[Reject], max_fraction: float, *, allow_missing: bool
     ) -> None:
-        """Stops when too many records were refused, or lost an image.
+        """Raises InputError when too many records were refused or lost an image.
 
         Args:
-          later: refused when images were encoded.
-          allow_missing: missing images do not count.
+          later: items that were refused when images were encoded.
+          max_fraction: the share of all records that may be refused or lose an image.
+          allow_missing: do not count missing images.
 
         Raises:
-          InputError: more than `max_fraction` of all records; the message counts the reasons.
+          InputError: above the limit; the message counts the reasons.
         """
         counted = [
             reject
             for reject in (*self.rejects, *later)
             if not (allow_missing and reject.reason == "missing_image")
         ]
-        # Each image counts: ids may hold any mark, so a part cannot be told from its record.
+        # Refused images count like records: their ids cannot be distinguished reliably.
         rejects.check_fraction(
             min(len(counted), self.total),
             self.total,
@@ -118,16 +126,16 @@ def take(
     key: bytes | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Inventory:
-    """Constructs a source and reads all its text.
+    """Constructs a source for all splits and reads all text.
 
     Args:
-      options: of the source, but for `split`.
-      key: secret of the pseudonyms that replace ids; None: ids stay.
-      progress: called with the number of records read so far.
+      name, options: the source and its options without `split`.
+      key: secret key of the pseudonyms that replace ids; None keeps ids.
+      progress: called with the number of records that have been read.
 
     Raises:
-      InputError: as the source says, or an option it does not take; or two records of one id, or
-        label names that change between records.
+      InputError: as the source; an unknown option, two records with the same id, or label names
+        that differ between records.
     """
     kind = build.find("source", name)
     build.check_options(f"source {name}", kind, options, supplied=("split",))
@@ -141,8 +149,8 @@ def take(
     for split, source in sources.items():
         reading.add(source, "" if split == ALL else split)
     first = next(iter(sources.values()))
-    facts = getattr(first, "facts", None)  # of the release that it found
-    stated = getattr(first, "manifest", {}).get("facts", {})  # of a corpus prepared before
+    facts = getattr(first, "facts", None)
+    stated = getattr(first, "manifest", {}).get("facts", {})  # of a prepared corpus
     draft = Inventory(
         name=name,
         options={
@@ -160,7 +168,10 @@ def take(
         rejects=(),
         total=sum(source.total for source in sources.values()),
         missing_images=sum(getattr(source, "missing_images", 0) for source in sources.values()),
-        warnings=tuple(_warnings(sources.values())),
+        warnings=tuple(
+            # Each once: a source of one split repeats those of the others.
+            dict.fromkeys(w for source in sources.values() for w in getattr(source, "warnings", ()))
+        ),
         sha256="",
         places=places,
     )
@@ -171,7 +182,7 @@ def take(
 
 
 def without_places(reject: Reject, places: Iterable[str]) -> Reject:
-    """The refusal, with the files it names relative to the folders of the corpus."""
+    """The reject with file names relative to the folders of the corpus."""
     detail = reject.detail
     for place in places:
         detail = detail.replace(place, "")
@@ -192,10 +203,10 @@ class _Reading:
         self._progress = progress
         self._sources: dict[str, tuple[Source, str]] = {}
         self._positions = {split: array.array("q") for split in SPLITS}
-        self._ids = array.array("Q")  # 64 bits of each id's digest: a set of strings would not fit
+        self._ids = array.array("Q")  # 64 bits of the digest of each id, to save memory
 
     def add(self, source: Source, split: str) -> None:
-        """Reads the records of a source; those of split "" tell their own."""
+        """Reads the records of a source; split "" takes the split of each record."""
         for position, record in enumerate(records(source)):
             at = split or record.split
             self._sources[at] = source, split or ALL
@@ -205,11 +216,11 @@ class _Reading:
                 self._progress(len(self._ids))
 
     def parts(self) -> dict[str, Part]:
-        """Split -> records; raises InputError when two records share an id."""
+        """Split -> records; InputError when two records have the same id."""
         ids = np.frombuffer(self._ids, np.uint64)
         twice = len(ids) - len(np.unique(ids))
         if twice:
-            raise InputError(f"{twice:,} records share the id of another; expected every id once")
+            raise InputError(f"{twice:,} records have the id of another; expected every id once")
         return {
             split: Part(source, np.frombuffer(self._positions[split], np.int64), read_as)
             for split, (source, read_as) in sorted(
@@ -218,7 +229,7 @@ class _Reading:
         }
 
     def texts_by_section(self) -> dict[str, int]:
-        """See `Inventory.texts`; without both and neither where no record has either."""
+        """See `Inventory.texts`; "both" and "neither" only if any record has either section."""
         pair = ("findings", "impression")
         named = {name: self._texts[name] for name in (*pair, "both", "neither")}
         others = {n: self._texts[n] for n in sorted(self._texts) if n not in named}
@@ -242,13 +253,14 @@ class _Reading:
             self.label_names = record.label_names
         fields = {field.name: getattr(record, field.name) for field in _IDENTITY}
         fields["images"] = [
-            (image.key, image.view, image.view_source, image.spacing) for image in record.images
+            (image.key, image.projection, image.projection_source, image.spacing)
+            for image in record.images
         ]
         fields["split"] = split
         self.digest.update(msgpack.packb(fields, default=_plain))
 
 
-# Boxes and masks may have to be drawn to be known, and come with their images.
+# Boxes and masks are left out, since they may have to be drawn.
 _IDENTITY = [
     field
     for field in dataclasses.fields(Record)
@@ -270,21 +282,12 @@ def _by_count(counts: collections.Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _warnings(sources: Iterator[Any] | Any) -> list[str]:
-    """Warnings of sources of the newer kind, notes of the others, each once."""
-    told: list[str] = []
-    for source in sources:
-        told += getattr(source, "warnings", [])
-        told += filter(None, [getattr(source, "note", "")])
-    return list(dict.fromkeys(told))
-
-
 def _is_place(option: str) -> bool:
     return option in _PLACES or option.endswith(_PLACE_ENDS)
 
 
 def _places(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Prefixes of file names that depend on where a corpus lies, longest first."""
+    """Prefixes of file names that depend on the place of the corpus, longest first."""
     found = set()
     for option, value in options.items():
         if _is_place(option) and isinstance(value, str) and value:

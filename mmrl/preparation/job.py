@@ -1,4 +1,4 @@
-"""A whole preparation: look, refuse or go on, encode, assemble, finish."""
+"""Runs a preparation: takes the inventory, checks it, encodes images and writes the corpus."""
 
 import dataclasses
 import errno
@@ -17,31 +17,32 @@ from mmrl.preparation.assembly import Assembly
 from mmrl.preparation.encode import encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.progress import Meter
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workers import encoded, spans
 from mmrl.preparation.workplace import Workplace, check
 from mmrl.types import InputError
 
-_SAMPLES = 32  # records encoded to tell how large the corpus will be
-_MARGIN = 1.25  # of the estimate, for what the samples do not show
-_FEW = 2000  # records that one process encodes in the time that others take to start
+_SAMPLES = 32  # records that are encoded to estimate the size of the corpus
+_MARGIN = 1.25  # factor on the estimate, for its error
+_FEW = 2000  # for fewer records, starting other processes takes longer than encoding
 _GIB, _MIB = 2**30, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to prepare.
+    """Options of a preparation.
 
     Attributes:
-      recipe, shard_bytes, chunk_records: shape the result. A shard ends with the chunk that fills
-        it; a chunk is what one worker encodes at a time.
-      workers: processes that encode; 0: this one; None: one per core, where there is so much to do
-        that starting them pays.
-      max_reject_fraction: share of the records that may be refused, or lose an image.
-      allow_missing_images: missing images do not count to that.
+      storage: how images are stored.
+      shard_bytes: a shard is finished with the chunk that reaches this size.
+      chunk_records: number of records that a worker encodes at a time.
+      workers: processes that encode; 0 encodes in this process. None: one per core for many
+        records, 0 for few.
+      max_reject_fraction: share of the records that may be refused or lose an image.
+      allow_missing_images: do not count missing images for that share.
     """
 
-    recipe: Recipe
+    storage: Storage
     shard_bytes: int = 256 * _MIB
     chunk_records: int = 256
     workers: int | None = None
@@ -59,24 +60,27 @@ def prepare(
     say: Callable[[str], None] = print,
     free: Callable[[Path], int] = finish.free_bytes,
 ) -> dict[str, Any]:
-    """Prepares a corpus, or goes on with it, or finds it complete; returns its manifest.
+    """Prepares a corpus, or resumes its preparation, and returns the manifest.
+
+    Nothing is done if `output` holds the finished corpus.
 
     Args:
-      source, options: of `mmrl.data.sources`.
-      output: the folder to fill.
-      key: secret of the pseudonyms that replace ids; None: ids stay.
-      say: takes one line at a time. free: bytes that a folder's disk has left.
+      source, options: a source in `mmrl.data.sources` and its options.
+      output: the output folder.
+      key: secret key of the pseudonyms that replace ids; None keeps ids.
+      say: prints a line.
+      free: folder -> free bytes on its disk.
 
     Raises:
-      InputError: nothing usable, too much refused, another preparation in `output`, too little
-        space, or what the source says.
+      InputError: no usable record, too many rejects, another preparation in `output`, too little
+        space; as the source.
     """
     with Meter(f"reading {source}", 0) as meter:
         found = inventory.take(source, options, key=key, progress=meter.advance)
     describe(found, say)
     plan = finish.make_plan(
         found,
-        settings.recipe,
+        settings.storage,
         shard_bytes=settings.shard_bytes,
         chunk_records=settings.chunk_records,
     )
@@ -93,14 +97,15 @@ def prepare(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"--output={output}: {error.strerror}; free some space, then the same command goes on"
+            f"--output={output}: {error.strerror}. Free some space and start the same command"
+            " again: it resumes"
         ) from None
     finally:
         workplace.leave()
 
 
 def describe(found: Inventory, say: Callable[[str], None]) -> None:
-    """Says what a source holds, whose it is, and what is wrong with it."""
+    """Prints counts, licence, rejects and warnings of an inventory."""
     facts = found.facts
     say(f"{found.name}: {facts['title']}, {facts['url']}" if facts else found.name)
     listed = ", ".join(
@@ -110,7 +115,8 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
     say(f"licence: {listed or facts.get('license', '')}{more}")
     access = ", ".join(found.access) or facts.get("access", "")
     if facts:
-        access += "; may be given on" if facts["redistributable"] else "; may not be given on"
+        access += "; redistribution is"
+        access += " permitted" if facts["redistributable"] else " not permitted"
     say(f"access: {access}")
     for split in SPLITS:
         count = len(found.parts[split]) if split in found.parts else 0
@@ -126,10 +132,10 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
 
 
 def check_usable(found: Inventory, output: Path, settings: Settings) -> None:
-    """Refuses a corpus that cannot be used; its rejects are listed for the user to look at.
+    """Raises InputError for a corpus that cannot be used, and lists its rejects in `output`.
 
     Raises:
-      InputError: no usable record, or too many refused.
+      InputError: no usable record, or too many rejects.
     """
     try:
         if not found.records:
@@ -148,15 +154,15 @@ def check_usable(found: Inventory, output: Path, settings: Settings) -> None:
         raise
 
 
-def estimate(found: Inventory, recipe: Recipe) -> int:
-    """Bytes that the corpus will take, from records spread evenly over it."""
+def estimate(found: Inventory, storage: Storage) -> int:
+    """Estimates the bytes of the prepared corpus from records spread evenly over it."""
     size = 0.0
     for part in found.parts.values():
         share = max(1, round(_SAMPLES * len(part) / found.records)) if len(part) else 0
         places = np.linspace(0, len(part) - 1, share).astype(int)
         records = [record for at in places for record in part.records(at, at + 1)]
         if records:
-            size += len(encode_chunk(records, recipe).to_bytes()) / len(records) * len(part)
+            size += len(encode_chunk(records, storage).to_bytes()) / len(records) * len(part)
     return round(size)
 
 
@@ -167,10 +173,10 @@ def _check_space(
     free: Callable[[Path], int],
     say: Callable[[str], None],
 ) -> None:
-    """Refuses to begin what the disk cannot hold: all shards, and two in the making."""
+    """Raises InputError if the disk cannot hold all shards and two that are being written."""
     if (output / shards.MANIFEST).exists():
         return
-    size = estimate(found, settings.recipe)
+    size = estimate(found, settings.storage)
     needed = round(size * _MARGIN) + 2 * min(size, settings.shard_bytes)
     there = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     left = free(output)
@@ -182,9 +188,9 @@ def _check_space(
         )
 
 
-def _workers(asked: int | None, records: int) -> int:
-    if asked is not None:
-        return asked
+def _workers(given: int | None, records: int) -> int:
+    if given is not None:
+        return given
     return len(os.sched_getaffinity(0)) if records >= _FEW else 0
 
 
@@ -199,11 +205,11 @@ def _run(
     assembly = Assembly(workplace, found, settings.shard_bytes)
     earlier = assembly.records
     if assembly.next:
-        say(f"going on after {assembly.records:,} records in closed shards")
+        say(f"resuming after {assembly.records:,} records in finished shards")
     limit = {"max_fraction": settings.max_reject_fraction}
     made = encoded(
         found,
-        settings.recipe,
+        settings.storage,
         workplace,
         spans(found, settings.chunk_records),
         first=assembly.next,
@@ -223,7 +229,7 @@ def _run(
     assembly.close()
     found.check_rejects(assembly.rejects, **limit, allow_missing=settings.allow_missing_images)
     if not assembly.records:
-        raise InputError(f"{found.name}: no image could be read, so no record is left")
+        raise InputError(f"{found.name}: no image could be read, so there is no record")
     manifest = finish.finish(workplace, found, plan, assembly.rejects)
     seconds = time.monotonic() - began
     size = sum(file["bytes"] for file in manifest["files"].values())

@@ -1,8 +1,6 @@
-"""How long the texts of a corpus are, in words and in tokens, and what was masked in them."""
+"""The lengths of the texts of a prepared corpus, in words and in tokens."""
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,29 +11,17 @@ from mmrl.preparation.holdings import Holdings
 from mmrl.preparation.survey import Numbers, spread
 from mmrl.types import InputError
 
-# What stands in place of what was removed: the marks of Open-i, of MIMIC-CXR, of MIMIC-III, and
-# tags of common tools.
-MASKED = {
-    "XXXX": re.compile(r"X{3,}"),
-    "___": re.compile(r"_{2,}"),
-    "[** **]": re.compile(r"\[\*\*.*?\*\*\]", re.DOTALL),
-    "tag": re.compile(
-        r"[<\[](?:NAME|PATIENT|PERSON|DOCTOR|PHYSICIAN|DATE|TIME|AGE|ID|MRN|PHONE|LOCATION|"
-        r"HOSPITAL|INSTITUTION|ADDRESS|EMAIL|REDACTED|REMOVED|DEIDENTIFIED|PHI)"
-        r"(?:[-_: ]?\d*)[>\]]",
-        re.IGNORECASE,
-    ),
-}
 
+def choose_tokenizer(held: Holdings, path: str) -> tuple[Tokenizer | None, Numbers]:
+    """Loads a tokenizer, or trains one on the train split with the defaults of training.
 
-_SIGNS = ("XXX", "__", "[", "<")  # every mark holds one of them
+    Args:
+      path: a file that `Tokenizer.save` wrote; "" trains a tokenizer on the train split, or on all
+        records where there is no train split.
 
-
-def tokenizer_for(held: Holdings, path: str) -> tuple[Tokenizer | None, Numbers]:
-    """The tokenizer of a file, or one trained as training would, and what it is.
-
-    None, with the reason under "missing", where these texts need a larger vocabulary than the
-    default of `mmrl.config`.
+    Returns:
+      The tokenizer and a description of it. The tokenizer is None where the texts do not support
+      the default size of the vocabulary; the description then holds the reason as "missing".
 
     Raises:
       InputError: the file is no tokenizer.
@@ -46,23 +32,24 @@ def tokenizer_for(held: Holdings, path: str) -> tuple[Tokenizer | None, Numbers]
     data = config.base().data
     split = "train" if "train" in held.splits else "all"
     rows = held.splits.get("train", np.arange(len(held)))
-    told: Numbers = {"trained_on": split, "model_type": data.tokenizer_model}
+    described: Numbers = {"trained_on": split, "model_type": data.tokenizer_model}
     try:
-        made = Tokenizer.train(
+        trained = Tokenizer.train(
             (held.composed[row] for row in rows),
             vocab_size=data.vocab_size,
             model_type=data.tokenizer_model,
         )
     except InputError as error:
-        return None, told | {"missing": str(error)}
-    return made, told | {"vocab_size": made.vocab_size, "requested_vocab_size": data.vocab_size}
+        return None, described | {"missing": str(error)}
+    described |= {"vocab_size": trained.vocab_size, "requested_vocab_size": data.vocab_size}
+    return trained, described
 
 
 def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """i64[N]: tokens of each text with begin and end mark, as config.data.text_length counts."""
+    """i64[N]: tokens of each text with begin and end marks, as config.data.text_length counts."""
     counts = np.zeros(len(texts), np.int64)
-    # A text of n bytes has at most so many pieces beside the blank before it; sorted, so that
-    # few rows are padded to the longest.
+    # Texts of similar length share a block, so that few rows are padded to the longest. A text
+    # that does not fit is encoded again with four times the room.
     order = np.argsort([len(text) for text in texts], kind="stable")
     for low in range(0, len(order), 512):
         rows = order[low : low + 512]
@@ -71,28 +58,34 @@ def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
         pending = np.arange(len(block))
         while len(pending):
             length *= 4
-            made = tokenizer.encode_batch([block[k] for k in pending], length)
-            done = ~made.truncated
-            counts[rows[pending[done]]] = made.mask.sum(axis=1)[done]
+            encoded = tokenizer.encode_batch([block[k] for k in pending], length)
+            done = ~encoded.truncated
+            counts[rows[pending[done]]] = encoded.mask.sum(axis=1)[done]
             pending = pending[~done]
     return counts
 
 
-def lengths(held: Holdings, tokenizer: Tokenizer | None, limits: Sequence[int]) -> Numbers:
-    """Per section and of the composed text: words, tokens, and what each limit would cut.
+def measure_lengths(
+    held: Holdings, tokenizer: Tokenizer | None, limits: Sequence[int]
+) -> dict[str, Numbers]:
+    """Words and tokens of each section and of the composed text, and what each limit cuts.
 
-    Only records that hold the text count. "values" of the composed text are kept for figures
-    under "_words" and "_tokens", and are no part of the report.
+    Records that lack the text are left out. The entry of the composed text, "text", also holds the
+    single values as "_words" and "_tokens", i64[N] each, for the figures.
+
+    Args:
+      tokenizer: None leaves out all that is counted in tokens.
+      limits: in tokens; for each the share of texts that are longer, and of tokens beyond it.
     """
-    found: Numbers = {}
+    found: dict[str, Numbers] = {}
     for name in ("text", *held.known):
         raw = held.composed if name == "text" else held.texts(name)
-        told = [normalise(text) for text in raw if text]
-        words = np.fromiter((len(text.split()) for text in told), np.int64, len(told))
+        texts = [normalise(text) for text in raw if text]
+        words = np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
         entry: Numbers = {"words": spread(words)}
         tokens = None
-        if tokenizer is not None and told:
-            tokens = token_counts(tokenizer, told)
+        if tokenizer is not None and texts:
+            tokens = token_counts(tokenizer, texts)
             entry["tokens"] = spread(tokens)
             entry["truncated"] = {
                 str(limit): {
@@ -105,36 +98,3 @@ def lengths(held: Holdings, tokenizer: Tokenizer | None, limits: Sequence[int]) 
             entry |= {"_words": words, "_tokens": tokens}
         found[name] = entry
     return found
-
-
-def deidentification(held: Holdings) -> Numbers:
-    """Section -> share of records and of words that are masks, and which marks were used."""
-    found: Numbers = {}
-    for name in ("text", *held.known):
-        raw = held.composed if name == "text" else held.texts(name)
-        told = [text for text in raw if text]
-        per_form = dict.fromkeys(MASKED, 0)
-        records = words = 0
-        for text in told:
-            words += len(text.split())
-            if not any(sign in text for sign in _SIGNS):
-                continue
-            here = {form: len(pattern.findall(text)) for form, pattern in MASKED.items()}
-            for form, number in here.items():
-                per_form[form] += number
-            records += any(here.values())
-        total = sum(per_form.values())
-        found[name] = {
-            "texts": len(told),
-            "records_share": records / len(told) if told else 0.0,
-            "words_share": total / words if words else 0.0,
-            "forms": {form: number for form, number in per_form.items() if number},
-        }
-    return found
-
-
-def public(value: Any) -> Any:
-    """Numbers without the arrays kept for figures."""
-    if isinstance(value, dict):
-        return {key: public(held) for key, held in value.items() if not key.startswith("_")}
-    return value

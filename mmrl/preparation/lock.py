@@ -1,4 +1,4 @@
-"""One writer per folder: a lock that ends with the process that holds it."""
+"""A lock on a folder, which is released when the process that holds it ends."""
 
 import fcntl
 import time
@@ -9,13 +9,15 @@ from mmrl.types import InputError
 
 
 def acquire(path: Path, *, shared: bool = False, patience: float = 10.0) -> IO[bytes]:
-    """Holds a lock as long as the returned file is open and its process lives.
+    """Acquires a lock. It is held while the returned file is open.
 
     Args:
-      patience: seconds to wait for others; workers of a run that was killed need a moment to end.
+      shared: several processes may hold the lock if all acquire it as shared.
+      patience: seconds to wait for other processes. Workers need a moment to exit after their run
+        was killed.
 
     Raises:
-      InputError: another process holds it.
+      InputError: another process holds the lock.
     """
     file = path.open("ab")
     until = time.monotonic() + patience
@@ -27,7 +29,6 @@ def acquire(path: Path, *, shared: bool = False, patience: float = 10.0) -> IO[b
             if time.monotonic() > until:
                 file.close()
                 raise InputError(
-                    f"another process prepares a corpus in '{path.parent.parent}'; wait until it"
-                    " has ended"
+                    f"another process prepares a corpus in '{path.parent.parent}'; wait for its end"
                 ) from None
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""How a preparation goes: a bar in a terminal, a line every ten seconds in a log."""
+"""The progress of a preparation: a bar in a terminal, a line every ten seconds in a log."""
 
 import sys
 import time
@@ -8,16 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mmrl import durations
+
 _MIB = 2**20
 
 
 class Meter:
-    """Counts records from `start` on; use as a context.
+    """Shows how many records are done; use it as a context manager.
 
     Args:
-      what: what is done, for the line. total: records in all, 0 for unknown.
-      start: records done before this run, which do not count to its rate.
-      clock: seconds. every: seconds between two lines of a log.
+      what: name of the work, for the line.
+      total: number of all records, 0 if it is unknown.
+      start: number of records that earlier runs did; they do not count for the rate.
+      clock: () -> seconds.
+      every: seconds between two lines of a log.
     """
 
     def __init__(
@@ -30,7 +34,7 @@ class Meter:
         every: float = 10.0,
     ) -> None:
         self._what, self._total, self._start, self._clock = what, total, start, clock
-        self._began = self._told = clock()
+        self._began = self._shown = clock()
         self._every = every
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
@@ -50,27 +54,20 @@ class Meter:
             self._bar.stop()
 
     def advance(self, done: int, written: int = 0) -> None:
-        """`done` records in all, `written` bytes of finished shards."""
+        """Shows that `done` records are done, with `written` bytes of finished shards."""
         now = self._clock()
-        if self._bar is None and now - self._told < self._every:
+        if self._bar is None and now - self._shown < self._every:
             return
-        self._told = now
+        self._shown = now
         rate = (done - self._start) / max(now - self._began, 1e-9)
         parts = [f"{rate:,.0f} records/s"]
         if written:
             parts.append(f"{written / _MIB:,.0f} MiB")
         if rate and self._total:
-            parts.append(f"left {clock_time((self._total - done) / rate)}")
+            parts.append(f"left {durations.clock((self._total - done) / rate)}")
         line = f"{self._what}: {', '.join(parts)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=line)
         else:
             of = f"/{self._total:,}" if self._total else ""
             print(f"{done:,}{of}  {line}", flush=True, file=sys.stdout)
-
-
-def clock_time(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,50 +1,56 @@
-"""Ids of a corpus replaced by keyed hashes, for corpora whose ids or file names tell who it is.
+"""Replaces ids by keyed hashes, for corpora whose ids or file names identify people.
 
-With `--key-file` every id that leaves a preparation is a pseudonym: of records, patients, studies,
-leakage units and images. The same key gives the same pseudonyms, so that later deliveries of a
-hospital join; without the key nobody can try candidates. Text is not touched: reports must be
-de-identified before they come here.
+With `--key-file`, the ids of records, patients, studies, leakage units and images that a
+preparation writes are pseudonyms. The same key gives the same pseudonyms, so that later deliveries
+of a hospital can be joined. Without the key, nobody can test which id a pseudonym stands for.
+Reports are not changed: they must be de-identified beforehand.
 """
 
 import dataclasses
 import functools
+import hashlib
+import os
+import re
+import secrets
+import stat
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmrl.data.image.dicom import pseudonym
-from mmrl.preparation.encode import STUMBLES
+from mmrl.preparation.encode import DECODE_ERRORS
 from mmrl.types import InputError, Record, Reject, Source
 
-_UNTOLD = "not told: the corpus is pseudonymised"
+_KEY_BYTES = (32, 64)  # a shorter key can be guessed; BLAKE2b does not take a longer one
+_DISTINCT = 16  # byte values of a key; 32 random bytes practically always have more
+_WITHHELD = "withheld: the corpus is pseudonymised"
 
 
 class UnreadableError(InputError):
-    """An image that could not be read, without the message that may name its file."""
+    """An image cannot be read. The message does not name the file."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(_UNTOLD)
+        super().__init__(_WITHHELD)
         self.reason = reason
 
 
 class Pseudonymised:
-    """A source whose records and rejects carry pseudonyms; a Source.
+    """A source whose records and rejects have pseudonyms for ids; a Source.
 
     Args:
-      source: with ids in clear; divided into splits by those, so a key never moves a record.
-      key: secret, see `mmrl.data.image.dicom.load_key`.
+      source: has the original ids, which decide the split of a record, so the key does not.
+      key: secret bytes, see `load_key`.
 
     Attributes:
-      rejects: with pseudonyms, and without the detail, which may quote ids and file names.
-      total, missing_images, warnings, note, facts: as of the source.
+      rejects: have pseudonyms and no detail, which may quote ids and file names.
+      total, missing_images, warnings, facts: those of the source.
     """
 
     def __init__(self, source: Source, key: bytes) -> None:
         self._source, self._key = source, key
         self.total = source.total
         self.rejects = [self._reject(reject) for reject in source.rejects]
-        for name in ("missing_images", "warnings", "note", "facts"):
+        for name in ("missing_images", "warnings", "facts"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 
@@ -57,7 +63,9 @@ class Pseudonymised:
             "id": self._id(record.id),
             "patient_id": self._hidden(record.patient_id, "patient"),
             "study_id": self._hidden(record.study_id, "study"),
-            "group_key": self._hidden(record.group_key, "group"),
+            "leakage_unit": self._hidden(
+                record.leakage_unit, "group"
+            ),  # "group" stays: it is hashed
             "prior_id": self._id(record.prior_id) if record.prior_id else "",
             "images": tuple(
                 dataclasses.replace(
@@ -78,11 +86,86 @@ class Pseudonymised:
         return f"{source}:{self._hidden(native, 'record')}"
 
     def _reject(self, reject: Reject) -> Reject:
-        return Reject(self._id(reject.id), reject.reason, _UNTOLD)
+        return Reject(self._id(reject.id), reject.reason, _WITHHELD)
 
 
 def _load_silently(load: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return load()
-    except STUMBLES as error:  # InputError among them; any may quote the name of a file
+    except DECODE_ERRORS as error:  # the message may name the file
         raise UnreadableError(getattr(error, "reason", "unreadable_image")) from None
+
+
+def pseudonym(key: bytes, value: str, kind: str) -> str:
+    """A pseudonym of an identifier: 32 hexadecimal digits that only holders of the key can link.
+
+    Keyed BLAKE2b (RFC 7693) of the value without padding, with `kind` as its personalisation: equal
+    identifiers of a patient and of a study have unrelated pseudonyms.
+
+    Args:
+      key: 32 to 64 secret bytes.
+      value: the identifier, not blank.
+      kind: patient, study, series, instance or the like, at most 16 ASCII characters.
+
+    Raises:
+      InputError: a key of another length, a blank value, or a kind that is blank or too long.
+    """
+    _check_key(key)
+    value = value.strip("\0 ")
+    if not value:
+        raise InputError(f"blank {kind} identifier; expected text to hash")
+    if not re.fullmatch("[a-z_]{1,16}", kind):
+        raise InputError(f"pseudonym kind {kind!r}; expected 1 to 16 small letters")
+    text = value.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16, key=key, person=kind.encode()).hexdigest()
+
+
+def load_key(path: str | os.PathLike[str]) -> bytes:
+    """Reads a key of 32 to 64 bytes, raw or as hexadecimal digits.
+
+    Raises:
+      InputError: no such file, a file that all users may read or write, or a key that is too
+        short, too long or evidently not random.
+    """
+    name = os.fspath(path)
+    problem, data = "", b""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(4096)
+    except OSError as error:
+        raise InputError(f"key file {name}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        problem = "not a plain file"
+    elif mode & 0o007:
+        problem = f"mode {stat.S_IMODE(mode):04o} lets every user in; expected 0600"
+    if problem:
+        raise InputError(f"key file {name}: {problem}")
+    text = data.strip()
+    key = bytes.fromhex(text.decode()) if re.fullmatch(rb"(?:[0-9A-Fa-f]{2})+", text) else data
+    low, high = _KEY_BYTES
+    if not low <= len(key) <= high:
+        raise InputError(f"key file {name}: {len(key)} bytes; expected {low} to {high}")
+    if len(set(key)) < _DISTINCT:
+        raise InputError(f"key file {name}: {len(set(key))} distinct bytes; expected random ones")
+    return key
+
+
+def new_key(path: str | os.PathLike[str]) -> None:
+    """Writes a new random key of 32 bytes to a file that only its owner may read.
+
+    Raises:
+      InputError: the file exists, or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_KEY_BYTES[0]) + "\n")
+    except OSError as error:
+        raise InputError(f"key file {os.fspath(path)}: {error.strerror}") from error
+
+
+def _check_key(key: bytes) -> None:
+    low, high = _KEY_BYTES
+    if not low <= len(key) <= high:
+        raise InputError(f"a key of {len(key)} bytes; expected {low} to {high}")

@@ -1,4 +1,4 @@
-"""What a corpus says or shows more than once, and what that means for a contrastive batch."""
+"""Repeated images, texts and sentences of a corpus, and the false negatives that they cause."""
 
 import collections
 import math
@@ -14,15 +14,19 @@ from mmrl.preparation.holdings import Holdings
 from mmrl.preparation.survey import Numbers
 
 CHECKED = 2000
-"""Pairs of near hashes whose pixels are compared; the rest of more is estimated from these."""
+"""Greatest number of pairs of near hashes whose pixels are compared."""
 
 
 def share_with_partner(groups: Sequence[Hashable], batch: int) -> float:
-    """Expected share of a batch's items of whose group another item is in the batch.
+    """Expected share of the items of a batch that share their group with another item of it.
 
-    The batch is drawn without replacement from N items. An item of a group of g meets none of
-    the g - 1 others with probability C(N - g, B - 1) / C(N - 1, B - 1) (hypergeometric); the mean
-    over all items is exact, no simulation. `batch` is at most N, else N.
+    The batch of B items is drawn from N items without replacement. For an item of a group of g,
+    none of the g - 1 others is in the batch with probability C(N - g, B - 1) / C(N - 1, B - 1)
+    (hypergeometric). The mean over all items is exact.
+
+    Args:
+      groups: the group of each of the N items.
+      batch: B; values above N count as N.
     """
     count = len(groups)
     batch = min(batch, count)
@@ -31,7 +35,7 @@ def share_with_partner(groups: Sequence[Hashable], batch: int) -> float:
     sizes = collections.Counter(collections.Counter(groups).values())  # size -> groups of it
     expected = 0.0
     for size, number in sizes.items():
-        # The same number written so that the shorter of two products is taken.
+        # The quotient of binomials as a product of min(g, B) - 1 factors.
         few, many = sorted((size - 1, batch - 1))
         alone = 0.0
         if few + many <= count - 1:
@@ -40,11 +44,16 @@ def share_with_partner(groups: Sequence[Hashable], batch: int) -> float:
     return expected / count
 
 
-def false_negatives(held: Holdings, near: duplicates.Pairs, batch_sizes: Sequence[int]) -> Numbers:
-    """Meaning of "same" -> batch size -> expected share of items with another such item.
+def false_negatives(
+    held: Holdings, near: duplicates.NearPairs, batch_sizes: Sequence[int]
+) -> Numbers:
+    """Kind of equality -> batch size -> expected share of items that equal another item.
 
-    Over the train split, of which batches are made (all records where it is empty), and over its
-    records that have a text. `near` are the pairs of near-duplicate composed texts.
+    The items are the records with text of the train split, or of all splits where there is no train
+    split.
+
+    Args:
+      near: pairs of near-duplicate composed texts.
     """
     split = "train" if "train" in held.splits else "all"
     rows = held.splits.get("train", np.arange(len(held)))
@@ -58,8 +67,8 @@ def false_negatives(held: Holdings, near: duplicates.Pairs, batch_sizes: Sequenc
         "nearly_text": duplicates.clusters(len(held), near)[rows].tolist(),
     }
     for name in held.sections if len(held.sections) > 1 else ():
-        told = [held.texts(name)[row] for row in rows]
-        groups[f"section.{name}"] = [reports.canonical(text) for text in told if text]
+        sections = [held.texts(name)[row] for row in rows]
+        groups[f"section.{name}"] = [reports.canonical(text) for text in sections if text]
     return {
         "split": split,
         "items": {name: len(members) for name, members in groups.items()},
@@ -72,7 +81,7 @@ def false_negatives(held: Holdings, near: duplicates.Pairs, batch_sizes: Sequenc
 
 
 def repeated(keys: Sequence[Hashable]) -> Numbers:
-    """How many of the items that have a key (not None or "") share it with another."""
+    """Number of items that share their key with another item; None and "" are no keys."""
     sizes = collections.Counter(key for key in keys if key not in (None, ""))
     many = [size for size in sizes.values() if size > 1]
     items = sum(sizes.values())
@@ -86,7 +95,7 @@ def repeated(keys: Sequence[Hashable]) -> Numbers:
 
 
 def images(held: Holdings) -> Numbers:
-    """Images equal pixel for pixel, and images that look the same, checked against the pixels."""
+    """Images with equal pixels, and images that look the same, which their pixels confirm."""
     digests = held.flat("image_sha256")
     if not digests:
         return {"images": 0}
@@ -126,21 +135,21 @@ def images(held: Holdings) -> Numbers:
     }
 
 
-def texts(held: Holdings) -> tuple[Numbers, duplicates.Pairs]:
-    """Equal and nearly equal composed texts, and repeated sections; with the near pairs."""
+def texts(held: Holdings) -> tuple[Numbers, duplicates.NearPairs]:
+    """Equal and nearly equal composed texts, repeated sections, and the pairs of near texts."""
     canonical = held.canonical
     pairs = duplicates.near_texts(held.composed)
     partnered = np.union1d(pairs.first, pairs.second)
     component = duplicates.clusters(len(held), pairs)
-    told = [number for number, text in enumerate(canonical) if text]
-    largest = collections.Counter(component[told].tolist()).most_common(1)
+    filled = [number for number, text in enumerate(canonical) if text]
+    largest = collections.Counter(component[filled].tolist()).most_common(1)
     found: Numbers = {
         "exact": repeated(canonical),
         "near": {
             "threshold": duplicates.THRESHOLD,
             "shingle_words": duplicates.SHINGLE,
             "repeated": len(partnered),
-            "share": len(partnered) / len(told) if told else 0.0,
+            "share": len(partnered) / len(filled) if filled else 0.0,
             "largest": largest[0][1] if largest else 0,
         },
         "sections": {
@@ -153,7 +162,7 @@ def texts(held: Holdings) -> tuple[Numbers, duplicates.Pairs]:
 
 
 def sentences(held: Holdings) -> Numbers:
-    """How often sentences come back, and the most frequent ones."""
+    """Shares of sentences that recur in other records, and the most frequent sentences."""
     known: dict[str, str] = {}
     said: list[str] = []
     keys: list[str] = []
@@ -166,10 +175,10 @@ def sentences(held: Holdings) -> Numbers:
                 said.append(sentence)
                 keys.append(known[sentence])
                 owners.append(row)
-    # In another record: a sentence said twice in one report is no sign of a template.
-    spoken = collections.Counter(key for key, _ in set(zip(keys, owners, strict=True)))
-    recurring = sum(1 for key in keys if spoken[key] > 1)
-    unique_rows = {row for key, row in zip(keys, owners, strict=True) if spoken[key] == 1}
+    # Only other records count: a sentence that is twice in one report does not show a template.
+    records_with = collections.Counter(key for key, _ in set(zip(keys, owners, strict=True)))
+    recurring = sum(1 for key in keys if records_with[key] > 1)
+    unique_rows = {row for key, row in zip(keys, owners, strict=True) if records_with[key] == 1}
     total = collections.Counter(keys)
     return {
         "sentences": len(keys),
@@ -185,7 +194,7 @@ def sentences(held: Holdings) -> Numbers:
 
 
 def top(shown: Sequence[str], keys: Sequence[str], number: int = 10) -> list[dict[str, Any]]:
-    """The most frequent keys that occur twice or more, each as it was first written."""
+    """The most frequent keys that occur more than once, each as the text of its first item."""
     first: dict[str, str] = {}
     for text, key in zip(shown, keys, strict=True):
         first.setdefault(key, text)

@@ -1,7 +1,7 @@
-"""How pixels are kept: the size of the image, the form of its file.
+"""How a prepared corpus stores images: their size and file format.
 
-The same steps in the same order as `mmrl.data.image.images.Preprocess` takes, so that a corpus kept
-as PNG at the size of training gives the very pixels that training on the source gives.
+Steps and order are those of `mmrl.data.image.images.Preprocess`. A corpus that is stored as PNG at
+the size of training thus gives the same pixels as training on the source.
 """
 
 import dataclasses
@@ -18,18 +18,17 @@ _PNG_LEVEL = 6  # of zlib; 9 saves under 1 % more and takes twice the time
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What an image becomes.
+class Storage:
+    """How images are stored.
 
     Attributes:
-      size: the long side in pixels at most; images are made smaller by area, never larger, and
-        keep their aspect.
-      format: jpeg (grey, 8 bit; u16 is brought to u8 by its full range) or png (lossless; u16
-        stays).
+      size: greatest length of the long side in pixels. Larger images are reduced by area averaging
+        and keep their aspect ratio; smaller images keep their size.
+      format: jpeg (8 bits; the full range of u16 is scaled to u8) or png (lossless, 8 or 16 bits).
       quality: of JPEG, 1 to 100.
 
     Raises:
-      InputError: one of them is out of range.
+      InputError: an option outside its range.
     """
 
     size: int = 256
@@ -45,7 +44,7 @@ class Recipe:
             raise InputError(f"--quality={self.quality}; expected 1 to 100")
 
     def reduce(self, image: np.ndarray) -> np.ndarray:
-        """u8[H, W] or u16[H, W] to what is stored, before encoding."""
+        """u8[H, W] or u16[H, W] to the pixels that are stored."""
         if self.format == "jpeg":
             image = to_uint8(image)
         height, width = image.shape
@@ -56,7 +55,7 @@ class Recipe:
         return cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
 
     def encode(self, stored: np.ndarray) -> bytes:
-        """The file of an image that `reduce` made; equal pixels give equal bytes."""
+        """Encodes pixels that `reduce` returned; equal pixels give equal bytes."""
         if self.format == "jpeg":
             settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
             done, data = cv2.imencode(".jpg", stored, settings)
@@ -69,6 +68,6 @@ class Recipe:
         return data.tobytes()
 
     def to_dict(self) -> dict[str, Any]:
-        """What shapes the bytes, for plans and manifests."""
+        """The options that affect the stored bytes, for plans and manifests."""
         plain = dataclasses.asdict(self)
         return plain if self.format == "jpeg" else {k: plain[k] for k in ("size", "format")}

@@ -1,6 +1,6 @@
-"""Counting what a prepared corpus holds: records, images, labels, sections; what crosses splits.
+"""Counts of a prepared corpus: records, images, labels, sections, and overlaps between splits.
 
-Every function maps `Holdings` to plain numbers, ready for JSON. "all" stands for all splits.
+The functions map `Holdings` to numbers for JSON. The key "all" is for all splits together.
 """
 
 import collections
@@ -15,26 +15,26 @@ import numpy as np
 from mmrl.preparation.holdings import Holdings
 
 VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
-_FEW = 8  # values of an attribute that are listed
+_FEW = 8  # greatest number of distinct values of an attribute that are listed
 QUANTILES = (5, 25, 50, 75, 95, 99)
 
 Numbers = dict[str, Any]
 
 
 def parts(held: Holdings) -> Iterator[tuple[str, np.ndarray]]:
-    """Each split that holds records, then "all" of them."""
+    """Yields each split with its rows, then "all" with all rows."""
     yield from held.splits.items()
     yield "all", np.arange(len(held))
 
 
 def counts(held: Holdings) -> Numbers:
-    """Split -> records, patients, studies, groups, images, records without image or text."""
+    """Split -> numbers of records, patients, studies, leakage units and images, and of gaps."""
     units = {
         "patients": held.column("patient_id"),
         "studies": held.column("study_id"),
-        "groups": held.column("group_key"),
+        "leakage_units": held.column("leakage_unit"),
     }
-    texts, known = held.composed, held.column("group_known")
+    texts, known = held.composed, held.column("leakage_unit_known")
     priors = held.column("prior_id")
     found: Numbers = {}
     for split, rows in parts(held):
@@ -45,19 +45,19 @@ def counts(held: Holdings) -> Numbers:
             "records_without_image": int((held.image_counts[rows] == 0).sum()),
             "records_without_text": sum(not texts[row] for row in rows),
             "records_with_prior": sum(bool(priors[row]) for row in rows),
-            "group_known_share": float(np.mean([known[row] for row in rows])),
+            "leakage_unit_known_share": float(np.mean([known[row] for row in rows])),
         }
     return found
 
 
 def tally(values: Any) -> dict[str, int]:
-    """Counts by value, most frequent first."""
+    """Value -> count, most frequent first; blank values are "not stated"."""
     found = collections.Counter(str(value) if value else "not stated" for value in values)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def spread(values: np.ndarray) -> Numbers:
-    """Mean, quantiles and extremes; {"n": 0} of nothing."""
+    """Number, mean, quantiles, least and greatest value; {"n": 0} without values."""
     if not len(values):
         return {"n": 0}
     found = {"n": len(values), "mean": float(values.mean()), "min": float(values.min())}
@@ -67,7 +67,7 @@ def spread(values: np.ndarray) -> Numbers:
 
 
 def images(held: Holdings) -> Numbers:
-    """Views, sizes as the owner distributes them, and how many a record has."""
+    """Projections, sizes as the owner distributes them, and numbers of images per record."""
     heights, widths = (np.asarray(held.flat(f"orig_{side}s")) for side in ("height", "width"))
     sizes = collections.Counter(zip(widths.tolist(), heights.tolist(), strict=True))
     spaced = sum(1 for spacing in held.flat("spacings") if spacing)
@@ -77,8 +77,8 @@ def images(held: Holdings) -> Numbers:
             for count, number in enumerate(np.bincount(held.image_counts))
             if number
         },
-        "views": tally(held.flat("views")),
-        "view_sources": tally(held.flat("view_sources")),
+        "projections": tally(held.flat("projections")),
+        "projection_sources": tally(held.flat("projection_sources")),
         "heights": spread(heights),
         "widths": spread(widths),
         "distinct_sizes": len(sizes),
@@ -95,9 +95,9 @@ def images(held: Holdings) -> Numbers:
 
 
 def labels(held: Holdings) -> Numbers:
-    """Split -> records with labels, and label -> how many present, absent, uncertain, blank.
+    """Split -> labelled records, and per label the numbers present, absent, uncertain and blank.
 
-    A record is labelled when any of its labels is stated; others are left out.
+    A record is labelled if any of its labels is stated. Other records are left out.
     """
     names = held.manifest.get("label_names") or []
     rows_of = held.column("labels")
@@ -117,17 +117,17 @@ def labels(held: Holdings) -> Numbers:
 
 
 def attributes(held: Holdings) -> Numbers:
-    """What else is known of records: attribute -> how many have it, and its values.
+    """Attribute -> number of records that have it, and its values.
 
-    Numbers come as quantiles, few values as counts, many as how many there are.
+    Up to 8 distinct values are counted. Of more values, numbers are summarised by quantiles.
     """
-    told: dict[str, list[str]] = collections.defaultdict(list)
+    stated: dict[str, list[str]] = collections.defaultdict(list)
     for cell in held.column("attributes"):
         for name, value in json.loads(cell).items():
             if value:
-                told[name].append(value)
+                stated[name].append(value)
     found: Numbers = {}
-    for name, values in sorted(told.items()):
+    for name, values in sorted(stated.items()):
         entry: Numbers = {"records": len(values), "distinct": len(set(values))}
         if entry["distinct"] <= _FEW:
             entry["values"] = tally(values)
@@ -141,7 +141,7 @@ def attributes(held: Holdings) -> Numbers:
 
 
 def sections(held: Holdings) -> Numbers:
-    """Split -> records that hold each section, and findings and impression taken together."""
+    """Split -> number of records with each section, and with findings, impression or both."""
     findings, impression = (held.texts(name) for name in ("findings", "impression"))
     texts = {name: held.texts(name) for name in held.known}
     found: Numbers = {}
@@ -161,16 +161,16 @@ def sections(held: Holdings) -> Numbers:
 
 
 def crossing(held: Holdings) -> Numbers:
-    """What two splits share: units, and records of the second that hold one of them.
+    """Pair of splits -> what both contain, and the records of the second split that contain it.
 
-    A patient, study or group on both sides is a fault of the division; an image or a report may be
-    a duplicate under another name, which no division by patient can see.
+    A patient, study or leakage unit in two splits is an error of the division. An image or a report
+    in two splits may be a duplicate with another patient id, which no division by patient prevents.
     """
-    groups = zip(held.column("group_key"), held.column("aliases"), strict=True)
+    units = zip(held.column("leakage_unit"), held.column("aliases"), strict=True)
     ones: dict[str, list[list[str]]] = {
         "patients": [[key] for key in held.column("patient_id")],
         "studies": [[key] for key in held.column("study_id")],
-        "groups": [[key, *(aliases or ())] for key, aliases in groups],
+        "leakage_units": [[key, *(aliases or ())] for key, aliases in units],
         "images": held.column("image_sha256"),
         "texts": [[text] if text else [] for text in held.canonical],
     }
@@ -190,7 +190,7 @@ def crossing(held: Holdings) -> Numbers:
 
 
 def origin(held: Holdings) -> Numbers:
-    """Who gave the corpus and under which terms; what was refused when it was prepared."""
+    """Source, version, licence and access of the corpus, and the rejects of its preparation."""
     manifest: Mapping[str, Any] = held.manifest
     facts = held.facts()
     refused = manifest.get("rejects") or {}

@@ -1,13 +1,13 @@
-"""The same corpora in the form of TensorFlow Datasets, on one machine or on a Beam runner.
+"""Prepares a corpus as a data set of TensorFlow Datasets, on one machine or on a Beam runner.
 
     python -m mmrl.prepare openi --input=downloads/openi --output=tfds --tfds
     python -m mmrl.prepare openi --input=/mnt/openi --output=/mnt/tfds --tfds \\
         --beam-runner=FlinkRunner --beam-option=flink_master=host:8081
 
-Examples hold the images as `mmrl.preparation.storage` encodes them and all else that a record has;
-`mmrl.data.sources.tfds` and anything else that reads TFDS takes them. No TensorFlow is needed. On
-a runner of several machines all of them see input and output at the same paths, have mmrl, and
-list the corpus once per worker process.
+Examples hold images as `mmrl.preparation.storage` encodes them, and all other fields of a record.
+`mmrl.data.sources.tfds` and any other reader of TFDS can read them. TensorFlow is not needed. A
+runner on several machines needs mmrl, and the input and output at the same paths, on all of them.
+Each worker process lists the corpus once.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from mmrl.data.reading.rejects import write_rejects
 from mmrl.preparation.encode import encode_record
 from mmrl.preparation.inventory import Inventory, without_places
 from mmrl.preparation.job import Settings
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.types import InputError, Record, Reject
 
 _SPAN = 64  # records that a worker takes at a time
@@ -38,29 +38,32 @@ Example = tuple[str, dict[str, Any]]
 
 
 class Work(NamedTuple):
-    """All that a worker must know to read and encode records; small, and plain data.
+    """What a worker needs to read and encode records, as plain data.
 
-    `options` are those of the source, as JSON.
+    `options` are the options of the source, as JSON.
     """
 
     source: str
     options: str
-    recipe: Recipe
+    storage: Storage
     label_names: tuple[str, ...]
     sections: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=4)
 def _source(name: str, options: str, split: str) -> Any:
-    """The source in this process, listed once."""
+    """The source, which each process lists once."""
     return build.find("source", name)(split=split, **json.loads(options))
 
 
 def records_of(work: Work, span: str) -> Iterator[Record]:
-    """The records of a span: JSON of the split to ask the source for, positions, the first's id.
+    """Yields the records of a span.
+
+    Args:
+      span: JSON of the split of the source, positions, and the id of the first record.
 
     Raises:
-      InputError: the corpus is not as it was when the spans were cut.
+      InputError: the corpus differs from the one that was divided into spans.
     """
     split, positions, first_id = json.loads(span)
     source = _source(work.source, work.options, split)
@@ -68,16 +71,16 @@ def records_of(work: Work, span: str) -> Iterator[Record]:
         record = source[position]
         if number == 0 and record.id != first_id:
             raise InputError(
-                f"{work.source}: record {position} is {record.id!r} here and {first_id!r}"
-                " where the work was divided; expected the same files on every worker"
+                f"{work.source}: record {position} is {record.id!r} on this worker and {first_id!r}"
+                " where the work was divided; expected the same files on all machines"
             )
         yield record
 
 
 def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject]:
-    """Reads and encodes images: key and example of each record, and what was refused."""
+    """Yields the key and the example of each record with encoded images, and the rejects."""
     for record in records:
-        made = encode_record(record, work.recipe)
+        made = encode_record(record, work.storage)
         yield from made.rejects
         if made.record is not None:
             row = shards.index_row(made.record, made.images, made.masks)
@@ -93,7 +96,7 @@ def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject
                     "more_images": files[1:],
                     "image_phash": [f"{value:016x}" for value in row["image_phash"]],
                     "sizes": [[image.orig_height, image.orig_width] for image in made.images],
-                    "view": made.images[0].view if made.images else "UNKNOWN",
+                    "projection": made.images[0].projection if made.images else "UNKNOWN",
                     "spacings": json.dumps(row["spacings"]),
                     "boxes": json.dumps([dataclasses.astuple(box) for box in made.record.boxes]),
                     "masks": json.dumps([dataclasses.astuple(mask) for mask in made.masks]),
@@ -101,29 +104,32 @@ def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject
             )
 
 
-# Fields of an index row that become features under their names.
+# Columns of the index that become features of the same name.
 _TEXTS = (
     "id", "source", "source_version", "split", "split_official", "patient_id", "study_id",
-    "group_key", "language", "license", "access", "prior_id", "attributes", "sentences",
+    "leakage_unit", "language", "license", "access", "prior_id", "attributes", "sentences",
     "findings", "entailment",
 )  # fmt: skip
-_FLAGS = ("group_known", "redistributable")
-_LISTS = ("aliases", "image_keys", "views", "view_sources", "image_sha256")
+_FLAGS = ("leakage_unit_known", "redistributable")
+_LISTS = ("aliases", "image_keys", "projections", "projection_sources", "image_sha256")
 
 
 def features(work: Work) -> tfds.features.FeaturesDict:
-    """What an example holds.
+    """The features of an example.
 
     `image` is the first image (no bytes where a record has none), `more_images` the others;
-    `sizes`, `views` and so on tell of all. `attributes`, `sentences`, `findings`, `entailment`,
-    `spacings`, `boxes` (in original pixels) and `masks` are JSON, as in index.parquet.
+    `sizes`, `projections` and so on describe all of them. `attributes`, `sentences`, `findings`,
+    `entailment`, `spacings`, `boxes` (in original pixels) and `masks` are JSON, as in
+    index.parquet.
     """
     kinds = tfds.features
-    depth = np.uint8 if work.recipe.format == "jpeg" else np.uint16
-    image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.recipe.format)
+    depth = np.uint8 if work.storage.format == "jpeg" else np.uint16
+    image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.storage.format)
     return kinds.FeaturesDict(
         {
-            **{name: kinds.Text() for name in (*_TEXTS, "view", "spacings", "boxes", "masks")},
+            **{
+                name: kinds.Text() for name in (*_TEXTS, "projection", "spacings", "boxes", "masks")
+            },
             **dict.fromkeys(_FLAGS, np.bool_),
             **{name: kinds.Sequence(kinds.Text()) for name in (*_LISTS, "image_phash")},
             **{f"section_{name}": kinds.Text() for name in work.sections},
@@ -143,18 +149,18 @@ def _labels(names: Sequence[str], record: Record) -> dict[str, int]:
 
 
 class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
-    """A corpus of mmrl as a TFDS data set, "mmrl_corpus/{config_name}:1.0.0".
+    """A corpus of mmrl as a TFDS data set, "mmrl_corpus/{config_name}:2.0.0".
 
     Args:
-      inventory: of the corpus, from `inventory.take` with `options`.
-      options: of the source; JSON values.
-      settings: image recipe and limits of what may be refused; chunks and workers are Beam's.
-      beam: generate on the Beam runner that `download_and_prepare` is given.
+      inventory: that of the corpus, from `inventory.take` with `options`.
+      options: options of the source, JSON values.
+      settings: storage of images and limit of rejects. Chunks and workers are not used.
+      beam: generate examples on the Beam runner of `download_and_prepare`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    # Where metadata and checksums of downloads would lie. There are none, and to look for them TFDS
-    # takes a package that it does not require.
+    VERSION = tfds.core.Version("2.0.0")
+    # The folder of metadata and checksums of downloads, of which there are none. Without this, TFDS
+    # imports a package that it does not require.
     pkg_dir_path = Path(__file__).parent
     code_path = None
 
@@ -171,12 +177,12 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         self._work = Work(
             inventory.name,
             json.dumps(dict(options), sort_keys=True),
-            settings.recipe,
+            settings.storage,
             inventory.label_names,
             inventory.sections,
         )
         config = tfds.core.BuilderConfig(
-            name=config_name(inventory, settings.recipe),
+            name=config_name(inventory, settings.storage),
             version=self.VERSION,
             description=_title(inventory),
         )
@@ -234,7 +240,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         self.check(Path(str(self.data_dir)))
 
     def check(self, folder: Path) -> None:
-        """Stops when too much was refused; the data set does not appear then."""
+        """Raises InputError when too much was refused; TFDS then discards the data set."""
         later = [
             Reject(**json.loads(line))
             for path in sorted(folder.glob("rejects-*.jsonl"))
@@ -247,11 +253,11 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         )
 
 
-def config_name(inventory: Inventory, recipe: Recipe) -> str:
-    """Names source, image recipe and, by a digest, its text: "openi-256-jpeg-95-1f0c9a3b"."""
+def config_name(inventory: Inventory, storage: Storage) -> str:
+    """Source, storage of images and a digest of the text: "openi-256-jpeg-95-1f0c9a3b"."""
     content = json.dumps([dict(inventory.options), inventory.sha256], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return "-".join([inventory.name, *map(str, recipe.to_dict().values()), digest])
+    return "-".join([inventory.name, *map(str, storage.to_dict().values()), digest])
 
 
 def prepare(
@@ -263,14 +269,14 @@ def prepare(
     runner: str | None = None,
     runner_options: Sequence[str] = (),
 ) -> MmrlCorpus:
-    """Prepares the data set, in this process or on a Beam runner; finds it when it is there.
+    """Prepares the data set in this process or on a Beam runner, unless it exists.
 
     Args:
-      runner: name of a Beam runner ("DirectRunner"), None for none.
-      runner_options: of Beam, each KEY=VALUE or KEY.
+      runner: name of a Beam runner ("DirectRunner"); None for this process.
+      runner_options: options of Beam, each KEY=VALUE or KEY.
 
     Raises:
-      InputError: Beam is not installed, an option it does not take, or too much refused.
+      InputError: Beam is not installed, or too much was refused.
     """
     builder = MmrlCorpus(
         inventory=inventory,
@@ -303,14 +309,14 @@ def _beam_options(runner: str, given: Iterable[str]) -> Any:
 
 
 def _transform(work: Work, spans: Sequence[str], places: tuple[str, ...], rejects: str) -> Any:
-    """A PTransform of keys and examples; what is refused goes to `rejects`.jsonl."""
+    """A PTransform of keys and examples that writes rejects to `rejects`.jsonl."""
     import apache_beam as beam
 
     def expand(start: Any) -> Any:
         made = (
             start
             | beam.Create(spans)
-            | beam.Reshuffle()  # else a runner may keep all spans on one worker
+            | beam.Reshuffle()  # otherwise a runner may keep all spans on one worker
             | beam.FlatMap(functools.partial(_tagged, work)).with_outputs(
                 "rejects", main="examples"
             )

@@ -1,4 +1,4 @@
-"""Chunks of records, encoded by processes, in order."""
+"""Encodes chunks of records in worker processes, and yields them in order."""
 
 import contextlib
 import multiprocessing
@@ -17,15 +17,15 @@ from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import lock as locks
 from mmrl.preparation.encode import Chunk, encode_chunk
 from mmrl.preparation.inventory import Inventory
-from mmrl.preparation.storage import Recipe
+from mmrl.preparation.storage import Storage
 from mmrl.preparation.workplace import Workplace
 from mmrl.types import InputError, Record
 
-_AHEAD = 3  # chunks per worker that may wait for an earlier one
+_AHEAD = 3  # chunks per worker that may be submitted beyond the next one
 
 
 class Span(NamedTuple):
-    """Records `start` to `stop` of a split."""
+    """Records `start` to `stop` - 1 of a split."""
 
     split: str
     start: int
@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 def spans(inventory: Inventory, size: int) -> list[Span]:
-    """All records, cut in chunks of `size`, in the order of splits and records."""
+    """Divides all records into chunks of `size`, in the order of splits and records."""
     return [
         Span(split, start, min(start + size, len(inventory.parts[split])))
         for split in SPLITS
@@ -44,30 +44,31 @@ def spans(inventory: Inventory, size: int) -> list[Span]:
 
 def encoded(
     inventory: Inventory,
-    recipe: Recipe,
+    storage: Storage,
     workplace: Workplace,
     cut: Sequence[Span],
     *,
     first: int,
     workers: int,
 ) -> Generator[tuple[str, Chunk], None, None]:
-    """Yields split and content of chunk `first` and of all that follow it.
+    """Yields split and content of chunk `first` and of all following chunks.
 
-    A chunk that lies in the work folder already is taken from there. Records travel to the workers
-    and pixels stay in them, so that what one holds does not grow with the corpus.
+    A chunk that an earlier run left in the work folder is read from there. Workers receive records
+    and write encoded images to files, so the memory of a worker does not depend on the size of the
+    corpus.
 
     Args:
-      cut: what each chunk holds.
-      workers: processes; with 0 this one does the work.
+      cut: the records of each chunk.
+      workers: number of processes; 0 encodes in this process.
 
     Raises:
       InputError: a worker died, or the disk is full.
     """
 
-    def task(number: int) -> tuple[str, list[Record], Recipe]:
+    def task(number: int) -> tuple[str, list[Record], Storage]:
         span = cut[number]
         records = inventory.parts[span.split].records(span.start, span.stop)
-        return str(workplace.chunk(number)), records, recipe
+        return str(workplace.chunk(number)), records, storage
 
     def read(number: int) -> tuple[str, Chunk]:
         path = workplace.chunk(number)
@@ -86,33 +87,33 @@ def encoded(
         initargs=(str(workplace.workers_lock),),
     )
     waiting: dict[int, Future[None]] = {}
-    asked = first
+    submitted = first
     try:
         for number in range(first, len(cut)):
-            while asked < min(len(cut), number + _AHEAD * workers):
-                if not workplace.chunk(asked).exists():
-                    waiting[asked] = pool.submit(encode_to, *task(asked))
-                asked += 1
+            while submitted < min(len(cut), number + _AHEAD * workers):
+                if not workplace.chunk(submitted).exists():
+                    waiting[submitted] = pool.submit(encode_to, *task(submitted))
+                submitted += 1
             if number in waiting:
                 waiting.pop(number).result()
             yield read(number)
     except BrokenProcessPool:
         raise InputError(
-            "a worker process died: out of memory, or a decoder crashed on a file. The same"
-            " command goes on; fewer --workers need less memory"
+            "a worker process died: out of memory, or a decoder crashed on a file. Start the same"
+            " command again: it resumes. Fewer --workers need less memory"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_to(path: str, records: Sequence[Record], recipe: Recipe) -> None:
-    """Encodes records to one chunk file, which appears whole or not at all."""
-    files.write(Path(path), encode_chunk(records, recipe).to_bytes())
+def encode_to(path: str, records: Sequence[Record], storage: Storage) -> None:
+    """Encodes records to a chunk file."""
+    files.write(Path(path), encode_chunk(records, storage).to_bytes())
 
 
 def _begin(lock: str) -> None:
-    """Lets a worker end with its parent, however that ends, and tell of its life by a lock."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends us
+    """Initialises a worker: it holds a shared lock, and exits when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it, and ends the workers
     _HELD.append(locks.acquire(Path(lock), shared=True))
     parent = multiprocessing.parent_process()
     assert parent is not None

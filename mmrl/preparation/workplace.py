@@ -1,13 +1,13 @@
-"""The folder that a preparation fills: what it may hold, what is finished, what is under way.
+"""The output folder of a preparation, from which a run that was killed can be resumed.
 
-    OUTPUT/train-00000.array_record     finished, as the manifest will list it
-    OUTPUT/.work/plan.json              what is being prepared; another plan is refused
-    OUTPUT/.work/chunk-0000017.msgpack  records encoded, and in no shard yet
-    OUTPUT/.work/closed-000003.json     a shard that is finished, the last thing written of it
-    OUTPUT/.work/rows-000003.msgpack    its rows of the index
+    OUTPUT/train-00000.array_record     a finished shard, as the manifest will list it
+    OUTPUT/.work/plan.json              the plan; a run with another plan is refused
+    OUTPUT/.work/chunk-0000017.msgpack  encoded records that are in no shard yet
+    OUTPUT/.work/closed-000003.json     description of a finished shard, written after the shard
+    OUTPUT/.work/rows-000003.msgpack    rows of the index of that shard
 
-Each file appears whole or not at all. So a run that was killed at any moment leaves nothing that
-must be guessed at: chunks that are there are taken, a shard that is not closed is written again.
+Files appear whole or not at all, see `mmrl.files`. A resumed run reads the chunks that exist, and
+writes every shard again that has no description.
 """
 
 import json
@@ -31,17 +31,17 @@ _FINAL = (shards.INDEX, shards.REJECTS, shards.MANIFEST)
 
 
 class Workplace:
-    """One output folder, locked while this process lives.
+    """The output folder of one preparation, locked while this process lives.
 
     Args:
-      output: made if it is not there.
-      plan: JSON values; what two runs must share to be the same preparation.
+      output: created if it does not exist.
+      plan: JSON values that are equal in all runs of one preparation.
 
     Attributes:
-      complete: the folder holds the finished result of this very plan.
+      complete: whether the folder holds the finished result of this plan.
 
     Raises:
-      InputError: the folder holds something else, or another process works in it.
+      InputError: the folder holds something else, or another process uses it.
     """
 
     def __init__(self, output: Path, plan: dict[str, Any]) -> None:
@@ -64,55 +64,55 @@ class Workplace:
 
     @property
     def workers_lock(self) -> Path:
-        """What every worker holds, shared, as long as it lives."""
+        """The file that every worker locks, shared, while it lives."""
         return self.work / "workers.lock"
 
     def chunk(self, number: int) -> Path:
-        """Where a worker puts an encoded chunk."""
+        """The file of an encoded chunk."""
         return self.work / f"chunk-{number:07d}.msgpack"
 
     def closed(self) -> list[dict[str, Any]]:
-        """What `close` was told of every shard, in order."""
+        """The descriptions of all finished shards, in order."""
         found: list[dict[str, Any]] = []
         while (path := self._closed(len(found))).exists():
             found.append(json.loads(path.read_text(encoding="utf-8")))
         return found
 
-    def close(self, number: int, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Notes that shard `number` is in its place, and lets its chunks go."""
+    def close(self, number: int, shard: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Writes the description of the finished shard `number`, and removes its chunks."""
         files.write(self.work / f"rows-{number:06d}.msgpack", msgpack.packb(rows))
-        files.write(self._closed(number), _json(told))
-        for chunk in range(told["first"], told["stop"]):
+        files.write(self._closed(number), _json(shard))
+        for chunk in range(shard["first"], shard["stop"]):
             self.chunk(chunk).unlink(missing_ok=True)
 
     def rows(self, number: int) -> list[dict[str, Any]]:
-        """The rows of the index of a closed shard."""
+        """The rows of the index of a finished shard."""
         return msgpack.unpackb((self.work / f"rows-{number:06d}.msgpack").read_bytes())
 
     def publish(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Brings a file that `write` makes to its place in the output, whole."""
-        fresh = self.work / f"{name}.tmp"  # here, so that a killed run leaves nothing in the output
+        """Writes a file with `write(path)` and moves it to the output."""
+        fresh = self.work / f"{name}.tmp"  # a run that is killed leaves nothing in the output
         write(fresh)
         files.sync(fresh)
         files.place(fresh, self.output / name)
         return self.output / name
 
     def remove_work(self) -> None:
-        """The last step: the output is complete without it."""
+        """Removes the work folder, the last step of a preparation."""
         shutil.rmtree(self.work, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
 
     def leave(self) -> None:
-        """Lets another run go on here."""
+        """Releases the lock, so that another run can resume."""
         if self._lock is not None:
             self._lock.close()
 
     def _take(self) -> None:
-        """Makes the folder ready, or that of an earlier run ready again."""
-        # Workers of a run that was killed hold this one until they have noticed.
+        """Prepares the folder for a new or a resumed run."""
+        # Workers of a run that was killed hold this lock until they exit.
         lock.acquire(self.workers_lock).close()
-        check(self.output, self._plan)  # again: another run may have ended meanwhile
+        check(self.output, self._plan)  # again, since another run may have ended meanwhile
         if not (self.work / "plan.json").exists():
             files.write(self.work / "plan.json", _json(self._plan))
         self._tidy()
@@ -121,35 +121,32 @@ class Workplace:
         return self.work / f"closed-{number:06d}.json"
 
     def _tidy(self) -> None:
-        """Removes what a killed run left half done: all that it may leave is known."""
+        """Removes the unfinished files of a run that was killed."""
         closed = self.closed()
         done = closed[-1]["stop"] if closed else 0
-        for told in (told for told in closed if told["shard"]):
-            path = self.output / told["shard"]
-            if not path.is_file() or path.stat().st_size != told["bytes"]:
+        for shard in (shard for shard in closed if shard["shard"]):
+            path = self.output / shard["shard"]
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise InputError(
-                    f"{path} is not as it was when it was closed; remove '{self.output}' and"
-                    " prepare again"
+                    f"{path} has changed since it was finished; remove '{self.output}' and prepare"
+                    " again"
                 )
-        finished = {told["shard"] for told in closed}
+        finished = {shard["shard"] for shard in closed}
         for path in _shards(self.output):
-            if path.name not in finished:  # in its place, but not yet closed
+            if path.name not in finished:
                 path.unlink()
         for path in self.work.iterdir():
             if path.name.endswith(".tmp") or (
                 path.name.startswith("chunk-") and path < self.chunk(done)
             ):
                 path.unlink()
-        for name in (shards.INDEX, shards.REJECTS):
-            (self.output / name).unlink(missing_ok=True)
+        for path in self.output.iterdir():
+            if path.name in (shards.INDEX, shards.REJECTS) or _is_unfinished(path, shards.REJECTS):
+                path.unlink()
 
 
 def check(output: Path, plan: dict[str, Any]) -> None:
-    """Refuses a folder that holds anything but this preparation.
-
-    Raises:
-      InputError: says what is there.
-    """
+    """Raises InputError if the output folder holds anything but this preparation."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -168,20 +165,20 @@ def check(output: Path, plan: dict[str, Any]) -> None:
         known = {WORK, *_FINAL}
         strange = [p.name for p in output.iterdir() if not (p.name in known or _is_shard(p))]
     else:
-        # A first start that was refused for its data leaves only the list of rejects behind; one
-        # that was killed at once, a plan that is not yet in its place.
+        # A run that was refused for its data leaves only the list of rejects. A run that was killed
+        # at once leaves a plan that is not yet in its place.
         strange = [p.name for p in output.iterdir() if p.name not in (WORK, shards.REJECTS)]
         begun = (output / WORK).iterdir() if (output / WORK).is_dir() else iter(())
-        known = {"run.lock", "workers.lock"}
         strange += [
             f"{WORK}/{p.name}"
             for p in begun
-            if not (p.name in known or p.name.startswith("plan.json."))
+            if not (p.name in ("run.lock", "workers.lock") or _is_unfinished(p, "plan.json"))
         ]
+    strange = [name for name in strange if not _is_unfinished(output / name, shards.REJECTS)]
     if strange:
         listed = ", ".join(sorted(strange)[:3])
         raise InputError(
-            f"--output={output} holds something else than this preparation ({listed}); choose"
+            f"--output={output} holds other files than those of this preparation ({listed}); choose"
             " another folder"
         )
 
@@ -199,6 +196,11 @@ def _compare(output: Path, earlier: Any, plan: dict[str, Any]) -> None:
 
 def _is_shard(path: Path) -> bool:
     return bool(_SHARD.fullmatch(path.name))
+
+
+def _is_unfinished(path: Path, name: str) -> bool:
+    """Whether a killed run was writing `name` to this file, see `files.whole`."""
+    return path.name.startswith(f".{name}.") and path.name.endswith(".tmp")
 
 
 def _shards(output: Path) -> Iterator[Path]:

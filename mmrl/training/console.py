@@ -8,6 +8,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmrl import durations
 from mmrl.evaluators.base import Results
 
 
@@ -62,7 +63,7 @@ class Console:
         if "model_flops_utilization" in timing:
             parts.append(f"MFU {timing['model_flops_utilization']:.1%}")
         parts.append(f"data wait {timing['data_wait_share']:.0%}")
-        parts.append(f"left {_clock(self._left(step))}")
+        parts.append(f"left {durations.clock(self._left(step))}")
         self.say("  ".join(parts))
 
     def _left(self, step: int) -> float:
@@ -94,9 +95,3 @@ class Console:
             for reason, count in result.excluded.items():
                 table.add_row(f"  {count} excluded: {reason}")
         self._out.print(table)
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

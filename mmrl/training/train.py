@@ -333,8 +333,8 @@ class Trainer:
     def _describe(self) -> None:
         for corpus in self.corpora.values():
             self.console.facts(corpus.name, describe(corpus))
-        if note := getattr(self.corpora["train"].source, "note", ""):
-            self.console.say(note)
+        for warning in getattr(self.corpora["train"].source, "warnings", ()):
+            self.console.say(f"warning: {warning}")
         *_, cut = self.tokenizer.encode_batch(
             list(self.corpora["train"].texts), self.options.text_length
         )

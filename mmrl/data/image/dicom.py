@@ -1,54 +1,396 @@
-"""DICOM radiographs: one frame to grey levels, and a header that names nobody.
+"""Parses DICOM files: the header values that are wanted, and the one frame as it is stored.
 
-What leaves a header is a fixed list of attributes. Each is a number, a word from a closed list,
-or an identifier hashed with a key, so text that someone typed into a field cannot leave by any of
-them. Errors are in our own words for the same reason, and do not name the file: its name is often
-the patient's or a UID. Callers that know a harmless name for it add that.
+No text that someone typed into a header leaves it. pydicom finds the data elements of `KEYWORDS`
+only and skips names, dates and private data. Their bytes are interpreted here, because pydicom's
+conversions warn, log and raise with the values they met. A value that leaves is a number or a word
+of a closed list. Errors are worded here for the same reason. They do not name the file, since its
+name is often that of the patient; callers add a harmless name.
 
-Sections are those of the DICOM standard: PS3.3 (information objects), PS3.5 (encoding).
+Lengths are checked before anything is allocated. Sections are those of the DICOM standard: PS3.3
+(information objects), PS3.5 (encoding), PS3.16 (terms).
 """
 
-import hashlib
+import io
+import logging
+import math
 import os
 import re
-import secrets
-import stat
-from typing import NamedTuple
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydicom import uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
 
-from mmrl.data.image import dicom_pixels
-from mmrl.data.image.dicom_file import REASONS, DicomError, DicomFile, guarded
-from mmrl.data.image.images import MAX_BYTES
-from mmrl.data.reading.rows import view_name
+from mmrl.data.image.containers import MAX_BYTES, MAX_PIXELS
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import InputError
 
-__all__ = [
-    "REASONS",
-    "DicomError",
-    "Header",
-    "decode",
-    "read",
-    "load_file",
-    "check_file",
-    "inspect",
-    "pseudonym",
-    "load_key",
-    "new_key",
-]
+T = TypeVar("T")
 
-MAX_AGE = 120  # years; more is a mistake
-_KEY_BYTES = (32, 64)  # below, a key can be guessed; above, BLAKE2b does not take it
-_DISTINCT = 16  # bytes of a key; 32 random ones practically always have more
-_DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25, "": 365.25}
+REASONS = (
+    "unreadable_image",
+    "multi_frame",
+    "burned_in_annotation",
+    "no_pixel_data",
+    "too_large",
+    "unsupported",
+)
+MAX_AGE = 120  # years; a higher age is a mistake
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+_SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
+KEYWORDS = (
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PlanarConfiguration", "PhotometricInterpretation"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
+    *("VOILUTFunction", "PresentationLUTShape", "BurnedInAnnotation", "Modality"),
+    *("ViewPosition", "PixelSpacing", "ImagerPixelSpacing", "ImageLaterality", "Laterality"),
+    *("PatientSex", "PatientAge", "PatientPosition", "BodyPartExamined"),
+    *_SEQUENCES,
+)
+_TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in KEYWORDS}
+_PIXEL_DATA = {0x7FE00010: "", 0x7FE00008: "of floats", 0x7FE00009: "of doubles"}
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
+_HEAD = 2**22  # bytes; the header of a deflated file must end within them
+_TEXT = 1024  # bytes; longer values of codes and numbers are refused
+_LUT_DATA = 2**17  # bytes of the largest table: 65536 entries of 16 bits
+
+
+_lock = threading.Lock()  # for catch_warnings changes a list that all threads share
+_silenced: int | None = None  # the thread that holds the lock
+
+
+def _renew_lock() -> None:
+    """Gives a forked process a free lock, should another thread of its parent hold it."""
+    global _lock, _silenced
+    _lock, _silenced = threading.Lock(), None
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    """Drops what pydicom logs while it reads a file here, since it quotes header values."""
+    return threading.get_ident() != _silenced
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+logging.getLogger("pydicom").addFilter(_is_logged)
+
+
+class DicomError(InputError):
+    """A DICOM file is refused; `reason` is one of REASONS, the message one line.
+
+    Messages hold attribute names, sizes, kinds of failure and codes of closed lists: no other
+    header value and no path. The exception has no cause or context, which could hold them.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable_image") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def guarded(work: Callable[[], T], what: str = "damaged DICOM file") -> T:
+    """Returns work(); any exception becomes a DicomError without the text of the first.
+
+    The new error is raised outside of `except`, because its context would otherwise hold the first
+    exception, with its text and the stack frames that hold the header.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return work()
+    except InputError as error:  # a DicomError, or of `containers`, which quotes no header
+        message, reason = str(error), getattr(error, "reason", "unreadable_image")
+    except Exception as error:
+        message, reason = f"{what} ({type(error).__name__})", "unreadable_image"
+    raise DicomError(message, reason)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences warnings and logs of pydicom. Threads take turns, so use it for short work only."""
+    global _silenced
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _silenced = threading.get_ident()
+        try:
+            yield
+        finally:
+            _silenced = None
+
+
+# --- parsing -------------------------------------------------------------------------------------
+
+
+class Lut(NamedTuple):
+    """A lookup table (PS3.3 C.11.1.1.1). Value `first` maps to entries[0]; ends are clamped."""
+
+    first: int
+    bits: int
+    entries: np.ndarray  # u16[N]
+
+
+class Layout(NamedTuple):
+    """How pixels are stored: the Image Pixel Module (PS3.3 C.7.6.3)."""
+
+    height: int
+    width: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    planar: bool
+    photometric: str
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the frame when it is not compressed."""
+        per_pixel = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return self.height * self.width * per_pixel * (self.allocated // 8)
+
+
+class DicomFile:
+    """One parsed file. Header values are validated when they are read.
+
+    Attributes:
+      syntax: UID of the transfer syntax.
+      little: whether numbers are little endian.
+
+    Raises:
+      DicomError: not a DICOM file, too large, or of damaged structure.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) > MAX_BYTES:
+            raise DicomError(f"{len(data)} bytes; expected at most {MAX_BYTES}", "too_large")
+        if data[128:132] != b"DICM":
+            raise DicomError("no DICM at byte 128; expected a DICOM file")
+        file = io.BytesIO(data)
+        file.seek(132)
+        with _quiet():
+            meta = read_dataset(file, False, True, stop_when=_after_meta)
+        value = self._value(meta.get_item(0x00020010))
+        if not value:
+            raise DicomError("no transfer syntax; expected one in the file's meta information")
+        self.syntax = value.rstrip(b"\0 ").decode("ascii", "replace")
+        if self.syntax not in uid.UID_dictionary:
+            raise DicomError("unknown transfer syntax", "unsupported")
+        self.little = self.syntax != uid.ExplicitVRBigEndian
+        self._data, self._start, self._deflated = data, file.tell(), b""
+        if self.syntax == uid.DeflatedExplicitVRLittleEndian:
+            self._deflated, self._start = data[self._start :], 0
+            self._data = _inflate(self._deflated, _HEAD)
+        stream = io.BytesIO(self._data)
+        stream.seek(self._start)
+        with _quiet():
+            self._fields = read_dataset(
+                stream,
+                self.syntax == uid.ImplicitVRLittleEndian,
+                self.little,
+                stop_when=_at_pixels,
+                specific_tags=list(_TAGS.values()),
+            )
+        self._implicit = self._fields.original_encoding[0]  # as found, whatever was announced
+        self._pixels = stream.tell()
+
+    def text(self, keyword: str, index: int = 0) -> str:
+        """One value of an attribute, without padding; "" when absent."""
+        value = self._bytes(keyword)
+        if len(value) > _TEXT:
+            raise DicomError(f"{keyword} has {len(value)} bytes; expected at most {_TEXT}")
+        parts = value.decode("ascii", "replace").split("\\")
+        return parts[index].strip("\0 ") if index < len(parts) else ""
+
+    def number(self, keyword: str, index: int = 0) -> float | None:
+        """One number of an attribute that is written as text; None when absent."""
+        text = self.text(keyword, index)
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise DicomError(f"{keyword} is not a number")
+        return value
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        """A 16-bit unsigned attribute; DicomError when it is absent and has no default."""
+        value = self._bytes(keyword)
+        if not value and default is not None:
+            return default
+        if len(value) != 2:
+            given = f"{len(value)} bytes; expected 2" if value else "absent"
+            raise DicomError(f"{keyword}: {given}")
+        return self._unsigned(value)
+
+    def lut(self, keyword: str, signed: bool) -> Lut | None:
+        """The first table of a sequence, None when there is none.
+
+        Args:
+          keyword: ModalityLUTSequence or VOILUTSequence.
+          signed: whether the input of the table may be negative, for files of implicit VR, which do
+            not state it.
+        """
+        if _TAGS[keyword] not in self._fields:
+            return None
+        with _quiet():
+            items = self._fields[_TAGS[keyword]].value
+            if not items:
+                return None
+            item = items[0]
+            descriptor = item.get_item(0x00283002)
+            raw, data = self._value(descriptor), self._value(item.get_item(0x00283006))
+        if len(raw) != 6 or len(data) > _LUT_DATA:
+            raise DicomError(f"damaged {keyword}")
+        stated = getattr(descriptor, "VR", None)
+        signed = stated == "SS" or (signed and stated is None)
+        count = self._unsigned(raw[:2]) or 2**16
+        first, bits = self._unsigned(raw[2:4]), self._unsigned(raw[4:])
+        first -= 2**16 if signed and first >= 2**15 else 0
+        if not 8 <= bits <= 16:
+            raise DicomError(f"{keyword} of {bits} bits; expected 8 to 16", "unsupported")
+        packed = bits == 8 and count <= len(data) < 2 * count  # one byte an entry
+        kind = "u1" if packed else "<u2" if self.little else ">u2"
+        if len(data) < count * (1 if packed else 2):
+            raise DicomError(f"{keyword} holds fewer entries than its descriptor says")
+        entries = np.frombuffer(data, kind, count).astype(np.uint16)
+        return Lut(first, bits, np.minimum(entries, 2**bits - 1).astype(np.uint16))
+
+    def layout(self) -> Layout:
+        """Reads the Image Pixel Module.
+
+        Raises:
+          DicomError: no image, several frames, too many pixels, an impossible or unsupported
+            layout.
+        """
+        if not self._bytes("Rows") or not self._bytes("Columns"):
+            raise DicomError("no Rows or Columns; expected an image", "no_pixel_data")
+        frames = self.number("NumberOfFrames")
+        if frames is not None and frames > 1:
+            raise DicomError(f"{frames:.0f} frames; expected one", "multi_frame")
+        height, width = self.integer("Rows"), self.integer("Columns")
+        if height * width == 0:
+            raise DicomError(f"{width} x {height} pixels")
+        if height * width > MAX_PIXELS:
+            size = f"{width} x {height} pixels; expected at most {MAX_PIXELS} in all"
+            raise DicomError(size, "too_large")
+        allocated = self.integer("BitsAllocated")
+        stored = self.integer("BitsStored", allocated)
+        layout = Layout(
+            height,
+            width,
+            self.integer("SamplesPerPixel", 1),
+            allocated,
+            stored,
+            self.integer("HighBit", max(stored - 1, 0)),
+            self.integer("PixelRepresentation", 0) == 1,
+            self.integer("PlanarConfiguration", 0) == 1,
+            self.text("PhotometricInterpretation"),
+        )
+        if layout.allocated not in (8, 16):
+            raise DicomError(f"{layout.allocated} bits allocated; expected 8 or 16", "unsupported")
+        if not 0 < layout.stored <= layout.high + 1 <= layout.allocated:
+            raise DicomError(
+                f"{layout.stored} bits stored up to bit {layout.high} of {layout.allocated}"
+            )
+        return layout
+
+    def frame(self, layout: Layout) -> bytes | memoryview:
+        """The bytes of the frame as they are stored, compressed or not.
+
+        Raises:
+          DicomError: no pixel data, cut short, or of another length than the layout describes.
+        """
+        header = self._data[self._pixels : self._pixels + 12]
+        tag = self._unsigned(header[:2]) << 16 | self._unsigned(header[2:4])
+        if tag not in _PIXEL_DATA:
+            raise DicomError("no pixel data", "no_pixel_data")
+        if _PIXEL_DATA[tag]:
+            raise DicomError(f"pixel data {_PIXEL_DATA[tag]}", "unsupported")
+        explicit = header[4:6].isalpha() and not self._implicit
+        length = self._unsigned(header[8:12] if explicit else header[4:8])
+        start = self._pixels + (12 if explicit else 8)
+        if uid.UID(self.syntax).is_compressed and not self._deflated:
+            if length != _UNDEFINED:
+                raise DicomError("compressed pixel data are not encapsulated")
+            return b"".join(_fragments(self._data, start))
+        expected = layout.frame_bytes
+        if length < expected or length - expected >= max(expected, 2):
+            raise DicomError(f"{length} bytes of pixel data; the header describes {expected}")
+        if self._deflated:
+            self._data = _inflate(self._deflated, start + length)
+        if len(self._data) < start + length:
+            held = max(len(self._data) - start, 0)
+            raise DicomError(f"truncated pixel data: {held} of {length} bytes")
+        if not self.little and layout.allocated == 8 and header[4:6] == b"OW":
+            words = np.frombuffer(self._data, ">u2", length // 2, start)
+            return words.astype("<u2").tobytes()[:expected]  # bytes are stored in swapped pairs
+        return memoryview(self._data)[start : start + expected]
+
+    def _unsigned(self, value: bytes) -> int:
+        return int.from_bytes(value, "little" if self.little else "big")
+
+    def _bytes(self, keyword: str) -> bytes:
+        return self._value(self._fields.get_item(_TAGS[keyword]))
+
+    @staticmethod
+    def _value(element: object) -> bytes:
+        """The bytes of an element; b"" when it is absent, cut short or a sequence."""
+        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+            return b""
+        return element.value if element.length in (len(element.value), _UNDEFINED) else b""
+
+
+def _after_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in _PIXEL_DATA
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    """Decompresses (PS3.5 A.5) to at most `limit` bytes."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+
+
+def _fragments(data: bytes, position: int) -> list[bytes]:
+    """The fragments of encapsulated pixel data (PS3.5 A.4), without the offset table."""
+    view, found = memoryview(data), []
+    while True:
+        head = view[position : position + 8]
+        tag = int.from_bytes(head[:2], "little") << 16 | int.from_bytes(head[2:4], "little")
+        length = int.from_bytes(head[4:8], "little")
+        position += 8
+        if len(head) < 8 or (tag == _ITEM and position + length > len(data)):
+            raise DicomError(f"truncated pixel data: the file ends after {len(data)} bytes")
+        if tag == _END_OF_ITEMS:
+            break
+        if tag != _ITEM:
+            raise DicomError(f"damaged pixel data: no item at byte {position - 8}")
+        found.append(bytes(view[position : position + length]))
+        position += length
+    if not found or not any(found[1:]):
+        raise DicomError("no pixel data: their items are empty", "no_pixel_data")
+    if len(found[0]) > 4:
+        raise DicomError(f"offsets of {len(found[0]) // 4} frames; expected one", "multi_frame")
+    return found[1:]
+
+
+# --- header --------------------------------------------------------------------------------------
 
 
 def _terms(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Defined terms; whatever else a file holds there becomes OTHER.
+# Defined terms. Any other value of a file becomes OTHER.
 _MODALITIES = _terms("CR CT DX IO MG MR NM OT PT PX RF RG SC US XA")
 _POSITIONS = _terms("HFP HFS HFDR HFDL FFP FFS FFDR FFDL LFP LFS RFP RFS AFDR AFDL")
 _BODY_PARTS = _terms(  # of PS3.16 annex L, those that are radiographed
@@ -57,17 +399,18 @@ _BODY_PARTS = _terms(  # of PS3.16 annex L, those that are radiographed
     " MAXILLA NECK PELVIS RIB SACRUM SCAPULA SHOULDER SKULL SPINE SSPINE STERNUM THORAX THUMB"
     " TLSPINE TOE TSPINE WHOLEBODY WRIST ZYGOMA"
 )
-_PHOTOMETRICS = frozenset((*dicom_pixels.GREY, *dicom_pixels.COLOUR, "PALETTE COLOR"))
+_PHOTOMETRICS = frozenset((*GREY, *COLOUR, "PALETTE COLOR"))
+_DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25, "": 365.25}
 
 
 class Header(NamedTuple):
-    """All that may leave a DICOM header.
+    """All header values that may leave a DICOM file.
 
     Attributes:
       height, width: in pixels.
       bits_stored: significant bits of a stored pixel.
       photometric: photometric interpretation, or OTHER.
-      view: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as ImageRef has it.
+      projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN, as in ImageRef.
       modality: CR, DX, MG and the like, OTHER, or "" when not stated.
       spacing: (row, column) distance in mm: PixelSpacing, else ImagerPixelSpacing, else None.
       laterality: L, R, U, B or "".
@@ -77,14 +420,13 @@ class Header(NamedTuple):
       body_part: a term of PS3.16 annex L, OTHER or "".
       burned_in: YES, NO or "".
       transfer_syntax: its UID.
-      patient, study, series, instance: pseudonyms; "" without a key or when not stated.
     """
 
     height: int
     width: int
     bits_stored: int
     photometric: str
-    view: str
+    projection: str
     modality: str
     spacing: tuple[float, float] | None
     laterality: str
@@ -94,152 +436,23 @@ class Header(NamedTuple):
     body_part: str
     burned_in: str
     transfer_syntax: str
-    patient: str
-    study: str
-    series: str
-    instance: str
 
 
-def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
-    """Decodes a DICOM file of one frame to one channel, 0 black, over its dtype's full range.
-
-    Decompression, modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first window (C.11.2),
-    inversion of MONOCHROME1 (C.7.6.3.1.2), then 8 or 16 bits by BitsStored. Where the file names
-    neither VOI LUT nor window, the representable range becomes the full range. Colour becomes
-    Rec. 601 luma. Bits above BitsStored, which may hold overlays, are ignored.
+def inspect(data_or_path: bytes | str | os.PathLike[str]) -> Header:
+    """Reads the header without the pixels, also of images with burned-in text.
 
     Args:
-      data: the whole file.
-      allow_burned_in: also take images that say text is part of their pixels.
-
-    Returns:
-      u8[H, W] up to 8 bits stored, else u16[H, W].
-
-    Raises:
-      DicomError: for whatever reason it cannot; see its `reason`.
-    """
-    return guarded(lambda: _decode(data, allow_burned_in))
-
-
-def read(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> np.ndarray:
-    """Reads and decodes a file as `decode` does: u8[H, W] or u16[H, W], or a DicomError."""
-    return decode(_load(path), allow_burned_in=allow_burned_in)
-
-
-def load_file(root: str, relative: str, allow_burned_in: bool = False) -> np.ndarray:
-    """Reads `relative` under `root`; with functools.partial, the `load` of an ImageRef."""
-    return read(os.path.join(root, relative), allow_burned_in=allow_burned_in)
-
-
-def check_file(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> Header:
-    """Checks all of a file that can be without decoding its pixels, and returns its header.
-
-    Finds a wrong header, pixel data cut short or of another size, and damaged lookup tables. The
-    header has no pseudonyms.
-
-    Raises:
-      DicomError: as `decode`, except for damage within compressed data.
-    """
-
-    def check(file: DicomFile) -> Header:
-        layout = _layout(file, allow_burned_in)
-        dicom_pixels.check(file, layout)
-        if layout.samples == 1:
-            dicom_pixels.grey_table(file, layout)
-        return _header(file, None)
-
-    data = _load(path)
-    return guarded(lambda: check(DicomFile(data)))
-
-
-def inspect(data_or_path: bytes | str | os.PathLike[str], key: bytes | None) -> Header:
-    """Reads the header, for images with burned-in text too, without looking at the pixels.
-
-    Args:
-      data_or_path: the whole file, or where it is.
-      key: of the pseudonyms, see `load_key`; None leaves them "".
+      data_or_path: the whole file, or its path.
 
     Raises:
       DicomError: no image, several frames, too many pixels, or a damaged header.
-      InputError: a key that is too short or too long.
     """
-    if key is not None:
-        _check_key(key)
-    data = data_or_path if isinstance(data_or_path, bytes) else _load(data_or_path)
-    return guarded(lambda: _header(DicomFile(data), key))
+    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
+    return guarded(lambda: header_of(DicomFile(data)))
 
 
-def pseudonym(key: bytes, value: str, kind: str) -> str:
-    """Replaces an identifier by 32 hexadecimal digits that only holders of the key can link.
-
-    Keyed BLAKE2b (RFC 7693) of the value without padding, with `kind` as its personalisation: the
-    same text as a patient's and as a study's identifier gives unrelated pseudonyms.
-
-    Args:
-      key: 32 to 64 secret bytes.
-      value: the identifier, not blank.
-      kind: patient, study, series, instance or the like, at most 16 ASCII characters.
-
-    Raises:
-      InputError: a key of another length, a blank value, a kind that is blank or too long.
-    """
-    _check_key(key)
-    value = value.strip("\0 ")
-    if not value:
-        raise InputError(f"blank {kind} identifier; expected text to hash")
-    if not re.fullmatch("[a-z_]{1,16}", kind):
-        raise InputError(f"pseudonym kind {kind!r}; expected 1 to 16 small letters")
-    text = value.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(text, digest_size=16, key=key, person=kind.encode()).hexdigest()
-
-
-def load_key(path: str | os.PathLike[str]) -> bytes:
-    """Reads a key of 32 to 64 bytes, raw or as hexadecimal digits.
-
-    Raises:
-      InputError: no such file, one that all users may read or write, or a key that is too short,
-        too long or plainly not random.
-    """
-    name = os.fspath(path)
-    problem, data = "", b""
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(4096)
-    except OSError as error:
-        raise InputError(f"key file {name}: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        problem = "not a plain file"
-    elif mode & 0o007:
-        problem = f"mode {stat.S_IMODE(mode):04o} lets every user in; expected 0600"
-    if problem:
-        raise InputError(f"key file {name}: {problem}")
-    text = data.strip()
-    key = bytes.fromhex(text.decode()) if re.fullmatch(rb"(?:[0-9A-Fa-f]{2})+", text) else data
-    low, high = _KEY_BYTES
-    if not low <= len(key) <= high:
-        raise InputError(f"key file {name}: {len(key)} bytes; expected {low} to {high}")
-    if len(set(key)) < _DISTINCT:
-        raise InputError(f"key file {name}: {len(set(key))} distinct bytes; expected random ones")
-    return key
-
-
-def new_key(path: str | os.PathLike[str]) -> None:
-    """Writes a fresh random key of 32 bytes that only its owner may read.
-
-    Raises:
-      InputError: the file is there already, or cannot be written.
-    """
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(_KEY_BYTES[0]) + "\n")
-    except OSError as error:
-        raise InputError(f"key file {os.fspath(path)}: {error.strerror}") from error
-
-
-def _load(path: str | os.PathLike[str]) -> bytes:
-    """Returns the bytes of a plain file that is not too large; errors do not name it."""
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a plain file of at most MAX_BYTES; a DicomError does not name it."""
     try:
         if not os.path.isfile(path):
             problem, reason = "no such file", "unreadable_image"
@@ -254,34 +467,17 @@ def _load(path: str | os.PathLike[str]) -> bytes:
     raise DicomError(problem, reason)  # not within `except`: the cause names the file
 
 
-def _decode(data: bytes, allow_burned_in: bool) -> np.ndarray:
-    file = DicomFile(data)
-    return dicom_pixels.decode(file, _layout(file, allow_burned_in))
-
-
-def _layout(file: DicomFile, allow_burned_in: bool) -> dicom_pixels.Layout:
-    if not allow_burned_in and file.text("BurnedInAnnotation").upper() == "YES":
-        raise DicomError(
-            "burned_in_annotation: the file says that its pixels hold text, perhaps a name",
-            "burned_in_annotation",
-        )
-    return file.layout()
-
-
-def _header(file: DicomFile, key: bytes | None) -> Header:
+def header_of(file: DicomFile) -> Header:
+    """The header of a parsed file; a DicomError as for `inspect`."""
     layout = file.layout()
-
-    def hashed(value: str, kind: str) -> str:
-        return pseudonym(key, value, kind) if key is not None and value else ""
-
     laterality = file.text("ImageLaterality") or file.text("Laterality")
-    view = file.text("ViewPosition")
+    position = file.text("ViewPosition")
     return Header(
         height=layout.height,
         width=layout.width,
         bits_stored=layout.stored,
         photometric=_known(layout.photometric, _PHOTOMETRICS, "OTHER"),
-        view="LATERAL" if view.upper() == "RL" else view_name(view),
+        projection="LATERAL" if position.upper() == "RL" else projection_name(position),
         modality=_known(file.text("Modality"), _MODALITIES, "OTHER"),
         spacing=_spacing(file, "PixelSpacing") or _spacing(file, "ImagerPixelSpacing"),
         laterality=_known(laterality, frozenset("LRUB")),
@@ -291,15 +487,11 @@ def _header(file: DicomFile, key: bytes | None) -> Header:
         body_part=_known(file.text("BodyPartExamined"), _BODY_PARTS, "OTHER"),
         burned_in=_known(file.text("BurnedInAnnotation"), frozenset(("YES", "NO"))),
         transfer_syntax=_known(file.syntax, frozenset(uid.UID_dictionary), "OTHER"),
-        patient=hashed(file.patient(), "patient"),
-        study=hashed(file.text("StudyInstanceUID"), "study"),
-        series=hashed(file.text("SeriesInstanceUID"), "series"),
-        instance=hashed(file.text("SOPInstanceUID"), "instance"),
     )
 
 
 def _known(value: str, terms: frozenset[str], other: str = "") -> str:
-    """Returns a value that is one of `terms`, "" for a blank one, `other` for any else."""
+    """A value that is one of `terms`, "" for a blank one, `other` for any other."""
     value = value.upper()
     return value if value in terms or not value else other
 
@@ -315,13 +507,7 @@ def _spacing(file: DicomFile, keyword: str) -> tuple[float, float] | None:
 
 
 def _age(text: str) -> float | None:
-    """Reads 058Y, 012M, 03W or 9D (PS3.5 6.2, AS); some writers leave the Y out."""
+    """Years of 058Y, 012M, 03W or 9D (PS3.5 6.2, AS); some writers omit the Y."""
     found = re.fullmatch("([0-9]{1,3})([DWMY]?)", text.upper())
     age = int(found[1]) * _DAYS[found[2]] / _DAYS["Y"] if found else None
     return age if age is not None and age <= MAX_AGE else None
-
-
-def _check_key(key: bytes) -> None:
-    low, high = _KEY_BYTES
-    if not low <= len(key) <= high:
-        raise InputError(f"a key of {len(key)} bytes; expected {low} to {high}")

@@ -1,15 +1,17 @@
-"""One DICOM frame to grey levels: decompress, then the grey scale pipeline of PS3.3 and PS3.4.
+"""Decodes DICOM images to grey levels: decompression, then the grey scale pipeline of PS3.3.
 
-Before a decoder sees a compressed frame, the frame's own header is read and must agree with the
-file's, so that a decoder allocates what the file's header says and no more. JPEG streams are
-rebuilt from the segments that a single frame needs; what extensions hide elsewhere is dropped.
+The header of a compressed frame must agree with that of the file before a decoder reads the frame,
+so that a decoder allocates no more than the file's header says. A JPEG stream is rebuilt from the
+segments that a single frame needs; all others are dropped.
 
-The grey scale pipeline runs once over a table of every value that BitsStored bits can hold, in
-float64. pydicom's functions of that name work on pixels, and in 3.0 they wrap the inputs of 8-bit
+The grey scale pipeline is computed in float64, once for every value that BitsStored bits can hold.
+pydicom 3.0 has functions of the same purpose that work on pixels. They wrap the inputs of 8-bit
 tables, turn negative slopes into inverted windows and overflow in the sigmoid.
+
+Sections are those of the DICOM standard: PS3.3 (information objects), PS3.5 (encoding).
 """
 
-import re
+import os
 from typing import NamedTuple
 
 import cv2
@@ -18,7 +20,19 @@ import numpy as np
 import openjpeg
 from pydicom import uid
 
-from mmrl.data.image.dicom_file import DicomError, DicomFile, Layout, Lut, guarded
+from mmrl.data.image.containers import jpeg_segments
+from mmrl.data.image.dicom import (
+    COLOUR,
+    GREY,
+    DicomError,
+    DicomFile,
+    Header,
+    Layout,
+    Lut,
+    guarded,
+    header_of,
+    read_bytes,
+)
 
 NATIVE = {
     uid.ImplicitVRLittleEndian,
@@ -27,9 +41,8 @@ NATIVE = {
     uid.DeflatedExplicitVRLittleEndian,
 }
 _LOSSY, _LOSSLESS, _LS = frozenset({0xC0, 0xC1, 0xC2}), frozenset({0xC3}), frozenset({0xF7})
-JPEG: dict[
-    str, frozenset[int]
-] = {  # transfer syntax -> markers of the frames that it may hold (ITU-T T.81, T.87)
+# Transfer syntax -> markers of the frames that it may hold (ITU-T T.81, T.87).
+JPEG: dict[str, frozenset[int]] = {
     uid.JPEGBaseline8Bit: _LOSSY,
     uid.JPEGExtended12Bit: _LOSSY,
     uid.JPEGLossless: _LOSSLESS,
@@ -44,27 +57,92 @@ JPEG_2000 = {
     uid.HTJ2KLosslessRPCL,
     uid.HTJ2K,
 }
-GREY = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _MAX_TILES = 4096  # the decoder allocates several KiB for each before it reads any
-_MAX_PRECINCTS = 2**16  # likewise, some hundred bytes each
+_MAX_PRECINCTS = 2**16  # the decoder allocates some hundred bytes for each
 _TABLES = {0xC4, 0xDB, 0xDD, 0xF8}  # Huffman, quantisation, restart interval, JPEG-LS parameters
-# Where entropy-coded data end; JPEG-LS stuffs a bit, not a byte.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 _ROWS = 256  # rows of colour converted at a time
 
 
 class Frame(NamedTuple):
-    """A frame that agrees with its layout; `data` is what the decoder shall be given."""
+    """A frame that agrees with its layout; `data` is the input of the decoder."""
 
     data: bytes | memoryview
     precision: int
     marker: int = 0  # of the JPEG frame header
 
 
-def check(file: DicomFile, layout: Layout) -> Frame:
-    """Finds the frame and reads its own header, without decoding.
+def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
+    """Decodes a DICOM file of one frame to one channel, 0 black, over its dtype's full range.
+
+    The steps are: decompression, modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first
+    window (C.11.2), inversion of MONOCHROME1 (C.7.6.3.1.2), and scaling to 8 or 16 bits, depending
+    on BitsStored. Where the file has neither VOI LUT nor window, the representable range becomes
+    the full range. Colour becomes Rec. 601 luma. Bits above BitsStored, which may hold overlays,
+    are ignored.
+
+    Args:
+      data: the whole file.
+      allow_burned_in: accept images whose header says that text is burned into the pixels.
+
+    Returns:
+      u8[H, W] up to 8 bits stored, else u16[H, W].
+
+    Raises:
+      DicomError: the file cannot be decoded; see its `reason`.
+    """
+
+    def work() -> np.ndarray:
+        file = DicomFile(data)
+        return _decode(file, _layout(file, allow_burned_in))
+
+    return guarded(work)
+
+
+def read(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> np.ndarray:
+    """Reads and decodes a file as `decode` does: u8[H, W] or u16[H, W], or a DicomError."""
+    return decode(read_bytes(path), allow_burned_in=allow_burned_in)
+
+
+def load_file(root: str, relative: str, allow_burned_in: bool = False) -> np.ndarray:
+    """Reads `relative` under `root`; with functools.partial, the `load` of an ImageRef."""
+    return read(os.path.join(root, relative), allow_burned_in=allow_burned_in)
+
+
+def check_file(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> Header:
+    """Checks a file as far as possible without decoding its pixels, and returns its header.
+
+    Finds a wrong header, pixel data cut short or of another size, and damaged lookup tables.
+
+    Raises:
+      DicomError: as `decode`, except for damage within compressed data.
+    """
+
+    def work() -> Header:
+        file = DicomFile(data)
+        layout = _layout(file, allow_burned_in)
+        _frame(file, layout)
+        if layout.samples == 1:
+            _grey_table(file, layout)
+        return header_of(file)
+
+    data = read_bytes(path)
+    return guarded(work)
+
+
+def _layout(file: DicomFile, allow_burned_in: bool) -> Layout:
+    if not allow_burned_in and file.text("BurnedInAnnotation").upper() == "YES":
+        raise DicomError(
+            "burned_in_annotation: the file says that its pixels hold text, perhaps a name",
+            "burned_in_annotation",
+        )
+    return file.layout()
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+def _frame(file: DicomFile, layout: Layout) -> Frame:
+    """Finds the frame and checks its own header, without decoding.
 
     Raises:
       DicomError: an unsupported transfer syntax or photometric interpretation; no pixel data,
@@ -102,10 +180,10 @@ def check(file: DicomFile, layout: Layout) -> Frame:
     return frame
 
 
-def decode(file: DicomFile, layout: Layout) -> np.ndarray:
-    """Decodes the frame to one channel: u8[H, W] to 8 bits stored, else u16[H, W], full range."""
-    frame = check(file, layout)
-    table = grey_table(file, layout) if layout.samples == 1 else np.empty(0)
+def _decode(file: DicomFile, layout: Layout) -> np.ndarray:
+    """The frame as grey levels: u8[H, W] up to 8 bits stored, else u16[H, W], full range."""
+    frame = _frame(file, layout)
+    table = _grey_table(file, layout) if layout.samples == 1 else np.empty(0)
     cells = _cells(file, layout, frame)
     if layout.samples == 1:
         if cells.shape != (layout.height, layout.width):
@@ -115,7 +193,7 @@ def decode(file: DicomFile, layout: Layout) -> np.ndarray:
 
 
 def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
-    """Returns u8 or u16 [H, W], or [H, W, 3]; the value in the lowest bits, others above it."""
+    """u8 or u16 [H, W], or [H, W, 3]: values in the lowest BitsStored bits, any bits above them."""
     if file.syntax in JPEG:
         return guarded(lambda: _decode_jpeg(frame), "damaged JPEG")
     if file.syntax in JPEG_2000:
@@ -144,21 +222,24 @@ def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
 
 
 def _masked(cells: np.ndarray, layout: Layout) -> np.ndarray:
-    """Clears the bits above BitsStored, as far as the cells have them."""
+    """Clears the bits above BitsStored."""
     top = min(2**layout.stored - 1, np.iinfo(cells.dtype).max)
     return cells & np.array(top, cells.dtype)
 
 
-def grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
-    """Maps each code of BitsStored bits to its grey level: u8 or u16 [2**stored].
+# --- grey scale pipeline -------------------------------------------------------------------------
 
-    Modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first window (C.11.2), inversion for
-    MONOCHROME1 or a presentation LUT shape INVERSE (C.7.6.3.1.2, C.8.11.3.1.2), which a digital
-    radiograph states together and are one inversion. Without either VOI, black and white are the
-    ends of what the modality transform can yield, not of what this image holds.
+
+def _grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
+    """The grey level of each stored value of BitsStored bits: u8 or u16 [2**stored].
+
+    Modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first window (C.11.2), then inversion for
+    MONOCHROME1 or a presentation LUT shape INVERSE (C.7.6.3.1.2, C.8.11.3.1.2). Digital radiographs
+    state both, which is one inversion. Without VOI LUT and window, black and white are the ends of
+    the range of the modality transform, not those of this image.
 
     Raises:
-      DicomError: a transform that is damaged, unknown or not a function of its input.
+      DicomError: a transform that is damaged or unknown, or leaves no range.
     """
     values = np.arange(2**layout.stored)
     if layout.signed:
@@ -178,7 +259,7 @@ def grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
 
 
 def _modality(file: DicomFile, values: np.ndarray, signed: bool) -> tuple[np.ndarray, float, float]:
-    """Returns the values after the modality transform, and the range it can yield."""
+    """The values after the modality transform, and the lowest and highest that it can give."""
     if lut := file.lut("ModalityLUTSequence", signed):
         return _look_up(lut, values), 0.0, 2.0**lut.bits - 1
     slope, intercept = file.number("RescaleSlope"), file.number("RescaleIntercept")
@@ -192,13 +273,13 @@ def _modality(file: DicomFile, values: np.ndarray, signed: bool) -> tuple[np.nda
 
 
 def _look_up(lut: Lut, values: np.ndarray) -> np.ndarray:
-    """Maps values through a table, as float64; rescaled ones go to the nearest entry."""
+    """Maps values through a table, f64; values between two entries take the nearest."""
     index = np.clip(np.rint(values) - lut.first, 0, len(lut.entries) - 1)
     return lut.entries[index.astype(np.int64)].astype(np.float64)
 
 
 def _window(file: DicomFile, levels: np.ndarray) -> np.ndarray | None:
-    """Applies the first window (PS3.3 C.11.2.1.2 and C.11.2.1.3) to 0..1; None without one."""
+    """Applies the first window (PS3.3 C.11.2.1.2, C.11.2.1.3) to 0..1; None without a window."""
     centre, width = file.number("WindowCenter"), file.number("WindowWidth")
     if centre is None or width is None:
         return None
@@ -219,7 +300,7 @@ def _window(file: DicomFile, levels: np.ndarray) -> np.ndarray | None:
 
 
 def _luma(cells: np.ndarray, layout: Layout) -> np.ndarray:
-    """Converts u8 or u16 colour [H, W, 3] to Rec. 601 luma; YBR holds it already (C.7.6.3.1.2)."""
+    """Converts u8 or u16 [H, W, 3] to Rec. 601 luma; the Y of YBR is luma (C.7.6.3.1.2)."""
     if cells.shape[:2] != (layout.height, layout.width) or cells.shape[2:] not in ((), (3,)):
         raise DicomError("the compressed frame decodes to another size")
     top = 2**layout.stored - 1
@@ -234,10 +315,13 @@ def _luma(cells: np.ndarray, layout: Layout) -> np.ndarray:
     return grey
 
 
+# --- compressed frames ---------------------------------------------------------------------------
+
+
 def _decode_rle(data: bytes, count: int, length: int) -> np.ndarray:
     """Unpacks `count` segments of `length` bytes (PS3.5 annex G): u8[count, length].
 
-    Never grows beyond `length`, whatever the runs say.
+    Bytes beyond `length` are dropped.
     """
     words = np.frombuffer(data[:64].ljust(64, b"\0"), "<u4").tolist()
     if words[0] != count or count > 15:
@@ -265,29 +349,14 @@ def _decode_rle(data: bytes, count: int, length: int) -> np.ndarray:
 def _check_jpeg(
     data: bytes, kinds: frozenset[int], photometric: str
 ) -> tuple[Frame, tuple[int, int, int]]:
-    """Walks a JPEG to EOI (ITU-T T.81, annex B) and rebuilds it from the segments it needs."""
-    if not data.startswith(b"\xff\xd8"):
-        raise DicomError("damaged JPEG: it does not begin with a start marker")
+    """Checks a JPEG (ITU-T T.81, annex B) and rebuilds it from the segments that it needs."""
     kept: list[bytes] = []
     marker, start, scans, transform = 0, b"", 0, None
-    position = 2
-    while position + 2 <= len(data):
-        kind = data[position + 1]
-        if data[position] != 0xFF:
-            raise DicomError(f"damaged JPEG: expected a marker at byte {position}")
-        if kind == 0xFF:  # fill byte
-            position += 1
-            continue
-        if kind == 0xD9:
-            break
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        body = data[position + 4 : end]
+    for kind, body, begin, end in jpeg_segments(data):
         if kind in kinds and not marker and len(body) >= 6:
-            marker, start = kind, body
+            marker, start = kind, bytes(body)
         elif kind == 0xDA and marker:
             scans += 1
-            found = (_LS_MARKER if marker == 0xF7 else _MARKER).search(data, end)
-            end = found.start() if found else len(data)
         elif kind == 0xEE and body[:5] == b"Adobe" and len(body) == 12:
             transform = body[11]
         elif kind == 0xE0 and body[:4] == b"JFIF":
@@ -295,10 +364,7 @@ def _check_jpeg(
         elif kind not in _TABLES and not 0xE0 <= kind <= 0xFE:
             raise DicomError(f"damaged or unsupported JPEG: segment {kind:02X}")
         if not (0xE0 <= kind <= 0xEF or kind == 0xFE):
-            kept.append(data[position:end])
-        position = end
-    else:
-        raise DicomError(f"truncated JPEG: its data stop after {len(data)} bytes")
+            kept.append(data[begin:end])
     if not scans:
         raise DicomError("damaged JPEG: it ends without a scan")
     components = start[5]
@@ -310,7 +376,7 @@ def _check_jpeg(
 
 
 def _decode_jpeg(frame: Frame) -> np.ndarray:
-    """Returns u8 or u16 [H, W] or [H, W, 3]; luma where 8-bit lossy JPEG stores colour."""
+    """u8 or u16 [H, W] or [H, W, 3]; luma, [H, W], where 8-bit lossy JPEG stores colour."""
     if frame.marker in _LOSSY and frame.precision == 8:
         flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(frame.data, np.uint8), flags)
@@ -321,7 +387,7 @@ def _decode_jpeg(frame: Frame) -> np.ndarray:
 
 
 def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
-    """Reads the SIZ segment (ITU-T T.800, A.5.1) and looks for the end of the codestream."""
+    """Checks the SIZ segment (ITU-T T.800, A.5.1) and the end of the codestream."""
     start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0
     data = data[max(start, 0) :].rstrip(b"\0")
     if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 42:
@@ -344,10 +410,11 @@ def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
 
 
 def _check_coding(data: bytes, width: int, height: int) -> None:
-    """Refuses coding styles (ITU-T T.800, A.6.1 and A.6.2) of more parts than an image needs.
+    """Refuses coding styles (ITU-T T.800, A.6.1, A.6.2) of more parts than an image needs.
 
-    A file of 2 KiB can ask for millions of precincts or code-blocks, which a decoder sets up
-    before it finds them empty. Styles that single tiles override, which hides them, are refused.
+    A file of 2 KiB can declare millions of precincts or code-blocks, which a decoder allocates
+    before it finds them empty. A style that a single tile overrides is refused, since the override
+    is not checked.
     """
     position, end_of_part = 2, 0
     while (marker := data[position : position + 2]) and marker != b"\xff\xd9":

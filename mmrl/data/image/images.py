@@ -1,82 +1,37 @@
-"""Image bytes to one channel, to a square: every pixel step that draws nothing.
+"""Decodes JPEG and PNG files to one channel and resizes images to a square.
 
-One channel, because a radiograph has one. Colour becomes Rec. 601 luma, 0.299 R + 0.587 G +
-0.114 B (ITU-R BT.601-7, section 2.5.1; in a JPEG it is the stored Y). Transparent pixels are
-composed over black, the colour of an empty detector. Orientation tags are ignored: boxes and
-masks of every corpus count stored pixels, and a scanner does not hold its detector sideways.
+Colour becomes Rec. 601 luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601-7, section 2.5.1; in a JPEG
+it is the stored Y). Transparent pixels are composed over black. Orientation tags are ignored, since
+boxes and masks of every corpus count stored pixels. Nothing here is random; see `jitter`.
 """
 
 import dataclasses
 import os
-import re
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mmrl.data.image.containers import MAX_BYTES, Header, inspect
 from mmrl.types import InputError
 
 T = TypeVar("T")
 
-# One decoder thread per call: parallelism belongs to whoever calls, workers or a thread pool.
+# One thread per call: the callers are workers and thread pools, which run in parallel already.
 cv2.setNumThreads(1)
 
-MAX_PIXELS = 2**26  # 8192 x 8192; the largest mammograms have under 2**25
-MAX_BYTES = 2**29  # MAX_PIXELS pixels of 16-bit RGBA, uncompressed
-FULL_RANGE = 65535  # what a u16 image is taken to span unless the caller knows better
+FULL_RANGE = 65535  # the default range of a u16 image
 RESIZES = ("pad", "stretch")
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY = 0  # colour type (PNG specification, third edition, section 11.2.1)
-# Entropy-coded data ends at the first 0xFF that is not stuffing (FF00), restart or fill (FFFF).
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-
-
-class Header(NamedTuple):
-    """What a container says of its image before any pixel is decoded.
-
-    `transparent_grey` is the grey level that a grey PNG declares transparent, in the units of
-    the decoded array, or None.
-    """
-
-    format: str
-    height: int
-    width: int
-    transparent_grey: int | None = None
-
-
-def inspect(data: bytes) -> Header:
-    """Walks the container of a JPEG or PNG from its first byte to its end marker.
-
-    Decodes nothing, yet finds every file that was cut short, even one that lacks only its end
-    marker, and every PNG chunk with a wrong checksum (OpenCV takes a PNG that lost its end).
-
-    Raises:
-      InputError: neither JPEG nor PNG, cut short, damaged, or more than MAX_PIXELS pixels.
-    """
-    if data.startswith(_PNG_SIGNATURE):
-        header = _walk_png(data)
-    elif data.startswith(b"\xff\xd8"):
-        header = _walk_jpeg(data)
-    else:
-        given = f"begins with bytes {data[:4].hex()}" if data else "is empty"
-        raise InputError(f"the file {given}; expected a JPEG or PNG image")
-    if header.height * header.width == 0:
-        raise InputError(f"damaged {header.format}: {header.width} x {header.height} pixels")
-    if header.height * header.width > MAX_PIXELS:
-        size = f"{header.width} x {header.height}"
-        raise InputError(f"{size} pixels; expected at most {MAX_PIXELS} in all")
-    return header
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes a JPEG or PNG of any mode to one channel at its full bit depth.
 
-    Palettes, 1, 2 and 4-bit greys span 0..255; 16-bit stays 16-bit. See the module's docstring
-    for colour, transparency and orientation. Of an animated PNG, the default image is taken.
+    Palettes and greys of 1, 2 and 4 bits span 0..255; 16 bits stay 16 bits. See the module's
+    docstring for colour, transparency and orientation. Of an animated PNG, the default image is
+    decoded.
 
     Args:
       data: the whole file.
@@ -85,12 +40,12 @@ def decode(data: bytes) -> np.ndarray:
       u8[H, W], or u16[H, W] where the file holds 16 bits per sample.
 
     Raises:
-      InputError: as `inspect`, or the compressed data cannot be decoded. A JPEG has no
-        checksum: bytes altered inside its compressed data need not be noticed.
+      InputError: as `containers.inspect`, or the compressed data cannot be decoded. A JPEG has no
+        checksum, so altered bytes in its compressed data may go unnoticed.
     """
     header = inspect(data)
-    flags = cv2.IMREAD_UNCHANGED  # for PNG: GRAYSCALE would cut 16 bits to 8 and drop alpha
-    if header.format == "JPEG":  # libjpeg hands out the luma it stores
+    flags = cv2.IMREAD_UNCHANGED  # of a PNG, GRAYSCALE would cut 16 bits to 8 and drop alpha
+    if header.format == "JPEG":  # libjpeg returns the stored luma
         flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -112,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def check_file(path: str | os.PathLike[str]) -> Header:
-    """Walks one file as `inspect` does; an InputError names the file."""
+    """Checks a file as `containers.inspect` does; an InputError names the file."""
     return _with_name(path, inspect)
 
 
@@ -122,11 +77,11 @@ def load_file(root: str, relative: str) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray, max_value: int = FULL_RANGE) -> np.ndarray:
-    """Scales u16[H, W] to u8[H, W] by a stated range, never by what this image happens to hold.
+    """Scales u16[H, W] to u8[H, W] by a fixed range: 0 becomes 0, `max_value` becomes 255.
 
-    0 becomes 0 and `max_value` 255, rounded to nearest; u8 passes unchanged. Name the range the
-    detector had, 4095 for 12 bits: scaling each image by its own extremes would make the same
-    tissue differ between patients.
+    Values are rounded to nearest; u8 passes unchanged. The range is that of the detector, such as
+    4095 for 12 bits, and not that of the image: scaling each image by its own extremes would make
+    the same tissue differ between patients.
 
     Raises:
       InputError: neither u8 nor u16, or a pixel above `max_value`.
@@ -145,10 +100,10 @@ def to_uint8(image: np.ndarray, max_value: int = FULL_RANGE) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How original pixel coordinates map to preprocessed ones: scale, then offset, per axis.
+    """The map from original to preprocessed pixel coordinates: along each axis scale, then offset.
 
-    Coordinates are continuous, 0 at the outer edge of the first pixel and W at that of the
-    last, as boxes use them.
+    Coordinates are continuous, as those of boxes: 0 is the outer edge of the first pixel and W that
+    of the last.
     """
 
     scale_y: float
@@ -165,16 +120,19 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Any image to u8[size, size]: the one deterministic recipe of training and evaluation.
+    """Resizes any image to u8[size, size], in training and evaluation alike.
 
     Attributes:
       size: side of the square, in pixels.
-      resize: "pad" brings the long side to `size` and centres the image on black, so nothing
-        is cropped or distorted; "stretch" brings both sides to `size`.
+      resize: "pad" scales the long side to `size` and centres the image on black; nothing is
+        cropped or distorted. "stretch" scales both sides to `size`.
       max_value: the u16 value that becomes 255; see `to_uint8`.
 
-    Each axis shrinks by area averaging (no aliasing) and grows by linear interpolation (no
-    overshoot).
+    Each axis shrinks by area averaging, which avoids aliasing, and grows by linear interpolation,
+    which does not overshoot.
+
+    Raises:
+      InputError: an option outside its range.
     """
 
     size: int
@@ -198,11 +156,14 @@ class Preprocess:
         """Maps u8[H, W] or u16[H, W] to u8[size, size].
 
         Args:
-          out: u8[h, w], where to write a part of the square instead of all of it.
+          out: u8[h, w], to which a part of the square is written instead of all of it.
           corner: row and column of the square where that part begins.
 
         Returns:
           `out`, or a new array.
+
+        Raises:
+          InputError: an image of another shape or dtype, or a pixel above `max_value`.
         """
         if image.ndim != 2 or image.size == 0:
             raise InputError(f"image of shape {image.shape}; expected [H, W], not empty")
@@ -214,24 +175,16 @@ class Preprocess:
         return out
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """Returns where an image of `height` x `width` pixels lands in the square."""
+        """The map from an image of `height` x `width` pixels to the square."""
         new_height, new_width, top, left = self._placement(height, width)
         return Geometry(new_height / height, new_width / width, float(top), float(left))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values, for checkpoints and manifests."""
+        """The fields as JSON values, for results and exported models."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocess":
-        """Rebuilds what `to_dict` saved; an unknown or missing field is an InputError."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
-            raise InputError(f"preprocess fields {sorted(fields)}; expected {sorted(known)}")
-        return cls(**fields)
-
     def _placement(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns height, width, top and left of the content inside the square, in pixels."""
+        """Height, width, top and left of the content inside the square, in pixels."""
         if self.resize == "stretch":
             return self.size, self.size, 0, 0
         scale = self.size / max(height, width)
@@ -240,71 +193,15 @@ class Preprocess:
         return new_height, new_width, (self.size - new_height) // 2, (self.size - new_width) // 2
 
 
-def _walk_png(data: bytes) -> Header:
-    """Reads chunk after chunk to IEND (PNG specification, third edition, section 5)."""
-    view = memoryview(data)
-    header, depth, colour = None, 0, 0
-    position = len(_PNG_SIGNATURE)
-    while True:
-        end = position + 12 + int.from_bytes(view[position : position + 4])
-        if position + 12 > len(data) or end > len(data):
-            raise InputError(f"truncated PNG: its data stop after {len(data)} bytes, before IEND")
-        kind, body = bytes(view[position + 4 : position + 8]), view[position + 8 : end - 4]
-        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            raise InputError(f"damaged PNG: checksum of the chunk at byte {position} is wrong")
-        if header is None:
-            if kind != b"IHDR" or len(body) != 13:
-                raise InputError("damaged PNG: it does not begin with a header")
-            width, height = int.from_bytes(body[:4]), int.from_bytes(body[4:8])
-            depth, colour = body[8], body[9]
-            header = Header("PNG", height, width)
-        elif kind == b"tRNS" and colour == _PNG_GREY and len(body) == 2:
-            scale = 255 // (2**depth - 1) if depth < 8 else 1  # as the decoder widens to 8 bits
-            header = header._replace(transparent_grey=int.from_bytes(body) * scale)
-        elif kind == b"IEND":
-            return header
-        position = end
-
-
-def _walk_jpeg(data: bytes) -> Header:
-    """Reads segment after segment to EOI (ITU-T T.81, annex B)."""
-    header, position = None, 2
-    while position + 2 <= len(data):
-        if data[position] != 0xFF:
-            raise InputError(f"damaged JPEG: expected a marker at byte {position}")
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        position += 2
-        if marker == 0xD9:
-            if header is None:
-                raise InputError("damaged JPEG: it ends without a frame")
-            return header
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers that stand alone
-            continue
-        length = int.from_bytes(data[position : position + 2])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(data[position + 3 : position + 5])
-            header = Header("JPEG", height, int.from_bytes(data[position + 5 : position + 7]))
-        position += max(length, 2)
-        if marker == 0xDA:  # a scan: skip its entropy-coded data
-            found = _JPEG_MARKER.search(data, position)
-            position = found.start() if found else len(data)
-    raise InputError(
-        f"truncated JPEG: its data stop after {len(data)} bytes, before the end marker"
-    )
-
-
 def _over_black(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Multiplies [H, W] by its opacity, rounded to nearest; u32 holds the product of two u16."""
+    """Multiplies u8 or u16 [H, W] by its opacity, rounded to nearest."""
     opaque = np.iinfo(image.dtype).max
     product = image.astype(np.uint32) * alpha + np.uint32(opaque // 2)
     return (product // np.uint32(opaque)).astype(image.dtype)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Shrinks each axis by area, then grows each axis linearly; u8[H, W] -> u8[height, width]."""
+    """u8[H, W] -> u8[height, width]: shrinks by area averaging, then grows linearly."""
     low_height, low_width = min(height, image.shape[0]), min(width, image.shape[1])
     if (low_height, low_width) != image.shape:
         image = cv2.resize(image, (low_width, low_height), interpolation=cv2.INTER_AREA)
@@ -314,7 +211,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _lay(content: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
-    """Writes `content` to `out` from row `top` and column `left`, what fits, and black around."""
+    """Writes what fits of `content` to `out` at row `top` and column `left`; the rest becomes 0."""
     height, width = content.shape
     first, last = max(top, 0), min(top + height, out.shape[0])
     begin, end = max(left, 0), min(left + width, out.shape[1])
@@ -327,7 +224,7 @@ def _lay(content: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
 
 
 def _with_name(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
-    """Returns use(bytes of path); errors name the path. Never opens a pipe or device."""
+    """Returns use(bytes of the file). Errors name the path. Pipes and devices are never opened."""
     try:
         if not os.path.isfile(path):
             raise InputError("no such file")

@@ -1,6 +1,6 @@
-"""Random place and photometry of training images: one warp and one table of levels per image.
+"""Random geometry and photometry of training images: one warp and one lookup table per image.
 
-There is no flip and there must never be one: reports speak of left and right.
+There are no horizontal flips, since reports name the left and the right side.
 """
 
 import dataclasses
@@ -13,29 +13,30 @@ import numpy as np
 
 from mmrl.types import InputError
 
-DRAWS = 10  # numbers that each image takes
+DRAWS = 10  # random numbers per image
 
 
 @dataclasses.dataclass(frozen=True)
 class Jitter:
-    """What may happen to one square image; the defaults change nothing.
+    """Random changes of one square image; the defaults change nothing.
 
-    The same draws are taken whichever options are on, so switching one on leaves the others as
-    they were.
+    Each option has random numbers of its own, so that setting one does not change the effect of the
+    others. Gamma, brightness and contrast are applied in this order.
 
     Attributes:
-      size: side of the result, None for that of the image. An image that is larger gives, where
-        `crop_scale` is (1, 1), a random window of `size` pixels at its own scale; else the random
-        resized crop is scaled to `size`.
+      size: side of the result; None for that of the image. Where the image is larger and
+        `crop_scale` is (1, 1), the result is a random window of `size` pixels, not scaled.
+        Otherwise the random resized crop is scaled to `size`.
       crop_scale: least and greatest area of the random resized crop, as a share of the image.
-      aspect: least and greatest width / height of the crop, drawn log-uniformly; includes 1,
-        and narrows towards 1 as the crop nears the whole image.
-      translate: greatest shift along each axis, as a share of the side; black moves in.
-      rotate: greatest turn either way, in degrees; black turns in.
-      gamma: levels, as shares of 255, are raised to a power drawn log-uniformly from
+      aspect: least and greatest width / height of the crop, which is drawn log-uniformly. The range
+        includes 1, and narrows towards 1 as the crop approaches the whole image.
+      translate: greatest shift along each axis, as a share of the side; the border is black.
+      rotate: greatest angle in either direction, in degrees; the border is black.
+      gamma: grey levels, as shares of 255, are raised to a power drawn log-uniformly from
         1 / (1 + gamma) to 1 + gamma.
-      brightness: then multiplied by a factor from 1 - brightness to 1 + brightness.
-      contrast: then distances from the image's mean, likewise by 1 - contrast to 1 + contrast.
+      brightness: grey levels are multiplied by a factor from 1 - brightness to 1 + brightness.
+      contrast: differences of the grey levels from their mean are multiplied by a factor from
+        1 - contrast to 1 + contrast.
 
     Raises:
       InputError: an option outside its range.
@@ -78,7 +79,7 @@ class Jitter:
         """Maps u8[S, S] to u8[size, size].
 
         Args:
-          out: u8[size, size], contiguous, where to write the result.
+          out: u8[size, size], contiguous, to which the result is written.
 
         Returns:
           `out`, or a new array.
@@ -93,18 +94,19 @@ class Jitter:
         return self.apply(image, rng.random(DRAWS).tolist(), out)
 
     def apply(self, image: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
-        """The same from the `DRAWS` numbers in [0, 1) that a generator would give."""
+        """As `__call__`, with `DRAWS` random numbers in [0, 1) instead of a generator."""
         size = self._side(image.shape[0])
         return self.relight(self._place(image, size, draw, out), draw, out)
 
     def fill(
         self, out: np.ndarray, side: int, draw: Sequence[float], image: Callable[..., np.ndarray]
     ) -> None:
-        """The same from an image that may be cut as it is made, as most jitters only need a window.
+        """As `apply`, for an image that is not made yet: only the window that is needed is made.
 
         Args:
-          side: of the image. image: () -> u8[side, side], or (out, corner) that writes the part of
-            it that begins at row and column `corner` to `out`.
+          side: of the image.
+          image: () -> u8[side, side]; (out, corner) writes the part of the image that begins at row
+            and column `corner` to `out`.
         """
         corner = self.window(side, draw)
         if corner is None:
@@ -114,7 +116,7 @@ class Jitter:
             self.relight(out, draw, out)
 
     def relight(self, moved: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
-        """The last step alone: levels changed, from u8[size, size] to `out`, which may be it."""
+        """Writes u8[size, size] with changed grey levels to `out`, which may be `moved` itself."""
         if self._relights:
             return cv2.LUT(moved, self._levels(moved, draw), dst=out)
         if moved is not out:
@@ -122,9 +124,9 @@ class Jitter:
         return out
 
     def window(self, side: int, draw: Sequence[float]) -> tuple[int, int] | None:
-        """Top and left of the part of an image of this side that is the result, but for `relight`.
+        """Top and left of the window that is the result before `relight`.
 
-        None where pixels are moved or scaled otherwise, so that it takes the whole image.
+        None where the result is no window of the image, so that the whole image is needed.
         """
         size = self._side(side)
         if self._moves:
@@ -132,7 +134,7 @@ class Jitter:
         return (0, 0) if size == side else _corner(side, size, size, draw)
 
     def _side(self, side: int) -> int:
-        """Of the result, from that of the image."""
+        """The side of the result, from that of the image."""
         size = side if self.size is None else self.size
         if size > side:
             raise InputError(f"image of side {side}; expected at least size {size}")
@@ -141,7 +143,7 @@ class Jitter:
     def _place(
         self, image: np.ndarray, size: int, draw: Sequence[float], out: np.ndarray
     ) -> np.ndarray:
-        """The image moved: `out`, or part of `image` where no pixel changes its value."""
+        """The result before `relight`: `out`, or a window of `image` where that is the result."""
         side = image.shape[0]
         if not self._moves and size == side:
             return image
@@ -160,7 +162,7 @@ class Jitter:
             (size, size),
             dst=out,
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            # A crop never leaves the image: its rim must not be blended with black.
+            # A crop does not leave the image, so its border must not be blended with black.
             borderMode=cv2.BORDER_CONSTANT
             if self.translate or self.rotate
             else cv2.BORDER_REPLICATE,
@@ -169,7 +171,7 @@ class Jitter:
     def _matrix(
         self, width: float, height: float, side: int, size: int, draw: Sequence[float]
     ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Pixel of the result to pixel of the image."""
+        """The affine map from pixels of the result to pixels of the image."""
         scale = side / size
         cos, sin = 1.0, 0.0
         if self.rotate:
@@ -179,7 +181,7 @@ class Jitter:
             side * (extent / 2 + draw[2 + axis] * (1 - extent) - self._shift(draw[4 + axis]))
             for axis, extent in enumerate((width, height))
         )
-        # The matrix acts on pixel centres, which lie half a pixel inside the pixel's edge.
+        # The matrix maps pixel centres, which are half a pixel from the edge of the pixel.
         half = (size - 1) / 2
         xx, xy = width * cos * scale, -height * sin * scale
         yx, yy = width * sin * scale, height * cos * scale
@@ -199,7 +201,7 @@ class Jitter:
         return min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
 
     def _levels(self, moved: np.ndarray, draw: Sequence[float]) -> np.ndarray:
-        """u8[256], what becomes of each level."""
+        """u8[256]: the new value of each grey level."""
         levels = _LEVELS
         if self.gamma:
             power = (1 + self.gamma) ** (2 * draw[9] - 1)
@@ -217,14 +219,14 @@ class Jitter:
 def _cut(
     image: np.ndarray, width: float, height: float, draw: Sequence[float], out: np.ndarray
 ) -> np.ndarray:
-    """A window of whole pixels, scaled to `out`: half the time of a warp."""
+    """A crop of whole pixels, scaled to `out`, which takes half the time of a warp."""
     side, size = image.shape[0], out.shape[0]
     wide, high = max(1, round(side * width)), max(1, round(side * height))
     top, left = _corner(side, wide, high, draw)
     window = image[top : top + high, left : left + wide]
     if window.shape == out.shape:
         return window
-    # Linear interpolation reads two pixels, and so leaves out some where more become one.
+    # Linear interpolation reads two pixels, and would skip some where more become one.
     coarse = min(wide, high) >= 2 * size
     method = cv2.INTER_AREA if coarse else cv2.INTER_LINEAR
     return cv2.resize(window, (size, size), dst=out, interpolation=method)

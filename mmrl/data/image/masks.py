@@ -1,23 +1,23 @@
-"""Masks of findings as runs of pixels: what corpora ship, shards store and evaluators draw."""
+"""Masks of findings, stored as runs of pixels."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from mmrl.data.image.images import MAX_PIXELS
+from mmrl.data.image.containers import MAX_PIXELS
 from mmrl.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """A mask of the record's first image: column-major runs, absolute and counted from 0.
+    """A mask of the first image of a record.
 
     Attributes:
-      label: the finding.
-      height, width: of the image as its owner distributes it.
-      runs: start, length, start, length...; start counts pixels down the first column, then the
-        second.
+      label: name of the finding.
+      height, width: in pixels, of the image as its owner distributes it.
+      runs: start, length, start, length and so on. Starts are positions in column-major order: they
+        count from 0 down the first column, then down the second.
     """
 
     label: str
@@ -27,10 +27,10 @@ class Mask:
 
 
 def decode_mask(mask: Mask) -> np.ndarray:
-    """bool[H, W] of one mask.
+    """The pixels of a mask, bool[H, W].
 
     Raises:
-      InputError: runs that overlap, go backwards or leave the image.
+      InputError: runs that overlap, are empty, are not in order or leave the image.
     """
     pixels = mask.height * mask.width
     if not 0 < pixels <= MAX_PIXELS or len(mask.runs) % 2:
@@ -49,7 +49,7 @@ def decode_mask(mask: Mask) -> np.ndarray:
 
 
 def encode_mask(label: str, pixels: np.ndarray) -> Mask:
-    """The inverse: runs of bool[H, W]."""
+    """The inverse of `decode_mask`: the runs of bool[H, W]."""
     flat = np.concatenate([[False], pixels.T.reshape(-1), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     starts, ends = edges[::2], edges[1::2]
@@ -58,10 +58,10 @@ def encode_mask(label: str, pixels: np.ndarray) -> Mask:
 
 
 def decode_masks(masks: Sequence[Mask]) -> dict[str, np.ndarray]:
-    """Label -> bool[H, W]; several masks of a label are united.
+    """Label -> bool[H, W], the union of all masks of that label.
 
     Raises:
-      InputError: see `decode_mask`, or masks of a label that differ in size.
+      InputError: see `decode_mask`; masks of a label that differ in size.
     """
     found: dict[str, np.ndarray] = {}
     for mask in masks:

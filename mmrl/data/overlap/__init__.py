@@ -1,1 +1,1 @@
-"""Duplicates within a corpus and leaks between splits and corpora."""
+"""Duplicates within a corpus, and leaks between splits and corpora."""

@@ -1,13 +1,14 @@
-"""Near duplicates without comparing everything with everything: perceptual hashes and shingles.
+"""Finds near duplicates of images and of texts without comparing all pairs.
 
-Images are told by a 64-bit hash of low frequencies (Zauner, "Implementation and Benchmarking of
-Perceptual Image Hash Functions", 2010, section 3.2.1) and searched by multi-index hashing
-(Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", 2014).
-Texts are told by the Jaccard index of their word shingles; candidates come from MinHash (Broder,
-"On the Resemblance and Containment of Documents", 1997) in bands (Leskovec, Rajaraman and Ullman,
-"Mining of Massive Datasets", section 3.4), and each is then counted exactly.
+Images are compared by a 64-bit perceptual hash of low frequencies (Zauner, "Implementation and
+Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1). Near hashes are found by
+multi-index hashing (Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with
+Multi-Index Hashing", 2014). Since radiographs resemble each other, near hashes are only candidates:
+`pixel_similarity` decides whether two images show the same picture.
 
-A radiograph resembles other radiographs, so a hash proposes and `pixel_similarity` decides.
+Texts are compared by the Jaccard index of their word shingles. Candidates come from MinHash
+(Broder, "On the Resemblance and Containment of Documents", 1997) in bands (Leskovec, Rajaraman and
+Ullman, "Mining of Massive Datasets", section 3.4); the index of each candidate is then exact.
 """
 
 import functools
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from mmrl.data.overlap.joins import (
     CHUNK,
     Distinct,
-    Pairs,
+    NearPairs,
     clusters,
     item_pairs,
     join,
@@ -34,50 +35,50 @@ from mmrl.data.text import reports
 from mmrl.types import InputError
 
 __all__ = [
-    "FLAT", "RADIUS", "SAME_PICTURE", "THRESHOLD", "SHINGLE", "Pairs", "perceptual_hash",
+    "FLAT", "RADIUS", "SAME_PICTURE", "THRESHOLD", "SHINGLE", "NearPairs", "perceptual_hash",
     "pixel_similarity", "near_hashes", "near_texts", "clusters",
 ]  # fmt: skip
 
 FLAT = 0
-"""The hash of an image without structure; it is near to nothing, not even to another FLAT."""
+"""The hash of an image without structure. It is near to no hash, not even to another FLAT."""
 
 RADIUS = 4
-"""Bits by which hashes of one picture may differ.
+"""Bits in which the hashes of one picture may differ.
 
-Of 196 radiographs of the COVID-19 image data collection (Cohen et al., 2020), each differs from its
-own copy at 256 pixels and JPEG quality 75 by at most 2 bits; of their 19,110 pairs three are true
-duplicates, at 0 bits, and the nearest two different radiographs lie at 6. Hashes have 32 ones, so
+Measured on 196 radiographs of the COVID-19 image data collection (Cohen et al., 2020): reducing a
+radiograph to 256 pixels at JPEG quality 75 changes at most 2 bits. Of their 19,110 pairs, three are
+true duplicates, at 0 bits; different radiographs differ in at least 6. Hashes have 32 ones, so
 distances are even.
 """
 
 SAME_PICTURE = 0.98
-"""`pixel_similarity` from which two images with near hashes are one picture.
+"""`pixel_similarity` at or above which two images with near hashes are the same picture.
 
-Of the radiographs above and their copies at 256 pixels and JPEG quality 75 it is above 0.996;
-of different radiographs with hashes within 14 bits at most 0.90.
+On the radiographs above, it is above 0.996 between a radiograph and its reduced version, and at
+most 0.90 between different radiographs whose hashes differ in up to 14 bits.
 """
 
 THRESHOLD = 0.8
 SHINGLE = 3  # words
 
-# Of hashes within r bits, one of three parts differs in at most r // 3: lowest bit and width.
+# If two hashes differ in r bits, one of three parts differs in at most r // 3. (lowest bit, width)
 _PARTS = ((0, 22), (22, 21), (43, 21))
 _SIDE, _LOW = 32, 8  # thumbnail, and frequencies kept along each axis
 _COMPARED = 64  # side of the thumbnails that are correlated
 # 40 bands of 6: two texts of Jaccard 0.8 share none of them with probability (1 - 0.8^6)^40, 5e-6.
 _BANDS, _ROWS = 40, 6
-_SLACK = 0.15  # an estimate from 240 hashes lies below the truth by this once in 1e8
+_SLACK = 0.15  # an estimate from 240 hashes is too low by more than this once in 1e8
 
 
 def perceptual_hash(image: np.ndarray) -> int:
-    """64 bits that survive resizing, compression and mild changes of contrast.
+    """A hash of 64 bits that resizing, compression and mild changes of contrast hardly change.
 
-    The image is averaged to 32 x 32; of its DCT-II, the 8 x 8 coefficients that follow the
-    constant ones along both axes are compared with their median, row by row, first bit highest.
+    The image is averaged to 32 x 32. Of its DCT-II, the 8 x 8 coefficients that follow the constant
+    ones along both axes are compared with their median, row by row; the first is the highest bit.
 
-    An image without structure in both directions (constant, noise or one ramp: root mean
-    square in those frequencies below 1/128 of its brightest value or a quarter grey level) has no
-    such order but that of chance, and gets `FLAT`. Radiographs have 1/30 or more.
+    An image without structure in both directions (constant, noise or a ramp) gets `FLAT`, since its
+    bits would be random. The criterion is that the root mean square in those frequencies is below
+    1/128 of the brightest value, or below a quarter grey level. Radiographs have 1/30 or more.
 
     Args:
       image: u8[H, W] or u16[H, W]; the scale of the values does not matter.
@@ -91,14 +92,14 @@ def perceptual_hash(image: np.ndarray) -> int:
     peak = float(small.max())
     if np.sqrt(np.square(low).sum()) / _SIDE < max(peak / 128, 0.25):
         return FLAT
-    # What is zero but for rounding must be so on every machine.
+    # Coefficients that are zero but for rounding errors must be equal on every machine.
     values = np.round(low.ravel() / peak, 6)
     bits = np.packbits(values > np.median(values))
     return int.from_bytes(bits.tobytes(), "big") or 1
 
 
 def pixel_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two images after averaging to 64 x 64, 0 where one has no contrast.
+    """Correlation of two images after averaging to 64 x 64; 0 where one has no contrast.
 
     Args:
       first, second: u8[H, W] or u16[H, W], of any sizes.
@@ -114,15 +115,15 @@ def pixel_similarity(first: np.ndarray, second: np.ndarray) -> float:
 
 def near_hashes(
     hashes: npt.ArrayLike, others: npt.ArrayLike | None = None, *, radius: int = RADIUS
-) -> Pairs:
-    """All pairs of hashes that differ in at most `radius` bits.
+) -> NearPairs:
+    """Pairs of hashes that differ in at most `radius` bits, see `NearPairs`.
 
-    The similarity is the share of equal bits. Exact. `FLAT` is near to nothing.
+    The similarity is the share of equal bits. The search is exact. `FLAT` is in no pair.
 
     Args:
       hashes: u64[N].
       others: u64[M]; pairs are then (index into hashes, index into others).
-      radius: 0 to 8; from 6 on, slow for more than 1e5 hashes.
+      radius: 0 to 8; 6 and more are slow for more than 1e5 hashes.
 
     Raises:
       InputError: a radius outside its range.
@@ -139,7 +140,7 @@ def near_hashes(
             differing = a[i] ^ b[j]
             bits = np.bitwise_count(differing)
             kept = (bits <= radius) & (a[i] != FLAT) & (b[j] != FLAT)
-            for earlier in range(band):  # a pair is given by the first part that finds it
+            for earlier in range(band):  # keep only pairs that no earlier part has found
                 kept &= np.bitwise_count(_part(differing, earlier)) > radius // len(_PARTS)
             i, j = i[kept], j[kept]
             if right is None:
@@ -150,17 +151,17 @@ def near_hashes(
 
 def near_texts(
     texts: Sequence[str], others: Sequence[str] | None = None, *, threshold: float = THRESHOLD
-) -> Pairs:
+) -> NearPairs:
     """Pairs of texts whose sets of 3-word shingles have a Jaccard index of at least `threshold`.
 
-    Words are those of `reports.canonical`. Texts of fewer than three words are near only where
-    they are equal; texts without any word are near to nothing. At threshold 0.8 a pair is missed
-    with probability 5e-6 at most; the similarity of what is found is exact.
+    Words are those of `reports.canonical`. Texts of fewer than three words are near only if they
+    are equal; texts without words are in no pair. At threshold 0.8 a pair is missed with
+    probability 5e-6 at most. The similarity of a found pair is exact. See `NearPairs`.
 
     Args:
       texts: N raw texts.
       others: M raw texts; pairs are then (index into texts, index into others).
-      threshold: 0.6 to 1; below, candidates would be missed.
+      threshold: 0.6 to 1; at a lower one too many pairs would be missed.
 
     Raises:
       InputError: a threshold outside its range.
@@ -221,7 +222,7 @@ def _cosines() -> np.ndarray:
 
 
 def _part(hashes: np.ndarray, number: int) -> np.ndarray:
-    """u32, the bits of one of `_PARTS`."""
+    """u32[N]: the bits of one of `_PARTS`."""
     low, width = _PARTS[number]
     return ((hashes >> np.uint64(low)) & np.uint64((1 << width) - 1)).astype(np.uint32)
 
@@ -229,7 +230,7 @@ def _part(hashes: np.ndarray, number: int) -> np.ndarray:
 def _candidates(
     a: np.ndarray, b: np.ndarray | None, number: int, radius: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions whose hashes differ in at most `radius` bits of one part, each pair once."""
+    """Yields positions whose hashes differ in at most `radius` bits of one part, each pair once."""
     key = _part(a, number)
     yield from join(key, None if b is None else _part(b, number))
     order = np.argsort(key)
@@ -242,18 +243,19 @@ def _candidates(
     for count in range(1, radius + 1):
         for places in itertools.combinations(range(_PARTS[number][1]), count):
             mask = np.uint32(sum(1 << place for place in places))
-            # Of two items of one list that differ so, one lacks the first of the bits: it asks.
-            asking = slice(None) if b is not None else (key >> np.uint32(places[0])) & 1 == 0
-            asked = order[asking]
-            for i, j in lookup(key[asking] ^ mask, ordered):
-                yield asked[i], other[j]
+            # Of two items of one list that differ in these bits, only one has the first of them
+            # unset. Only that one looks for the other, so the pair is found once.
+            half = slice(None) if b is not None else (key >> np.uint32(places[0])) & 1 == 0
+            position = order[half]
+            for i, j in lookup(key[half] ^ mask, ordered):
+                yield position[i], other[j]
 
 
 # --- texts ---------------------------------------------------------------------------------------
 
 
 class _Shingles(NamedTuple):
-    """Sets of shingles, one after another: ids i64[S], starts i64[N], sizes i64[N]."""
+    """N sets of shingles: the ids i64[S] of all sets, their starts and sizes, i64[N] each."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -261,7 +263,7 @@ class _Shingles(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "_Shingles":
-        """Texts are canonical; a shingle's id is exact, no hash."""
+        """The sets of canonical texts. Ids are exact: different shingles have different ids."""
         number: dict[str, int] = {}
         words: list[int] = []
         lengths = np.zeros(len(texts), np.int64)
@@ -274,7 +276,7 @@ class _Shingles(NamedTuple):
         begin = ranges(np.cumsum(lengths) - lengths, counts)
         shingle = stream[begin]
         for step in range(1, SHINGLE):
-            # Numbered anew at each word, so that the product never leaves 64 bits.
+            # Renumbered at each word, so that the product does not exceed 64 bits.
             _, shingle = np.unique(
                 shingle * len(number) + stream[begin + step], return_inverse=True
             )
@@ -285,7 +287,7 @@ class _Shingles(NamedTuple):
         return cls(keys & 0xFFFFFFFF, np.cumsum(sizes) - sizes, sizes)
 
     def jaccard(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """f64[P] of pairs of sets that are not empty."""
+        """f64[P]: the Jaccard index of P pairs of sets, which are not empty."""
         out = np.zeros(len(first))
         step = max(1, CHUNK // max(int(self.sizes.max(initial=1)), 1))
         for low in range(0, len(first), step):
@@ -303,7 +305,7 @@ class _Shingles(NamedTuple):
 
 
 def _minhash(sets: _Shingles) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of the bands, u64[N, 40], and the 16 low bits of the minima, u16[N, 240]."""
+    """Keys of the bands, u64[N, 40], and the low 16 bits of the minima, u16[N, 240]."""
     count = len(sets.sizes)
     filled = np.flatnonzero(sets.sizes)
     bands = np.zeros((count, _BANDS), np.uint64)

@@ -1,7 +1,7 @@
-"""What identifies the records of a split, as digests: no text, no id in clear.
+"""Fingerprints: digests that identify the records of a split, without texts or ids.
 
-Training stores that of its training split in the run directory, so that a checkpoint can be
-evaluated where its data are not, and be checked for leaks still (`mmrl.data.overlap.leaks`).
+Training stores the fingerprint of its training split in the run directory. A checkpoint can thus be
+checked for leaks (`mmrl.data.overlap.leaks`) where the training data are not available.
 """
 
 import array
@@ -20,7 +20,12 @@ from mmrl import build, files
 from mmrl.data.overlap import signatures
 from mmrl.types import InputError, Record
 
-KEYED = ("patient", "study", "group", "image")  # kinds of keys that are compared for equality
+KEYED = (
+    "patient",
+    "study",
+    "leakage_unit",
+    "image",
+)  # compared for equality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +33,19 @@ class Fingerprint:
     """Digests of the records of one split.
 
     Attributes:
-      name: "source/split". records: how many.
-      sources: source name -> records. covered: "source>namespace" -> records of that source whose
-        leakage unit is named in that namespace.
-      templated: every source makes its reports by a grammar.
-      keys: kind -> u64[M] digests. rows: kind -> i32[M], the record that each belongs to.
-      hashes: u64[P], perceptual hashes; hash_rows: i32[P].
-      texts: u8[N, 128], signatures; told: bool[N], see `mmrl.data.overlap.signatures`.
-      ids: of the records, () when read from a file: shown as examples, never compared.
+      name: "source/split".
+      records: number of records.
+      sources: source -> number of its records.
+      covered: "source>namespace" -> number of records of the source whose leakage unit has a name
+        in the namespace.
+      templated: whether every source makes its reports by a grammar.
+      keys: kind of `KEYED` -> u64[M], digests.
+      rows: kind -> i32[M], the record of each digest.
+      hashes: u64[P], perceptual hashes of images.
+      hash_rows: i32[P], the record of each hash.
+      texts: u8[N, 128], signatures of the reports, see `mmrl.data.overlap.signatures`.
+      long_enough: bool[N], whether the report is long enough to be compared.
+      ids: of the records, for examples in messages; () when read from a file.
     """
 
     name: str
@@ -48,11 +58,11 @@ class Fingerprint:
     hashes: np.ndarray
     hash_rows: np.ndarray
     texts: np.ndarray
-    told: np.ndarray
+    long_enough: np.ndarray
     ids: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        """Writes all but the ids, whole or not at all."""
+        """Writes all but the ids."""
         pairs = [*self.sources.items(), *self.covered.items()]
         arrays: dict[str, Any] = {
             "name": np.array(self.name),
@@ -63,7 +73,7 @@ class Fingerprint:
             "hashes": self.hashes,
             "hash_rows": self.hash_rows,
             "texts": self.texts,
-            "told": self.told,
+            "long_enough": self.long_enough,
         }
         arrays |= {f"key_{kind}": self.keys[kind] for kind in KEYED}
         arrays |= {f"row_{kind}": self.rows[kind] for kind in KEYED}
@@ -72,10 +82,10 @@ class Fingerprint:
 
     @classmethod
     def load(cls, path: Path) -> "Fingerprint":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-          InputError: no such file, or another kind of file.
+          InputError: no such file, or no fingerprint.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -91,18 +101,18 @@ class Fingerprint:
                     hashes=stored["hashes"],
                     hash_rows=stored["hash_rows"],
                     texts=stored["texts"],
-                    told=stored["told"],
+                    long_enough=stored["long_enough"],
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is no fingerprint of a training split: {error}") from None
 
 
 class Collector:
-    """Takes the records of a split one by one; `finish` gives their fingerprint."""
+    """Collects the records of a split; `finish` returns their fingerprint."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Arrays, for a list of Python's integers takes four times as much.
+        # A list of Python integers takes four times the memory of an array.
         self._keys = {kind: array.array("Q") for kind in KEYED}
         self._rows = {kind: array.array("i") for kind in KEYED}
         self._hashes, self._hash_rows = array.array("Q"), array.array("i")
@@ -111,19 +121,19 @@ class Collector:
         self._ids: list[str] = []
 
     def add(self, record: Record) -> None:
-        """Takes the keys of the next record."""
+        """Adds the digests of the next record."""
         row, source = len(self._ids), record.source
         self._ids.append(record.id)
         self._sources[source] += 1
         space = namespace(source)
-        groups = [f"{space}:{record.group_key}", *record.aliases]
-        if record.group_known:
+        units = [f"{space}:{record.leakage_unit}", *record.aliases]
+        if record.leakage_unit_known:
             self._covered[f"{source}>{space}"] += 1
         for other in {alias.partition(":")[0] for alias in record.aliases}:
             self._covered[f"{source}>{other}"] += 1
         self._put("patient", row, [f"{source}:{record.patient_id}"])
         self._put("study", row, [f"{source}:{record.study_id}"])
-        self._put("group", row, groups)
+        self._put("leakage_unit", row, units)
         self._put("image", row, [image.sha256 for image in record.images if image.sha256])
         for image in record.images:
             if image.phash is not None:
@@ -131,8 +141,8 @@ class Collector:
                 self._hash_rows.append(row)
 
     def finish(self, texts: Sequence[str]) -> Fingerprint:
-        """The fingerprint; `texts` are the reports of the records taken, in order."""
-        signed, told = signatures.signatures(texts)
+        """The fingerprint; `texts` are the reports of the added records, in order."""
+        signed, long_enough = signatures.signatures(texts)
         facts = [source_facts(name) for name in self._sources]
         return Fingerprint(
             name=self._name,
@@ -145,7 +155,7 @@ class Collector:
             hashes=np.array(self._hashes, np.uint64),
             hash_rows=np.array(self._hash_rows, np.int32),
             texts=signed,
-            told=told,
+            long_enough=long_enough,
             ids=tuple(self._ids),
         )
 
@@ -158,13 +168,13 @@ class Collector:
 
 @functools.cache
 def source_facts(name: str) -> Any:
-    """The `Facts` of a source; None for one without, or a name that is no source."""
+    """The `Facts` of a source; None where it has none, or the name is that of no source."""
     if name not in build.choices("source"):
         return None
     return getattr(build.find("source", name), "facts", None)
 
 
 def namespace(source: str) -> str:
-    """Whose group keys a source uses."""
+    """The namespace of a source's leakage units."""
     facts = source_facts(source)
     return (facts.namespace if facts else "") or source

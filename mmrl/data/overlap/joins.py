@@ -1,21 +1,26 @@
-"""Joins on equal keys that never hold all pairs at once: what near-duplicate search stands on."""
+"""Joins on equal keys in bounded memory, for the search of near duplicates."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 CHUNK = 1 << 20
-"""Candidate pairs held at a time."""
+"""Greatest number of candidate pairs in memory at a time, but for those of a single item."""
 
 
-class Pairs(NamedTuple):
-    """Pairs of near items: first i64[P], second i64[P], similarity f32[P] in 0..1.
+class NearPairs(NamedTuple):
+    """Pairs of items that are near each other, within one list or between two.
 
-    Within one list first < second. Of items that are equal only the first stands in all pairs, and
-    each other one in a pair with the first of what it is near to: the number of pairs stays
-    small, while every item that has a partner is in a pair and the connected components are right.
+    Not all pairs are listed. Of several equal items only the first is in a pair with every item
+    near to it. Each of the others is in one pair per distinct near value, with the first item of
+    that value. So there are few pairs even where many items are equal, yet every item that is near
+    another is in some pair, and the connected components are those of all pairs.
+
+    Attributes:
+      first, second: i64[P], positions of the items; within one list first < second.
+      similarity: f32[P], in 0..1.
     """
 
     first: np.ndarray
@@ -23,9 +28,13 @@ class Pairs(NamedTuple):
     similarity: np.ndarray
 
 
-def clusters(count: int, pairs: Pairs) -> np.ndarray:
-    """i64[count]: the connected component of each item, named by its first member."""
-    parent = list(range(count))
+def connected_components(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """i64[count]: the component of each of `count` items, named by its first member.
+
+    Union-find with path halving (Tarjan and van Leeuwen 1984). SciPy has the same function, but
+    importing it takes half as long as starting a preparation.
+    """
+    parent = list(range(count))  # single numbers are read faster from a list than from an array
 
     def root(item: int) -> int:
         while parent[item] != item:
@@ -33,14 +42,21 @@ def clusters(count: int, pairs: Pairs) -> np.ndarray:
             item = parent[item]
         return item
 
-    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+    for first, second in pairs:
         a, b = root(first), root(second)
         parent[max(a, b)] = min(a, b)
     return np.asarray([root(item) for item in range(count)], np.int64)
 
 
+def clusters(count: int, pairs: NearPairs) -> np.ndarray:
+    """i64[count]: the connected component of each item, named by its first member."""
+    return connected_components(
+        count, zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+    )
+
+
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """starts[0] ... starts[0] + counts[0] - 1, then the same of the next, as one i64 array."""
+    """The concatenation of range(starts[k], starts[k] + counts[k]) for all k, as an i64 array."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
@@ -48,9 +64,9 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def join(
     left: np.ndarray, right: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (i, j) with left[i] == right[j], in bounded pieces.
+    """Yields arrays of positions (i, j) with left[i] == right[j], about CHUNK pairs at a time.
 
-    Within one list (right None) each pair comes once, with i < j.
+    Without `right`, pairs are within `left`; each pair occurs once, with i < j.
     """
     order = np.argsort(left, kind="stable")
     if right is None:
@@ -66,13 +82,13 @@ def join(
 
 
 def lookup(keys: np.ndarray, ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (i, j) with keys[i] == ordered[j], in bounded pieces; `ordered` ascends."""
+    """Yields positions (i, j) with keys[i] == ordered[j], as `join`; `ordered` is ascending."""
     starts = np.searchsorted(ordered, keys, "left")
     return _expand(starts, np.searchsorted(ordered, keys, "right"))
 
 
 def _expand(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(i, j) for all starts[i] <= j < ends[i], cut between values of i."""
+    """Yields (i, j) for all starts[i] <= j < ends[i]; pairs of one i are not divided."""
     some = np.flatnonzero(ends > starts)
     starts, counts = starts[some], (ends - starts)[some]
     total = np.cumsum(counts)
@@ -86,9 +102,13 @@ def _expand(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 
 class Distinct(NamedTuple):
-    """Distinct values by first appearance, their first item, and all items of each, in order.
+    """The distinct values of a list, and the positions at which each value occurs.
 
-    Items of value v are items[starts[v] : starts[v] + sizes[v]].
+    Attributes:
+      values: [V], in the order of their first occurrence.
+      items: i64[N], positions grouped by value, ascending within a value. Those of value v are
+        items[starts[v] : starts[v] + sizes[v]].
+      starts, sizes: i64[V].
     """
 
     values: np.ndarray
@@ -98,7 +118,7 @@ class Distinct(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Distinct":
-        """Of any hashable values, [N]."""
+        """The distinct values of an array [N] of hashable values."""
         number: dict[object, int] = {}
         inverse = np.fromiter(
             (number.setdefault(value, len(number)) for value in values.tolist()),
@@ -113,8 +133,11 @@ class Distinct(NamedTuple):
 
 def item_pairs(
     left: Distinct, right: Distinct | None, found: np.ndarray, *, skip: np.ndarray
-) -> Pairs:
-    """Pairs of values to pairs of items; see `Pairs`. Values to `skip` are not near themselves."""
+) -> NearPairs:
+    """Expands near pairs of values to near pairs of items; see `NearPairs`.
+
+    Equal items whose value is marked in `skip` are not paired with each other.
+    """
     u, v = found[:2].astype(np.int64)
     other = left if right is None else right
     first_u, first_v = left.items[left.starts[u]], other.items[other.starts[v]]
@@ -139,4 +162,4 @@ def item_pairs(
     if right is None:
         i, j = np.minimum(i, j), np.maximum(i, j)
     order = np.lexsort((j, i))
-    return Pairs(i[order], j[order], similarity[order].astype(np.float32))
+    return NearPairs(i[order], j[order], similarity[order].astype(np.float32))

@@ -1,12 +1,13 @@
-"""Whether evaluation records were seen in training: by patient, image, report, or across corpora.
+"""Checks whether records of an evaluation were seen in training.
 
     overlaps = compare(training, held_out)
-    check(overlaps, waivers)            # raises LeakError unless each is waived
+    check(overlaps, waivers, where)     # raises LeakError unless every overlap is waived
 
-Relations between public corpora (RSNA's images are NIH's; RadNLI's sentences are MIMIC's) are told
-by `Facts.within` and `Facts.namespace` of the sources and by `Record.aliases`. Where corpora are
-related and their records do not say which of the other's they are, an overlap cannot be excluded
-and counts as one.
+Records are compared by patient, study, leakage unit, image and report. Some public corpora share
+records: the images of RSNA come from NIH ChestX-ray14, the sentences of RadNLI from MIMIC-CXR.
+`Facts.within` and `Facts.namespace` of a source and `Record.aliases` state these relations. Where
+two corpora are related but their records do not state which they share, an overlap cannot be
+excluded, and is reported as the kind "relation".
 """
 
 import dataclasses
@@ -23,23 +24,23 @@ from mmrl.types import InputError
 KINDS: Mapping[str, str] = {
     "patient": "of a patient of the training records",
     "study": "of a study of the training records",
-    "group": "of a leakage unit (patient, article, video) of the training records",
+    "leakage_unit": "of a leakage unit (patient, article, video) of the training records",
     "image": "with an image of the training records, pixel for pixel",
     "similar_image": "with an image that looks like one of the training records",
     "report": "with nearly the report of a training record",
-    "relation": "of a corpus that shares records with a training corpus, which ones is not told",
+    "relation": "of a corpus that shares unknown records with a training corpus",
 }
-Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest share of records allowed, and why
+Waivers = Mapping[str, tuple[float, str]]  # kind -> greatest accepted share of records, and reason
 SETTING = "--config.data.waive_leaks="
-RADIUS = 2  # bits that resizing and compressing a picture change of its hash, see `duplicates`
+RADIUS = 2  # bits of a hash that resizing and compressing an image change, see `duplicates`
 
 
 class LeakError(InputError):
-    """Evaluation records were seen in training, and no waiver covers that."""
+    """Evaluation records were seen in training, and no waiver accepts it."""
 
 
 def _ancestors(source: str) -> set[str]:
-    """The namespaces and corpora that a source shares records with, itself included."""
+    """The corpora from which records of a source come, their namespaces, and the source itself."""
     found, pending = {source, namespace(source)}, [source]
     while pending:
         facts = source_facts(pending.pop())
@@ -52,12 +53,14 @@ def _ancestors(source: str) -> set[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Evaluation records that were seen in training, of one kind.
+    """Evaluation records that were seen in training, for one kind of overlap.
 
     Attributes:
-      kind: of `KINDS`. count, total: evaluation records affected, and all of them.
-      examples: ids of some of them. note: what else to know.
-      allowed: no leak for a reason of its own, which `note` gives.
+      kind: one of `KINDS`.
+      count, total: number of affected evaluation records, and of all.
+      examples: ids of some affected records.
+      note: an explanation, or "".
+      allowed: the overlap is no leak; `note` states why.
     """
 
     kind: str
@@ -69,7 +72,7 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Of the evaluation records."""
+        """Share of the evaluation records."""
         return self.count / self.total if self.total else 0.0
 
     def __str__(self) -> str:
@@ -81,7 +84,7 @@ class Overlap:
 
 
 def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
-    """Every kind of overlap that occurs, in the order of `KINDS`."""
+    """All kinds of overlap that occur, in the order of `KINDS`."""
     found: dict[str, Overlap] = {}
     seen = {
         kind: held_out.rows[kind][np.isin(held_out.keys[kind], training.keys[kind])]
@@ -90,10 +93,12 @@ def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
     for kind, rows in seen.items():
         _note(found, kind, held_out, rows)
     alike = duplicates.near_hashes(held_out.hashes, training.hashes, radius=RADIUS).first
-    # Without those whose image is equal: they are told already.
+    # Records with an equal image are reported as that.
     _note(found, "similar_image", held_out, np.setdiff1d(held_out.hash_rows[alike], seen["image"]))
-    match, _ = signatures.near(training.texts[training.told], held_out.texts[held_out.told])
-    rows = np.flatnonzero(held_out.told)[match >= 0]
+    match, _ = signatures.near(
+        training.texts[training.long_enough], held_out.texts[held_out.long_enough]
+    )
+    rows = np.flatnonzero(held_out.long_enough)[match >= 0]
     templated = training.templated and held_out.templated
     note = "reports are made by a grammar, so equal ones are expected" if templated else ""
     _note(found, "report", held_out, rows, note=note, allowed=templated)
@@ -102,7 +107,7 @@ def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
 
 
 def not_compared(training: Fingerprint, held_out: Fingerprint) -> list[str]:
-    """What could not be compared, each with the reason; empty when all was."""
+    """What could not be compared, with the reason; [] when everything was."""
     lacking = [one.name for one in (training, held_out) if not len(one.keys["image"])]
     if not lacking:
         return []
@@ -115,15 +120,15 @@ def not_compared(training: Fingerprint, held_out: Fingerprint) -> list[str]:
 def check(
     overlaps: Sequence[Overlap], waivers: Waivers, where: str, setting: str = SETTING
 ) -> None:
-    """Stops at overlaps that no waiver covers.
+    """Raises LeakError for overlaps that no waiver accepts.
 
     Args:
       waivers: see `parse_waivers`.
-      where: the two sets compared, for the message.
-      setting: how the reader waives an overlap.
+      where: the two compared splits, for the message.
+      setting: the option that waives an overlap, for the message.
 
     Raises:
-      LeakError: names every overlap that is not covered, and how to waive it.
+      LeakError: names every overlap that is not accepted, and how to waive it.
     """
     open_ones = [
         overlap
@@ -136,13 +141,16 @@ def check(
         f"{one.kind} {min(1.0, np.ceil(one.share * 100) / 100):g} WHY" for one in open_ones
     )
     raise LeakError(
-        f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept this,"
-        f' and have it written into every result: {setting}"{entries}"'
+        f"{where}: {'; '.join(map(str, open_ones))}. Divide the data otherwise, or accept the"
+        f' overlap, which is then written into every result: {setting}"{entries}"'
     )
 
 
 def parse_waivers(given: str, where: str = "config.data.waive_leaks") -> Waivers:
-    """config.data.waive_leaks, "KIND SHARE REASON; ...", as kind -> (greatest share, reason).
+    """Parses config.data.waive_leaks, "KIND SHARE REASON; KIND SHARE REASON; ...".
+
+    Returns:
+      kind -> (greatest share, reason).
 
     Raises:
       InputError: another form, an unknown or repeated kind, a share outside (0, 1], no reason.
@@ -176,7 +184,7 @@ def summary(
     overlaps: Sequence[Overlap],
     waivers: Waivers,
 ) -> dict[str, Any]:
-    """What a result must carry of the comparison, JSON-able."""
+    """The comparison as JSON values, for results."""
     return {
         "training": training.name,
         "held_out": held_out.name,
@@ -201,7 +209,7 @@ def _note(
     note: str = "",
     allowed: bool = False,
 ) -> None:
-    """Files an overlap when any record is affected."""
+    """Adds an overlap to `found` if any record is affected."""
     rows = np.unique(rows)
     if len(rows):
         examples = tuple(held_out.ids[row] for row in rows[:3]) if held_out.ids else ()
@@ -209,10 +217,10 @@ def _note(
 
 
 def _relations(found: dict[str, Overlap], training: Fingerprint, held_out: Fingerprint) -> None:
-    """Files related corpora whose records do not tell what they share."""
+    """Adds the overlap of related corpora whose records do not state which they share."""
     pairs, count = [], 0
     for theirs, number in held_out.sources.items():
-        untold = 0
+        unknown = 0
         for ours, trained in training.sources.items():
             if ours == theirs:
                 continue
@@ -224,8 +232,8 @@ def _relations(found: dict[str, Overlap], training: Fingerprint, held_out: Finge
                 if known < 1:
                     pairs.append(f"{theirs} and {ours} share records of {space}")
                     missing = number - held_out.covered.get(f"{theirs}>{space}", 0)
-                    untold = max(untold, missing or number)
-        count += untold
+                    unknown = max(unknown, missing or number)
+        count += unknown
     if count:
         note = "; ".join(dict.fromkeys(pairs))
         found["relation"] = Overlap("relation", count, held_out.records, (), note)

@@ -1,9 +1,9 @@
-"""Who is imaged and how: the numbers and the outlines behind one procedural chest radiograph.
+"""Patient, exposure and anatomical outlines of a procedural chest radiograph.
 
-Coordinates. Outlines are given in the thoracic frame (u, v): u is the distance from the midline in
-half widths of the thorax, positive towards the patient's left, and v runs from the apex of the lung
-(0) to the costophrenic angle (1). `Frame` places them in the image, x and y in [0, 1] of its side.
-As in every frontal radiograph the patient faces the reader: the patient's left is at the right.
+Outlines are in coordinates of the thorax, (u, v): u is the distance from the midline in half widths
+of the thorax, positive towards the patient's left; v is 0 at the apex of the lung and 1 at the
+costophrenic angle. `Frame` maps them to the image, with x and y in [0, 1]. As in every frontal
+radiograph, the patient's left is at the right of the image.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from mmrl.data.phantom.dice import Dice
 SIDES = ("right", "left")
 SIGN = {"right": -1.0, "left": 1.0}
 
-# Image width in millimetres. A little under the usual 350 mm, so that a nodule of 12 mm still
-# covers more than two pixels of a 64-pixel image.
+# Image width in millimetres: less than the usual 350 mm, so that a nodule of 12 mm covers more than
+# two pixels of an image of 64 pixels.
 FIELD_OF_VIEW_MM = 300.0
 
 # Apex to costophrenic angle at normal inspiration, as a fraction of the image.
@@ -49,14 +49,14 @@ _FIRST_DOME = len(_WALL) + len(_ANGLE)
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """What all studies of one patient share; lengths are in the thoracic frame or of the image.
+    """The anatomy that all studies of one patient share.
 
     Attributes:
       number: counts patients from 0 within a seed.
       female, age: as the indication states them.
       half_width: half the inner width of the thorax, as a fraction of the image.
       soft_tissue: thickness of the chest wall, as a fraction of the image.
-      heart_unit: in [0, 1), where within a severity's range of heart sizes the patient lies.
+      heart_unit: in [0, 1), the position within the range of heart sizes of a severity.
       scoliosis: sideways bend of the spine in u, positive towards the patient's left, or 0.
       aorta: extra radius of the aortic knob in u; 0 is normal.
       elevation: rise of the right and of the left hemidiaphragm in v beyond normal.
@@ -82,20 +82,20 @@ class Patient:
 
 @dataclasses.dataclass(frozen=True)
 class Technique:
-    """What differs between two exposures of the same patient.
+    """The exposure of one study.
 
     Attributes:
-      view: PA or AP.
+      projection: PA or AP.
       inspiration: low, normal or high lung volumes.
       lung_height: apex to costophrenic angle, as a fraction of the image.
       tilt: rotation in the image plane, radians.
-      turn: rotation about the long axis, in u; moves what lies in front of the spine.
+      turn: rotation about the long axis, in u, which moves all that is in front of the spine.
       shift: of the whole body, fractions of the image.
       gain, gamma: exposure; blur: standard deviation as a fraction of the image.
       noise: standard deviation at 64 pixels, of full scale; noise_seed: seeds it.
     """
 
-    view: str
+    projection: str
     inspiration: str
     lung_height: float
     tilt: float
@@ -109,7 +109,7 @@ class Technique:
 
 
 def draw_patient(number: int, dice: Dice) -> Patient:
-    """A patient; about one in ten has each of scoliosis, a wide aorta, a raised hemidiaphragm."""
+    """Draws a patient. Scoliosis, a wide aorta and a raised hemidiaphragm have probability 0.12."""
     female = dice.chance(0.5)
     scoliosis = dice.pick((-1.0, 1.0)) * dice.between(0.13, 0.18) if dice.chance(0.12) else 0.0
     aorta = dice.between(0.09, 0.12) if dice.chance(0.12) else 0.0
@@ -133,12 +133,12 @@ def draw_patient(number: int, dice: Dice) -> Patient:
 
 
 def draw_technique(dice: Dice, *, bedside: bool) -> Technique:
-    """An exposure; at the bedside (tubes in place) it is taken AP and inspiration is never deep."""
+    """Draws an exposure. At the bedside (with tubes) it is AP, and inspiration is not deep."""
     weights = (0.16, 0.84, 0.0) if bedside else (0.12, 0.76, 0.12)
     inspiration = dice.weighted(("low", "normal", "high"), weights)
     low, high = {"low": (0.52, 0.55), "normal": (0.65, 0.70), "high": (0.79, 0.82)}[inspiration]
     return Technique(
-        view="AP" if bedside or dice.chance(0.15) else "PA",
+        projection="AP" if bedside or dice.chance(0.15) else "PA",
         inspiration=inspiration,
         lung_height=dice.between(low, high),
         tilt=dice.between(-0.05, 0.05),
@@ -191,7 +191,7 @@ def circle(steps: int) -> np.ndarray:
 
 
 class Frame:
-    """Places the thoracic frame of one patient and exposure in the image.
+    """The map from the thorax of a patient to the image of one exposure.
 
     `heart_severity` is the severity of cardiomegaly, "" for a heart of normal size.
     """
@@ -210,15 +210,15 @@ class Frame:
         self._body = np.array([[patient.half_width], [BODY_HEIGHT]]) * self._turn
 
     def lung_point(self, uv: np.ndarray) -> np.ndarray:
-        """f64[..., 2] (u, v) -> (x, y); v follows the depth of inspiration."""
+        """f64[..., 2] (u, v) -> (x, y), where v depends on the depth of inspiration."""
         return uv @ self._lung + self._origin
 
     def body_point(self, uv: np.ndarray) -> np.ndarray:
-        """f64[..., 2] (u, v) -> (x, y); v as at normal inspiration, for bones and skin."""
+        """f64[..., 2] (u, v) -> (x, y), with v of normal inspiration, for bones and skin."""
         return uv @ self._body + self._origin
 
     def around(self, uv: tuple[float, float], offsets: np.ndarray) -> np.ndarray:
-        """Points at `offsets` f64[..., 2], in fractions of the image, about the lung point `uv`."""
+        """Points around the lung point `uv` at `offsets` f64[..., 2], in fractions of the image."""
         return offsets @ self._turn + self.lung_point(np.array(uv))
 
     def lung(self, side: str, *, lateral: float = 0.0, apical: float = 0.0) -> np.ndarray:
@@ -226,8 +226,8 @@ class Frame:
 
         Args:
           side: right or left.
-          lateral: how far the wall side has fallen towards the hilum, as a fraction of the way.
-          apical: how far the apex has fallen, in v.
+          lateral: displacement of the lateral edge, as a fraction of its distance to the hilum.
+          apical: displacement of the apex, in v.
         """
         points = _LUNG.copy()
         rise = 0.025 * (side == "right") + self.patient.elevation[SIDES.index(side)]
@@ -267,7 +267,7 @@ class Frame:
         return spline(np.array(points) + (turn, 0.0))
 
     def free_width(self, side: str, v: float) -> tuple[float, float]:
-        """|u| between which lung is seen at height v: beside the heart and inside the wall."""
+        """The range of |u| at height v in which lung is visible: between heart and chest wall."""
         right, left = self.heart_edges()
         edge = right if side == "right" else left
         turn = SIGN[side] * self.technique.turn

@@ -1,7 +1,7 @@
-"""Draws the normal part of a procedural chest radiograph: bodies, air, bones and vessels.
+"""Draws the normal anatomy of a procedural chest radiograph: soft tissue, air, bones and vessels.
 
-Every layer is f32[size, size] in [0, 1]; brightness adds up as attenuation does along a ray, air
-being dark. Shapes are anti-aliased, so the same anatomy appears at every size.
+Every layer is f32[size, size] in [0, 1]. Brightness adds up, as attenuation does along a ray; air
+is dark. Shapes are anti-aliased, so that the anatomy is the same at every size.
 """
 
 import cv2
@@ -17,7 +17,7 @@ _QUARTER = 0.5 * np.pi * _ALONG
 
 
 class Canvas:
-    """Rasterises outlines of one `Frame` at one size and keeps the layers drawn so far."""
+    """Rasterises outlines of one `Frame` at one size, and caches layers."""
 
     def __init__(self, frame: Frame, size: int):
         self.frame = frame
@@ -34,7 +34,7 @@ class Canvas:
     def fill(self, outlines: np.ndarray) -> np.ndarray:
         """Coverage f32[size, size] of polygons f64[(count,) points, 2] in (x, y).
 
-        Where two of them overlap they cancel.
+        The area where two of them overlap is not covered.
         """
         layer = np.zeros((self.size, self.size), np.uint8)
         cv2.fillPoly(layer, self._fixed_point(outlines), 255, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -43,9 +43,8 @@ class Canvas:
     def lines(self, curves: np.ndarray, width: float, *, least: float = 0.0) -> np.ndarray:
         """Coverage of open curves f64[(count,) points, 2] in (x, y).
 
-        `width` is a fraction of the image.
-
-        A line thinner than a pixel is drawn one pixel wide and fainter, but not below `least`.
+        `width` is a fraction of the image. A line thinner than a pixel is drawn one pixel wide with
+        lower coverage, which is at least `least`.
         """
         layer = np.zeros((self.size, self.size), np.uint8)
         pixels = width * self.size
@@ -81,7 +80,7 @@ class Canvas:
 
 
 def _body(canvas: Canvas) -> np.ndarray:
-    """Trunk, neck and shoulders; the arms are held away, so dark gaps remain beside the trunk."""
+    """Trunk, neck and shoulders, with dark gaps between the trunk and the arms."""
     patient = canvas.frame.patient
     drop = 0.05 * patient.shoulder
     skin = 1.0 + patient.soft_tissue / patient.half_width
@@ -165,13 +164,13 @@ def _disc_lines(spine: np.ndarray) -> np.ndarray:
 _BRANCH_ANGLE = np.radians(-80.0 + 13.8 * np.arange(12))
 _BRANCH = np.linspace(0.0, 1.0, 9)
 _FORK = np.clip(_BRANCH - 0.3, 0.0, 1.0)
-# Parts of a branch, first and last point and width: the artery and the twig that leaves it.
+# Parts of an artery and of its branch: first point, last point and width.
 _ARTERY = ((0, 4, 0.010), (3, 7, 0.006), (6, 9, 0.003))
 _TWIG = ((3, 7, 0.0045), (6, 9, 0.0025))
 
 
 def _vessels(canvas: Canvas) -> np.ndarray:
-    """Twelve arteries per lung that leave the hilum, fork once and taper to the periphery."""
+    """Twelve arteries per lung, from the hilum to the periphery, each with one fork."""
     frame = canvas.frame
     numbers = np.array(frame.patient.vessels).reshape(2, 12, 2)
     angle = (_BRANCH_ANGLE + np.radians(14.0) * (numbers[..., 0] - 0.5))[..., None]

@@ -1,7 +1,7 @@
-"""Random choices made from a block of uniform numbers, fast and stable across NumPy versions.
+"""Random choices from blocks of uniform numbers, which are fast and equal in all NumPy versions.
 
-Only `Generator.random` is called, whose stream NumPy keeps stable; one block of numbers costs less
-than three separate calls of the generator's richer methods.
+Only `Generator.random` is called, whose stream NumPy keeps stable. Drawing a block takes less time
+than three calls of other methods of the generator.
 """
 
 import bisect

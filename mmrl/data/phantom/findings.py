@@ -1,7 +1,7 @@
-"""Findings of the phantom corpus: which a study has, where each one is and how it looks.
+"""Findings of the phantom corpus: which ones a study has, and which pixels each one covers.
 
-A `Lesion` is a stated fact (`Finding`) with the numbers that fix its exact shape. `regions` gives
-the exact place of a lesion and `paint` its look, both from the same outlines.
+A `Lesion` is a `Finding` with the numbers that determine its shape. `coverages` returns the pixels
+that a lesion covers; `paint` draws lesions from the same coverages.
 """
 
 import dataclasses
@@ -55,14 +55,14 @@ _FLUID_EDGE = np.linspace(1.1, 0.0, 12)
 
 @dataclasses.dataclass(frozen=True)
 class Lesion:
-    """A finding and the numbers in [0, 1) that fix its place within the zone and its shape."""
+    """A finding, and numbers in [0, 1) that determine its place within the zone and its shape."""
 
     finding: Finding
     shape: tuple[float, ...]
 
 
 class _Plan:
-    """Places findings so that none hides or contradicts another."""
+    """Places findings so that none covers or contradicts another."""
 
     def __init__(self, dice: Dice, patient: Patient, technique: Technique):
         self._dice = dice
@@ -84,7 +84,7 @@ class _Plan:
         return True
 
     def place(self, kind: str, room: int) -> bool:
-        """Adds one finding of `kind` (two when an effusion is on both sides) if it fits."""
+        """Adds a finding of `kind` if there is room; two for an effusion on both sides."""
         if kind == "cardiomegaly":
             self._heart = self._dice.pick(SEVERITIES)
             return self._add(Finding(kind, severity=self._heart))
@@ -158,7 +158,7 @@ class _Plan:
 
 
 def draw_kinds(dice: Dice) -> tuple[str, ...]:
-    """The kinds of finding to try to place in one study, 0 to 4, in the order of `KINDS`."""
+    """Draws 0 to 4 kinds of findings, in the order of `KINDS`, which may not all find room."""
     count = dice.weighted(range(len(_COUNT_WEIGHTS)), _COUNT_WEIGHTS)
     repeatable = ("consolidation", "nodule", "atelectasis")
     chosen: list[str] = []
@@ -172,10 +172,10 @@ def draw_kinds(dice: Dice) -> tuple[str, ...]:
 def draw_lesions(
     kinds: tuple[str, ...], patient: Patient, technique: Technique, dice: Dice
 ) -> tuple[Lesion, ...]:
-    """Findings of the given kinds, at most 4, that neither hide nor contradict each other.
+    """Draws at most 4 findings of the given kinds that neither cover nor contradict each other.
 
-    What fills most room comes first; a kind that finds no free place in eight attempts is left
-    out.
+    Devices, cardiomegaly and edema are placed first. A kind that cannot be placed in eight attempts
+    is left out.
     """
     plan = _Plan(dice, patient, technique)
     order = sorted(kinds, key=lambda kind: kind not in (*DEVICES, "cardiomegaly", "edema"))
@@ -195,7 +195,7 @@ def _height(lesion: Lesion) -> float:
 
 
 def _centre(lesion: Lesion, frame: Frame, margin: float) -> tuple[float, float]:
-    """(u, v) inside the zone, `margin` (in u) away from heart and wall as far as there is room."""
+    """(u, v) inside the zone, at least `margin` (in u) from heart and chest wall where possible."""
     v = _height(lesion)
     inner, outer = frame.free_width(lesion.finding.side, v)
     middle = 0.5 * (inner + outer)
@@ -204,7 +204,7 @@ def _centre(lesion: Lesion, frame: Frame, margin: float) -> tuple[float, float]:
 
 
 def _fluid(lesion: Lesion, canvas: Canvas) -> np.ndarray:
-    """Free fluid: higher along the wall than at the mediastinum (the meniscus)."""
+    """Free fluid, which is higher at the chest wall than at the mediastinum (meniscus)."""
     side, extent = lesion.finding.side, lesion.finding.severity
     low, high = _FLUID_HEIGHT[extent]
     top = 1.0 - (low + (high - low) * lesion.shape[0])
@@ -217,7 +217,7 @@ def _fluid(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 
 
 def _free_air(lesion: Lesion, canvas: Canvas) -> np.ndarray:
-    """Air between the chest wall and the fallen lung."""
+    """Air between the chest wall and the collapsed lung."""
     finding = lesion.finding
     collapsed = canvas.fill(canvas.frame.lung_point(collapsed_lung(lesion, canvas.frame)))
     centre = np.maximum(
@@ -227,7 +227,7 @@ def _free_air(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 
 
 def collapsed_lung(lesion: Lesion, frame: Frame) -> np.ndarray:
-    """Outline (u, v) of the lung that a pneumothorax has left."""
+    """Outline (u, v) of the lung that a pneumothorax has collapsed."""
     lateral, apical = _COLLAPSE[lesion.finding.severity]
     scale = 0.93 + 0.14 * lesion.shape[0]
     return frame.lung(lesion.finding.side, lateral=scale * lateral, apical=scale * apical)
@@ -254,7 +254,7 @@ def _disc(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 
 
 def _band(lesion: Lesion, canvas: Canvas) -> np.ndarray:
-    """A straight plate of collapsed lung, a few millimetres thick."""
+    """A straight band of collapsed lung, a few millimetres thick."""
     length = 0.15 + 0.05 * lesion.shape[2]
     slope = math.radians(-28.0 + 56.0 * lesion.shape[3])
     reach = 0.5 * length * np.array([math.cos(slope), math.sin(slope)])
@@ -264,7 +264,7 @@ def _band(lesion: Lesion, canvas: Canvas) -> np.ndarray:
 
 
 def _perihilar(lesion: Lesion, canvas: Canvas, side: str) -> np.ndarray:
-    """The water-logged part of one lung about its hilum."""
+    """The edematous part of one lung around its hilum."""
     radius = _EDEMA_RADIUS[lesion.finding.severity]
     offsets = radius * circle(32) * (0.85, 1.0)
     area = canvas.fill(canvas.frame.around((SIGN[side] * 0.36, 0.52), offsets))
@@ -333,10 +333,10 @@ def _coverage(lesion: Lesion, canvas: Canvas) -> tuple[np.ndarray, ...]:
 
 
 def coverages(lesions: tuple[Lesion, ...], canvas: Canvas) -> list[tuple[np.ndarray, ...]]:
-    """What share of each pixel every lesion covers: f32[size, size] per connected place.
+    """The share of each pixel that each lesion covers: f32[size, size] per region.
 
-    Edema has two places (right lung, left lung), every other lesion one. Where there is fluid in
-    the pleural space there is neither free air nor lung.
+    Edema has two regions, one per lung; other lesions have one. Pleural fluid removes what it
+    covers from pneumothorax and edema.
     """
     layers = [_coverage(lesion, canvas) for lesion in lesions]
     fluid = [

@@ -1,7 +1,8 @@
-"""Reports of the phantom corpus: every sentence is true of the picture, in one of several wordings.
+"""Reports of the phantom corpus. Every sentence is true of the image.
 
-A report has an indication, findings of 2 to 6 sentences (what is there, what is not, in any
-order) and an impression. Each sentence knows which findings it states and which it denies.
+A report has an indication, 2 to 6 sentences of findings and an impression. The sentences of
+findings state or deny findings, in random order, each in one of several wordings. Each `Sentence`
+lists the findings that it states and denies.
 """
 
 import dataclasses
@@ -16,12 +17,12 @@ MOST_SENTENCES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """One sentence and what it says.
+    """One sentence and its content.
 
     Attributes:
       section: findings or impression.
-      states: positions, in the study's findings, of those it states.
-      denies: (finding, side) pairs said to be absent; side "" means on either side.
+      states: positions of the stated findings in the findings of the study.
+      denies: (finding, side) pairs that the sentence denies; side "" denies both sides.
     """
 
     section: str
@@ -110,7 +111,7 @@ _WORDINGS = {
     ),
 }
 
-# Denials of a finding altogether; the second tuple, where there is one, denies it on one side.
+# Denials of a finding on both sides, and of a finding on one side.
 _DENIALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cardiomegaly": (
         ("Heart size is normal.", "The heart is not enlarged.", "Normal cardiac silhouette."),
@@ -147,12 +148,12 @@ _NOTHING_ACUTE = (
     "No acute disease.",
     "No evidence of active disease.",
 )
-_NORMAL = (*_NOTHING_ACUTE, "Normal chest radiograph.")  # not beside scoliosis and its like
+_NORMAL = (*_NOTHING_ACUTE, "Normal chest radiograph.")  # if there is no scoliosis or the like
 _UNCHANGED_DEVICE = ("No acute disease. {devices} in place.", "{devices}, no acute abnormality.")
 
 
 def _sentence(text: str) -> str:
-    """Folds the gaps that empty attributes leave, and begins with a capital."""
+    """Removes the double spaces that empty attributes leave, and capitalises the first letter."""
     text = " ".join(text.split())
     return text[0].upper() + text[1:]
 
@@ -198,7 +199,7 @@ def _positive(findings: tuple[Finding, ...], dice: Dice) -> list[Sentence]:
 
 
 def _incidental(patient: Patient, technique: Technique, dice: Dice) -> list[Sentence]:
-    """What the anatomy and the exposure themselves show."""
+    """Sentences on visible properties of the anatomy and the exposure."""
     texts: list[tuple[str, ...]] = []
     if technique.inspiration == "low":
         texts.append(("Low lung volumes.", "Lung volumes are low.", "Shallow inspiration."))
@@ -216,7 +217,7 @@ def _incidental(patient: Patient, technique: Technique, dice: Dice) -> list[Sent
 
 
 def _negative(findings: tuple[Finding, ...], dice: Dice) -> list[Sentence]:
-    """Everything that may truthfully be denied, in random order."""
+    """Denials of all findings that are absent, in random order."""
     present = {(finding.name, finding.side) for finding in findings}
     names = {name for name, _ in present}
     sentences = []
@@ -242,7 +243,7 @@ def _negative(findings: tuple[Finding, ...], dice: Dice) -> list[Sentence]:
 
 
 def _impression(findings: tuple[Finding, ...], incidental: bool, dice: Dice) -> Sentence:
-    """The findings in short, most important first as `KINDS` orders them; devices last."""
+    """A summary of at most three findings in the order of `KINDS`, or of the devices."""
     disease = [i for i, f in enumerate(findings) if f.name not in DEVICES]
     devices = [i for i, f in enumerate(findings) if f.name in DEVICES]
     names = [f"{findings[i].side} {findings[i].name}".strip() for i in devices]
@@ -264,7 +265,7 @@ def _impression(findings: tuple[Finding, ...], incidental: bool, dice: Dice) -> 
 
 
 def indication(patient: Patient, dice: Dice) -> str:
-    """Age, sex and complaint; says nothing of what the picture shows."""
+    """Age, sex and complaint, which do not depend on the findings."""
     noun = "woman" if patient.female else "man"
     return f"{patient.age}-year-old {noun} with {dice.pick(_COMPLAINTS)}."
 

@@ -1,4 +1,4 @@
-"""How the findings of a phantom look, and how the picture becomes a grey-scale image."""
+"""Draws the findings of a phantom into its image, and exposes the image."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ _FLUID_LEVEL = 0.69
 _EDEMA_STRENGTH = {"mild": 0.13, "moderate": 0.20, "severe": 0.28}
 _CONSOLIDATION_STRENGTH = {"patchy": 0.19, "dense": 0.30}
 _DEVICE_STRENGTH = {"endotracheal tube": 0.30, "central venous catheter": 0.30, "pacemaker": 0.36}
-# Painted in this order: fluid covers what lies in the lung, metal shines through everything.
+# Findings are painted in this order: fluid covers the lung, and metal is visible through all else.
 _ORDER = (
     "cardiomegaly",
     "edema",
@@ -24,7 +24,7 @@ _ORDER = (
 
 
 def _texture(numbers: tuple[float, ...], size: int, cells: int) -> np.ndarray:
-    """Smooth noise f32[size, size] with mean about 1 that follows from `numbers` in [0, 1)."""
+    """Smooth noise f32[size, size] of mean about 1, computed from `numbers` in [0, 1)."""
     golden = 0.618034 * np.arange(cells * cells, dtype=np.float32) ** 1.5
     noise = (np.resize(np.array(numbers, np.float32) * 7.31, cells * cells) + golden) % 1.0
     noise = (0.5 + noise).reshape(cells, cells)
@@ -59,7 +59,7 @@ def _paint_pneumothorax(
 
 
 def _paint_effusion(picture: np.ndarray, layer: np.ndarray, canvas: Canvas) -> None:
-    # Wider than the place itself: the outline of the lung must drown too.
+    # Wider than the region itself, so that it covers the outline of the lung.
     cover = np.minimum(1.9 * canvas.soften(layer, 0.008), 1.0)
     fluid = _FLUID_LEVEL + 0.3 * canvas.bones
     picture += 0.93 * cover * np.maximum(fluid - picture, 0.0)
@@ -68,7 +68,7 @@ def _paint_effusion(picture: np.ndarray, layer: np.ndarray, canvas: Canvas) -> N
 def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> None:
     """Adds the lesions to `picture`, f32[size, size], in place.
 
-    Cardiomegaly changes the anatomy itself (see `Frame`) and adds nothing here.
+    Cardiomegaly is part of the anatomy (see `Frame`), so nothing is added for it.
     """
     drawn = zip(lesions, coverages(lesions, canvas), strict=True)
     for lesion, layers in sorted(drawn, key=lambda pair: _ORDER.index(pair[0].finding.name)):
@@ -91,8 +91,8 @@ def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> N
 def expose(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
     """Brightness f32[size, size] -> u8[size, size]: side marker, exposure, blur and noise.
 
-    The noise falls with the size of a pixel as photon counting does, but less steeply, so that
-    large images keep a visible grain.
+    The standard deviation of the noise grows with the square root of the size. With photon counting
+    it would grow in proportion to the size.
     """
     technique = canvas.frame.technique
     marker = np.array([(0.93, 0.03), (0.945, 0.03), (0.945, 0.07), (0.97, 0.07), (0.97, 0.085)])

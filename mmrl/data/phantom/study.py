@@ -1,11 +1,10 @@
 """The phantom corpus: procedural frontal chest radiographs with reports and exact truth.
 
-`study(seed, index)` decides who is imaged, what is found and what is reported; `render`, `masks`
-and `boxes` draw it at any size. Nothing depends on anything but (seed, index) and the size. It
-makes claims testable anywhere; it is no clinical evidence.
+`study(seed, index)` draws the patient, the findings and the report. `render`, `masks` and `boxes`
+draw the image and its truth at any size. Results depend on seed, index and size only. The corpus
+lets anyone test the software without data; results on it are no clinical evidence.
 
-The anatomy is in phantom_anatomy and phantom_canvas, findings in phantom_findings and
-phantom_paint, reports in phantom_grammar.
+Anatomy is in `anatomy` and `canvas`, findings are in `findings` and `paint`, reports in `grammar`.
 """
 
 import dataclasses
@@ -28,10 +27,11 @@ LABELS = KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One study: everything but its pixels.
+    """One study without its pixels.
 
     Attributes:
-      lesions: what is found, in the order of LABELS. sentences: of findings, then impression.
+      lesions: the findings with their shapes, in the order of LABELS.
+      sentences: those of the section findings, then that of the impression.
     """
 
     seed: int
@@ -63,7 +63,7 @@ class Study:
         return " ".join(s.text for s in self.sentences if s.section == name)
 
     def frame(self) -> anatomy.Frame:
-        """The anatomy as exposed; a large heart is anatomy here."""
+        """The anatomy in the image. An enlarged heart is part of it."""
         enlarged = [f.severity for f in self.findings if f.name == "cardiomegaly"]
         return anatomy.Frame(self.patient, self.technique, "".join(enlarged))
 
@@ -74,9 +74,9 @@ def patient_number(index: int) -> int:
 
 
 def study(seed: int, index: int) -> Study:
-    """The study at `index` of the endless corpus that `seed` names.
+    """The study at `index` of the corpus of `seed`, which has no end.
 
-    A patient keeps anatomy over studies; exposure, findings and wording are drawn anew.
+    Studies of a patient share the anatomy; exposure, findings and report are drawn for each.
     """
     number = patient_number(index)
     patient = anatomy.draw_patient(number, _dice(seed, "patient", number))
@@ -105,15 +105,10 @@ def render(chosen: Study, size: int) -> np.ndarray:
     return phantom_paint.expose(picture, canvas)
 
 
-def without_findings(chosen: Study) -> Study:
-    """The same patient and exposure, healthy: what `render` is compared with in tests."""
-    return dataclasses.replace(chosen, lesions=())
-
-
 def places(chosen: Study, size: int) -> list[tuple[int, np.ndarray]]:
-    """(position in `lesions`, bool[size, size]) for each place that a finding occupies.
+    """(position in `lesions`, bool[size, size]) for each region that a finding occupies.
 
-    Edema has one place per lung; a finding covered by another, such as free air under fluid, may
+    Edema has one region per lung. A finding that another covers, such as free air under fluid, may
     have none.
     """
     canvas = Canvas(chosen.frame(), size)
@@ -128,7 +123,7 @@ def places(chosen: Study, size: int) -> list[tuple[int, np.ndarray]]:
 
 
 def masks(chosen: Study, size: int) -> dict[str, np.ndarray]:
-    """Finding name -> bool[size, size], the union of its places."""
+    """Finding name -> bool[size, size], the union of its regions."""
     result: dict[str, np.ndarray] = {}
     for position, inside in places(chosen, size):
         name = chosen.lesions[position].finding.name
@@ -137,7 +132,7 @@ def masks(chosen: Study, size: int) -> dict[str, np.ndarray]:
 
 
 def boxes(chosen: Study, size: int) -> tuple[Box, ...]:
-    """The bounds of every place in pixels, linked to the findings sentence that states it."""
+    """The bounding box of each region in pixels, with the sentence that states the finding."""
     result = []
     for position, inside in places(chosen, size):
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
@@ -169,6 +164,6 @@ def _salt(seed: int, stream: str) -> bytes:
 
 
 def _dice(seed: int, stream: str, number: int) -> Dice:
-    """Independent randomness for each (seed, stream, number)."""
+    """An independent random stream for each (seed, stream, number)."""
     digest = hashlib.blake2b(str(number).encode(), digest_size=16, key=_salt(seed, stream))
     return Dice(np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big"))))

@@ -1,4 +1,4 @@
-"""The fourteen observations of CheXpert's labeller, as CheXpert and MIMIC-CXR-JPG hold them."""
+"""The fourteen labels of the CheXpert labeller, which CheXpert and MIMIC-CXR-JPG have."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,10 +10,10 @@ LABELS = (
     "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
     "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
-"""In the order of CheXpert; other files order them otherwise, so columns are found by name."""
+"""In the order of CheXpert. Other files have another order, so columns are found by name."""
 
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The five that CheXpert's competition and the 5x200 protocol judge."""
+"""The five labels of the CheXpert competition and of the 5x200 protocol."""
 
 _CELLS = {"": -2, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 
@@ -22,7 +22,7 @@ def read_labels(cells: Mapping[str, str]) -> tuple[int, ...]:
     """The values of `LABELS`: 1 present, 0 absent, -1 uncertain, -2 not stated (blank).
 
     Raises:
-      ValueError: another value; the message names the column.
+      ValueError: any other value; the message names the column.
     """
     for name in LABELS:
         if cells[name] not in _CELLS:
@@ -31,10 +31,11 @@ def read_labels(cells: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def only_competition_label(labels: Sequence[int]) -> str:
-    """The one of `COMPETITION` that an image shows and shows alone, or "".
+    """The label of `COMPETITION` that is the only positive label of an image, or "".
 
-    It is 1, and every other of `LABELS` but No Finding is 0 or blank; uncertain ones disqualify
-    (GLoRIA, Huang et al. 2021, section 4.1: images positive for one condition only).
+    The label is 1, and all other `LABELS` except No Finding are 0 or blank. Images with an
+    uncertain label do not qualify (GLoRIA, Huang et al. 2021, section 4.1: images that are positive
+    for one condition only).
     """
     stated = [
         name
@@ -49,21 +50,22 @@ def only_competition_label(labels: Sequence[int]) -> str:
 def select_per_class(
     images: Iterable[tuple[str, Sequence[int]]], count: int, *, salt: str = ""
 ) -> dict[str, str]:
-    """The 5x200 protocol: `count` images that show one of `COMPETITION` alone, for each of them.
+    """Selects `count` images for each label of `COMPETITION`, as in the 5x200 protocol.
 
-    The published selections are random draws that were not published or follow one library's
-    generator; this one takes the images whose ids have the lowest hashes, in any order of rows.
+    In the images of a label, it is the only positive one. The published selections are random draws
+    that are either not published or depend on one library's generator. This selection takes the
+    images whose ids have the lowest hashes, so it does not depend on the order of rows.
 
     Args:
       images: (id, values of `LABELS`) of the frontal images of CheXpert's training set.
       count: images per class, 200 in the protocol.
-      salt: names another draw.
+      salt: another salt gives another selection.
 
     Returns:
-      id -> class, by class and hash. Whoever trains must leave out all images of their patients.
+      id -> class, ordered by class and hash. Training must exclude all images of their patients.
 
     Raises:
-      InputError: fewer than `count` images of a class.
+      InputError: a class has fewer than `count` images.
     """
     pools: dict[str, list[tuple[float, str]]] = {name: [] for name in COMPETITION}
     for native, labels in images:
@@ -71,7 +73,7 @@ def select_per_class(
             pools[name].append((hash_unit(native, salt=salt), native))
     if short := [f"{len(pool)} of {name}" for name, pool in pools.items() if len(pool) < count]:
         raise InputError(
-            f"{count} images per class asked for; of images that show one condition alone there"
-            f" are {', '.join(short)}"
+            f"expected {count} images per class that show one condition only;"
+            f" found {', '.join(short)}"
         )
     return {native: name for name, pool in pools.items() for _, native in sorted(pool)[:count]}

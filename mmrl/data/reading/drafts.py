@@ -1,6 +1,6 @@
-"""What a source says of its corpus, and of each record before the record is checked.
+"""Facts about a corpus, and drafts: records before they are checked.
 
-A draft is plain data, packs into a few hundred bytes beside its text, and names images by path.
+A draft is plain data that names images by path. It packs into a few hundred bytes beside its text.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from mmrl.types import Box, Entailment, Finding
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the owner of a corpus says of it.
+    """What the owner of a corpus states of it.
 
     Attributes:
-      title, url, license, version: as the owner gives them; the licence by its SPDX name if it
-        has one. Records may carry licences of their own.
-      access: open, click (an agreement is clicked) or credentialed.
-      redistributable: whether the licence lets others be given copies.
-      expected: counts of the complete corpus, checked against what is found, by "records",
-        "images", "patients", "groups", each also as "records/train" and so on.
-      namespace: whose `group_key`s these are; "" the source's own. Corpora cut from the same
-        articles share one ("pmc").
-      within: corpora that this one is a part of, whole or in part.
-      templated: reports are made by a grammar, so that equal ones are no sign of a leak.
+      title, url, license, version: as the owner states them; the licence by its SPDX name if it
+        has one. Records may have licences of their own.
+      access: open, click (an agreement must be clicked) or credentialed.
+      redistributable: whether the licence permits redistribution.
+      expected: counts of the complete corpus, which are compared with those found. Keys are
+        "records", "images", "patients" and "leakage_units", each also by split, "records/train".
+      namespace: name of the leakage units. Corpora that are made from the same articles share one,
+        "pmc". "" is the source's own.
+      within: corpora from which records of this one come.
+      templated: reports are made by a grammar, so equal reports do not indicate a leak.
     """
 
     title: str
@@ -44,11 +44,11 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """An image as a corpus names it; `path` is relative to the source's image folder."""
+    """An image of a draft, see `ImageRef`; `path` is relative to `Listing.image_root`."""
 
     path: str
-    view: str = "UNKNOWN"
-    view_source: str = ""
+    projection: str = "UNKNOWN"
+    projection_source: str = ""
     spacing: tuple[float, float] | None = None
 
 
@@ -56,15 +56,18 @@ class ImageFile:
 class Draft:
     """A record before its split and its images are checked; fields as in `mmrl.types.Record`.
 
-    `id` is the native id, without the source's name. `patient`, `study` and `group` may be "":
-    then the id stands in for the patient, "{patient}/{id}" for the study, the patient for the
-    group. `split` is what the owner says: train, val, test, or "" for nothing.
+    Attributes:
+      id: the native id, without the name of the source.
+      patient, study, leakage_unit: "" where the corpus does not state them. The id then takes the
+        place of the patient, "{patient}/{id}" that of the study, and the patient that of the
+        leakage unit.
+      split: the split that the owner states, train, val or test, or "".
     """
 
     id: str
     patient: str = ""
     study: str = ""
-    group: str = ""
+    leakage_unit: str = ""
     split: str = ""
     images: tuple[ImageFile, ...] = ()
     sections: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -83,7 +86,7 @@ class Draft:
 
 
 def pack(draft: Draft) -> bytes:
-    """A draft as msgpack; fields at their default are left out."""
+    """A draft as msgpack, without the fields that have their default value."""
     fields = {field.name: getattr(draft, field.name) for field in dataclasses.fields(draft)}
     stated = {name: value for name, value in fields.items() if value != _DEFAULTS[name]}
     return msgpack.packb(stated, default=_plain)
@@ -111,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 def without_images(draft: Draft, lost: set[str]) -> Draft:
-    """The draft without some images; boxes follow theirs."""
+    """The draft without some images and the boxes and masks on them."""
     places = [at for at, file in enumerate(draft.images) if file.path not in lost]
     moved = {old: new for new, old in enumerate(places)}
     return dataclasses.replace(

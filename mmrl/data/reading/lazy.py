@@ -1,4 +1,4 @@
-"""Parts of records that cost reading or drawing, made when first looked at."""
+"""Parts of records that are expensive to read or draw, made on first access."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,11 +8,11 @@ from mmrl.types import Box
 
 
 class LazyBoxes(Sequence[Box]):
-    """Boxes made when first asked for: a scan over all texts must not draw or read every study.
+    """Boxes that are made on first access, so that a scan over all texts does not make them.
 
     Args:
-      make: () -> the boxes; it pickles.
-      count: how many there are, where that is known without making them.
+      make: () -> the boxes. It pickles.
+      count: the number of boxes, if it is known without making them.
     """
 
     def __init__(self, make: Callable[[], tuple[Box, ...]], count: int | None = None) -> None:

@@ -1,9 +1,10 @@
-"""The base of every source that reads a corpus as its owner distributes it.
+"""The base class of sources that read a corpus as its owner distributes it.
 
-A source states its `facts` and yields, from `scan`, one `Draft` per record and one `Reject` per
-item that it must refuse. The base does what all corpora have in common: splits, ids that are
-unique, paths that stay inside the folder, images that must be there and whole, expected counts,
-compact storage (a few hundred bytes a record beside its text, quick to pickle), records by index.
+A subclass states its `facts` and yields one `Draft` per record, and one `Reject` per item that it
+refuses, from `scan`. The base class does what all corpora have in common: it assigns splits, checks
+that ids are unique, that paths stay inside the folder, and that images exist and are complete,
+compares counts with the published ones, and stores drafts compactly (a few hundred bytes a record
+beside its text).
 """
 
 import dataclasses
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from mmrl.data.image import files as readers
+from mmrl.data.image import readers
 from mmrl.data.image.masks import decode_masks
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.reading.rows import Fault, check_verify, find_faults
 from mmrl.data.reading.splits import SPLITS, Fractions, check_fractions, hash_unit, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
@@ -27,48 +29,47 @@ ALL = "all"  # every split at once: what preparing a corpus reads
 
 
 class Listing:
-    """Records of one split, or of all, listed once from the files of a corpus; a Source.
+    """The records of one split of a corpus, or of all splits; a Source.
 
-    Subclasses set `facts` and `label_names` (of the class, or of an instance whose options decide),
-    implement `scan`, and may override `loader` and `fault_of` (images that are no files) or
-    `image_root`. Options of their own are keyword-only in their __init__,
-    which hands the others on: `def __init__(self, *, uncertain: str, **others)`; set attributes
-    before calling this constructor, for it calls `scan`.
+    A subclass sets `facts` and `label_names`, on the class or, where options decide them, on the
+    instance. It implements `scan`. It may override `image_root`, and, where images are no files,
+    `loader` and `fault_of`. It takes its own options as keyword-only arguments and passes on all
+    others: `def __init__(self, *, uncertain: str, **others)`. It sets its attributes before it
+    calls this constructor, which calls `scan`.
 
     Args:
-      split: train, val, test, or "all", in which each record tells its own.
+      split: train, val, test, or "all".
       path: the folder of the corpus.
-      official_split: follow the owner's division where there is one; else, and where the owner
-        says nothing, groups are divided by hash.
-      val_fraction: share of the groups of an official train that becomes val, by hash; for corpora
-        whose owner names no val. `Record.split_official` still says train.
-      fractions: shares of train, val and test where groups are divided by hash, in this order or by
-        name, see `split_of`.
+      official_split: use the split that the owner states. Records without one, or all records if
+        False, are divided by a hash of their leakage unit.
+      val_fraction: share of the leakage units of the official train split that becomes val, by
+        hash, for corpora without an official val. `Record.split_official` remains train.
+      fractions: shares of train, val and test where leakage units are divided by hash, in this
+        order or by name, see `split_of`.
       split_salt: name of that division; another name gives another division.
-      verify: "decode" decodes every image once, "header" reads every file and finds those cut
-        short, "exists" asks only whether it is there.
-      num_threads: threads that verify.
-      allow_missing_images: keep the text of records whose images are not there. Else a record
-        loses the images that are missing, and is refused when none is left.
+      verify: "decode" decodes every image once; "header" reads every file and finds those cut
+        short; "exists" only checks that the file is there.
+      num_threads: threads that verify images.
+      allow_missing_images: keep the text of records whose images are all missing. Otherwise a
+        record without an image left is refused. Missing images are removed in either case.
       dicom_burned_in: accept images whose header says that text is burned into the pixels.
-      dicom_headers: take view, sex and age from the header of DICOM images where no table tells
-        them; a few milliseconds an image. Spacing is not taken: challenges scale images and leave
-        that of the original in the header.
+      dicom_headers: take projection, sex and age from the headers of DICOM images where no table
+        states them; a few milliseconds an image. Spacing is not taken: challenges resize images
+        and leave the spacing of the original in the header.
 
     Attributes:
-      facts: what the owner says; set by the class, or by a constructor that found which of several
-        releases lies in the folder.
-      rejects: what was refused, by reason: missing_image, unreadable_image, unsafe_path,
-        duplicate_id, and those of the source. A part refused while its record stays is listed as
-        "{record}#{path}"; sources mark parts by "#", too.
-      total: records kept and refused.
-      missing_images: images named by the corpus that are not there.
-      warnings: one line for each count that differs from the expected one, and what else a user
-        should know before trusting the corpus.
+      facts: what the owner states of the corpus. A constructor sets it where it depends on the
+        release in the folder.
+      rejects: the refused items. Reasons are missing_image, unreadable_image, unsafe_path,
+        duplicate_id and those of the source. A refused part of a record that is kept has the id
+        "{record}#{path}".
+      total: number of records, kept and refused.
+      missing_images: number of images that the corpus names and that do not exist.
+      warnings: lines that a user should read before trusting the corpus, such as counts that differ
+        from the published ones.
 
     Raises:
-      InputError: the corpus cannot be used at all: no folder, no table, a column missing, nothing
-        in it.
+      InputError: the corpus cannot be used: no folder, no table, a missing column, no record.
     """
 
     facts: Facts
@@ -118,25 +119,25 @@ class Listing:
 
     @classmethod
     def name(cls) -> str:
-        """The source's name: that of its module."""
+        """The name of the source, which is that of its module."""
         return cls.__module__.rpartition(".")[2]
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields every record of the corpus in a fixed order, whatever its split."""
+        """Yields the records of all splits, in a fixed order."""
         raise NotImplementedError
 
     @property
     def expected(self) -> Mapping[str, int]:
-        """Counts to find in the complete corpus; for sources whose options choose a part of it."""
+        """Counts of the complete corpus; overridden where options choose a part of it."""
         return self.facts.expected
 
     @property
     def image_root(self) -> str:
-        """The folder that the paths of images start from."""
+        """The folder to which the paths of images are relative."""
         return self.path
 
     def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
-        """Returns what reads one image; it must pickle, so a functools.partial."""
+        """Returns a function that reads one image. It pickles."""
         return readers.loader(self.image_root, image.path, allow_burned_in=self._burned_in)
 
     def rows(
@@ -144,8 +145,8 @@ class Listing:
     ) -> Iterator[tuple[int, dict[str, str]] | Reject]:
         """Yields the rows of a table of the corpus: number and stripped cells, or a Reject.
 
-        Optional columns that the table lacks read as "". Column names are matched up to case and
-        space around them, since releases of the same corpus differ in that.
+        Cells of optional columns that the table lacks are "". Column names match regardless of case
+        and surrounding space, in which releases of a corpus differ.
 
         Raises:
           InputError: no such table, or it lacks a required column.
@@ -170,9 +171,10 @@ class Listing:
                 yield number, {name: cells.get(at, "").strip() for name, at in wanted.items()}
 
     def find(self, *candidates: str) -> str:
-        """Returns the first of some relative paths that is there; InputError names them all.
+        """The first of some relative paths that exists as a file or folder.
 
-        A pipe or device is not: whoever opened it could wait or read for ever.
+        Raises:
+          InputError: none of them; pipes and devices do not count, since reading them may not end.
         """
         for relative in candidates:
             where = os.path.join(self.path, relative)
@@ -190,7 +192,9 @@ class Listing:
         draft = unpack(self._packed[position % len(self)].as_py())
         patient = draft.patient or draft.id
         references = tuple(
-            ImageRef(file.path, self.loader(file), file.view, file.view_source, file.spacing)
+            ImageRef(
+                file.path, self.loader(file), file.projection, file.projection_source, file.spacing
+            )
             for file in draft.images
         )
         return Record(
@@ -198,7 +202,7 @@ class Listing:
             source=self.name(),
             patient_id=patient,
             study_id=draft.study or f"{patient}/{draft.id}",
-            group_key=draft.group or patient,
+            leakage_unit=draft.leakage_unit or patient,
             split=self._split_of(draft),
             images=references,
             sections=draft.sections,
@@ -211,7 +215,7 @@ class Listing:
             license=draft.license or self.facts.license,
             source_version=self.facts.version,
             split_official=draft.split or "none",
-            group_known=bool(draft.group or draft.patient),
+            leakage_unit_known=bool(draft.leakage_unit or draft.patient),
             aliases=draft.aliases,
             entailment=draft.entailment,
             prior_id=draft.prior_id,
@@ -223,19 +227,19 @@ class Listing:
         )
 
     def _split_of(self, draft: Draft) -> str:
-        group = draft.group or draft.patient or draft.id
+        unit = draft.leakage_unit or draft.patient or draft.id
         if self._official and draft.split:
             held_out = draft.split == "train" and self._val_fraction > 0
-            if held_out and hash_unit(group, salt=f"val{self._salt}") < self._val_fraction:
+            if held_out and hash_unit(unit, salt=f"val{self._salt}") < self._val_fraction:
                 return "val"
             return draft.split
-        return split_of(group, self._fractions, salt=self._salt)
+        return split_of(unit, self._fractions, salt=self._salt)
 
     def _select(self) -> list[Draft]:
-        """The drafts of the wanted split; rejects of the scan count to every split."""
+        """The drafts of the wanted split. Rejects of the scan count to every split."""
         kept: list[Draft] = []
         seen: set[str] = set()
-        split_of_group: dict[str, str] = {}
+        split_of_unit: dict[str, str] = {}
         crossing: set[str] = set()
         for item in self.scan():
             if isinstance(item, Reject):
@@ -249,26 +253,27 @@ class Listing:
                 self._refuse(item, "duplicate_id", detail)
                 continue
             seen.add(item.id)
-            split, group = self._split_of(item), item.group or item.patient or item.id
-            if split_of_group.setdefault(group, split) != split:
-                crossing.add(group)
+            split, unit = self._split_of(item), item.leakage_unit or item.patient or item.id
+            if split_of_unit.setdefault(unit, split) != split:
+                crossing.add(unit)
             if self.split in (ALL, split):
                 kept.append(item)
         if crossing:
             self.warnings.append(
-                f"{self.name()}: the official split puts {len(crossing):,} groups (patients or"
-                " articles) into more than one split; official_split=False divides them whole"
+                f"{self.name()}: the official split puts {len(crossing):,} leakage units"
+                " (patients or articles) into more than one split; official_split=False keeps each"
+                " in one split"
             )
         return kept
 
     def _refuse(self, draft: Draft, reason: str, detail: str) -> None:
         self.rejects.append(Reject(f"{self.name()}:{draft.id}", reason, detail))
-        self._refused += 1  # whatever its id holds
+        self._refused += 1
 
     def _checked(
         self, drafts: list[Draft], verify: str, num_threads: int, allow_missing: bool
     ) -> list[Draft]:
-        """Takes away images that are missing, unreadable or outside the folder."""
+        """Removes images that are missing, unreadable or outside the folder."""
         files = [file for draft in drafts for file in draft.images]
         found = iter(find_faults(functools.partial(self.fault_of, verify), files, num_threads))
         kept: list[Draft] = []
@@ -289,43 +294,46 @@ class Listing:
         return kept
 
     def _with_headers(self, drafts: list[Draft]) -> list[Draft]:
-        """Adds view, sex and age that the headers of DICOM images tell, and no table did."""
-        told: list[Draft] = []
+        """Adds projection, sex and age from DICOM headers where no table states them."""
+        completed: list[Draft] = []
         unread = 0
         for draft in drafts:
             files, attributes = list(draft.images), dict(draft.attributes)
             for at, file in enumerate(files):
                 try:
                     header = readers.header(self.image_root, file.path)
-                except InputError:  # only where verify=exists let it through
+                except InputError:  # verify=exists has not read the file
                     unread += 1
                     continue
                 if header is None:
                     continue
-                if file.view == "UNKNOWN" != header.view:
-                    files[at] = dataclasses.replace(file, view=header.view, view_source="dicom")
+                if file.projection == "UNKNOWN" != header.projection:
+                    files[at] = dataclasses.replace(
+                        file, projection=header.projection, projection_source="dicom"
+                    )
                 if header.sex:
                     attributes.setdefault("sex", header.sex)
                 if header.age is not None:
                     attributes.setdefault("age", f"{header.age:g}")
-            told.append(dataclasses.replace(draft, images=tuple(files), attributes=attributes))
+            images = tuple(files)
+            completed.append(dataclasses.replace(draft, images=images, attributes=attributes))
         if unread:
-            self.warnings.append(f"{self.name()}: {unread:,} headers of images cannot be read")
-        return told
+            self.warnings.append(f"{self.name()}: the headers of {unread:,} images cannot be read")
+        return completed
 
     def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
-        """Returns reason and detail of what is wrong with an image, or None.
+        """The reason and detail for which an image is refused, or None.
 
-        Sources whose images are no files of their own override it together with `loader`.
+        A source whose images are no files overrides it together with `loader`.
         """
         relative = image.path
-        if not relative or "\0" in relative or not inside(self.image_root, relative):
+        if not relative or not is_inside(self.image_root, relative):
             return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
         burned_in = self._burned_in
         return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
 
     def _count(self, drafts: Sequence[Draft]) -> None:
-        """Compares counts with the published ones, for the splits that were read."""
+        """Warns where counts of the splits that were read differ from the published ones."""
         found: dict[str, int] = {}
         for split in SPLITS if self.split == ALL else (self.split,):
             mine = [draft for draft in drafts if self.split != ALL or draft.split == split]
@@ -333,11 +341,11 @@ class Listing:
         if self.split == ALL:
             found |= _counts(drafts)
         elif self._val_fraction and self.split != "test":
-            found = {}  # a part of the official train: no published count to compare with
+            found = {}  # a part of the official train split, which has no published count
         official = self._official and any(draft.split for draft in drafts)
         for name, expected in self.expected.items():
             if "images" in name and self.missing_images:
-                continue  # said already, by their number
+                continue  # their number is reported already
             if name in found and found[name] != expected and ("/" not in name or official):
                 self.warnings.append(
                     f"{self.name()}: {found[name]:,} {name} found, {expected:,} in the published"
@@ -345,18 +353,10 @@ class Listing:
                 )
 
 
-def inside(root: str, relative: str) -> bool:
-    """Whether a path stays below `root`, by its letters and through its links."""
-    if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
-        return False
-    top = os.path.realpath(root)
-    return os.path.commonpath([top, os.path.realpath(os.path.join(root, relative))]) == top
-
-
 def _counts(drafts: Sequence[Draft]) -> dict[str, int]:
     return {
         "records": len(drafts),
         "images": sum(len(draft.images) for draft in drafts),
         "patients": len({draft.patient or draft.id for draft in drafts}),
-        "groups": len({draft.group or draft.patient or draft.id for draft in drafts}),
+        "leakage_units": len({draft.leakage_unit or draft.patient or draft.id for draft in drafts}),
     }

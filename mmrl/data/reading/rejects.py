@@ -1,4 +1,4 @@
-"""Quarantine: what a source refused is written down, counted and limited, never dropped."""
+"""Refused items: written to a file, counted by reason, and limited in number."""
 
 import collections
 import dataclasses
@@ -38,18 +38,18 @@ def check_fraction(
     reasons: Mapping[str, int] | Sequence[Reject] = (),
     option: str = "data.max_reject_fraction",
 ) -> None:
-    """Stops when more than `max_fraction` of the items were rejected.
+    """Raises InputError when more than `max_fraction` of the items were rejected.
 
     Args:
-      rejected: items refused.
-      total: items before rejection.
-      max_fraction: the share allowed, 0 to 1; floor(max_fraction * total) items may go.
-      what: plural noun of the items, as the message shall name them ("records").
+      rejected: number of rejected items.
+      total: number of items before rejection.
+      max_fraction: the share allowed, 0 to 1: at most floor(max_fraction * total) items.
+      what: plural noun of the items for the message ("records").
       reasons: counts per reason (`summarise`), or the rejects themselves.
-      option: what sets the limit, as the message shall name it.
+      option: name of the option that sets the limit, for the message.
 
     Raises:
-      InputError: above the limit; the message counts the reasons.
+      InputError: above the limit; the message counts the reasons. A `max_fraction` outside 0 to 1.
     """
     if not 0 <= max_fraction <= 1:
         raise InputError(f"{option}={max_fraction}; expected 0 to 1")

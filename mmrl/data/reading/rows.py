@@ -1,7 +1,7 @@
-"""Rows of text with one image each: what a table and a TFDS data set have in common.
+"""Rows with one image and one report each, as tables and TFDS data sets have them.
 
-A reader hands over its rows one by one; `Rows` checks them all, keeps those of one split as
-columns of bytes (a few hundred bytes a row, quick to pickle), and builds their records.
+A source passes its rows to `Rows` one by one. `Rows` checks all of them, keeps those of one split
+in compact columns (a few hundred bytes a row beside the text), and builds their records.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mmrl.types import ImageRef, InputError, Record, Reject
 
 T = TypeVar("T")
 
-# One row as read: its number, its cells by column, and what is wrong with it or "".
+# One row as read: its number, its cells by column, and what is wrong with it, or "".
 Row = tuple[int, Mapping[str, str], str]
 Fault = tuple[str, str]  # reason and detail of a Reject
 
@@ -33,7 +33,7 @@ _SPLIT_NAMES = {
     "dev": "val",
     "test": "test",
 }
-_VIEW_NAMES = {
+_PROJECTION_NAMES = {
     "PA": "PA",
     "AP": "AP",
     "FRONTAL": "FRONTAL",
@@ -50,31 +50,31 @@ _NOT_STATED = -2
 
 
 class CellError(ValueError):
-    """A cell that is neither text nor a number; it condemns its row, not the corpus."""
+    """A cell is neither text nor a number. Its row is refused, the corpus is not."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which column (or feature) of a corpus holds what; `reports` maps section to column."""
+    """The column (or feature) that holds each field; `reports` maps section to column."""
 
     image: str
     reports: Mapping[str, str]
     patient: str | None = None
     study: str | None = None
-    view: str | None = None
+    projection: str | None = None
     id: str | None = None
     split: str | None = None
     license: str | None = None
     labels: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        """Returns every column in use, once."""
-        single = (self.patient, self.study, self.view, self.id, self.split, self.license)
+        """Every column in use, once."""
+        single = (self.patient, self.study, self.projection, self.id, self.split, self.license)
         named = [self.image, *self.reports.values(), *filter(None, single), *self.labels]
         return list(dict.fromkeys(named))
 
     def check(self, present: Sequence[str], where: str, noun: str = "column") -> None:
-        """Raises InputError unless `present` holds every column in use, and none twice."""
+        """Raises InputError unless `present` has every column in use, and no name twice."""
         twice = sorted({name for name in present if present.count(name) > 1})
         if twice:
             raise InputError(
@@ -90,7 +90,7 @@ class Columns:
 
 
 def check_verify(verify: str, num_threads: int) -> None:
-    """Raises InputError for an unknown level of verification or no thread."""
+    """Raises InputError for an unknown `verify`, or fewer than one thread."""
     if verify not in VERIFY:
         raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
     if num_threads < 1:
@@ -100,7 +100,7 @@ def check_verify(verify: str, num_threads: int) -> None:
 def find_faults(
     fault: Callable[[T], Fault | None], cells: Sequence[T], num_threads: int
 ) -> list[Fault | None]:
-    """Applies `fault` to every image in a thread pool; the order is kept."""
+    """Applies `fault` to every image in a thread pool; results are in the order of `cells`."""
     found: list[Fault | None] = []
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(cells), _CHUNK):
@@ -109,7 +109,7 @@ def find_faults(
 
 
 def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:
-    """Returns section -> column; a plain name is both. InputError when there is none."""
+    """Section -> column; a plain name is both. InputError when there is no name."""
     if isinstance(columns, str):
         columns = (columns,)
     mapping = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
@@ -118,45 +118,46 @@ def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[st
     return mapping
 
 
-def view_name(text: str) -> str:
-    """Names a view by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
+def projection_name(text: str) -> str:
+    """The projection by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
     words = re.findall("[A-Z]+", text.upper())
-    return _VIEW_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
+    return _PROJECTION_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
 
 
 def cell_text(value: Any) -> str:
-    """Returns a cell as text, "" for null and NaN; CellError for lists, bytes and the like."""
+    """A cell as text, "" for null and NaN; CellError for lists, bytes and the like."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes | Mapping | list | tuple | np.ndarray):
         raise CellError(f"a cell holds {type(value).__name__}; expected text or a number")
     text = str(value)
     if re.search("[\ud800-\udfff]", text):
-        raise CellError("a cell holds an unpaired surrogate, which is no character")
+        raise CellError("a cell holds an unpaired surrogate; expected characters")
     return text
 
 
 class Rows:
-    """The rows of one split: checked, divided by patient, compact.
+    """The checked rows of one split.
 
-    Checks that condemn the whole corpus look at every row, whatever its split. A row too broken
-    to tell its patient counts to the split of the readable row before it (of the first readable
-    row, at the top), so that it is listed in exactly one split.
+    Errors that make the whole corpus unusable are found in the rows of every split. A row that is
+    too broken to have a patient counts to the split of the readable row before it, or of the first
+    readable row, so that exactly one split lists it.
 
     Args:
       rows: every row of the corpus, in order.
-      columns: what the cells mean.
+      columns: the column of each field.
       source: name of the source, the prefix of ids.
       where: path or name of the corpus, for messages.
       split: the split to keep.
-      fractions, salt: for `split_of` on the patient, where `columns.split` is None.
+      fractions, salt: arguments of `split_of`, which decides the split of a patient where
+        `columns.split` is None.
 
     Attributes:
       total: rows of this split before rejection.
 
     Raises:
-      InputError: no rows, none readable, an id twice, a label other than 1, 0, -1 or blank, an
-        unknown split, or a patient whom the split column puts in two splits.
+      InputError: no rows, no readable row, an id that occurs twice, a label other than 1, 0, -1,
+        -2 or blank, an unknown split, or a patient in two splits.
     """
 
     def __init__(
@@ -185,15 +186,15 @@ class Rows:
 
     @property
     def rejects(self) -> list[Reject]:
-        """The rows of the split that were refused, in the order of the corpus."""
+        """The refused rows of the split, in the order of the corpus."""
         return [reject for _, reject in sorted(self._refused, key=operator.itemgetter(0))]
 
     def column(self, name: str) -> list[str]:
-        """Returns the cells kept of number, id, patient, study, view, image or license."""
+        """The cells of number, id, patient, study, projection, image or license."""
         return self._text[name].to_pylist()
 
     def drop(self, faults: Sequence[Fault | None]) -> None:
-        """Moves each row that has a fault (parallel to the rows) to the rejects."""
+        """Refuses each row that has a fault; `faults` are parallel to the rows."""
         numbers, natives = self.column("number"), self.column("id")
         for number, native, fault in zip(numbers, natives, faults, strict=True):
             if fault is not None:
@@ -204,7 +205,7 @@ class Rows:
         self._labels = self._labels[passed]
 
     def record(self, index: int, loader: Callable[[str], Callable[[], np.ndarray]]) -> Record:
-        """Builds record `index`; `loader` turns its image cell into the image's `load`."""
+        """Builds record `index`; `loader` maps the image cell to the `load` of the image."""
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"record {position} of {len(self)}")
@@ -216,9 +217,11 @@ class Rows:
             source=self._source,
             patient_id=cell["patient"],
             study_id=cell["study"],
-            group_key=cell["patient"],
+            leakage_unit=cell["patient"],
             split=self._split,
-            images=(ImageRef(cell["image"], loader(cell["image"]), view_name(cell["view"])),),
+            images=(
+                ImageRef(cell["image"], loader(cell["image"]), projection_name(cell["projection"])),
+            ),
             sections={section: text for section, text in reports.items() if text.strip()},
             label_names=self._columns.labels,
             labels=tuple(int(value) for value in self._labels[position]),
@@ -227,7 +230,7 @@ class Rows:
 
 
 class _Scan:
-    """One pass over all rows; holds what is needed only while it lasts."""
+    """One pass over all rows, with the state that is needed for its duration only."""
 
     def __init__(
         self,
@@ -240,7 +243,7 @@ class _Scan:
     ) -> None:
         self._columns, self._source, self._where = columns, source, where
         self._split, self._fractions, self._salt = split, fractions, salt
-        names = ["number", "id", "patient", "study", "view", "image", "license"]
+        names = ["number", "id", "patient", "study", "projection", "image", "license"]
         names += [f"report.{section}" for section in columns.reports]
         self.text: dict[str, list[str]] = {name: [] for name in names}
         self.labels: list[list[int]] = []
@@ -251,7 +254,7 @@ class _Scan:
         self._leading: list[tuple[int, str]] = []  # broken rows before the first readable one
 
     def add(self, number: int, cells: Mapping[str, str], problem: str) -> None:
-        """Checks a row and keeps it if it is of the split."""
+        """Checks a row and keeps it if it belongs to the split."""
         native = self._cell(cells, self._columns.id, str(number))
         patient = self._cell(cells, self._columns.patient, native)
         if not problem and not (native and patient):
@@ -276,7 +279,7 @@ class _Scan:
         self._leading = []
 
     def finish(self) -> None:
-        """Raises InputError if there was no row, or none could be read."""
+        """Raises InputError if there was no row, or no readable row."""
         if self._leading:
             number, problem = self._leading[0]
             raise InputError(f"{self._where}: no readable row; row {number}: {problem}")
@@ -291,7 +294,7 @@ class _Scan:
         self.refused.append((number, reject))
 
     def _place(self, number: int, cells: Mapping[str, str], patient: str) -> str:
-        """Returns the split of a row; refuses a patient in two splits."""
+        """The split of a row; InputError for a patient in two splits."""
         if self._columns.split is None:
             if patient not in self._split_of_patient:
                 split = split_of(patient, self._fractions, salt=self._salt)
@@ -340,7 +343,7 @@ class _Scan:
             native,
             patient,
             self._cell(cells, columns.study, "") or f"{patient}/{native}",
-            self._cell(cells, columns.view, ""),
+            self._cell(cells, columns.projection, ""),
             cells[columns.image].strip(),
             self._cell(cells, columns.license, ""),
             *reports,

@@ -1,7 +1,7 @@
-"""Sentence pairs of natural language inference, as the clinical corpora of them are distributed.
+"""Sentence pairs of natural language inference, as the clinical corpora distribute them.
 
-JSONL files, one for each split, one object a line: `gold_label`, `sentence1` (the premise),
-`sentence2` (the hypothesis), and `pair_id` or `pairID`; parses may follow and are not read.
+There is one JSONL file for each split, with one object per line: `gold_label`, `sentence1` (the
+premise), `sentence2` (the hypothesis), and `pair_id` or `pairID`. Other keys are not read.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ LABELS = ("entailment", "neutral", "contradiction")
 _REQUIRED, _OPTIONAL = ("gold_label", "sentence1", "sentence2"), ("pair_id", "pairID")
 
 
-class Pairs(Listing):
-    """Records of sentence pairs, without images; the base of such Sources.
+class SentencePairs(Listing):
+    """Records of sentence pairs, without images; the base class of such Sources.
 
-    A subclass sets `files`, split -> names that its file may have, and may override `group_of`.
-    Ids are "{split}/{pair id}", or the row where a pair has none. Premise and hypothesis are
-    sections, and the pair with its label is `entailment`.
+    A subclass sets `files`: split -> the names that its file may have. The id of a record is
+    "{split}/{pair id}", with the number of the row where a pair has no id. Premise and hypothesis
+    are sections; the pair with its label is `entailment`.
 
     Attributes:
-      rejects: beside those of `Listing`: bad_row, bad_label and empty_text.
+      rejects: reasons are those of `Listing`, bad_row, bad_label and empty_text.
     """
 
     files: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -43,9 +43,9 @@ class Pairs(Listing):
         if not found:
             self.find(*(name for names in self.files.values() for name in names))  # raises
 
-    def group_of(self, premise: str, hypothesis: str) -> str:
-        """The leakage unit of a pair; the same where the two are swapped."""
-        return unit(*sorted((canonical(premise), canonical(hypothesis))))
+    def leakage_unit_of(self, premise: str, hypothesis: str) -> str:
+        """The leakage unit of a pair, which is the same when the two sentences are swapped."""
+        return text_digest(*sorted((canonical(premise), canonical(hypothesis))))
 
     def _read(self, split: str, table: str) -> Iterator[Draft | Reject]:
         for row in self.rows(table, _REQUIRED, _OPTIONAL):
@@ -64,13 +64,13 @@ class Pairs(Listing):
             else:
                 yield Draft(
                     native,
-                    group=self.group_of(premise, hypothesis),
+                    leakage_unit=self.leakage_unit_of(premise, hypothesis),
                     split=split,
                     sections={"premise": premise, "hypothesis": hypothesis},
                     entailment=Entailment(premise, hypothesis, label),
                 )
 
 
-def unit(*texts: str) -> str:
-    """A short name of texts (BLAKE2b, 64 bits), for corpora that do not tell whose they are."""
+def text_digest(*texts: str) -> str:
+    """A digest of texts (BLAKE2b, 64 bits), the leakage unit where a corpus has no patients."""
     return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()

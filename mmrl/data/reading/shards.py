@@ -1,13 +1,13 @@
-"""The form of a prepared corpus on disk: ArrayRecord shards, an index of all text, a manifest.
+"""The format of a prepared corpus: ArrayRecord shards, an index of all text, and a manifest.
 
     corpus/
       train-00000.array_record ...   one msgpack map per record: encoded images, boxes, masks
-      index.parquet                  one row per record: everything but pixels, and where they lie
+      index.parquet                  one row per record: all but pixels, and the place in a shard
       manifest.json                  schema, facts, options, counts, sha256 of every file
-      rejects.jsonl                  what was refused, with its reason
+      rejects.jsonl                  the refused items with their reasons
 
-The index is what training, audits and the leak gate read, so that none of them touches pixels for
-the sake of a text; a shard is read at random, by position. Nothing in a shard is executed.
+Training, audits and the leak check read texts from the index, without reading pixels. Shards are
+read at random, by position. Nothing in a shard is executed.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ import pyarrow as pa
 from array_record.python import array_record_module
 
 from mmrl.data.image.masks import Mask, decode_masks
+from mmrl.data.reading.paths import is_file_name
 from mmrl.types import Box, Finding, InputError, Record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
-WRITER_OPTIONS = "group_size:1,uncompressed"  # payloads are JPEG or PNG, and are read one by one
+# Payloads are read one by one, and hold JPEG or PNG files, which are compressed already.
+WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0"
 _MARK = f"mmrl-{SCHEMA_VERSION}"
 
@@ -40,10 +42,12 @@ class StoredImage:
     """One image of a shard.
 
     Attributes:
-      key: as in the source. data: a whole JPEG or PNG file of one channel, 8 or 16 bit.
-      height, width: of `data`; orig_height, orig_width: of the image as its owner distributes it.
-      sha256: hex digest of the original pixels (dtype, shape, values), equal for equal images
-        however they are wrapped.
+      key, projection, projection_source, spacing: as in ImageRef.
+      data: a JPEG or PNG file of one channel, 8 or 16 bits.
+      height, width: of `data`, in pixels.
+      orig_height, orig_width: of the image as its owner distributes it.
+      sha256: hex digest of the original pixels (dtype, shape, values), which does not depend on the
+        format of the file.
       phash: 64-bit perceptual hash of the original, see `mmrl.data.overlap.duplicates`.
     """
 
@@ -53,8 +57,8 @@ class StoredImage:
     width: int
     orig_height: int
     orig_width: int
-    view: str
-    view_source: str
+    projection: str
+    projection_source: str
     spacing: tuple[float, float] | None
     sha256: str
     phash: int
@@ -63,7 +67,7 @@ class StoredImage:
 def pack_payload(
     record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
 ) -> bytes:
-    """What a shard holds of a record: its images, and boxes and masks in their original pixels."""
+    """The entry of a record in a shard: its images, and boxes and masks in original pixels."""
     content = {
         "mark": _MARK,
         "id": record.id,
@@ -75,7 +79,7 @@ def pack_payload(
 
 
 def unpack_payload(data: bytes) -> dict[str, Any]:
-    """The inverse: id, images, boxes, masks.
+    """The inverse of `pack_payload`: id, images, boxes, masks.
 
     Raises:
       InputError: not the payload of a record, or of another schema.
@@ -91,7 +95,7 @@ def unpack_payload(data: bytes) -> dict[str, Any]:
 
 
 def _content(data: bytes) -> dict[str, Any]:
-    """The map of a payload, its images, boxes and masks still tuples of their fields."""
+    """The map of a payload, with images, boxes and masks as tuples of their fields."""
     try:
         content = msgpack.unpackb(data, use_list=False, strict_map_key=True)
         mark = content["mark"]
@@ -106,7 +110,7 @@ def _damaged(error: Exception) -> InputError:
     return InputError(f"damaged record: {type(error).__name__}")
 
 
-# Of the index; one column per section follows, "section.findings" and so on.
+# Columns of the index. They are followed by one column per section, "section.findings" and so on.
 INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("id", pa.string()),
     ("source", pa.string()),
@@ -115,8 +119,8 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("split_official", pa.string()),
     ("patient_id", pa.string()),
     ("study_id", pa.string()),
-    ("group_key", pa.string()),
-    ("group_known", pa.bool_()),
+    ("leakage_unit", pa.string()),
+    ("leakage_unit_known", pa.bool_()),
     ("aliases", pa.list_(pa.string())),
     ("language", pa.string()),
     ("license", pa.string()),
@@ -130,8 +134,8 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("findings", pa.string()),  # JSON list of [name, side, zone, severity]
     ("entailment", pa.string()),  # JSON list of premise, hypothesis, label; "" for none
     ("image_keys", pa.list_(pa.string())),
-    ("views", pa.list_(pa.string())),
-    ("view_sources", pa.list_(pa.string())),
+    ("projections", pa.list_(pa.string())),
+    ("projection_sources", pa.list_(pa.string())),
     ("spacings", pa.list_(pa.list_(pa.float64()))),  # [] where unknown
     ("image_sha256", pa.list_(pa.string())),
     ("image_phash", pa.list_(pa.uint64())),
@@ -139,20 +143,19 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("orig_widths", pa.list_(pa.int32())),
     ("num_boxes", pa.int32()),
     ("mask_labels", pa.list_(pa.string())),
-    ("has_findings", pa.bool_()),  # whether a section of findings or impression holds text
+    ("has_findings", pa.bool_()),  # whether the section findings or impression has text
     ("shard", pa.string()),
     ("position", pa.int32()),
 )
 
-
-# Those that hold the field of the record of that name, as it is.
+# Columns that equal the field of Record of the same name.
 PLAIN_FIELDS = tuple(name for name, _ in INDEX_FIELDS[:16] if name != "aliases")
 
 
 def index_row(
     record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
 ) -> dict[str, Any]:
-    """One row of the index, without shard and position; sections under "sections"."""
+    """A row of the index without shard and position; all sections are under "sections"."""
     plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
     stated = record.entailment
     return plain | {
@@ -163,8 +166,8 @@ def index_row(
         "findings": _json([list(dataclasses.astuple(f)) for f in record.findings]),
         "entailment": _json(list(dataclasses.astuple(stated))) if stated else "",
         "image_keys": [image.key for image in images],
-        "views": [image.view for image in images],
-        "view_sources": [image.view_source for image in images],
+        "projections": [image.projection for image in images],
+        "projection_sources": [image.projection_source for image in images],
         "spacings": [list(image.spacing or ()) for image in images],
         "image_sha256": [image.sha256 for image in images],
         "image_phash": [image.phash for image in images],
@@ -178,7 +181,7 @@ def index_row(
 
 
 def index_table(rows: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> pa.Table:
-    """The index as a table; `sections` are all that any record has, in order."""
+    """The index as a table; `sections` are the names of all sections, in order."""
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in INDEX_FIELDS}
     for section in sections:
         texts = [row["sections"].get(section) for row in rows]
@@ -187,24 +190,27 @@ def index_table(rows: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> p
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a prepared corpus.
+    """Reads the manifest of a prepared corpus.
 
     Raises:
-      InputError: no complete corpus in the folder, or one of another schema.
+      InputError: no complete corpus in the folder, or a corpus of another schema.
     """
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"'{folder}' holds no prepared corpus (no {MANIFEST}; python -m mmrl.prepare makes one,"
-            " and goes on where it was stopped)"
+            f"'{folder}' holds no prepared corpus: it has no {MANIFEST}. Prepare one with python -m"
+            " mmrl.prepare, which also resumes a preparation that was stopped"
         ) from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}")
+        raise InputError(
+            f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}. Another version of"
+            " mmrl wrote it; prepare the corpus again in another folder"
+        )
     return manifest
 
 
@@ -217,11 +223,13 @@ def check_files(
       verify: "size" compares sizes, "sha256" also reads and digests every file.
 
     Raises:
-      InputError: names the first file that is missing, differs, or lies elsewhere.
+      InputError: a file is missing, differs, or is outside of the folder; names the first one.
     """
     for name, stated in manifest["files"].items():
-        if os.path.basename(name) != name or name in ("", ".", ".."):
-            raise InputError(f"{folder}: the manifest names {name!r}; expected a file beside it")
+        if not is_file_name(name):
+            raise InputError(
+                f"{folder}: the manifest names {name!r}; expected a file in its folder"
+            )
         full = os.path.join(folder, name)
         if not os.path.isfile(full):
             raise InputError(f"{folder}: {name} of the manifest is missing")
@@ -234,7 +242,7 @@ def check_files(
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -246,14 +254,14 @@ def pixel_sha256(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-# Training reads at random, so that with fewer open than there are shards nearly every read would
-# open one; half of what a process may usually hold open (1024).
+# Training reads at random: with fewer open readers than shards, nearly every read would open one.
+# 512 is half of the usual limit of open files.
 @functools.lru_cache(maxsize=512)
 def _reader(path: str) -> Any:
-    """An open shard; the reader may be shared by threads, and each process opens its own."""
+    """An open shard. Threads may share it; each process opens its own."""
     try:
         return array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
-    except Exception as error:  # the extension raises whatever its C++ status maps to
+    except Exception as error:  # the C++ extension raises many kinds of exceptions
         raise InputError(f"{path} cannot be opened: {_line(error)}") from error
 
 
@@ -268,11 +276,11 @@ def read_payload(path: str, position: int) -> dict[str, Any]:
 
 def _read(path: str, position: int) -> bytes:
     reader = _reader(path)
-    if position < 0:  # which a range would count from the end
+    if position < 0:  # a range would count it from the end
         raise InputError(f"{path} record {position} cannot be read: expected at least 0")
     try:
-        # As a range: for a list of positions, the reader first goes through all chunks of the
-        # shard, which takes longer than reading one; for more positions it starts threads.
+        # As a range: given a list of positions, the reader first visits all chunks of the shard,
+        # which takes longer than reading a record.
         (data,) = reader.read(position, position + 1)
     except Exception as error:
         raise InputError(f"{path} record {position} cannot be read: {_line(error)}") from error
@@ -280,10 +288,10 @@ def _read(path: str, position: int) -> bytes:
 
 
 def decode_image(image: StoredImage) -> np.ndarray:
-    """The pixels of a stored image: u8[H, W] or u16[H, W]; InputError when damaged.
+    """The pixels of a stored image: u8[H, W] or u16[H, W]; InputError when it is damaged.
 
-    Its container is not walked again: it was whole when the shard was written, and the manifest
-    holds the shard's digest.
+    The container is not checked: it was complete when the shard was written, and the manifest has
+    the digest of the shard.
     """
     return _decode(image.key, image.data, image.height, image.width)
 
@@ -300,15 +308,15 @@ def _decode(key: str, data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def load_image(path: str, position: int, number: int) -> np.ndarray:
-    """Image `number` of a record, see `decode_image`; an InputError names the place.
+    """Image `number` of a record, see `decode_image`; an InputError names shard and position.
 
-    The other images, the boxes and the masks are not looked at.
+    Other images, boxes and masks are not read.
     """
     content = _read(path, position)
     try:
         images = _content(content)["images"]
         if not 0 <= number < len(images):
-            raise InputError(f"it has {len(images)} images, no number {number}")
+            raise InputError(f"no image {number}; the record has {len(images)}")
         key, data, height, width = images[number][:4]  # the first fields of StoredImage
         return _decode(key, data, height, width)
     except InputError as error:
@@ -318,7 +326,7 @@ def load_image(path: str, position: int, number: int) -> np.ndarray:
 
 
 def load_boxes(path: str, position: int) -> tuple[Box, ...]:
-    """The boxes of a record, in pixels of its images as `load_image` gives them."""
+    """The boxes of a record, in pixels of its images as `load_image` returns them."""
     content = read_payload(path, position)
     images: Sequence[StoredImage] = content["images"]
     boxes = []
@@ -334,7 +342,7 @@ def load_boxes(path: str, position: int) -> tuple[Box, ...]:
 
 
 def load_masks(path: str, position: int) -> dict[str, np.ndarray]:
-    """The masks of a record by label: bool[H, W], of the first image as `load_image` gives it."""
+    """Label -> mask bool[H, W] of the first image, at its size as `load_image` returns it."""
     content = read_payload(path, position)
     first: StoredImage = content["images"][0]
     drawn = decode_masks(content["masks"])
@@ -347,7 +355,7 @@ def load_masks(path: str, position: int) -> dict[str, np.ndarray]:
 
 
 def findings_of(text: str) -> tuple[Finding, ...]:
-    """Findings from their JSON cell."""
+    """Findings from the JSON of a cell of the index."""
     return tuple(Finding(*fields) for fields in json.loads(text))
 
 

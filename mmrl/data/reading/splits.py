@@ -1,9 +1,10 @@
-"""Splits that a key alone decides: no list to keep, no order to depend on.
+"""Splits by hash: the key of a record alone decides its split.
 
     >>> split_of("patient 17", (0.8, 0.1, 0.1))
     'train'
 
-Hash the leakage unit (patient, article, video), never the image, and no unit can cross a split.
+The key must be the leakage unit (patient, article, video) and not the image, so that no unit is in
+two splits.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ def check_split(split: str) -> str:
 
 
 def check_fractions(fractions: Fractions) -> tuple[float, float, float]:
-    """The fractions of train, val and test, which must sum to 1.
+    """Checks the fractions of train, val and test, and returns them.
 
     Args:
-      fractions: three numbers in the order of `SPLITS`, or a mapping from split to number; a
-        split that the mapping leaves out gets nothing.
+      fractions: three numbers in the order of `SPLITS`, or a mapping from split to number. A split
+        that is not in the mapping has fraction 0.
 
     Raises:
       InputError: other than three numbers, an unknown split, a number outside [0, 1], or a sum
@@ -57,7 +58,7 @@ def check_fractions(fractions: Fractions) -> tuple[float, float, float]:
 
 
 def hash_unit(key: str, *, salt: str = "") -> float:
-    """A number in [0, 1) that depends on nothing but `key` and `salt` (BLAKE2b, 64 bits)."""
+    """A number in [0, 1) that depends on `key` and `salt` only (BLAKE2b, 64 bits)."""
     digest = hashlib.blake2b(f"{salt}\0{key}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
@@ -65,12 +66,12 @@ def hash_unit(key: str, *, salt: str = "") -> float:
 def split_of(key: str, fractions: Fractions, *, salt: str = "") -> str:
     """The split of `key`: train, val or test, the same on every machine and in every run.
 
-    Growing the corpus never moves a key; another `salt` gives an independent division.
+    A key keeps its split when records are added to the corpus.
 
     Args:
       key: the leakage unit, for example a patient's id.
       fractions: see `check_fractions`.
-      salt: names the division.
+      salt: another salt gives an independent division.
 
     Raises:
       InputError: see `check_fractions`.

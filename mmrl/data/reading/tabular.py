@@ -1,9 +1,9 @@
-"""Tables of text as files hold them: CSV, TSV, JSONL (each also gzipped) and Parquet, row by row.
+"""Reads tables row by row: CSV, TSV, JSONL (each also gzipped) and Parquet.
 
-`columns` tells the header, `rows` the cells wanted, as text. A row that does not fit the header is
-handed on with what is wrong with it; a file that cannot be read raises InputError. So does one
-that unpacks to far more than text packs to, or holds a line too long to be one: no file can fill
-the memory.
+`columns` returns the header; `rows` yields the wanted cells as text. A row that does not fit the
+header is yielded with a description of the problem. A file that cannot be read raises InputError.
+So does a file that could fill the memory: one that unpacks to far more than text does, or that has
+an extremely long line.
 """
 
 import csv
@@ -24,53 +24,44 @@ from mmrl.types import InputError
 
 T = TypeVar("T")
 
-_UNCLOSED = "unexpected end of data"  # the csv module's words
+_UNCLOSED = "unexpected end of data"  # message of the csv module
 _CHUNK = 1024  # rows of a Parquet file at a time
 LONGEST_LINE = 2**24  # characters; reports have thousands
-# Tables of labels pack 10 to 30 times, the worst that gzip can do is 1032.
+# Tables of labels unpack to 10 to 30 times their size; the greatest ratio of gzip is 1032.
 MAX_RATIO = 100
-_MAX_SMALL = 2**20  # bytes that a compressed file of any size may hold
-_MANY_BAD = 10_000  # rows that may be unreadable before their share matters
+_MAX_SMALL = 2**20  # bytes to which a compressed file of any size may unpack
+_MANY_BAD = 10_000  # a table may have this many unreadable rows, whatever their share
 
 
 def columns(path: str) -> list[str]:
-    """The column names of a table, in its order (JSONL: every key of any line).
+    """The column names of a table, in its order; of JSONL, the keys of all lines.
 
     Raises:
-      InputError: an unknown type of file, no such file, or one that cannot be read.
+      InputError: an unknown type of file, no such file, or a file that cannot be read.
     """
     reader = _reader_of(path)
     return next(_guarded((reader.columns(path) for _ in range(1)), path))
 
 
 def rows(path: str, names: Sequence[str]) -> Iterator[Row]:
-    """Yields every row, numbered from 1 without header and blank lines: number, cells, problem.
+    """Yields every row: its number, its cells, and its problem or "".
+
+    Rows are numbered from 1; the header and blank lines are not counted.
 
     Args:
-      names: the columns wanted, all of them in the header.
+      names: the wanted columns, all of which are in the header.
 
     Raises:
-      InputError: the file stops being readable, here a quote that is never closed too, or most of
-        its rows, and thousands of them, do not fit.
+      InputError: the file cannot be read further, which includes a quote that is never closed; or
+        more than 10,000 rows, and most of the rows so far, do not fit.
     """
     return _guarded(_mostly_good(_reader_of(path).rows(path, names), path), path)
 
 
-def json_lines(path: str) -> Iterator[tuple[int, Any, str]]:
-    """Yields every line of a JSONL file that is not blank: number from 1, value, what is wrong.
-
-    Raises:
-      InputError: no such file, or it cannot be read.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file")
-    return _guarded(_mostly_good(_json_values(path), path), path)
-
-
 def lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """Yields every line of a text file (also .gz): number from 1, text, what is wrong with it.
+    """Yields every line of a text file (also .gz): its number from 1, its text, its problem or "".
 
-    Only line feeds end a line: captions hold other characters that Unicode calls line breaks.
+    Only line feeds end a line, since captions contain other line breaks of Unicode.
 
     Raises:
       InputError: no such file, or it cannot be read.
@@ -81,7 +72,7 @@ def lines(path: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
-    """Passes rows on; turns what a reader can raise into InputError."""
+    """Yields the rows; exceptions of the readers become InputError."""
     try:
         yield from rows
     except UnicodeDecodeError as error:
@@ -91,7 +82,7 @@ def _guarded(rows: Iterator[T], path: str) -> Iterator[T]:
 
 
 def _mostly_good(rows: Iterator[tuple[int, T, str]], path: str) -> Iterator[tuple[int, T, str]]:
-    """Passes rows on; raises where they show that the table is none of this kind."""
+    """Yields the rows; InputError when too many of them do not fit."""
     bad, first = 0, ""
     for number, content, problem in rows:
         if problem:
@@ -106,9 +97,9 @@ def _line(error: Exception) -> str:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file, up to a limit: a few kilobytes can unpack to gigabytes.
+    """The content of a gzip file, up to a limit, since a few kilobytes can unpack to gigabytes.
 
-    The limit grows with what has been read of the file, so that a bomb is noticed as it begins.
+    The limit grows with the part of the file that has been read, so a bomb is refused early.
     """
 
     def __init__(self, path: str) -> None:
@@ -146,7 +137,7 @@ def _open_text(path: str) -> io.TextIOWrapper:
 
 
 def _bounded(file: Any, path: str) -> Iterator[Any]:
-    """Passes on the lines of an open file, text or bytes; raises InputError at an endless one."""
+    """Yields the lines of an open file, text or bytes; InputError when a line is too long."""
     while line := file.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise InputError(f"{path}: a line of more than {LONGEST_LINE} characters")
@@ -194,7 +185,7 @@ def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Ro
                 continue  # a blank line
             number += 1
             lines = f"line {first}" if first == line else f"lines {first} to {line}"
-            if problem == _UNCLOSED:  # it swallowed every row after it: too much to quarantine
+            if problem == _UNCLOSED:  # all following rows are part of it
                 raise InputError(f"{path} row {number}: a quote is never closed ({lines})")
             if problem:
                 yield number, {}, f"{problem} ({lines})"
@@ -206,7 +197,7 @@ def _csv_rows(path: str, names: Sequence[str], *, delimiter: str) -> Iterator[Ro
 
 
 def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
-    """Yields the (key, value) pairs of each line, or what is wrong with it."""
+    """Yields the (key, value) pairs of each line, or its problem."""
     with _open_text(path) as file:
         for line in _bounded(file, path):
             if not line.strip():
@@ -220,21 +211,8 @@ def _json_objects(path: str) -> Iterator[list[tuple[str, Any]] | str]:
             yield list(pairs) if is_object else f"{type(pairs).__name__}, expected an object"
 
 
-def _json_values(path: str) -> Iterator[tuple[int, Any, str]]:
-    with _open_text(path) as file:
-        number = 0
-        for line in _bounded(file, path):
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                yield number, json.loads(line), ""
-            except (ValueError, RecursionError) as error:
-                yield number, None, f"not JSON: {_line(error)}"
-
-
 def _json_columns(path: str) -> list[str]:
-    """Returns the keys of all lines; a key twice in one line is returned twice."""
+    """The keys of all lines; a key that is twice in one line is returned twice."""
     names: dict[str, None] = {}
     values = (
         (number, [], pairs) if isinstance(pairs, str) else (number, pairs, "")
@@ -282,7 +260,7 @@ def _texts(number: int, cells: Mapping[str, Any], names: Sequence[str]) -> Row:
 
 
 class _Reader(NamedTuple):
-    """How to read one format: columns(path), and rows(path, names of the columns wanted)."""
+    """Reads one format: columns(path) and rows(path, names of the wanted columns)."""
 
     columns: Callable[[str], list[str]]
     rows: Callable[[str, Sequence[str]], Iterator[Row]]
@@ -304,7 +282,7 @@ _READERS = {
 
 
 def _reader_of(path: str) -> _Reader:
-    """Returns the reader of a table, by its suffix; InputError for another or no file."""
+    """The reader of a table, by its suffix; InputError for an unknown suffix or no file."""
     stem = path[:-3] if path.lower().endswith(".gz") else path
     suffix = os.path.splitext(stem)[1].lower()
     if suffix not in _READERS or (stem != path and suffix == ".parquet"):

@@ -1,22 +1,26 @@
-"""CheXpert: chest radiographs of Stanford with labels, no reports.
+"""CheXpert: chest radiographs of Stanford with labels and without reports.
 
-`path` is CheXpert-v1.0-small or CheXpert-v1.0, or the folder it lies in: `train.csv`, `valid.csv`,
-`train/patient00042/study1/view1_frontal.jpg`. The labels of the 500 test studies came later, as
-`test.csv` or `test_labels.csv` with fewer columns; they are read where they are.
+`path` is CheXpert-v1.0-small or CheXpert-v1.0, or its parent folder. It holds `train.csv`,
+`valid.csv` and images such as `train/patient00042/study1/view1_frontal.jpg`. The labels of the 500
+test studies were published later, as `test.csv` or `test_labels.csv` with fewer columns; they are
+read if they exist.
 
-Stanford University Dataset Research Use Agreement: it is clicked, and nothing may be given on.
-Irvin et al., AAAI 2019, arXiv:1901.07031. Official split: train, valid (val), test; by patient.
+Licence: Stanford University Dataset Research Use Agreement, which must be clicked; redistribution
+is not permitted. Paper: Irvin et al., AAAI 2019, arXiv:1901.07031. Official split: train, valid
+(val) and test, by patient.
 
-One record per image, for labels, view and the 5x200 protocol go by image; images of a study share
-`study_id`. The uses are zero-shot classification and probing: there is no text. Also handled:
-  * Labels stay 1, 0, -1 (uncertain) and -2 (blank); what to make of the last two is for whoever
-    reads them. They are found by name: lists in circulation swap Lung Lesion and Lung Opacity.
-  * Paths begin with CheXpert-v1.0-small/, CheXpert-v1.0/ or neither; wherever, they are read below
-    the folder of their table.
-  * The large images come as `CheXpert-v1.0 batch 1 (validate & csv)/` and, with the patients of the
-    training set, `CheXpert-v1.0 batch 2 (train 1)/` to 4; they may stay so, side by side.
-  * A few frontal images have LL or RL where AP or PA should be: FRONTAL.
-  * Age 0 (three images) and sex Unknown (one) are no statement and not among the attributes.
+There is one record per image, since labels, projection and the 5x200 protocol refer to images.
+Images of a study share `study_id`. There is no text: the corpus serves zero-shot classification and
+probing. Also handled:
+  * Labels are 1, 0, -1 (uncertain) and -2 (blank). They are found by name, since some files swap
+    Lung Lesion and Lung Opacity.
+  * Paths begin with CheXpert-v1.0-small/, CheXpert-v1.0/ or neither; they are read relative to the
+    folder of their table.
+  * The large images are distributed as `CheXpert-v1.0 batch 1 (validate & csv)/` and, with the
+    patients of the training set, `CheXpert-v1.0 batch 2 (train 1)/` to 4. These folders may remain
+    side by side.
+  * A few frontal images have LL or RL where AP or PA should be: they are FRONTAL.
+  * Age 0 (three images) and sex Unknown (one image) are not among the attributes.
 """
 
 import dataclasses
@@ -44,18 +48,20 @@ class Chexpert(Listing):
     """Records of CheXpert, one per image; a Source.
 
     Args:
-      five_by: 200 makes the 5x200 test set of GLoRIA (Huang et al. 2021): so many frontal training
-        images for each of five conditions that show that condition alone, chosen by the hash of
-        their ids with `split_salt` (see `mmrl.data.reading.chexpert_labels.select_per_class`), are
-        split test. All other images of their patients are left out and their number told in
-        `warnings`; Stanford's test images are left out too. 0: as Stanford divides them.
+      five_by: 200 makes the 5x200 test set of GLoRIA (Huang et al. 2021): for each of five
+        conditions, 200 frontal training images that show only that condition are split test. They
+        are chosen by a hash of their ids with `split_salt`, see
+        `mmrl.data.reading.chexpert_labels.select_per_class`. Other images of their patients, and
+        the official test images, are left out; a warning states their number. 0 uses the official
+        split.
       others: see `Listing`.
 
     Attributes:
-      rejects: beside those of `Listing`: bad_row (a path that is none of the corpus) and bad_label.
+      rejects: reasons are those of `Listing`, bad_row (a path that is not of the corpus) and
+        bad_label.
 
     Raises:
-      InputError: no train.csv or valid.csv, a column missing, too few images for `five_by`.
+      InputError: no train.csv or valid.csv, a missing column, too few images for `five_by`.
     """
 
     facts = Facts(
@@ -100,7 +106,7 @@ class Chexpert(Listing):
             yield from self._five_by_count(drafts)
 
     def _tables(self) -> list[tuple[str, str]]:
-        """(split, table) pairs of those that are there."""
+        """(split, table) of the tables that exist."""
         tables = []
         for split, names in _TABLES.items():
             candidates = [os.path.join(top, name) for top in _TOPS for name in names]
@@ -122,7 +128,7 @@ class Chexpert(Listing):
             found = _PATH.fullmatch(cell["Path"])
             if not found:
                 place = f"chexpert:{os.path.basename(table)} row {number}"
-                yield Reject(place, "bad_row", f"path {cell['Path']!r} is none of the corpus")
+                yield Reject(place, "bad_row", f"path {cell['Path']!r} is not of the corpus")
                 continue
             relative, study, patient, name, side = found.groups()
             view = os.path.splitext(name)[0]
@@ -136,7 +142,7 @@ class Chexpert(Listing):
             where = os.path.join(folder, relative)
             if patient in batches:
                 where = os.path.join(batches[patient], study, name)
-            image = ImageFile(where, *_view(cell, side))
+            image = ImageFile(where, *_projection(cell, side))
             yield Draft(
                 f"{study}/{view}",
                 patient=patient,
@@ -148,7 +154,7 @@ class Chexpert(Listing):
             )
 
     def _batches(self) -> dict[str, str]:
-        """Patient -> folder, of the training images where they lie in several."""
+        """Patient -> folder, where the training images are in several folders."""
         found: dict[str, str] = {}
         for name in sorted(os.listdir(self.path)):
             if re.fullmatch(re.escape(_BATCH.format("")) + r"\d \(train \d\)", name):
@@ -157,11 +163,11 @@ class Chexpert(Listing):
         return found
 
     def _five_by_count(self, drafts: list[Draft]) -> Iterator[Draft]:
-        """Moves the selection to test, and takes away what else is of its patients."""
+        """Moves the selection to test, and removes all other images of its patients."""
         frontal = [
             (draft.id, draft.labels)
             for draft in drafts
-            if draft.split == "train" and draft.images[0].view in ("AP", "PA", "FRONTAL")
+            if draft.split == "train" and draft.images[0].projection in ("AP", "PA", "FRONTAL")
         ]
         chosen = select_per_class(frontal, self._five_by, salt=self._salt)
         patients = {draft.patient for draft in drafts if draft.id in chosen}
@@ -181,8 +187,8 @@ class Chexpert(Listing):
         self.facts = dataclasses.replace(self.facts, expected=expected)
 
 
-def _view(cell: dict[str, str], side: str) -> tuple[str, str]:
-    """View and who says so, from the columns or, without them, the name of the file."""
+def _projection(cell: dict[str, str], side: str) -> tuple[str, str]:
+    """The projection and its source: the columns or, if they are blank, the name of the file."""
     stated, position = cell["Frontal/Lateral"].upper(), cell["AP/PA"].upper()
     if stated == "FRONTAL" and position in ("AP", "PA"):
         return position, "metadata"

@@ -1,23 +1,22 @@
 """COVID-19 image data collection: radiographs from publications, with clinical notes and findings.
 
-Layout, as https://github.com/ieee8023/covid-chestxray-dataset has it:
+Layout, as in https://github.com/ieee8023/covid-chestxray-dataset:
 
     metadata.csv
     images/{filename}      and volumes/ with CT, which is not read
 
-Licence: of each image its own, in the column `license`; blank where its source names none. Access:
-open. Official split: none. Paper: Cohen et al. 2020, arXiv:2006.11988.
+Licence: each image has its own, in the column `license`, which may be blank. Access: open. Official
+split: none. Paper: Cohen et al. 2020, arXiv:2006.11988.
 
-Pitfalls handled:
-  Early snapshots name columns `Patientid`, ` url` and `notes`, lack `modality` and `folder`, and
-  name a finding ("COVID-19") where later ones give its path ("Pneumonia/Viral/COVID-19").
-  Patients are numbers in most rows and words in others; both are text here.
-  CT slices stand among the radiographs, told by modality or by the views Axial, Coronal and CT;
-  they are refused as not_radiograph.
-  "todo", "Unknown" and blank findings say nothing: every label is -2.
-  Files end in .jpg, .JPG, .jpeg or .png; the name as it stands is the id.
-  Several images of a patient, often with the same note, must not be divided: the patient is the
-  group.
+Also handled:
+  * Early snapshots have columns `Patientid`, ` url` and `notes`, lack `modality` and `folder`, and
+    name a finding ("COVID-19") where later ones state its path ("Pneumonia/Viral/COVID-19").
+  * Patients are numbers in most rows and words in others; both are text here.
+  * CT slices among the radiographs are refused as not_radiograph. They are recognised by modality,
+    or by the values Axial, Coronal and CT in the column `view`.
+  * Where the finding is "todo", "Unknown" or blank, every label is -2.
+  * File names end in .jpg, .JPG, .jpeg or .png; the unchanged name is the id.
+  * The leakage unit is the patient, who may have several images, often with the same note.
 """
 
 import math
@@ -25,12 +24,12 @@ from collections.abc import Iterator
 
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.data.reading.rows import view_name
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import Reject
 
 _DAY = 86400  # seconds
 
-# Findings by path, as the last snapshot names them, and two that early ones name.
+# Findings by path, as in the last snapshot, and two of early snapshots.
 _PATHS = (
     "No Finding",
     "Pneumonia",
@@ -61,7 +60,7 @@ _PATHS = (
     "ARDS",
 )
 _PATHS_OF = {path.rpartition("/")[2].casefold(): (path,) for path in _PATHS} | {
-    "mycoplasma bacterial pneumonia": (  # an early name
+    "mycoplasma bacterial pneumonia": (  # of early snapshots
         "Pneumonia",
         "Pneumonia/Bacterial",
         "Pneumonia/Bacterial/Mycoplasma",
@@ -84,24 +83,26 @@ _OPTIONAL = (
 class CovidChestxray(Listing):
     """One record per radiograph: its note as section "full", 27 labels, sex, age and course.
 
-    A label is 1 for the finding named and for those that its path goes through. It is -2 for what
-    would only say it more closely or, where a snapshot gives no path, less closely, and 0 for any
-    other; "No Finding" makes all others 0. `time` counts from the patient's earliest image that
-    has an offset; images of one patient and one offset are one study. `attributes` keep what the
-    table says of the patient's course and where the image was published, but no dates or places.
+    The label of a named finding, and of all findings in its path, is 1. Labels of more specific
+    findings are -2. Where a snapshot states no path, labels of more general findings are -2, too.
+    All other labels are 0; "No Finding" makes all others 0.
+    `time` counts from the earliest image of the patient that has an offset. Images of one patient
+    with the same offset are one study. `attributes` hold the course of the disease and the source
+    of the image, but no dates and places.
 
-    Rejects, beside those of Listing: bad_row, not_radiograph for CT, and bad_label for "No Finding"
-    beside a finding.
+    Attributes:
+      rejects: reasons are those of `Listing`, bad_row, not_radiograph (CT), and bad_label ("No
+        Finding" together with a finding).
 
     Raises:
-      InputError: no metadata.csv, or it has no columns patientid, finding and filename.
+      InputError: no metadata.csv, or no columns patientid, finding and filename.
     """
 
     facts = Facts(
         title="COVID-19 image data collection",
         url="https://github.com/ieee8023/covid-chestxray-dataset",
         license="",  # of each image its own
-        version="",  # it grew by the day; nothing in it tells the snapshot
+        version="",  # it was extended daily, and no file states the snapshot
     )
     label_names = tuple(path.rpartition("/")[2] for path in _PATHS)
 
@@ -136,8 +137,8 @@ class CovidChestxray(Listing):
                     unknown[name] = unknown.get(name, 0) + 1
                 yield _draft(cells, first.get(cells["patientid"]))
         if unknown:
-            told = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
-            self.warnings.append(f"{self.name()}: findings that no label stands for: {told}")
+            listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
+            self.warnings.append(f"{self.name()}: findings without a label: {listed}")
 
 
 def _draft(cells: dict[str, str], first: float | None) -> Draft:
@@ -145,7 +146,7 @@ def _draft(cells: dict[str, str], first: float | None) -> Draft:
     study, time = "", None
     if patient and offset is not None and first is not None:
         study, time = f"{patient}/{offset:g}", round((offset - first) * _DAY)
-    view = view_name(cells["view"])
+    projection = projection_name(cells["view"])
     note = cells["clinical_notes"] or cells["notes"]
     return Draft(
         cells["filename"],
@@ -154,7 +155,7 @@ def _draft(cells: dict[str, str], first: float | None) -> Draft:
         images=(
             ImageFile(
                 f"{cells['folder'] or 'images'}/{cells['filename']}",
-                view,
+                projection,
                 "metadata" if cells["view"] else "",
             ),
         ),
@@ -167,14 +168,14 @@ def _draft(cells: dict[str, str], first: float | None) -> Draft:
 
 
 def _is_other(cells: dict[str, str]) -> bool:
-    """Whether an image is no radiograph: by its modality or, in early snapshots, by its view."""
+    """Whether an image is no radiograph, by its modality or, in early snapshots, its view."""
     modality = cells["modality"].upper()
     other = modality not in ("", "X-RAY", "XRAY", "CXR", "CR", "DX")
     return other or cells["view"].upper() in _NOT_RADIOGRAPHS
 
 
 def _named(finding: str) -> tuple[set[str], list[str]]:
-    """The paths that a cell names, and names that are none of ours."""
+    """The paths of the findings in a cell, and the names that have no label."""
     paths: set[str] = set()
     unknown = []
     for part in finding.replace("/", ",").split(","):
@@ -187,7 +188,7 @@ def _named(finding: str) -> tuple[set[str], list[str]]:
 
 
 def _labels(finding: str) -> tuple[int, ...]:
-    """A label for each path: 1 named, -2 above or below one that is named, 0 beside them."""
+    """The label of each path: 1 if it is named, -2 if the cell leaves it open, else 0."""
     named, unknown = _named(finding)
     if not named:
         return (-2,) * len(_PATHS)
@@ -204,7 +205,7 @@ def _labels(finding: str) -> tuple[int, ...]:
 
 
 def _narrower(path: str, named: set[str]) -> bool:
-    """Whether a cell names something below a path too, and so says which of its kinds it is."""
+    """Whether a cell also names a more specific finding than `path`."""
     return any(other.startswith(f"{path}/") for other in named)
 
 

@@ -1,25 +1,26 @@
 """MedMNIST v2 and MedMNIST+: twelve sets of small biomedical images with class labels, no text.
 
-Layout, as https://doi.org/10.5281/zenodo.10519652 has it: {flag}.npz with images of 28 x 28 pixels,
-{flag}_64.npz, {flag}_128.npz and {flag}_224.npz, in each
+Layout, as in https://doi.org/10.5281/zenodo.10519652: {flag}.npz with images of 28 x 28 pixels, and
+{flag}_64.npz, {flag}_128.npz and {flag}_224.npz. Each holds
 
-    train_images, val_images, test_images    u8[N, side, side] or, in colour, u8[N, side, side, 3]
-    train_labels, val_labels, test_labels    u8[N, 1], or u8[N, L] where L labels are asked at once
+    train_images, val_images, test_images    u8[N, side, side], or u8[N, side, side, 3] in colour
+    train_labels, val_labels, test_labels    u8[N, 1], or u8[N, L] for L labels
 
-Licence: CC BY 4.0, DermaMNIST CC BY-NC 4.0. Access: open. Official split: the names of the arrays.
+Licence: CC BY 4.0; DermaMNIST CC BY-NC 4.0. Access: open. Official split: the names of the arrays.
 Paper: Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8. The sets of volumes
 (*mnist3d) are not read.
 
-Pitfalls handled:
-  Labels are [N, 1]: the class is its only column, and becomes one label of 1 among 0s. Only
-  ChestMNIST has several columns, each a label of its own.
-  Colour becomes one channel, as in every other image here.
-  Arrays inside an archive cannot be mapped into memory. Each process unpacks an array whole when
-  it first needs an image of it, and keeps two: PathMNIST at 224 takes 13.5 GB in each process.
-  An archive may hold anything: only the six arrays are taken, nothing is unpickled, and shapes are
-  read before pixels.
-  ChestMNIST is cut from NIH ChestX-ray14, divided otherwise; patients are not told, so the two must
-  not be trained and tested on together.
+Also handled:
+  * The only column of [N, 1] is the class, which becomes a label of 1 among labels of 0. ChestMNIST
+    has a column for each label.
+  * Colour becomes one channel, as in all images here.
+  * Arrays inside an archive cannot be mapped into memory. Each process unpacks a whole array when
+    it first reads one of its images, and keeps two arrays: PathMNIST at 224 takes 13.5 GB in each
+    process.
+  * Only the six arrays of an archive are read, nothing is unpickled, and shapes are checked before
+    pixels are read.
+  * ChestMNIST is made from NIH ChestX-ray14 with another split. Patients are not known, so a model
+    must not be trained on one and tested on the other.
 """
 
 import dataclasses
@@ -52,11 +53,11 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImp
 
 
 class _Set(NamedTuple):
-    """Class names in the order of their numbers, and images in train, val and test."""
+    """Class names in the order of their numbers, and numbers of images in train, val and test."""
 
     labels: tuple[str, ...]
     counts: tuple[int, int, int]
-    several: bool = False  # labels that do not exclude each other
+    several: bool = False  # whether an image may have several labels
     within: tuple[str, ...] = ()
     license: str = "CC-BY-4.0"
 
@@ -123,20 +124,21 @@ _SETS = {
 
 
 class Medmnist(Listing):
-    """One record per image of one of the sets: labels, no text, no patient.
+    """One record per image of one of the sets, with labels and without text and patient.
 
     The key of an image is "{archive}/{array}/{position}".
 
     Args:
-      flag: the set, pathmnist, chestmnist and so on.
+      flag: the set: pathmnist, chestmnist and so on.
       size: side of the images, 28, 64, 128 or 224.
       others: see `mmrl.data.reading.listing.Listing`. verify="header" checks the directory of the
-        archive and the shapes, "decode" unpacks all of it.
+        archive and the shapes; "decode" unpacks all of it.
 
-    Rejects, beside those of Listing: bad_label (a number that is no class).
+    Attributes:
+      rejects: reasons are those of `Listing` and bad_label (a number that is no class).
 
     Raises:
-      InputError: an unknown set or size, no archive, or one that is not as described above.
+      InputError: an unknown set or size, no archive, or an archive of another layout.
     """
 
     facts = Facts(
@@ -171,7 +173,7 @@ class Medmnist(Listing):
         known, full = _SETS[self._flag], os.path.join(self.path, archive)
         shapes = _shapes(full)
         self.warnings.append(
-            f"{self.name()}: patients are not told; whether the split divides them is not known"
+            f"{self.name()}: patients are not known; the split may divide their images"
         )
         for split in SPLITS:
             images, labels = shapes[f"{split}_images"], shapes[f"{split}_labels"]
@@ -199,12 +201,15 @@ class Medmnist(Listing):
         )
 
     def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
-        """Returns what reads one image of an array."""
+        """Returns a function that reads one image of an array."""
         archive, array, index = image.path.split("/")
         return functools.partial(_load, os.path.join(self.path, archive), array, int(index))
 
     def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
-        """Returns what is wrong with one image; `scan` has checked that its array holds it."""
+        """The reason and detail for which an image is refused, or None.
+
+        `scan` has already checked that the array has the image.
+        """
         if verify == "decode":
             archive, array, _ = image.path.split("/")
             full = os.path.join(self.path, archive)
@@ -219,11 +224,11 @@ def _load(path: str, array: str, index: int) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels.copy()
 
 
-_lock = threading.Lock()  # or each thread that waits for an array would unpack its own
+_lock = threading.Lock()  # so that only one thread unpacks an array
 
 
 def _renew_lock() -> None:
-    """A process forked while another thread unpacks would wait for ever."""
+    """Gives a forked process a free lock, should another thread of its parent hold it."""
     global _lock
     _lock = threading.Lock()
 
@@ -232,7 +237,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _array(path: str, array: str) -> np.ndarray:
-    """An array of images, whole; each process keeps its own two."""
+    """A whole array of images; each process keeps two."""
     stamp = _stamp(path)
     with _lock:
         return _unpacked(path, array, stamp)
@@ -244,7 +249,7 @@ def _unpacked(path: str, array: str, stamp: tuple[int, int]) -> np.ndarray:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """Tells an archive from one that took its place: time of writing and size."""
+    """Modification time and size of an archive, which change when it is replaced."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -254,7 +259,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=16)
 def _problem(path: str, array: str, stamp: tuple[int, int]) -> str:
-    """What is wrong with an array, or "": asked for each image, found out once."""
+    """The problem of an array, or ""; each array is read once, not for each image."""
     try:
         _array(path, array)
     except InputError as error:
@@ -263,7 +268,7 @@ def _problem(path: str, array: str, stamp: tuple[int, int]) -> str:
 
 
 def _read(path: str, array: str) -> np.ndarray:
-    """u8[N, ...]: one array of an archive; nothing is unpickled.
+    """One array of an archive, u8[N, ...]; nothing is unpickled.
 
     Raises:
       InputError: the archive or the array is damaged.
@@ -276,11 +281,11 @@ def _read(path: str, array: str) -> np.ndarray:
 
 
 def _shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Array name -> shape, of all six arrays, from their headers alone.
+    """Array name -> shape of all six arrays, from their headers.
 
     Raises:
-      InputError: no archive, other members than the six, or one that is no u8 array, is in Fortran
-        order, or has another size than its shape says.
+      InputError: no archive, other members than the six, or a member that is no u8 array, is in
+        Fortran order, or has another size than its shape states.
     """
     shapes = {}
     try:

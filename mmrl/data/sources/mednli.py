@@ -1,27 +1,28 @@
-"""MedNLI: sentence pairs over the clinical notes of MIMIC-III, with their label of inference.
+"""MedNLI: sentence pairs from the clinical notes of MIMIC-III with inference labels.
 
-`path` holds `mli_{train,dev,test}_v1.jsonl`: 11,232, 1,395 and 1,422 pairs. PhysioNet Credentialed
-Health Data License 1.5.0: credentialed, nothing may be given on. Romanov and Shivade, EMNLP 2018,
-arXiv:1808.06752.
+`path` holds `mli_{train,dev,test}_v1.jsonl` with 11,232, 1,395 and 1,422 pairs. Licence: PhysioNet
+Credentialed Health Data License 1.5.0; access is credentialed and redistribution is not permitted.
+Paper: Romanov and Shivade, EMNLP 2018, arXiv:1808.06752.
 
-  * The key of a pair's id is pairID here and pair_id in RadNLI; either is read.
-  * Clinicians wrote three hypotheses for each premise, so that pairs of one premise are one
-    `group_key`. Two pairs with their sentences swapped join the groups of both premises.
-  * Premises are of MIMIC-III (`facts.within`), of which patients is not told.
+  * The id of a pair has the key pairID here and pair_id in RadNLI; both are read.
+  * Clinicians wrote three hypotheses for each premise, so the leakage unit is the premise. Where
+    two pairs have the same sentences, swapped, all pairs of both premises are one unit.
+  * Premises come from MIMIC-III (`facts.within`); the patients are not known.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading.drafts import Draft, Facts
-from mmrl.data.reading.sentence_pairs import Pairs, unit
+from mmrl.data.reading.sentence_pairs import SentencePairs, text_digest
 from mmrl.data.text.reports import canonical
 from mmrl.types import Reject
 
 
-class Mednli(Pairs):
-    """Records of MedNLI; a Source. See `Listing` for options and `Pairs` for records."""
+class Mednli(SentencePairs):
+    """Records of MedNLI; a Source. See `Listing` for options and `SentencePairs` for records."""
 
     facts = Facts(
         title="MedNLI: a natural language inference dataset for the clinical domain",
@@ -39,7 +40,7 @@ class Mednli(Pairs):
     }
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the pairs in the order of their files, grouped over all of them."""
+        """Yields the pairs in the order of their files; leakage units span all files."""
         items = list(super().scan())
         pairs = {
             item.id: (canonical(item.sections["premise"]), canonical(item.sections["hypothesis"]))
@@ -47,19 +48,12 @@ class Mednli(Pairs):
             if isinstance(item, Draft)
         }
         known = set(pairs.values())
-        parent = {premise: premise for premise, _ in known}
-
-        def root(text: str) -> str:
-            while parent[text] != text:
-                parent[text] = parent[parent[text]]
-                text = parent[text]
-            return text
-
-        for premise, hypothesis in sorted(known):
-            if (hypothesis, premise) in known:
-                low, high = sorted((root(premise), root(hypothesis)))
-                parent[high] = low
+        premises = sorted({premise for premise, _ in known})
+        number = {premise: index for index, premise in enumerate(premises)}
+        swapped = ((number[p], number[h]) for p, h in known if (h, p) in known)
+        unit_of = connected_components(len(premises), swapped).tolist()
         for item in items:
             if isinstance(item, Draft):
-                item = dataclasses.replace(item, group=unit(root(pairs[item.id][0])))
+                first = premises[unit_of[number[pairs[item.id][0]]]]
+                item = dataclasses.replace(item, leakage_unit=text_digest(first))
             yield item

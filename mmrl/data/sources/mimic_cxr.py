@@ -1,27 +1,29 @@
 """MIMIC-CXR: the JPEG images and tables of MIMIC-CXR-JPG with the reports of MIMIC-CXR.
 
-`path` is the folder of MIMIC-CXR-JPG 2.0.0 or 2.1.0: `files/p10/p10000032/s50414267/{dicom}.jpg`
-and the tables `mimic-cxr-2.0.0-{metadata,split,chexpert,negbio}.csv.gz` (or unpacked). Reports are
-part of MIMIC-CXR: `mimic-cxr-reports.zip`, read as it is, or the folder it unpacks to.
+`path` is the folder of MIMIC-CXR-JPG 2.0.0 or 2.1.0. It holds
+`files/p10/p10000032/s50414267/{dicom}.jpg` and the tables
+`mimic-cxr-2.0.0-{metadata,split,chexpert,negbio}.csv.gz`, which may be unpacked. Reports are part
+of MIMIC-CXR: `mimic-cxr-reports.zip`, or the folder to which it unpacks.
 
-PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may be given on. Johnson et
-al., Scientific Data 2019, doi:10.1038/s41597-019-0322-0. Official split by patient: train,
-validate (val), test.
+Licence: PhysioNet Credentialed Health Data License 1.5.0; access is credentialed and redistribution
+is not permitted. Paper: Johnson et al., Scientific Data 2019, doi:10.1038/s41597-019-0322-0.
+Official split by patient: train, validate (val), test.
 
-One record per study, with all its views: PA first, then AP, views unknown, others, lateral. Also
+There is one record per study with all its images: PA first, then AP, unknown, others, lateral. Also
 handled:
-  * Reports are cut by `mmrl.data.text.mimic_reports`, which keeps what the published parser loses:
-    a header in the first line, one without indentation, an impression right below "FINDINGS:",
-    headers with digits, addenda, sections that come twice.
-  * ViewPosition may be blank: then ViewCodeSequence_CodeMeaning tells, or the view is UNKNOWN.
-  * Studies are not numbered in time: `time` and `prior_id` go by StudyDate and StudyTime, which is
-    a number without leading zeros (81530.5 is 08:15:30). Studies of the same second are not each
-    other's prior. A prior that was refused is named all the same.
-  * Label tables are ordered otherwise than CheXpert's, and lack some studies: these have no
-    labels. Blank is -2, also where all fourteen are.
-  * The radiologist's labels of the test set (2.1.0) name a study only, and Lung Opacity is
-    "Airspace Opacity" there ("No Findings", as the page of the corpus has it, is understood, too).
-  * Pixels are inverted where they must be and histogram-equalised by the owner already.
+  * `mmrl.data.text.mimic_reports` divides reports into sections. It keeps parts that the published
+    parser loses: a header in the first line or without indentation, an impression right below
+    "FINDINGS:", headers with digits, addenda, and sections that occur twice.
+  * ViewPosition may be blank: then ViewCodeSequence_CodeMeaning states the projection, or it is
+    UNKNOWN.
+  * Numbers of studies are not in temporal order. `time` and `prior_id` follow StudyDate and
+    StudyTime, which is a number without leading zeros (81530.5 is 08:15:30). Of studies with the
+    same time, neither is the prior of the other. A prior may be a refused study.
+  * The label tables have another order than CheXpert's. Studies that they lack have no labels.
+    Blank is -2, even if all fourteen labels are blank.
+  * The radiologist's labels of the test set (2.1.0) refer to studies. They call Lung Opacity
+    "Airspace Opacity", and, on the page of the corpus, No Finding "No Findings".
+  * The owner has inverted pixels where necessary and equalised histograms.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ from typing import Any
 
 from mmrl.data.reading.chexpert_labels import LABELS, read_labels
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
-from mmrl.data.reading.listing import Listing, inside
+from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.text.mimic_reports import parse_report
 from mmrl.types import InputError, Reject
 
@@ -43,13 +46,13 @@ LABELLERS = ("chexpert", "negbio", "none")
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _TABLE = "mimic-cxr-2.0.0-{}.csv"
 _TEST_LABELS = "mimic-cxr-2.1.0-test-set-labeled.csv"
-_OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "No Findings": "No Finding"}  # there
+_OTHER_NAMES = {"Airspace Opacity": "Lung Opacity", "No Findings": "No Finding"}  # in that table
 _METADATA = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
 _CODE, _PROCEDURE = "ViewCodeSequence_CodeMeaning", "PerformedProcedureStepDescription"
 _MAX_REPORT = 2**20  # bytes; the longest have a few thousand
 _UNREADABLE = (
     UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError,
-    RuntimeError,  # the zip module's word for an encrypted member
+    RuntimeError,  # raised by the zip module for an encrypted member
 )  # fmt: skip
 _ORDER = ("PA", "AP", "UNKNOWN", "OTHER", "LATERAL")
 
@@ -70,19 +73,19 @@ class MimicCxr(Listing):
 
     Args:
       labels: chexpert or negbio, the labeller whose table is read, or none.
-      radiologist_test: where version 2.1.0 has a radiologist's labels of a study, take these
-        instead. Each record says in attributes["labels"] whose it has.
+      radiologist_test: use a radiologist's labels for the studies that have them in version 2.1.0.
+        attributes["labels"] of a record states the labeller.
       reports: folder or zip file of the reports, absolute or relative to `path`; "" looks for
         mimic-cxr-reports.zip, mimic-cxr-reports/ and text files beside the images.
       others: see `Listing`.
 
     Attributes:
-      rejects: beside those of `Listing`: bad_row; of whole studies bad_label, bad_split (images of
-        one study in several), missing_report and unreadable_report. Without any report the records
-        have labels only, and `warnings` says so.
+      rejects: reasons are those of `Listing`, bad_row, and for whole studies bad_label, bad_split
+        (its images are in several splits), missing_report and unreadable_report. If there are no
+        reports at all, records have labels only, and a warning says so.
 
     Raises:
-      InputError: an unknown labeller, a table missing, no reports where `reports` says.
+      InputError: an unknown labeller, a missing table, no reports at the place `reports`.
     """
 
     facts = Facts(
@@ -115,7 +118,7 @@ class MimicCxr(Listing):
         super().__init__(**others)
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the studies by patient and number."""
+        """Yields the studies in the order of patients and numbers."""
         later = os.path.exists(os.path.join(self.path, _TEST_LABELS))  # came with 2.1.0
         self.facts = dataclasses.replace(self.facts, version="2.1.0" if later else "2.0.0")
         studies: dict[str, _Study] = {}
@@ -148,7 +151,9 @@ class MimicCxr(Listing):
                 patient=study.subject,
                 study=name,
                 split=study.split,
-                images=tuple(sorted(study.images, key=lambda image: _ORDER.index(image.view))),
+                images=tuple(
+                    sorted(study.images, key=lambda image: _ORDER.index(image.projection))
+                ),
                 sections=parse_report(text),
                 labels=values,
                 prior_id=study.prior,
@@ -174,10 +179,10 @@ class MimicCxr(Listing):
             if study.subject != subject:
                 detail = f"images of patients {study.subject} and {subject}"
                 refused[name] = Reject(f"mimic_cxr:{name}", "bad_row", detail)
-            view = _view(cell["ViewPosition"], cell[_CODE])
+            projection = _projection(cell["ViewPosition"], cell[_CODE])
             path = f"files/p{subject[:2]}/p{subject}/s{name}/{image}.jpg"
-            source = "" if view == "UNKNOWN" else "metadata"
-            study.images.append(ImageFile(path, view, source))
+            source = "" if projection == "UNKNOWN" else "metadata"
+            study.images.append(ImageFile(path, projection, source))
             moment = _moment(cell["StudyDate"], cell["StudyTime"])
             if moment and (study.moment is None or moment < study.moment):
                 study.moment = moment
@@ -191,7 +196,7 @@ class MimicCxr(Listing):
                 continue
             name, given = row[1]["study_id"], row[1]["split"]
             if name not in studies:
-                continue  # a part of the corpus lists only some of its images
+                continue  # the folder holds a part of the corpus
             study, split = studies[name], _SPLITS.get(given, "")
             if not split or (study.split and study.split != split):
                 detail = f"split {given!r} of an image, others are in {study.split or 'none'}"
@@ -229,13 +234,13 @@ class MimicCxr(Listing):
         return self.find(f"{name}.gz", name)
 
 
-def _view(position: str, meaning: str) -> str:
-    """The view of an image by its ViewPosition, else by the meaning of its view code."""
+def _projection(position: str, meaning: str) -> str:
+    """The projection of an image by its ViewPosition, else by the meaning of its view code."""
     words = re.findall("[A-Z]+", position.upper())
     if words:
         if "LATERAL" in words or "LL" in words or "RL" in words:
             return "LATERAL"
-        # "PA LLD" and "AP AXIAL" are no upright or supine frontal views.
+        # "PA LLD" and "AP AXIAL" are no upright or supine frontal projections.
         return words[0] if words in (["PA"], ["AP"]) else "OTHER"
     folded = " ".join(re.findall("[a-z]+", meaning.lower()))
     if "lateral" in folded:
@@ -244,7 +249,7 @@ def _view(position: str, meaning: str) -> str:
 
 
 def _moment(date: str, time: str) -> datetime.datetime | None:
-    """Date 21500102 and time 81530.5 as a moment, 08:15:30; None where either is no such thing."""
+    """Date 21500102 and time 81530.5 as 2150-01-02 08:15:30; None where either is malformed."""
     clock = time.partition(".")[0].zfill(6)
     try:
         return datetime.datetime.strptime(f"{int(float(date)):08d} {clock}", "%Y%m%d %H%M%S")
@@ -253,7 +258,7 @@ def _moment(date: str, time: str) -> datetime.datetime | None:
 
 
 def _put_in_time(studies: Mapping[str, _Study], source: str) -> None:
-    """Sets each study's seconds since the patient's first, and the latest study before it."""
+    """Sets the time since the patient's first study, and the previous study, of each study."""
     patients: dict[str, list[tuple[datetime.datetime, int, str]]] = {}
     for name, study in studies.items():
         if study.moment is not None:
@@ -271,7 +276,7 @@ def _put_in_time(studies: Mapping[str, _Study], source: str) -> None:
 
 
 class _ReportError(Exception):
-    """A report that is not there or cannot be read: reason and detail of a Reject."""
+    """A report is missing or cannot be read; the arguments are reason and detail of a Reject."""
 
 
 class _Reports:
@@ -291,7 +296,7 @@ class _Reports:
             except (zipfile.BadZipFile, OSError) as error:
                 raise InputError(f"{place}: not a zip file: {error}") from error
             for name in self._zip.namelist():
-                # Nothing is unpacked: a member counts by the end of its name, and by that alone.
+                # Members are found by the end of their names, and are not unpacked to disk.
                 if found := re.search(r"(?:^|/)(files/p\d\d/p\d+/s\d+\.txt)$", name):
                     self._members.setdefault(found[1], name)
 
@@ -300,7 +305,7 @@ class _Reports:
         return self._member(subject, study) in self._members or bool(self._file(subject, study))
 
     def read(self, subject: str, study: str) -> str:
-        """The text of a study's report; _ReportError where there is none."""
+        """The text of the report of a study; _ReportError when there is none."""
         name = self._member(subject, study)
         try:
             if self._zip and name in self._members:
@@ -309,7 +314,7 @@ class _Reports:
                 if size <= _MAX_REPORT:
                     data = self._zip.read(info)
             elif place := self._file(subject, study):
-                if not inside(*place):
+                if not is_inside(*place):
                     raise _ReportError("unsafe_path", f"'{name}' leads outside its folder")
                 where = os.path.join(*place)
                 size = os.path.getsize(where)
@@ -328,7 +333,7 @@ class _Reports:
         return f"files/p{subject[:2]}/p{subject}/s{study}.txt"
 
     def _file(self, subject: str, study: str) -> tuple[str, str] | None:
-        """Folder and path below it of a study's report, if there is such a file."""
+        """Folder and relative path of the report of a study; None when there is no such file."""
         inner = self._member(subject, study)
         for folder in self._folders:
             for relative in (inner, inner.removeprefix("files/")):

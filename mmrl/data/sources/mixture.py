@@ -1,4 +1,4 @@
-"""Several corpora as one, each with its weight in training.
+"""Several corpora as one, with a weight for each in training.
 
     config.data.source = "mixture"
     config.data.parts = (
@@ -6,9 +6,9 @@
         {"source": "prepared", "path": "corpora/openi", "weight": 1.0},
     )
 
-Of every batch, two thirds come from the first part and one third from the second, up to one
-example; each part is shuffled and read through before it begins anew. Without weights a part is
-drawn in proportion to its size. Evaluation reads each record once.
+Two thirds of every batch come from the first part and one third from the second, up to one example.
+Each part is shuffled and read completely before it is shuffled again. Without weights, parts are
+drawn in proportion to their sizes. Evaluation reads each record once.
 """
 
 import itertools
@@ -40,21 +40,21 @@ class _Images:
 class Mixture:
     """The records of one split of several corpora, one part after the other; a Source.
 
-    Ids keep the name of the source they come from, and must differ between parts.
+    Ids begin with the name of the source of the part, and must differ between parts.
 
     Args:
       split: train, val or test.
-      parts: each {"source": name, options of that source..., "weight": number above 0}; a weight
-        for all of them or for none.
+      parts: mappings {"source": name, options of that source..., "weight": number above 0}; either
+        all parts have a weight or none has.
 
     Attributes:
-      starts: i64[P], the index of each part's first record.
-      weights: of the parts, None when in proportion to their sizes.
-      rejects, total, note: of all parts together.
+      starts: i64[P], the index of the first record of each part.
+      weights: those of the parts; None where parts are drawn in proportion to their sizes.
+      rejects, total, warnings: of all parts together.
       image: (index, number = 0) -> u8 or u16[H, W].
 
     Raises:
-      InputError: as `check_options`, before any corpus is read; whatever a part refuses.
+      InputError: as `check_options`, before any corpus is read; as the sources of the parts.
     """
 
     def __init__(self, *, split: str, parts: Sequence[Mapping[str, Any]]) -> None:
@@ -75,16 +75,16 @@ class Mixture:
         self.weights: tuple[float, ...] | None = weights or None
         self.rejects: list[Reject] = [reject for part in self._parts for reject in part.rejects]
         self.total: int = sum(part.total for part in self._parts)
-        notes = (getattr(part, "note", "") for part in self._parts)
-        self.note = "; ".join(note for note in notes if note)
+        warnings = (getattr(part, "warnings", []) for part in self._parts)
+        self.warnings: list[str] = list(itertools.chain.from_iterable(warnings))
         self.image = _Images(self.starts, [loader(part) for part in self._parts])
 
     @staticmethod
     def check_options(where: str, given: Mapping[str, Any]) -> None:
-        """Refuses parts that could not be built, before any of them is.
+        """Checks the options of all parts before any part is built.
 
         Args:
-          where: the config key to name, such as "config.data".
+          where: the config key for messages, such as "config.data".
 
         Raises:
           InputError: no part, an unknown source or option, a missing one, a mixture within a
@@ -100,7 +100,7 @@ class Mixture:
                 raise InputError(f"{at} is {part!r}; expected source and its options")
             target = build.find("source", part["source"])
             if target is Mixture:
-                raise InputError(f"{at} is a mixture itself; list its parts here")
+                raise InputError(f"{at} is a mixture; list its parts here instead")
             options = {key: part[key] for key in part if key not in ("source", "weight")}
             build.check_options(at, target, options, supplied=("split",))
             weight = part.get("weight")
@@ -110,7 +110,9 @@ class Mixture:
                 raise InputError(f"{at}.weight is {weight!r}; expected a number above 0")
         if len(set(weighted)) > 1:
             missing = weighted.index(False)
-            raise InputError(f"{where}.parts[{missing}] has no weight; expected all or none to")
+            raise InputError(
+                f"{where}.parts[{missing}] has no weight; expected one in all parts or in none"
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -124,5 +126,5 @@ class Mixture:
         return self._parts[part][position - int(self.starts[part])]
 
     def __iter__(self) -> Iterator[Record]:
-        """All records, part after part, each in the quickest way it has."""
+        """Yields all records, part after part, as fast as each source can."""
         return itertools.chain.from_iterable(map(records, self._parts))

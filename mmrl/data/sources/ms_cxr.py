@@ -1,19 +1,19 @@
 """MS-CXR: phrases of MIMIC-CXR reports with the boxes that radiologists drew for them.
 
-`path` holds `MS_CXR_Local_Alignment_v1.1.0.csv` or `.json` (COCO; also v1.0.0, whose tables tell no
-split); the images are those of MIMIC-CXR-JPG, below `images`: `files/p10/p10000032/...`.
+`path` holds `MS_CXR_Local_Alignment_v1.1.0.csv` or `.json` (COCO). Version 1.0.0, which states no
+split, is read, too. Images are those of MIMIC-CXR-JPG, `files/p10/p10000032/...` below `images`.
 
-PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may be given on. Boecking et
-al., ECCV 2022, arXiv:2204.09817.
+Licence: PhysioNet Credentialed Health Data License 1.5.0; access is credentialed and redistribution
+is not permitted. Paper: Boecking et al., ECCV 2022, arXiv:2204.09817.
 
-One record per phrase of an image (1,162), for grounding asks one phrase at a time: the phrase is
-the record's only sentence, and all boxes drawn for it point to it. Records of one image share
-`study_id`, so none is another's negative. Also handled:
-  * A phrase with several boxes takes as many rows; rows of the same image and text are one record.
-  * Boxes are x, y, width, height; some readers take them for corners.
-  * A phrase one of whose boxes cannot be is refused as a whole: half a truth misjudges.
-  * All patients are of MIMIC-CXR, and the split here is not MIMIC's: `aliases` names each as
-    "mimic_cxr:{subject_id}", by which they are kept out of pretraining.
+There is one record per phrase of an image (1,162), since grounding evaluates one phrase at a time.
+The phrase is the only sentence of the record, and all its boxes refer to it. Records of one image
+share `study_id`, so they are not negatives of each other. Also handled:
+  * A phrase with several boxes has several rows. Rows of the same image and text are one record.
+  * Boxes are x, y, width and height, not corners.
+  * A phrase with an impossible box is refused, since its remaining boxes would be incomplete truth.
+  * All patients are of MIMIC-CXR, and the split differs from that of MIMIC-CXR. `aliases` names
+    each patient as "mimic_cxr:{subject_id}", by which overlaps with pretraining are found.
   * CSV and JSON give the same ids: phrases of an image are numbered in alphabetical order.
 """
 
@@ -39,7 +39,7 @@ _SIZES = ("image_width", "image_height")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _PATH = re.compile(r"(?:.*/)?(files/p\d\d/p(\d+)/s(\d+)/([^/]+)\.(?:jpg|dcm|png))")
 _MAX_JSON = 2**28  # bytes; the file has under a million
-_SLACK = 1.0  # pixels that rounding may put a box outside its image
+_SLACK = 1.0  # pixels by which a rounded box may leave its image
 
 
 @dataclasses.dataclass
@@ -61,11 +61,11 @@ class MsCxr(Listing):
       others: see `Listing`.
 
     Attributes:
-      rejects: beside those of `Listing`: bad_row; of whole phrases bad_box and bad_split (its rows
-        name several).
+      rejects: reasons are those of `Listing`, bad_row, and for whole phrases bad_box and bad_split
+        (its rows state several splits).
 
     Raises:
-      InputError: no table, one that cannot be read, or no folder `images`.
+      InputError: no table, a table that cannot be read, or no folder `images`.
     """
 
     facts = Facts(
@@ -80,7 +80,7 @@ class MsCxr(Listing):
 
     def __init__(self, *, images: str = "", **others: Any) -> None:
         if images and not os.path.isdir(images):
-            raise InputError(f"ms_cxr: images '{images}' is not a folder; that of MIMIC-CXR-JPG")
+            raise InputError(f"ms_cxr: images '{images}' is not a folder; expected MIMIC-CXR-JPG")
         self._images = images
         super().__init__(**others)
 
@@ -90,7 +90,7 @@ class MsCxr(Listing):
         return self._images or self.path
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the phrases by image and text."""
+        """Yields the phrases in the order of image and text."""
         table = self.find(*_TABLES)
         version = re.findall(r"\d\.\d\.\d", table)[0]
         self.facts = dataclasses.replace(self.facts, version=version)
@@ -124,7 +124,7 @@ class MsCxr(Listing):
             yield row if isinstance(row, Reject) else (f"row {row[0]}", row[1])
 
     def _json_rows(self, table: str) -> Iterator[tuple[str, dict[str, str]] | Reject]:
-        """The annotations as rows of the other table."""
+        """The annotations of the JSON file as rows of the CSV table."""
         content = _load(os.path.join(self.path, table))
         try:
             images = {image["id"]: image for image in content["images"]}
@@ -154,7 +154,7 @@ class MsCxr(Listing):
     def _add(
         self, phrases: dict[tuple[str, str], _Phrase], place: str, cell: Mapping[str, str]
     ) -> Reject | None:
-        """Adds a row to its phrase; returns why not if it is of none."""
+        """Adds a row to its phrase; a Reject when it belongs to none."""
         found, text = _PATH.fullmatch(cell["path"]), cell["label_text"]
         split = _SPLITS.get(cell["split"].lower(), "")
         detail = ""
@@ -184,7 +184,7 @@ class MsCxr(Listing):
 
 
 def _corners(cell: Mapping[str, str]) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 of a box; ValueError when it is none or leaves the image."""
+    """x0, y0, x1, y1 of a box; ValueError when it is empty or leaves the image."""
     x, y, width, height = (float(cell[name]) for name in ("x", "y", "w", "h"))
     limits = [float(cell[name]) if cell[name] else math.inf for name in _SIZES]
     right, bottom = x + width, y + height

@@ -1,28 +1,29 @@
 """NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, text-mined labels, no reports.
 
-Layout, as https://nihcc.app.box.com/v/ChestXray-NIHCC has it:
+Layout, as in https://nihcc.app.box.com/v/ChestXray-NIHCC:
 
     images_001/images/*.png ... images_012/images/*.png (or all of them in images/)
     Data_Entry_2017_v2020.csv (before: Data_Entry_2017.csv)
     BBox_List_2017.csv, train_val_list.txt, test_list.txt
 
-Licence: use is unrestricted; attribution to the NIH Clinical Center and to Wang et al., CVPR 2017
-(arXiv:1705.02315) is asked for. Access: open.
+Licence: use is unrestricted; the owner asks for attribution to the NIH Clinical Center and to Wang
+et al., CVPR 2017 (arXiv:1705.02315). Access: open.
 
-Official split: train_val_list.txt and test_list.txt, without a patient in both. No val is named,
-so `val_fraction` of the patients of train_val is held out, by hash.
+Official split: train_val_list.txt and test_list.txt, which share no patient. There is no official
+val, so `val_fraction` of the patients of train_val is held out, by hash.
 
-Pitfalls handled:
-  Column names hold commas ("OriginalImage[Width,Height]"), so names are "OriginalImage[Width" and
-  "Height]"; the first release has a nameless last column; "Patient Gender" is also "Patient Sex".
-  Ages of the first release read "058Y", "013M" or "004D"; `age` is whole years. Impossible ones
-  (414) stay as they are.
-  Pixel spacing is that of the original; the image given out is scaled to 1024 x 1024.
-  Boxes say "Infiltrate" where labels say "Infiltration"; both are "Infiltration" here. The label
-  "Pleural_Thickening" is "Pleural Thickening". Box columns are "Bbox [x", "y", "w", "h]".
-  Boxes that leave the image by less than a pixel, as rounding does, are cut at its edge.
-  Some PNG files are RGBA; they are read to one channel.
-  A finding that is not named counts as absent (0): the miner knows no "uncertain".
+Also handled:
+  * Column names contain commas ("OriginalImage[Width,Height]"), so the columns are
+    "OriginalImage[Width" and "Height]". The last column of the first release has no name. "Patient
+    Gender" is "Patient Sex" in some releases.
+  * Ages of the first release are "058Y", "013M" or "004D"; `age` is in whole years. Impossible ages
+    (414) are kept.
+  * Pixel spacing is that of the original image; the distributed image is scaled to 1024 x 1024.
+  * Boxes are named "Infiltrate" and labels "Infiltration"; both are "Infiltration" here. The label
+    "Pleural_Thickening" is "Pleural Thickening". Box columns are "Bbox [x", "y", "w", "h]".
+  * Boxes that leave the image by less than a pixel, due to rounding, are clipped.
+  * Some PNG files are RGBA; they are read as one channel.
+  * A finding that is not named is absent (0): the text miner has no uncertain labels.
 """
 
 import dataclasses
@@ -36,10 +37,10 @@ from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
 from mmrl.types import Box, InputError, Reject
 
-_SIDE = 1024  # pixels of every image given out, down and across
+_SIDE = 1024  # height and width of every distributed image, in pixels
 _NO_FINDING = "No Finding"
 _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infiltration"}
-_VIEWS = {"PA": "PA", "AP": "AP", "": "UNKNOWN"}
+_PROJECTIONS = {"PA": "PA", "AP": "AP", "": "UNKNOWN"}
 _LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
 _BOX = ("Bbox [x", "y", "w", "h]")
 _SIZE = ("OriginalImage[Width", "Height]")
@@ -47,21 +48,22 @@ _SPACING = ("OriginalImagePixelSpacing[x", "y]")
 
 
 class Nih14(Listing):
-    """One record per image: 14 labels, boxes of the 880 images that have them, no text.
+    """One record per image, with 14 labels, boxes for 880 images, and no text.
 
-    `group_key` is the patient's number without leading zeros, which other corpora cut from this
-    one name as "nih14:42".
+    `leakage_unit` is the number of the patient without leading zeros. Records of other corpora that
+    come from this one have it as an alias, "nih14:42".
 
     Args:
       val_fraction: share of the patients of the official train_val list that becomes val.
       others: see `mmrl.data.reading.listing.Listing`.
 
-    Rejects, beside those of Listing: bad_row, bad_label (an unknown finding, or "No Finding"
-    beside another), bad_box (no four numbers, no area, or outside the image), unknown_image (a
-    box of an image that the table lacks).
+    Attributes:
+      rejects: reasons are those of `Listing`, bad_row, bad_label (an unknown finding, or "No
+        Finding" with another), bad_box (not four numbers, no area, or outside the image), and
+        unknown_image (a box of an image that is not in the table).
 
     Raises:
-      InputError: no table, a column missing, one of the two split lists without the other, or an
+      InputError: no table, a missing column, one of the two split lists without the other, or an
         image in both.
     """
 
@@ -100,7 +102,7 @@ class Nih14(Listing):
         super().__init__(val_fraction=val_fraction, **others)
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the images in the order of the table, then the boxes that belong to none."""
+        """Yields the images in the order of the table, then rejects of boxes without image."""
         names = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
         table = self.find(*(name + suffix for name in names for suffix in ("", ".gz")))
         places, splits = self._places(), self._splits()
@@ -136,7 +138,7 @@ class Nih14(Listing):
         for image in boxes:
             if image not in seen:
                 place = f"{self.name()}:{image}#boxes"
-                yield Reject(place, "unknown_image", "boxes of an image that the table lacks")
+                yield Reject(place, "unknown_image", "boxes of an image that is not in the table")
 
     def _draft(
         self, cells: dict[str, str], path: str, split: str, boxes: dict[str, list[Box]]
@@ -156,20 +158,20 @@ class Nih14(Listing):
             "sex": cells["Patient Sex"] or cells["Patient Gender"],
             "follow_up": cells["Follow-up #"],
         }
-        view = _VIEWS.get(cells["View Position"].upper(), "OTHER")
+        projection = _PROJECTIONS.get(cells["View Position"].upper(), "OTHER")
         source = "metadata" if cells["View Position"] else ""
         return Draft(
             image,
             patient=str(int(patient)),
             split=split,
-            images=(ImageFile(path, view, source, _spacing(cells)),),
+            images=(ImageFile(path, projection, source, _spacing(cells)),),
             labels=tuple(int(name in found) for name in self.label_names),
             boxes=tuple(boxes.get(image, ())),
             attributes={name: value for name, value in attributes.items() if value},
         )
 
     def _places(self) -> dict[str, str]:
-        """Image name -> relative path, of every file in images*/ and images*/images/."""
+        """Image name -> relative path of every file in images*/ and images*/images/."""
         found: dict[str, str] = {}
         for folder in sorted(os.listdir(self.path)):
             if not folder.startswith("images"):
@@ -182,7 +184,7 @@ class Nih14(Listing):
         return found
 
     def _splits(self) -> dict[str, str]:
-        """Image name -> train or test; empty, with a warning, when there are no lists."""
+        """Image name -> train or test; {} with a warning when there are no lists."""
         present = [name for name in _LISTS if os.path.isfile(os.path.join(self.path, name))]
         if not present:
             self.warnings.append(
@@ -207,13 +209,13 @@ class Nih14(Listing):
         return splits
 
     def _boxes(self) -> Iterator[tuple[str, Box] | Reject]:
-        """Yields image name and box; the corners are in pixels of the 1024 x 1024 image."""
+        """Yields image name and box, in pixels of the 1024 x 1024 image."""
         table = "BBox_List_2017.csv"
         if not os.path.isfile(os.path.join(self.path, table)):
             self.warnings.append(f"{self.name()}: no {table}; no image has boxes")
             return
         for row in self.rows(table, ("Image Index", "Finding Label", *_BOX)):
-            if isinstance(row, Reject):  # "#": no record of its own is lost
+            if isinstance(row, Reject):  # "#" marks a part of a record
                 yield dataclasses.replace(row, id=f"{self.name()}:boxes#{row.id}")
                 continue
             number, cells = row
@@ -238,7 +240,7 @@ class Nih14(Listing):
 
 
 def _years(age: str) -> str:
-    """Whole years of "58", "058Y", "013M" or "004D"; other text as it stands."""
+    """Whole years of "58", "058Y", "013M" or "004D"; other text is not changed."""
     match = re.fullmatch(r"(\d+)([YMD]?)", age)
     if match is None:
         return age
@@ -246,7 +248,7 @@ def _years(age: str) -> str:
 
 
 def _spacing(cells: dict[str, str]) -> tuple[float, float] | None:
-    """Millimetres per pixel of the scaled image, down and across; None when not stated."""
+    """Millimetres per pixel of the scaled image, down and across; None when it is not stated."""
     try:
         width, height = (float(cells[name]) for name in _SIZE)
         across, down = (float(cells[name]) for name in _SPACING)

@@ -1,27 +1,29 @@
 """Open-i, the chest radiographs of Indiana University (IU X-Ray), in both of its distributions.
 
-Kaggle (`raddar/chest-xrays-indiana-university`): `indiana_reports.csv`, `indiana_projections.csv`,
-PNGs below `images/images_normalized/`; 3,851 reports, 7,466 images. NLM: one XML file per report
-in a folder `ecgen-radiology/`, PNGs or DICOM files; 3,955 reports, 7,470 images. Where below `path`
-the archives were unpacked does not matter. Both give the same ids ("openi:1") and texts, so that
-they can be compared.
+Kaggle (`raddar/chest-xrays-indiana-university`): `indiana_reports.csv`, `indiana_projections.csv`
+and PNGs below `images/images_normalized/`; 3,851 reports, 7,466 images. NLM: one XML file per
+report in a folder `ecgen-radiology/`, and PNG or DICOM files; 3,955 reports, 7,470 images. Archives
+may be unpacked anywhere below `path`. Both distributions give the same ids ("openi:1") and texts.
 
-Licence CC BY-NC-ND 4.0, as the XML files say; open download. Unchanged copies may be given on,
-resized ones may not. Demner-Fushman et al., JAMIA 2016, doi:10.1093/jamia/ocv080.
+Licence: CC BY-NC-ND 4.0, as stated in the XML files; open access. Unchanged images may be
+redistributed, resized ones may not. Paper: Demner-Fushman et al., JAMIA 2016,
+doi:10.1093/jamia/ocv080.
 
-One record per report, with all its views. There is no official split; a report is a patient
-(the DICOM headers give it as PatientID), so hashing it is safe. Also handled:
-  * Views are those labelled by hand in `indiana_projections.csv`, frontal ones first. The headers
-    of the DICOM files say PA of many lateral images and are not asked. XML tells no view: put the
-    projections file beside it, else views stay UNKNOWN, in the order of the file.
+There is one record per report with all its images. There is no official split. A report is a
+patient (its number is the PatientID of the DICOM headers), so records are divided by a hash of it.
+Also handled:
+  * Projections are those labelled by hand in `indiana_projections.csv`, frontal images first. The
+    headers of the DICOM files say PA of many lateral images and are not used. XML states no
+    projection: put the projections file beside it, else projections stay UNKNOWN, in the order of
+    the file.
   * XML names the images of report 1 "CXR1_1_IM-...", those of report 10 "CXR10_IM-...".
-  * 104 reports of the XML distribution have no image: kept, for their text. 25 reports that have
-    images hold no text at all: kept, for images and labels. Whatever reads text and image refuses
-    both and says why ("missing_image", "empty_report").
-  * XXXX in place of words, not only of names, and numbered impressions stay as they are.
-  * Labels are the heads of the MeSH coding, compared whole: "Granuloma" is no "Calcified
-    Granuloma". Coders listed what they found, so the rest is absent (0); a report marked
-    "No Indexing" was not coded (-2). The coding itself is in attributes["mesh"].
+  * 104 reports of the XML distribution have no image and are kept for their text. 25 reports have
+    images and no text and are kept for images and labels. Training refuses both, with the reasons
+    missing_image and empty_report.
+  * XXXX in place of words and numbered impressions are kept.
+  * Labels are the heads of the MeSH codes, compared as a whole: "Granuloma" is not "Calcified
+    Granuloma". Coders listed what they found, so all other labels are absent (0). A report with
+    the code "No Indexing" was not coded (-2). The codes are in attributes["mesh"].
 """
 
 import dataclasses
@@ -33,12 +35,12 @@ from typing import Any
 
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.data.reading.rows import view_name
+from mmrl.data.reading.rows import projection_name
 from mmrl.types import InputError, Reject
 
 _TOP = "chest-xrays-indiana-university"
 _SECTIONS = ("indication", "comparison", "findings", "impression")
-# Where images are expected when none of that name is found.
+# The folder in the path of an image that is not found.
 _EXPECTED = {"kaggle": "images/images_normalized", "nlm": "NLMCXR_{type}"}
 _COUNTS = {
     "kaggle": {"records": 3851, "images": 7466},
@@ -54,16 +56,16 @@ class Openi(Listing):
     """Records of Open-i; a Source.
 
     Args:
-      layout: kaggle or nlm; "" finds out which lies in the folder.
-      image_type: png or dcm, the kind of image files to use.
+      layout: kaggle or nlm; "" detects which one is in the folder.
+      image_type: png or dcm, the kind of image files to read.
       others: see `Listing`.
 
     Attributes:
-      rejects: beside those of `Listing`: bad_row, bad_xml, and of single images
+      rejects: reasons are those of `Listing`, bad_row, bad_xml, and for single images
         ("openi:{report}#{image}") duplicate_image and unknown_report.
 
     Raises:
-      InputError: neither distribution lies in the folder, or both do and `layout` is "".
+      InputError: neither distribution is in the folder, or both are and `layout` is "".
     """
 
     facts = Facts(
@@ -71,7 +73,7 @@ class Openi(Listing):
         url="https://openi.nlm.nih.gov/faq#collection",
         license="CC-BY-NC-ND-4.0",
     )
-    # The codes of at least 15 reports that name a finding or device and no place in the body.
+    # Codes of at least 15 reports that are a finding or a device, and not a part of the body.
     label_names = (
         "normal", "Airspace Disease", "Arthritis", "Atherosclerosis", "Bone Diseases, Metabolic",
         "Calcified Granuloma", "Calcinosis", "Cardiomegaly", "Catheters, Indwelling", "Cicatrix",
@@ -129,7 +131,9 @@ class Openi(Listing):
                 yield row
                 continue
             _, cell = row
-            image = ImageFile(self._path_of(cell["filename"], files), *_view(cell["projection"]))
+            image = ImageFile(
+                self._path_of(cell["filename"], files), *_projection(cell["projection"])
+            )
             mine = images.setdefault(cell["uid"], [])
             if image.path in {other.path for other in mine}:
                 yield Reject(f"openi:{cell['uid']}#{cell['filename']}", "duplicate_image", _TWICE)
@@ -155,13 +159,13 @@ class Openi(Listing):
     def _nlm(
         self, folder: str, names: list[str], files: dict[str, str]
     ) -> Iterator[Draft | Reject]:
-        views: dict[str, str] = {}
+        projections: dict[str, str] = {}
         beside = self._existing(["indiana_projections.csv"])
         for row in self.rows(beside[0], ("filename", "projection")) if beside else ():
             if isinstance(row, Reject):
                 yield row
             else:
-                views[_plain_stem(row[1]["filename"])] = row[1]["projection"]
+                projections[_plain_stem(row[1]["filename"])] = row[1]["projection"]
         for name in names:
             try:
                 tree = _parse(os.path.join(self.path, folder, name))
@@ -180,7 +184,7 @@ class Openi(Listing):
                 if stem in images:
                     yield Reject(f"openi:{uid}#{stem}", "duplicate_image", _TWICE)
                 path = self._path_of(f"{stem}.png", files)
-                images[stem] = ImageFile(path, *_view(views.get(_plain_stem(stem), "")))
+                images[stem] = ImageFile(path, *_projection(projections.get(_plain_stem(stem), "")))
                 sections["examination"] = (
                     sections["examination"] or (parent.findtext("caption") or "").strip()
                 )
@@ -207,7 +211,7 @@ class Openi(Listing):
             uid,
             patient=uid,
             study=f"CXR{uid}",
-            images=tuple(sorted(images, key=lambda image: _FRONT_TO_BACK.get(image.view, 1))),
+            images=tuple(sorted(images, key=lambda image: _FRONT_TO_BACK.get(image.projection, 1))),
             sections={name: text for name, text in sections.items() if text},
             labels=tuple(int(name in heads) if coded else -2 for name in self.label_names),
             attributes={name: text for name, text in attributes.items() if text},
@@ -217,7 +221,7 @@ class Openi(Listing):
         return [name for name in candidates if os.path.isfile(os.path.join(self.path, name))]
 
     def _xml_files(self) -> tuple[str, list[str]]:
-        """The first folder of XML files and their names, by number; "" and [] without any."""
+        """The first folder with XML files and their names, by number; "" and [] without any."""
         for folder, inner, files in os.walk(self.path):
             inner.sort()
             names = [name for name in files if re.fullmatch(r"\d+\.xml", name)]
@@ -227,7 +231,7 @@ class Openi(Listing):
         return "", []
 
     def _image_files(self) -> dict[str, str]:
-        """Name of every image file below the folder -> path; of several, the first by path."""
+        """Name -> path of every image file below the folder; of equal names, the first path."""
         found: dict[str, str] = {}
         for folder, inner, names in os.walk(self.path):
             inner.sort()
@@ -238,7 +242,7 @@ class Openi(Listing):
         return found
 
     def _path_of(self, name: str, files: dict[str, str]) -> str:
-        """The image that a table or XML file names, found by its bare name or where expected."""
+        """The path of the image that a table or an XML file names."""
         stem = _plain_stem(name)
         if stem in files:
             return files[stem]
@@ -249,28 +253,28 @@ class Openi(Listing):
 
 
 def _plain_stem(name: str) -> str:
-    """What both distributions and all file types call an image: "1_IM-0001-3001".
+    """The name of an image without prefix and suffixes, such as "1_IM-0001-3001".
 
-    Given "1_IM-0001-3001.dcm.png" (Kaggle), "CXR1_1_IM-0001-3001.png" (NLM) or the bare names.
+    It is the same for "1_IM-0001-3001.dcm.png" (Kaggle) and "CXR1_1_IM-0001-3001.png" (NLM).
     """
     stem = re.sub(r"(\.dcm)?(\.png)?$", "", name, flags=re.IGNORECASE)
     return re.sub(r"^CXR(?:1_(?=1_))?", "", stem)
 
 
-def _view(projection: str) -> tuple[str, str]:
-    view = view_name(projection)
-    return view, "" if view == "UNKNOWN" else "label"
+def _projection(text: str) -> tuple[str, str]:
+    projection = projection_name(text)
+    return projection, "" if projection == "UNKNOWN" else "label"
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuses declarations, through which a small file could grow without end."""
+    """Refuses document type declarations, with which a small file can expand without limit."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("a document type declaration; the corpus has none")
+        raise ValueError("a document type declaration; expected none")
 
 
 def _parse(path: str) -> ET.Element:
-    if not os.path.isfile(path):  # a pipe would be waited on for ever
+    if not os.path.isfile(path):  # reading a pipe may not end
         raise ValueError("not a file")
     if (size := os.path.getsize(path)) > _MAX_XML:
         raise ValueError(f"{size} bytes; expected at most {_MAX_XML}")

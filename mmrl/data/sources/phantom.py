@@ -1,4 +1,4 @@
-"""The phantom corpus as a source: any length, split by patient, drawn on demand."""
+"""The phantom corpus as a source of any length, split by patient and drawn on demand."""
 
 import functools
 
@@ -20,8 +20,8 @@ class Phantom:
 
     Args:
       split: train, val or test.
-      length: studies of all splits together.
-      seed: names the corpus; two seeds share nothing.
+      length: number of studies in all splits together.
+      seed: another seed gives an independent corpus.
       render_size: side of the images in pixels.
       fractions: of patients in train, val and test.
 
@@ -74,11 +74,13 @@ class Phantom:
             source="phantom",
             patient_id=study.patient_id,
             study_id=f"{self._seed}-{index}",
-            group_key=study.patient_id,
+            leakage_unit=study.patient_id,
             split=self._split,
             images=(
                 ImageRef(
-                    str(index), functools.partial(phantom.load_image, *key), study.technique.view
+                    str(index),
+                    functools.partial(phantom.load_image, *key),
+                    study.technique.projection,
                 ),
             ),
             sections={

@@ -1,20 +1,18 @@
 """PMC-OA: sub-figures of open-access articles, each with its part of the caption.
 
-Source: Lin et al., "PMC-CLIP: Contrastive Language-Image Pre-training using Biomedical Documents",
-MICCAI 2023; https://huggingface.co/datasets/axiong/pmc_oa. Names of files and fields are of the
-published release; the folder that images.zip unpacks to is searched for in the places it is known
-from.
+Paper: Lin et al., "PMC-CLIP: Contrastive Language-Image Pre-training using Biomedical Documents",
+MICCAI 2023. Published at https://huggingface.co/datasets/axiong/pmc_oa.
 
 - Layout: `pmc_oa.jsonl` {image, caption, alignment_type, alignment_score} or `pmc_oa_beta.jsonl`
-  {image, caption}; images.zip unpacks to `caption_T060_filtered_top4_sep_v0_subfigures/`. With
-  both tables the first is read, for the second holds the same figures in an earlier state.
-- Licence: of each article, which the tables do not tell; `licenses` joins a list of articles, such
-  as PubMed Central's oa_file_list.csv or oa_comm.filelist.csv. Open access.
-- Official split: none; articles are divided whole by hash.
-- Group: the article, "PMC123456", from the beginning of the image's name, in the namespace of all
-  corpora cut from PubMed Central. Where a name does not tell it, the image stands alone, and a
-  warning counts them.
-- Empty captions occur and are refused as empty_report.
+  {image, caption}. images.zip unpacks to `caption_T060_filtered_top4_sep_v0_subfigures/`. Of both
+  tables the first is read, since the second is an earlier version of it.
+- Licence: that of the article, which the tables do not state. `licenses` reads it from a list of
+  articles, such as oa_file_list.csv or oa_comm.filelist.csv of PubMed Central. Open access.
+- Official split: none; articles are divided by hash.
+- Leakage unit: the article, "PMC123456", with which the name of an image begins. Its namespace is
+  that of all corpora from PubMed Central. An image whose name has no article is a unit of its own,
+  and a warning counts such images.
+- Images with an empty caption are refused as empty_report.
 """
 
 import os
@@ -33,7 +31,7 @@ TABLES = ("pmc_oa.jsonl", "pmc_oa.jsonl.gz", "pmc_oa_beta.jsonl", "pmc_oa_beta.j
 _SUBFIGURES = "caption_T060_filtered_top4_sep_v0_subfigures"
 _IMAGE_FOLDERS = (_SUBFIGURES, f"images/{_SUBFIGURES}", "images")
 _ARTICLE = re.compile(r"PMC[0-9]+")
-# How lists of articles call the article and its licence.
+# Names of the columns of article and licence in lists of articles.
 _ARTICLE_COLUMNS = ("accession id", "accessionid", "pmc_id", "pmcid")
 _LICENSE_COLUMNS = ("license", "licence", "cc")
 _ALIGNMENT = ("alignment_type", "alignment_score")
@@ -46,14 +44,14 @@ class PmcOa(Listing):
     alignment_score where the table has them. The id is the image's name.
 
     Args:
-      table: which of the tables to read, when not the first of them that is there.
-      licenses: a table (.csv, .tsv or .jsonl, also .gz) with one article per row, relative to the
-        corpus or absolute; a column "Accession ID", "AccessionID", "PMCID" or "PMC_ID" and a
-        column "License", "licence" or "CC", in any case.
+      table: the table to read; by default the first one that exists.
+      licenses: a table (.csv, .tsv or .jsonl, also .gz) with one article per row. The path is
+        absolute or relative to the corpus. It has a column "Accession ID", "AccessionID", "PMCID"
+        or "PMC_ID" and a column "License", "licence" or "CC", in any case.
       others: see `Listing`.
 
     Raises:
-      InputError: as `Listing`; the list of licences is not there or lacks a column.
+      InputError: as `Listing`; the list of licences does not exist or lacks a column.
     """
 
     facts = Facts(
@@ -97,7 +95,7 @@ class PmcOa(Listing):
             ungrouped += not article
             yield Draft(
                 image,
-                group=article,
+                leakage_unit=article,
                 images=(ImageFile(image),),
                 sections={"caption": caption},
                 attributes={name: cells[name] for name in _ALIGNMENT if cells[name]},
@@ -105,15 +103,15 @@ class PmcOa(Listing):
             )
         if ungrouped:
             self.warnings.append(
-                f"pmc_oa: the names of {ungrouped:,} images do not begin with their article's"
-                " (PMC...): figures of one article may fall into different splits"
+                f"pmc_oa: the names of {ungrouped:,} images do not begin with their article"
+                " (PMC...), so figures of one article may fall into different splits"
             )
 
     def _article_licenses(self, table: str) -> dict[str, str]:
-        """Returns article -> licence, of the articles that the table names."""
+        """Article -> licence, of the articles in the table."""
         if self._licenses is None:
             return {}
-        # The list has millions of articles, of which this corpus uses a part.
+        # The list has millions of articles; only those of the corpus are kept.
         items = self.rows(table, ("image",))
         used = {article_of(item[1]["image"]) for item in items if not isinstance(item, Reject)}
         columns = self._columns(self._licenses, _ARTICLE_COLUMNS, _LICENSE_COLUMNS)
@@ -134,7 +132,7 @@ class PmcOa(Listing):
         return found
 
     def _columns(self, table: str, *choices: tuple[str, ...]) -> list[str]:
-        """Returns for each choice the first of its columns that the table has."""
+        """For each choice, the first of its columns that the table has."""
         where = os.path.join(self.path, table)
         present = {name.strip().casefold() for name in tabular.columns(where)}
         found = []
@@ -146,6 +144,6 @@ class PmcOa(Listing):
 
 
 def article_of(image: str) -> str:
-    """The article that an image's name begins with, or ""."""
+    """The article with which the name of an image begins, or ""."""
     found = _ARTICLE.match(os.path.basename(image))
     return found[0] if found else ""

@@ -1,8 +1,8 @@
-"""A corpus that `python -m mmrl.prepare` wrote: the fast path of training.
+"""A corpus that `python -m mmrl.prepare` wrote, which training reads fastest.
 
-Text comes from the index, read once; pixels from ArrayRecord shards, one record at a time, from
-any thread or process. `Prepared(split="train", path="corpora/openi")` yields the records that the
-source yielded, with their images as stored.
+The index with all text is read once. Pixels are read from ArrayRecord shards, one record at a time,
+by any thread or process. `Prepared(split="train", path="corpora/openi")` yields the records that
+the source yielded, with the stored images.
 """
 
 import functools
@@ -29,7 +29,7 @@ _ROWS = 1024  # of the index, turned into Python's objects at a time
 
 
 class _Images:
-    """(index, number) -> u8 or u16[H, W]; small when pickled, for it goes to every worker."""
+    """(index, number) -> u8 or u16[H, W]. It is sent to every worker, so it is small."""
 
     def __init__(self, path: str, shard: np.ndarray, names: tuple[str, ...], position: np.ndarray):
         self._paths = tuple(os.path.join(path, name) for name in names)
@@ -49,17 +49,18 @@ class Prepared:
     Args:
       split: train, val or test.
       path: the folder that `mmrl.prepare` wrote.
-      verify: "size" compares the size of every shard with the manifest, "sha256" reads and
-        digests them all.
+      verify: "size" compares the size of every shard with the manifest; "sha256" also compares
+        their digests, which reads all of them.
 
     Attributes:
-      rejects: empty; what was refused is in rejects.jsonl of the folder, and `note` counts it.
-      manifest: of the corpus.
-      image: (index, number = 0) -> image `number` of record `index` without building the record,
-        u8 or u16[H, W].
+      rejects: empty; what was refused is in rejects.jsonl of the folder.
+      warnings: how many items were refused.
+      manifest: that of the corpus.
+      image: (index, number = 0) -> image `number` of record `index`, u8 or u16[H, W], without
+        building the record.
 
     Raises:
-      InputError: no complete corpus there, or files that differ from its manifest.
+      InputError: no complete corpus in the folder, or files that differ from the manifest.
     """
 
     def __init__(self, *, split: str, path: str, verify: str = "size") -> None:
@@ -87,14 +88,16 @@ class Prepared:
         self.rejects: list[Reject] = []
         self.total = len(self._rows)
         refused = sum(self.manifest["rejects"].values())
-        self.note = f"{refused:,} items were refused when it was prepared" if refused else ""
+        self.warnings: list[str] = []
+        if refused:
+            self.warnings.append(f"{refused:,} items were refused when the corpus was prepared")
 
     def __len__(self) -> int:
         return self.total
 
     @property
     def index(self) -> pa.Table:
-        """The rows of the split as in index.parquet."""
+        """The rows of index.parquet of this split."""
         return self._rows
 
     def __getitem__(self, index: int) -> Record:
@@ -106,7 +109,7 @@ class Prepared:
         return self._record(position, row)
 
     def __iter__(self) -> Iterator[Record]:
-        """All records in order; several times as fast as asking for one after the other."""
+        """Yields all records in order, several times as fast as by index."""
         for start in range(0, len(self), _ROWS):
             rows = self._rows.slice(start, _ROWS).to_pylist()
             yield from map(self._record, itertools.count(start), rows)
@@ -122,8 +125,8 @@ class Prepared:
                 ImageRef(
                     key,
                     functools.partial(shards.load_image, *place, number),
-                    row["views"][number],
-                    row["view_sources"][number],
+                    row["projections"][number],
+                    row["projection_sources"][number],
                     tuple(row["spacings"][number]) or None,
                     row["image_sha256"][number],
                     row["image_phash"][number],

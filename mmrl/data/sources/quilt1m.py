@@ -1,25 +1,24 @@
 """Quilt-1M: histopathology images from videos and other places, with captions.
 
-Source: Ikezogwo et al., "Quilt-1M: One Million Image-Text Pairs for Histopathology", NeurIPS 2023;
-https://github.com/wisdomikezogwo/quilt1m. The images and this table are handed out on request.
+Paper: Ikezogwo et al., "Quilt-1M: One Million Image-Text Pairs for Histopathology", NeurIPS 2023.
+https://github.com/wisdomikezogwo/quilt1m distributes images and table on request.
 
 - Layout: `quilt_1M_lookup.csv` with caption, image_path, subset, split, pathology, roi_text,
-  noisy_text, corrected_text, med_umls_ids, magnification, height, width, in some releases also
-  single_wsi and not_histology; images below `images/`, `quilt_1m/` or beside the table.
-- Licence: for research on request; no redistribution. Access: an agreement is clicked.
-- Official split: the column `split`, train or val, where filled.
-- Group: the video, from image names `{video}_image_{uuid}.jpg`; of images from open-access
-  articles the article, also an alias "pmc:PMC123456". Of other images (from social media and web
-  pages) the image itself stands in, and a warning counts them.
+  noisy_text, corrected_text, med_umls_ids, magnification, height and width, in some releases also
+  single_wsi and not_histology. Images are below `images/`, `quilt_1m/` or the folder of the table.
+- Licence: for research on request; redistribution is not permitted. An agreement must be clicked.
+- Official split: the column `split`, train or val, where it is not blank.
+- Leakage unit: the video, from image names `{video}_image_{uuid}.jpg`. For images from open-access
+  articles it is the article, which is also an alias, "pmc:PMC123456". Other images (from social
+  media and web pages) are units of their own, and a warning counts them.
 - An image may have several captions. Each row is a record, `{image}/{k}` with k from 0 in the order
-  of the table, and rows of one image share `study_id`: the published pairs stay countable, nothing
-  is merged, and equal studies are not taken as each other's negatives.
-- List columns are Python literals; they are parsed as such, never evaluated, and joined by "; ".
-  A cell that opens a list and does not parse refuses the row.
-- Rows with not_histology set (slides, faces) are refused as not_histology unless kept.
-- Images may be missing (missing_image), or RGBA under a name that says JPEG: opacity is composed
-  over black.
-- The transcripts of the videos (noisy_text, corrected_text) span many images and are not read.
+  of the table. Rows of one image share `study_id`, so they are not negatives of each other.
+- Cells of lists are Python literals. They are parsed, not evaluated, and joined by "; ". A row with
+  a malformed list is refused.
+- Rows with not_histology set (slides, faces) are refused as not_histology, unless an option keeps
+  them.
+- Images may be missing (missing_image), or RGBA with a name that ends in .jpg.
+- The transcripts of the videos (noisy_text, corrected_text) refer to many images and are not read.
 """
 
 import ast
@@ -81,7 +80,7 @@ class Quilt1m(Listing):
         return self._images
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields one record for each caption, in the order of the table."""
+        """Yields one record per caption, in the order of the table."""
         table = self.find(*_TABLES)
         folders = (os.path.join(self.path, folder) for folder in _IMAGE_FOLDERS)
         self._images = next(filter(os.path.isdir, folders), self.path)
@@ -113,7 +112,7 @@ class Quilt1m(Listing):
                 alone.add(image)
             yield Draft(
                 native,
-                group=group or image,
+                leakage_unit=group or image,
                 study=image,
                 split=_SPLITS[cells["split"].casefold()],
                 images=(ImageFile(image),),
@@ -123,12 +122,12 @@ class Quilt1m(Listing):
             )
         if alone:
             self.warnings.append(
-                f"quilt1m: {len(alone):,} images are of no known video or article; each stands for"
-                " itself, so those of one origin may fall into different splits"
+                f"quilt1m: {len(alone):,} images are of no known video or article; each is a"
+                " leakage unit, so those of one origin may fall into different splits"
             )
 
     def _fault_of(self, cells: Mapping[str, str]) -> tuple[str, str] | None:
-        """Returns reason and detail of what is wrong with a row, or None."""
+        """The reason and detail for which a row is refused, or None."""
         if cells["split"].casefold() not in _SPLITS:
             return "bad_row", f"split {cells['split']!r}; expected train, val, test or blank"
         flag = _FLAGS.get(cells["not_histology"].casefold())
@@ -142,7 +141,7 @@ class Quilt1m(Listing):
 
 
 def unit_of(image: str) -> tuple[str, str]:
-    """Video or article that an image is from, and the article; "" where its name does not tell."""
+    """The video or article of an image, and its article; "" where the name does not state it."""
     name = os.path.basename(image)
     if found := _VIDEO.fullmatch(name):
         return found["video"], ""
@@ -153,10 +152,10 @@ def unit_of(image: str) -> tuple[str, str]:
 def literal_text(cell: str) -> str:
     """The entries of a Python list of texts, numbers or such lists, joined by "; ".
 
-    A cell that opens no list is taken as it stands.
+    A cell that does not begin with "[" is returned unchanged.
 
     Raises:
-      CellError: it opens a list and is none, or is too long or deep for one of this corpus.
+      CellError: a malformed list, or one that is too long or too deep.
     """
     if not cell.startswith("["):
         return cell
@@ -164,7 +163,7 @@ def literal_text(cell: str) -> str:
         raise CellError(f"a list of {len(cell)} characters; expected at most {_LONGEST_LITERAL}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in a text is no concern of the user's
+            warnings.simplefilter("ignore")  # invalid escapes in a text, such as "\d"
             value = ast.literal_eval(cell)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise CellError(f"{cell[:40]!r} is no list of texts ({type(error).__name__})") from error

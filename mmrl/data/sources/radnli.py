@@ -1,24 +1,24 @@
-"""RadNLI: sentence pairs of MIMIC-CXR reports, with their label of inference.
+"""RadNLI: sentence pairs from reports of MIMIC-CXR with inference labels.
 
-`path` holds `radnli_dev_v1.jsonl` and `radnli_test_v1.jsonl`, 480 pairs each; there is no training
-set. PhysioNet Credentialed Health Data License 1.5.0: credentialed, nothing may be given on. Miura
-et al., NAACL 2021, arXiv:2010.10042.
+`path` holds `radnli_dev_v1.jsonl` and `radnli_test_v1.jsonl` with 480 pairs each; there is no
+training set. Licence: PhysioNet Credentialed Health Data License 1.5.0; access is credentialed and
+redistribution is not permitted. Paper: Miura et al., NAACL 2021, arXiv:2010.10042.
 
-  * dev is split val: whoever trains on it has no validation left.
-  * Each pair comes a second time with its sentences swapped: both share `group_key`.
-  * Sentences are of MIMIC-CXR (`facts.within`), of which patients is not told; `group_known` speaks
-    of the pair.
+  * dev is split val.
+  * Each pair occurs a second time with the sentences swapped; both have the same leakage unit.
+  * The sentences come from MIMIC-CXR (`facts.within`); the patients are not known.
+    `leakage_unit_known` refers to the pair.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 from mmrl.data.reading.drafts import Facts
-from mmrl.data.reading.sentence_pairs import Pairs
+from mmrl.data.reading.sentence_pairs import SentencePairs
 
 
-class Radnli(Pairs):
-    """Records of RadNLI; a Source. See `Listing` for options and `Pairs` for records."""
+class Radnli(SentencePairs):
+    """Records of RadNLI; a Source. See `Listing` for options and `SentencePairs` for records."""
 
     facts = Facts(
         title="RadNLI: a natural language inference dataset for the radiology domain",

@@ -1,22 +1,22 @@
 """ROCO v1: figures of open-access articles with their captions, radiology and other.
 
-Source: Pelka et al., "Radiology Objects in COntext (ROCO): A Multimodal Image Dataset", LABELS
-2018; https://github.com/razorx89/roco-dataset.
+Paper: Pelka et al., "Radiology Objects in COntext (ROCO): A Multimodal Image Dataset", LABELS 2018.
+Published at https://github.com/razorx89/roco-dataset.
 
 - Layout: `data/{train,validation,test}/{radiology,non-radiology}/` with captions.txt, keywords.txt,
   cuis.txt, semtypes.txt, dlinks.txt (tab-separated, no header, id first) and licences.txt (CSV:
-  ROCO_ID,PMC_ID,CC), images below `images/{id}.jpg`. `data/` may be absent. A folder that holds
-  captions.txt itself is read as one part of unknown split and kind.
-- Licence: one per article, from licences.txt, as it stands there; `NO-CC CODE` where the article
-  states none of Creative Commons. Open access; the images are fetched from PubMed Central.
+  ROCO_ID,PMC_ID,CC), and images `images/{id}.jpg`. `data/` may be absent. A folder that holds
+  captions.txt itself is read as one part of unknown split and subset.
+- Licence: that of the article, unchanged from licences.txt; `NO-CC CODE` where it is not of
+  Creative Commons. Open access; images are downloaded from PubMed Central.
 - Official split: by image. Thousands of articles of the test part also have figures in train, and
-  with them the same patients; hence `official_split` is off unless asked for, and articles are
-  divided whole by hash. Where asked for, the number of divided articles is a warning.
-- Group: the article, "PMC123456", in the namespace of all corpora cut from PubMed Central. From
-  licences.txt, else from the address in dlinks.txt; else unknown.
-- Captions begin with a blank, which is taken off; one word is a caption, none is refused.
-- Keywords, concepts (CUI) and semantic types may be empty and have doubled tabs.
-- Lines end at line feeds only: captions hold other line breaks of Unicode.
+  thereby the same patients. So `official_split` is off by default, and articles are divided by
+  hash. If it is on, a warning counts the articles in several splits.
+- Leakage unit: the article, "PMC123456", from licences.txt or else from the address in dlinks.txt.
+  Its namespace is that of all corpora from PubMed Central.
+- The blank at the beginning of captions is removed. Empty captions are refused.
+- Keywords, concepts (CUI) and semantic types may be empty and have double tabs.
+- Lines end at line feeds only, since captions contain other line breaks of Unicode.
 """
 
 import csv
@@ -37,20 +37,20 @@ _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _TOPS = ("data", "", "roco-dataset/data", "roco-dataset-master/data")
 _ARTICLE = re.compile(r"PMC[0-9]+")
 _LICENCE_COLUMNS = ("ROCO_ID", "PMC_ID", "CC")
-# Attribute of a record -> the file it comes from.
+# Attribute of a record -> its file.
 _EXTRAS = {"keywords": "keywords.txt", "cuis": "cuis.txt", "semantic_types": "semtypes.txt"}
 
 
 class Roco(Listing):
     """ROCO v1, see the module; a Source.
 
-    Records have one image and the section "caption"; attributes: subset (radiology or
-    non-radiology, where the layout tells), figure (file name in the article), keywords, cuis,
-    semantic_types (each joined by "; ").
+    Records have one image and the section "caption". Attributes are subset (radiology or
+    non-radiology, where the layout states it), figure (file name in the article), keywords, cuis
+    and semantic_types (each joined by "; ").
 
     Args:
-      subset: radiology, non-radiology or all; only "radiology" where the layout does not tell.
-      official_split: follow the owner's division, which divides articles; off by default.
+      subset: radiology, non-radiology or all; must be radiology where the layout does not state it.
+      official_split: use the split that the owner states, which divides articles.
       others: see `Listing`.
 
     Raises:
@@ -81,7 +81,7 @@ class Roco(Listing):
 
     @property
     def expected(self) -> dict[str, int]:
-        """Counts of the complete corpus; those known are of the radiology figures."""
+        """Counts of the complete corpus, which are known for the radiology figures."""
         return dict(self.facts.expected) if self._subset == "radiology" else {}
 
     def scan(self) -> Iterator[Draft | Reject]:
@@ -90,12 +90,12 @@ class Roco(Listing):
             yield from self._part(folder, split, subset)
 
     def _parts(self) -> list[tuple[str, str, str]]:
-        """Returns folder, split and subset of every part that is there."""
+        """Folder, split and subset of every part that exists."""
         if self._is_file("captions.txt"):
             if self._subset != "radiology":
                 raise InputError(
                     f"roco: subset {self._subset!r}, but '{self.path}' holds captions.txt itself,"
-                    " which does not tell the subset; expected data/{train,validation,test}/"
+                    " so its subset is unknown; expected data/{train,validation,test}/"
                 )
             return [("", "", "")]
         subsets = SUBSETS[:2] if self._subset == "all" else (self._subset,)
@@ -142,25 +142,25 @@ class Roco(Listing):
             figure, license = figures.get(native, ("", ""))
             article = _ARTICLE.match(figure) or _ARTICLE.search(" ".join(links.get(native, ())))
             ungrouped += not article
-            told = {name: "; ".join(values.get(native, ())) for name, values in extras.items()}
-            told |= {"subset": subset, "figure": figure}
+            attributes = {name: "; ".join(found.get(native, ())) for name, found in extras.items()}
+            attributes |= {"subset": subset, "figure": figure}
             yield Draft(
                 native,
-                group=article[0] if article else "",
+                leakage_unit=article[0] if article else "",
                 split=split,
                 images=(ImageFile(os.path.join(folder, "images", f"{native}.jpg")),),
                 sections={"caption": caption},
-                attributes={name: value for name, value in sorted(told.items()) if value},
+                attributes={name: value for name, value in sorted(attributes.items()) if value},
                 license=license,
             )
         if ungrouped:
             self.warnings.append(
                 f"roco: {ungrouped:,} figures of '{folder or self.path}' have no article in"
-                " licences.txt or dlinks.txt: they may share one across splits"
+                " licences.txt or dlinks.txt, so those of one article may be in different splits"
             )
 
     def _licences(self, folder: str) -> dict[str, tuple[str, str]]:
-        """Returns id -> file name of the figure and licence, from licences.txt if there is one."""
+        """Id -> file name of the figure and licence, from licences.txt if it exists."""
         relative = os.path.join(folder, "licences.txt")
         if not self._is_file(relative):
             return {}
@@ -195,7 +195,7 @@ class Roco(Listing):
         return figures
 
     def _lists(self, folder: str, file: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yields id and values of each line of a tab-separated file, if there is one."""
+        """Yields id and values of each line of a tab-separated file, if it exists."""
         relative = os.path.join(folder, file)
         if not self._is_file(relative):
             return

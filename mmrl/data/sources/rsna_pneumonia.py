@@ -1,25 +1,25 @@
 """RSNA Pneumonia Detection Challenge 2018: 26,684 frontal radiographs, boxes of pneumonia, no text.
 
-Layout, as https://www.kaggle.com/c/rsna-pneumonia-detection-challenge has it:
+Layout, as in https://www.kaggle.com/c/rsna-pneumonia-detection-challenge:
 
     stage_2_train_images/{patientId}.dcm
-    stage_2_train_labels.csv           patientId,x,y,width,height,Target: a row for each box
-    stage_2_detailed_class_info.csv    patientId,class: again a row for each box
+    stage_2_train_labels.csv           patientId,x,y,width,height,Target; one row per box
+    stage_2_detailed_class_info.csv    patientId,class; one row per box
 
 The 3,000 images of stage_2_test_images have no labels and are not read.
 
-Licence: the rules of the Kaggle competition, which are clicked. Official split: none.
+Licence: the rules of the Kaggle competition, which must be clicked. Official split: none.
 Paper: Shih et al., Radiology: Artificial Intelligence 2019, doi:10.1148/ryai.2019180041.
 
-Pitfalls handled:
-  `patientId` names an image, not a patient. All images come from NIH ChestX-ray14, where 26,684 of
-  them belong to some 11,400 patients, so a division by `patientId` puts patients on both sides.
-  pneumonia-challenge-dataset-mappings_2018.json, which RSNA offers beside the challenge
-  (https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018), names the
-  NIH image of each; see `nih_mapping`. Without it `group_known` is False, and a warning says so.
-  Rows repeat an image once for each box; an image is one record.
-  View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them. Ages there reach
-  155; those above 120 are left out.
+Also handled:
+  * `patientId` identifies an image, not a patient. All images come from NIH ChestX-ray14, where the
+    26,684 images belong to about 11,400 patients, so a split by `patientId` divides patients. RSNA
+    publishes the NIH image of each in pneumonia-challenge-dataset-mappings_2018.json
+    (https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018), see
+    `nih_mapping`. Without it, `leakage_unit_known` is False, and a warning says so.
+  * An image has one row per box and is one record.
+  * Projection, sex and age are in the DICOM headers only; `dicom_headers` reads them. Ages up to
+    155 occur; those above 120 are left out.
 """
 
 import json
@@ -35,7 +35,7 @@ from mmrl.types import Box, InputError, Reject
 
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 
-_SIDE = 1024  # pixels of every image, down and across
+_SIDE = 1024  # height and width of every image, in pixels
 _BOX = ("x", "y", "width", "height")
 _OPACITY = "Lung Opacity"
 _CLASSES = ("Normal", "No Lung Opacity / Not Normal", _OPACITY)
@@ -44,25 +44,27 @@ _PATIENT_COLUMNS = ("patient id", "nih patient", "nih_patient", "nih_patient_id"
 
 
 class RsnaPneumonia(Listing):
-    """One record per image: labels "Pneumonia" (Target) and "Normal", boxes named "Pneumonia".
+    """One record per image, with labels "Pneumonia" (Target) and "Normal", and boxes "Pneumonia".
 
-    `attributes["class"]` is the detailed class as it stands: Normal, "No Lung Opacity / Not
-    Normal" (so both labels are 0), or Lung Opacity.
+    `attributes["class"]` is the detailed class: Normal, "No Lung Opacity / Not Normal" (both labels
+    are 0), or Lung Opacity.
 
     Args:
-      nih_mapping: what tells the NIH image of each `patientId`: the JSON named above, a list of
-        {"subset_img_id": patientId, "img_id": "00000042_000.png"}, or a CSV with columns patientId
-        and either an NIH image ("img_id" or "Image Index") or an NIH patient ("Patient ID" or
-        "nih_patient"). By default the JSON in the folder of the corpus, if it is there. A record
-        found in it has the NIH patient for its patient and the alias "nih14:{patient}".
+      nih_mapping: file with the NIH image of each `patientId`. It is the JSON file that RSNA
+        publishes, a list of {"subset_img_id": patientId, "img_id": "00000042_000.png"}, or a CSV
+        file with a column patientId and a column of NIH images ("img_id" or "Image Index") or NIH
+        patients ("Patient ID" or "nih_patient"). By default it is the JSON file in the folder of
+        the corpus, if it exists. A record in it has the NIH patient and the alias
+        "nih14:{patient}".
       others: see `mmrl.data.reading.listing.Listing`.
 
-    Rejects, beside those of Listing: bad_row, bad_label (Target or class is no such value),
-    label_conflict (rows of an image contradict each other), bad_box (no four numbers, no area, or
-    outside the image; the record stays).
+    Attributes:
+      rejects: reasons are those of `Listing`, bad_row, bad_label (an unknown Target or class),
+        label_conflict (the rows of an image contradict each other), and bad_box (not four numbers,
+        no area, or outside the image; the record is kept).
 
     Raises:
-      InputError: no table of labels, a column missing, or a mapping that cannot be used.
+      InputError: no table of labels, a missing column, or a mapping that cannot be used.
     """
 
     facts = Facts(
@@ -81,7 +83,7 @@ class RsnaPneumonia(Listing):
         super().__init__(**others)
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the images in the order in which the table first names them."""
+        """Yields the images in the order of their first rows."""
         labels = "stage_2_train_labels.csv"
         table = self.find(labels, f"{labels}.gz")
         patients = self._patients()
@@ -113,7 +115,7 @@ class RsnaPneumonia(Listing):
             unclassed += not kind
             unmapped += image not in patients
             yield self._draft(image, rows[0][1]["Target"], kind, boxes, patients.get(image, ""))
-        self._tell(bool(patients), unmapped, unclassed)
+        self._warn(bool(patients), unmapped, unclassed)
 
     def _draft(self, image: str, target: str, kind: str, boxes: list[Box], patient: str) -> Draft:
         return Draft(
@@ -126,7 +128,7 @@ class RsnaPneumonia(Listing):
             attributes={"class": kind} if kind else {},
         )
 
-    def _tell(self, mapped: bool, unmapped: int, unclassed: int) -> None:
+    def _warn(self, mapped: bool, unmapped: int, unclassed: int) -> None:
         if not mapped:
             self.warnings.append(
                 f"{self.name()}: patientId names an image and there is no nih_mapping, so images of"
@@ -135,7 +137,7 @@ class RsnaPneumonia(Listing):
         elif unmapped:
             self.warnings.append(
                 f"{self.name()}: {unmapped:,} images are not in nih_mapping; each counts as a"
-                " patient of its own"
+                " patient"
             )
         if unclassed:
             self.warnings.append(
@@ -144,13 +146,13 @@ class RsnaPneumonia(Listing):
             )
 
     def _classes(self) -> dict[str, set[str]]:
-        """Image -> its detailed classes, of which there should be one."""
+        """Image -> its detailed classes, which should be a single one."""
         name = "stage_2_detailed_class_info.csv"
         found: dict[str, set[str]] = {}
         for table in (name, f"{name}.gz"):
             if os.path.isfile(os.path.join(self.path, table)):
                 for row in self.rows(table, ("patientId", "class")):
-                    if isinstance(row, Reject):  # "#": no record of its own is lost
+                    if isinstance(row, Reject):  # "#" marks a part of a record
                         self.rejects.append(
                             Reject(f"{self.name()}:class#{row.id}", row.reason, row.detail)
                         )
@@ -160,7 +162,7 @@ class RsnaPneumonia(Listing):
         return found
 
     def _patients(self) -> dict[str, str]:
-        """Image -> NIH patient; empty when there is no mapping."""
+        """Image -> NIH patient; {} when there is no mapping."""
         path = self._mapping or os.path.join(self.path, MAPPING)
         if not os.path.isfile(path):
             if self._mapping:
@@ -184,7 +186,7 @@ class RsnaPneumonia(Listing):
 def _contradiction(
     rows: list[tuple[int, dict[str, str]]], classes: set[str]
 ) -> tuple[str, str] | None:
-    """Reason and detail when the rows of an image give no label, or several."""
+    """The reason and detail for which the rows of an image give no label, or None."""
     targets = {cells["Target"] for _, cells in rows}
     if not targets <= {"0", "1"} or not classes <= set(_CLASSES):
         given = f"Target {sorted(targets)}, class {sorted(classes)}"
@@ -199,7 +201,7 @@ def _contradiction(
 
 
 def _box(cells: dict[str, str]) -> Box | str:
-    """The box of a row; what is wrong with it; or "" for a row without one that needs none."""
+    """The box of a row, its problem, or "" for a row of Target 0, which has no box."""
     if cells["Target"] == "0":
         return ""
     try:
@@ -212,13 +214,13 @@ def _box(cells: dict[str, str]) -> Box | str:
 
 
 def _patient_of(image: str) -> str:
-    """The patient's number in the name of an NIH image, "00000042_000.png"; "" when it has none."""
+    """The number of the patient in the name of an NIH image, "00000042_000.png", or ""."""
     match = re.fullmatch(r"(\d+)_\d+(\.png)?", image)
     return str(int(match[1])) if match else ""
 
 
 def _json_entries(path: str) -> Iterator[tuple[str, str, str]]:
-    """Yields place, image and NIH patient of each entry."""
+    """Yields the place, image and NIH patient of each entry."""
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)

@@ -1,32 +1,30 @@
 """SIIM-ACR Pneumothorax Segmentation 2019: 12,047 frontal radiographs with masks, no text.
 
-Layout, as https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation had it:
+Layout, as in https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation:
 
-    train-rle.csv (or stage_2_train.csv)      ImageId, EncodedPixels: a row for each mask
+    train-rle.csv (or stage_2_train.csv)      ImageId, EncodedPixels; one row per mask
     dicom-images-train/{study}/{series}/{ImageId}.dcm
     dicom-images-test/{study}/{series}/{ImageId}.dcm     the test images of the first stage
 
-or its repack as PNG, https://www.kaggle.com/datasets/vbookshelf/
-pneumothorax-chest-xray-images-and-masks:
+or as PNG, https://www.kaggle.com/datasets/vbookshelf/pneumothorax-chest-xray-images-and-masks:
 
     stage_1_train_images.csv, stage_1_test_images.csv    new_filename, ImageId, has_pneumo
     png_images/{n}_{train|test}_{0|1}_.png, png_masks/ with the same names
 
-Licence: the rules of the Kaggle competition, which are clicked.
+Licence: the rules of the Kaggle competition, which must be clicked.
 
-Official split: where the image lies, train or test of the first stage. No val is named, so
-`val_fraction` of train is held out, by hash.
+Official split: the folder of the image, train or test of the first stage. There is no official val,
+so `val_fraction` of train is held out, by hash.
 
-Pitfalls handled:
-  Runs are relative: each start counts from the end of the run before, down the columns, from 0.
-  No pneumothorax is "-1" in one release and " -1" in another.
-  The column of the runs is called " EncodedPixels", with a space.
-  An image with several masks has several rows; it is one record, and its masks are united when
-  they are drawn.
-  The images come from NIH ChestX-ray14 (Filice et al., Journal of Digital Imaging 2020,
-  doi:10.1007/s10278-019-00299-9), but neither patients nor NIH names are told: `group_known` is
-  False, and a warning says so.
-  View, sex and age stand in the DICOM headers alone: `dicom_headers` reads them.
+Also handled:
+  * Runs are relative: each start counts from the end of the previous run, from 0 down the columns.
+  * Images without pneumothorax have "-1" in one release and " -1" in another.
+  * The column of runs is " EncodedPixels", with a space.
+  * An image with several masks has several rows. It is one record; its mask is their union.
+  * The images come from NIH ChestX-ray14 (Filice et al., Journal of Digital Imaging 2020,
+    doi:10.1007/s10278-019-00299-9), but neither patients nor NIH names are known:
+    `leakage_unit_known` is False, and a warning says so.
+  * Projection, sex and age are in the DICOM headers only; `dicom_headers` reads them.
 """
 
 import os
@@ -39,29 +37,31 @@ from mmrl.data.image import images
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
+from mmrl.data.reading.paths import is_file_name
 from mmrl.types import InputError, Reject
 
-_SIDE = 1024  # pixels of every image, down and across
+_SIDE = 1024  # height and width of every image, in pixels
 _LABEL = "Pneumothorax"
 _NONE = "-1"
 _TABLES = ("train-rle.csv", "stage_2_train.csv")
-_REPACK = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
+_PNG_TABLES = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
 _FOLDERS = {"dicom-images-train": "train", "dicom-images-test": "test"}
 
 
 class SiimPneumothorax(Listing):
-    """One record per image: the label "Pneumothorax" and, where it is 1, its masks.
+    """One record per image, with the label "Pneumothorax" and, where it is 1, masks.
 
     Args:
       val_fraction: share of the official train that becomes val.
       others: see `mmrl.data.reading.listing.Listing`.
 
-    Rejects, beside those of Listing: bad_row, bad_mask (runs that are no numbers or leave the
-    image, or a mask file that cannot be read), label_conflict (the rows, or the table and the mask
-    of an image, contradict each other).
+    Attributes:
+      rejects: reasons are those of `Listing`, bad_row, bad_mask (runs that are not numbers or leave
+        the image, or a mask file that cannot be read), and label_conflict (the rows of an image, or
+        table and mask, contradict each other).
 
     Raises:
-      InputError: no table, or a column missing.
+      InputError: no table, or a missing column.
     """
 
     facts = Facts(
@@ -84,13 +84,13 @@ class SiimPneumothorax(Listing):
         super().__init__(val_fraction=val_fraction, **others)
 
     def scan(self) -> Iterator[Draft | Reject]:
-        """Yields the images in the order in which the tables first name them."""
+        """Yields the images in the order of their first rows."""
         self.warnings.append(
-            f"{self.name()}: patients are not told, so images of one patient may fall into"
+            f"{self.name()}: patients are not known, so images of one patient may fall into"
             " different splits"
         )
         if os.path.isdir(os.path.join(self.path, "png_images")):
-            yield from self._repack()
+            yield from self._png()
         else:
             yield from self._original()
 
@@ -125,8 +125,8 @@ class SiimPneumothorax(Listing):
                 f"{self.name()}: {len(places):,} images have no row in {table}; they are not read"
             )
 
-    def _repack(self) -> Iterator[Draft | Reject]:
-        for split, name in _REPACK.items():
+    def _png(self) -> Iterator[Draft | Reject]:
+        for split, name in _PNG_TABLES.items():
             table = self.find(name, f"{name}.gz")
             for row in self.rows(table, ("new_filename", "ImageId", "has_pneumo")):
                 if isinstance(row, Reject):
@@ -134,7 +134,7 @@ class SiimPneumothorax(Listing):
                     continue
                 number, cells = row
                 image, file, stated = cells["ImageId"], cells["new_filename"], cells["has_pneumo"]
-                if not image or not _is_name(file) or stated not in ("0", "1"):
+                if not image or not is_file_name(file) or stated not in ("0", "1"):
                     place = f"{self.name()}:{table} row {number}"
                     detail = f"ImageId {image!r}, new_filename {file!r}, has_pneumo {stated!r}"
                     yield Reject(place, "bad_row", detail)
@@ -153,14 +153,14 @@ class SiimPneumothorax(Listing):
                 yield _draft(image, f"png_images/{file}", split, drawn)
 
     def _mask_file(self, file: str) -> Mask:
-        """The mask of an image of the repack; every pixel that is not black belongs to it."""
+        """The mask in a PNG file: all pixels that are not black."""
         full = os.path.join(self.path, "png_masks", file)
         if not os.path.isfile(full):
             raise InputError(f"no file 'png_masks/{file}'")
         return encode_mask(_LABEL, images.read(full) > 0)
 
     def _places(self) -> dict[str, tuple[str, str]]:
-        """ImageId -> relative path and official split, of every DICOM file in the folder."""
+        """ImageId -> relative path and official split of every DICOM file in the folder."""
         found: dict[str, tuple[str, str]] = {}
         for folder, folders, files in os.walk(self.path):
             folders.sort()
@@ -176,13 +176,13 @@ class SiimPneumothorax(Listing):
 
 
 def mask_of(cell: str) -> Mask:
-    """The mask of one cell of EncodedPixels, on 1024 x 1024 pixels.
+    """The mask of a cell of EncodedPixels, on 1024 x 1024 pixels.
 
-    The cell holds pairs of offset and length; an offset counts from the end of the run before it,
-    down the columns: "100 3 1021 4" is pixels 100 to 102 and 1124 to 1127.
+    The cell has pairs of offset and length. An offset counts from the end of the previous run, down
+    the columns: "100 3 1021 4" is pixels 100 to 102 and 1124 to 1127.
 
     Raises:
-      InputError: other than pairs of whole numbers, an empty run, or one outside the image.
+      InputError: no pairs of whole numbers, an empty run, or a run outside the image.
     """
     try:
         numbers = np.array([int(word) for word in cell.split()], np.int64).reshape(-1, 2)
@@ -207,8 +207,3 @@ def _draft(image: str, path: str, split: str, masks: list[Mask]) -> Draft:
         labels=(int(bool(masks)),),
         masks=tuple(masks),
     )
-
-
-def _is_name(file: str) -> bool:
-    """Whether this names a file and no folder, for masks are read before paths are checked."""
-    return bool(file) and os.path.basename(file) == file and "\0" not in file

@@ -1,13 +1,13 @@
 """Any CSV, TSV, JSONL or Parquet table with one image path and one report per row.
 
-Given `pairs.csv` beside a folder `images/`
+Given `pairs.csv` and, in the same folder, `images/`
 
     image,report,patient_id,view
     images/0.jpg,No focal consolidation.,17,PA
     images/1.jpg,Effusion on the left.,18,AP
 
-`Table(split="train", path="pairs.csv", patient_column="patient_id", view_column="view")` yields
-records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
+`Table(split="train", path="pairs.csv", patient_column="patient_id", projection_column="view")`
+yields records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
 """
 
 import functools
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mmrl.data.image import files
+from mmrl.data.image import readers
 from mmrl.data.reading import tabular
+from mmrl.data.reading.paths import is_inside
 from mmrl.data.reading.rows import Columns, Row, Rows, check_verify, find_faults, section_columns
 from mmrl.data.reading.splits import Fractions
 from mmrl.types import InputError, Record, Reject
@@ -26,45 +27,45 @@ from mmrl.types import InputError, Record, Reject
 class Table:
     """Records of one split of a table; a Source.
 
-    Rows are numbered from 1, the header and blank lines not counted. Without `id_column` the
-    row's number is its id; without `study_column` each row is a study, "{patient}/{id}"; without
-    `patient_column` each row is a patient, and `note` says so. Cells are text: numbers are taken
-    as they print, null and NaN as blank. Sections keep their text as it stands; blank ones are
-    left out.
+    Rows are numbered from 1; the header and blank lines are not counted. Without `id_column` the id
+    of a row is its number. Without `study_column` each row is a study, "{patient}/{id}". Without
+    `patient_column` each row is a patient, and a warning says so. Cells are text: numbers are
+    converted to text, null and NaN are blank. The text of sections is not changed; blank sections
+    are left out.
 
     Args:
       split: train, val or test.
-      path: the table; its suffix tells the format: .csv, .tsv (both quoted as RFC 4180 says),
-        .jsonl or .parquet, the text ones also with .gz behind. Text must be UTF-8, with or without
-        byte-order mark.
-      root: folder that the image paths start from; the table's own by default.
-      image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom; one
-        that says of itself that text is burned into its pixels is rejected).
-      report_columns: section name -> column, or columns that are also the section names.
-      patient_column: the leakage unit. No patient crosses a split.
+      path: the table. Its suffix states the format: .csv or .tsv (both quoted as in RFC 4180),
+        .jsonl, each also with .gz, or .parquet. Text must be UTF-8, with or without byte-order
+        mark.
+      root: folder to which image paths are relative; the folder of the table by default.
+      image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom).
+        DICOM images whose header says that text is burned into the pixels are rejected.
+      report_columns: section name -> column, or columns whose names are also the section names.
+      patient_column: the leakage unit. No patient is in two splits.
       study_column: the study of a row; without it each row is a study.
-      view_column: projection of the image, such as PA or lateral.
+      projection_column: projection of the image, such as PA or lateral.
       id_column: the id of a row; without it the number of the row.
       license_column: licence of the record.
-      split_column: train, val (valid, validate, validation, dev) or test; without it patients
-        are divided by hash.
+      split_column: train, val (valid, validate, validation, dev) or test. Without it patients are
+        divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
-      fractions: shares of train, val and test without `split_column`, in this order or by name, see
-        `split_of`.
+      fractions: shares of train, val and test without `split_column`, in this order or by name,
+        see `split_of`.
       split_salt: name of that division; another name gives another division.
-      verify: "decode" decodes every image of the split once, "header" reads every file and
-        finds those cut short, "exists" asks only whether it is there.
-      num_threads: threads that verify.
+      verify: "decode" decodes every image of the split once; "header" reads every file and finds
+        those cut short; "exists" only checks that the file is there.
+      num_threads: threads that verify images.
 
     Attributes:
-      rejects: rows of the split that were refused, by reason: missing_image, unreadable_image,
-        empty_report, or bad_row (fields that do not fit the header, a blank id or patient).
-      total: rows of the split before rejection.
-      note: what the user should know about the split, or "".
+      rejects: the refused rows of the split. Reasons are missing_image, unreadable_image,
+        empty_report, and bad_row (fields that do not fit the header, a blank id or patient).
+      total: number of rows of the split before rejection.
+      warnings: lines that a user should read before trusting the split.
 
     Raises:
-      InputError: the table cannot be used at all, or an image path leads outside `root`; this is
-        never quarantined, for a table that reaches for other files is not to be trusted.
+      InputError: the table cannot be used, or an image path leads outside `root`. A table with such
+        a path is refused as a whole, since it should not be trusted.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Table:
         report_columns: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_column: str | None = None,
         study_column: str | None = None,
-        view_column: str | None = None,
+        projection_column: str | None = None,
         id_column: str | None = None,
         split_column: str | None = None,
         label_columns: Sequence[str] | str = (),
@@ -92,7 +93,7 @@ class Table:
             reports=section_columns(report_columns),
             patient=patient_column,
             study=study_column,
-            view=view_column,
+            projection=projection_column,
             id=id_column,
             split=split_column,
             license=license_column,
@@ -114,10 +115,9 @@ class Table:
             fractions=fractions,
             salt=split_salt,
         )
-        self._refuse_links()
-        fault = functools.partial(files.fault, self._root, verify=verify)
+        fault = functools.partial(readers.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.note = patient_note("patient_column", patient_column)
+        self.warnings = patient_warnings("patient_column", patient_column)
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
 
@@ -128,42 +128,28 @@ class Table:
         return self._rows.record(index, self._loader)
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
-        return files.loader(self._root, relative)
+        return readers.loader(self._root, relative)
 
     def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
-        """Passes rows on; raises at an image path that by its letters leaves the root."""
+        """Yields the rows; InputError for an image path that leads outside the root."""
+        realpath = functools.cache(os.path.realpath)
         for number, cells, problem in rows:
             relative = cells.get(column, "").strip()
-            if os.path.isabs(relative) or os.path.normpath(relative).split(os.sep)[0] == "..":
-                raise self._escape(number, relative)
             if "\0" in relative:
                 problem = problem or "the image path holds a null character"
+            elif not is_inside(self._root, relative, realpath):
+                raise InputError(
+                    f"{self._path} row {number}: image path '{relative}' leads outside root"
+                    f" '{self._root}'; expected a path inside it"
+                )
             yield number, cells, problem
 
-    def _refuse_links(self) -> None:
-        """Raises at an image that a symbolic link takes outside the root."""
-        top = os.path.realpath(self._root)
-        real_folder = functools.cache(os.path.realpath)
-        numbers = self._rows.column("number")
-        for number, relative in zip(numbers, self._rows.column("image"), strict=True):
-            full = os.path.join(self._root, relative)
-            real = os.path.realpath(full) if os.path.islink(full) else None
-            real = real or os.path.join(real_folder(os.path.dirname(full)), os.path.basename(full))
-            if os.path.commonpath([top, real]) != top:
-                raise self._escape(int(number), relative)
 
-    def _escape(self, number: int, relative: str) -> InputError:
-        return InputError(
-            f"{self._path} row {number}: image path '{relative}' leads outside root"
-            f" '{self._root}'; expected a path inside it"
-        )
-
-
-def patient_note(option: str, given: str | None) -> str:
-    """Says what the lack of a patient column means for the split; "" when there is one."""
+def patient_warnings(option: str, given: str | None) -> list[str]:
+    """A warning, in a list, when there is no column of patients."""
     if given is not None:
-        return ""
-    return (
+        return []
+    return [
         f"{option} is not set: every row counts as its own patient, so rows of one person may"
         " fall into different splits"
-    )
+    ]

@@ -1,9 +1,10 @@
-"""Any TensorFlow Datasets corpus that is prepared on disk, read without TensorFlow.
+"""Any data set of TensorFlow Datasets that is prepared on disk, read without TensorFlow.
 
-The corpus is opened from its files (`features.json` beside the shards), so neither its builder's
-code nor a network is needed, and at random: it must be in array_record or parquet form, that is
-prepared with `file_format="array_record"`. `Tfds(split="train", path="my_dataset:1.0.0",
-data_dir=..., report_features=("findings",))` yields records such as id "tfds:0".
+The data set is opened from its files (`features.json` and the shards), so neither the code of its
+builder nor a network is needed. It must allow random access, so it must be in the form array_record
+or parquet (prepared with `file_format="array_record"`). `Tfds(split="train",
+path="my_dataset:1.0.0", data_dir=..., report_features=("findings",))` yields records such as id
+"tfds:0".
 """
 
 import functools
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from mmrl.data.image import images
+from mmrl.data.image import containers, images
 from mmrl.data.reading.rows import (
     CellError,
     Columns,
@@ -29,35 +30,36 @@ from mmrl.data.reading.rows import (
     section_columns,
 )
 from mmrl.data.reading.splits import Fractions
-from mmrl.data.sources.table import patient_note
+from mmrl.data.sources.table import patient_warnings
 from mmrl.types import InputError, Record, Reject
 
 _PIXELS = (np.uint8, np.uint16)
 
 
 class Tfds:
-    """Records of one split of a TFDS corpus; a Source.
+    """Records of one split of a TFDS data set; a Source.
 
-    Examples are numbered from 0 in the order of `tfds_split`; the number is the id without
-    `id_feature`. Everything else is as in `mmrl.data.sources.table.Table`: what the features
-    mean, how patients are divided, what is rejected and why. A ClassLabel counts as the name of
-    its class, but in `label_features` as its number.
+    Examples are numbered from 0 in the order of `tfds_split`; without `id_feature` the number is
+    the id. The meaning of features, the division of patients and the reasons of rejects are as in
+    `mmrl.data.sources.table.Table`. The value of a ClassLabel is the name of its class, except in
+    `label_features`, where it is its number.
 
-    Text is read once, at construction; an image is read when its `load` is called, from an
-    offset, still encoded as it was written, and decoded by `images.decode`. Worker processes
-    must be spawned, as Grain's are: the threads of array_record do not survive a fork.
+    Text is read once, by the constructor. An image is read by its `load`, as it is encoded in the
+    data set, and decoded by `images.decode`. Worker processes must be spawned, as those of Grain
+    are, because the threads of array_record do not survive a fork.
 
     Args:
-      split: train, val or test of this project, whatever the corpus calls its own.
-      path: TFDS name, "dataset", "dataset:1.0.0" or "dataset/config:1.0.0"; the newest version
-        on disk if none is named.
-      data_dir: folder that TFDS prepared it in; by default that of TFDS.
-      tfds_split: which examples to read, in the TFDS way: "train", "train+test", "train[:10%]".
+      split: train, val or test. It is independent of the splits of the data set.
+      path: TFDS name, "dataset", "dataset:1.0.0" or "dataset/config:1.0.0"; by default the newest
+        version on disk.
+      data_dir: folder in which TFDS prepared it; by default that of TFDS.
+      tfds_split: the examples to read, in the notation of TFDS: "train", "train+test",
+        "train[:10%]".
       image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
       report_features: section name -> feature, or features that are also the section names.
-      patient_feature: the leakage unit. No patient crosses a split.
+      patient_feature: the leakage unit. No patient is in two splits.
       study_feature: the study of an example; without it each example is a study.
-      view_feature: projection of the image, such as PA or lateral.
+      projection_feature: projection of the image, such as PA or lateral.
       id_feature: the id of an example; without it its number.
       split_feature: the split of an example; without it patients are divided by hash.
       label_features: features of 1, 0, -1, and blank or -2.
@@ -65,16 +67,16 @@ class Tfds:
       fractions: shares of train, val and test without `split_feature`, in this order or by name,
         see `split_of`.
       split_salt: name of that division; another name gives another division.
-      module: Python module to import first, for a corpus with feature types of its own.
-      verify: "decode" decodes every image of the split once, "header" reads every image and finds
-        those cut short, "exists" reads the bytes but not what they mean.
-      num_threads: threads that verify.
+      module: Python module to import first, for a data set with feature types of its own.
+      verify: "decode" decodes every image of the split once; "header" reads every image and finds
+        those cut short; "exists" only checks that the image has bytes.
+      num_threads: threads that verify images.
 
     Attributes:
-      rejects, total, note: as for a table.
+      rejects, total, warnings: as for a table.
 
     Raises:
-      InputError: no such corpus, split or feature, or no random access to it.
+      InputError: no such data set, split or feature, or no random access.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Tfds:
         report_features: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_feature: str | None = None,
         study_feature: str | None = None,
-        view_feature: str | None = None,
+        projection_feature: str | None = None,
         id_feature: str | None = None,
         split_feature: str | None = None,
         label_features: Sequence[str] | str = (),
@@ -104,7 +106,7 @@ class Tfds:
             reports=section_columns(report_features),
             patient=patient_feature,
             study=study_feature,
-            view=view_feature,
+            projection=projection_feature,
             id=id_feature,
             split=split_feature,
             license=license_feature,
@@ -126,7 +128,7 @@ class Tfds:
         )
         fault = functools.partial(_fault, self._place, image_feature, verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.note = patient_note("patient_feature", patient_feature)
+        self.warnings = patient_warnings("patient_feature", patient_feature)
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
 
@@ -141,7 +143,7 @@ class Tfds:
 
 
 class _Place(NamedTuple):
-    """Where a corpus lies: all that a record carries of it into another process."""
+    """The place of a data set: the part of it that a record sends to another process."""
 
     path: str
     data_dir: str | None
@@ -155,7 +157,7 @@ class _Corpus(NamedTuple):
 
 
 def load_example(place: _Place, feature: str, offset: int) -> np.ndarray:
-    """Reads the image of the example at `offset`: u8[H, W] or u16[H, W]; InputError if damaged."""
+    """The image of the example at `offset`: u8[H, W] or u16[H, W]; InputError if it is damaged."""
     image = _read(place, (feature,), feature, offset)[feature]
     try:
         return images.decode(image) if isinstance(image, bytes) else _one_channel(image)
@@ -165,7 +167,7 @@ def load_example(place: _Place, feature: str, offset: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _open(place: _Place) -> _Corpus:
-    """Opens a corpus, once; so changes on disk while a process lives are not seen."""
+    """Opens a data set once, so a process does not see later changes on disk."""
     if place.module is not None:
         try:
             importlib.import_module(place.module)
@@ -198,7 +200,7 @@ def _open(place: _Place) -> _Corpus:
 
 @functools.lru_cache(maxsize=16)
 def _subset(place: _Place, names: tuple[str, ...]) -> Any:
-    """Returns a feature dictionary that parses nothing but `names`."""
+    """A feature dictionary that parses only `names`."""
     features = _open(place).features
     return tfds.features.FeaturesDict({name: features[name] for name in names})
 
@@ -217,7 +219,7 @@ def _read(place: _Place, names: tuple[str, ...], image: str, offset: int) -> dic
 
 
 def _check_features(features: Mapping[str, Any], columns: Columns, path: str) -> None:
-    """Raises InputError unless every feature in use is there and of a fitting type."""
+    """Raises InputError unless every feature in use exists and has a suitable type."""
     columns.check(sorted(features), path, noun="feature")
     image = features[columns.image]
     shape = image.shape
@@ -254,7 +256,7 @@ def _rows(place: _Place, columns: Columns) -> Iterator[Row]:
 
 
 def _text(value: Any, feature: Any) -> str:
-    """Returns one value of an example as text; CellError if its bytes are not UTF-8."""
+    """A value of an example as text; CellError if its bytes are not UTF-8."""
     if value is None:  # the example lacks the feature
         return ""
     if isinstance(feature, tfds.features.ClassLabel):
@@ -268,7 +270,7 @@ def _text(value: Any, feature: Any) -> str:
 
 
 def _one_channel(image: np.ndarray) -> np.ndarray:
-    """Returns a stored array [H, W] or [H, W, 1] as [H, W]."""
+    """An array [H, W] or [H, W, 1] as [H, W]."""
     flat = image[..., 0] if image.ndim == 3 else image
     if flat.size == 0:
         raise InputError(f"an image of {flat.shape[1]} x {flat.shape[0]} pixels")
@@ -276,7 +278,7 @@ def _one_channel(image: np.ndarray) -> np.ndarray:
 
 
 def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | None:
-    """Returns what is wrong with the image of one example, or None."""
+    """The reason and detail for which the image of an example is refused, or None."""
     image = _read(place, (feature,), feature, int(offset))[feature]
     if image is None or len(image) == 0:
         return "missing_image", "the example has no image"
@@ -286,7 +288,7 @@ def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | Non
         elif verify == "decode":
             images.decode(image)
         elif verify == "header":
-            images.inspect(image)
+            containers.inspect(image)
     except InputError as error:
         return "unreadable_image", str(error)
     return None

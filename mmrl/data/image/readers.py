@@ -1,4 +1,4 @@
-"""Image files of every kind that a corpus may name: JPEG and PNG by content, DICOM by suffix."""
+"""Chooses the reader of an image file: DICOM by its suffix, JPEG and PNG by their content."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmrl.data.image import dicom, images
+from mmrl.data.image import dicom, dicom_pixels, images
 from mmrl.data.reading.rows import Fault
 from mmrl.types import InputError
 
@@ -14,21 +14,22 @@ _DICOM = (".dcm", ".dicom")
 
 
 def loader(root: str, relative: str, *, allow_burned_in: bool = False) -> Callable[[], np.ndarray]:
-    """What reads `relative` under `root`, u8[H, W] or u16[H, W]; it pickles.
+    """Returns a function that reads `relative` under `root`: u8[H, W] or u16[H, W]. It pickles.
 
     Args:
       allow_burned_in: accept DICOM images whose header says that text is burned into the pixels.
     """
-    if relative.lower().endswith(_DICOM):
-        return functools.partial(dicom.load_file, root, relative, allow_burned_in)
+    if _is_dicom(relative):
+        return functools.partial(dicom_pixels.load_file, root, relative, allow_burned_in)
     return functools.partial(images.load_file, root, relative)
 
 
 def fault(root: str, relative: str, verify: str, *, allow_burned_in: bool = False) -> Fault | None:
-    """Reason and detail of what is wrong with an image file, or None.
+    """The reason and detail for which an image file is refused, or None.
 
     Args:
-      verify: "decode" decodes it, "header" finds files cut short, "exists" only looks for it.
+      verify: "decode" decodes the image; "header" reads the file, and finds those cut short;
+        "exists" only checks that the file is there.
     """
     full = os.path.join(root, relative)
     if not relative or not os.path.isfile(full):
@@ -36,8 +37,8 @@ def fault(root: str, relative: str, verify: str, *, allow_burned_in: bool = Fals
     try:
         if verify == "decode":
             loader(root, relative, allow_burned_in=allow_burned_in)()
-        elif verify == "header" and relative.lower().endswith(_DICOM):
-            dicom.check_file(full, allow_burned_in=allow_burned_in)
+        elif verify == "header" and _is_dicom(relative):
+            dicom_pixels.check_file(full, allow_burned_in=allow_burned_in)
         elif verify == "header":
             images.check_file(full)
     except InputError as error:
@@ -46,11 +47,13 @@ def fault(root: str, relative: str, verify: str, *, allow_burned_in: bool = Fals
 
 
 def header(root: str, relative: str) -> dicom.Header | None:
-    """The header of a DICOM file, without pseudonyms; None for a file of another kind.
+    """The header of a DICOM file; None for a file of another kind.
 
     Raises:
       DicomError: the file or its header cannot be read.
     """
-    if not relative.lower().endswith(_DICOM):
-        return None
-    return dicom.inspect(os.path.join(root, relative), None)
+    return dicom.inspect(os.path.join(root, relative)) if _is_dicom(relative) else None
+
+
+def _is_dicom(path: str) -> bool:
+    return path.lower().endswith(_DICOM)
