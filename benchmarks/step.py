@@ -112,12 +112,12 @@ def _build(names: Sequence[str], work: Workload, args: argparse.Namespace) -> li
     def jax_form(name: str) -> JaxForm:
         if name == REFERENCE:
             published = PublishedStep(work.config, work.vocab_size, mesh, apart(example))
-            return JaxForm(name, published, example, adapt=apart)
+            return JaxForm(name, published, adapt=apart)
         packs = name == "jax-fused-packed"
         config = workload.packed(work.config, args.packing) if packs else work.config
         step = TrainStep(config, work.vocab_size, mesh, example)
         # The budget covers all batches, so the conditional for further rows costs nothing.
-        return JaxForm(name, step, example, arm=min if packs else max)
+        return JaxForm(name, step, arm=min if packs else max)
 
     forms: list[Form] = [jax_form(name) for name in names if name in JAX_FORMS]
     peers = [name for name in names if name in TORCH_FORMS]

@@ -18,7 +18,7 @@ class JaxForm:
 
     Args:
       name: of the form.
-      batch: an example, which gives the shapes of all batches.
+      step: its example batch gives the shapes of all batches.
       adapt: applied to each batch before it is copied to the device.
       arm: as in flops.count.
 
@@ -30,7 +30,6 @@ class JaxForm:
         self,
         name: str,
         step: TrainStep,
-        batch: Mapping[str, np.ndarray],
         *,
         adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict,
         arm: Callable[[Iterable[int]], int] = max,
@@ -39,13 +38,12 @@ class JaxForm:
         self._spread = sharding.batch_sharding(step.mesh)
         self._adapt = adapt
         self.state = step.init()
-        placed = self.place(batch)
         began = time.perf_counter()
-        self._program = jax.jit(step, donate_argnums=0).lower(self.state, placed).compile()
+        self._program = step.traced.lower().compile()
         seconds = time.perf_counter() - began
         memory: Any = self._program.memory_analysis()
-        temporary = memory.temp_size_in_bytes
-        self.cost = Cost(flops.count(step, self.state, placed, arm=arm), seconds, temporary)
+        count = flops.of_jaxpr(step.traced.jaxpr.jaxpr, arm)
+        self.cost = Cost(count, seconds, memory.temp_size_in_bytes)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Copies a batch to the mesh."""
