@@ -60,7 +60,8 @@ def parse(what: str, text: str, accepts: Any) -> Any:
     """The value of type `accepts` that a text stands for.
 
     A text needs no quotes; numbers, tuples, lists and mappings are written as in Python:
-    `0.5`, `(0.8, 1.0)`, `{"Edema": "ones"}`. A list of texts may also be written as `a,b,c`.
+    `0.5`, `(0.8, 1.0)`, `{"Edema": "ones"}`. A list of texts may also be written as `a,b,c`,
+    also where a single text is accepted; one text with a comma is then written as `("a,b",)`.
     Whole numbers become floats where the type says so.
 
     Args:
@@ -176,8 +177,18 @@ def _readings(text: str, accepts: Any) -> list[Any]:
         read.append(None)
     read.append(text)
     if not set(text) & set("()[]{}'\""):
-        read.append(tuple(part.strip() for part in text.split(",") if part.strip()))
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        first = "," in text and str in members(accepts) and _takes_texts(accepts)
+        read.insert(0 if first else len(read), parts)
     return read
+
+
+def _takes_texts(accepts: Any) -> bool:
+    """Whether a type accepts lists of texts."""
+    return any(
+        typing.get_origin(part) in _SEQUENCES and typing.get_args(part)[0] is str
+        for part in members(accepts)
+    )
 
 
 def _is_text(accepts: Any) -> bool:

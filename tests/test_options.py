@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import pytest
@@ -221,7 +221,11 @@ def test_wrong_changes_end_in_one_line(argument, message):
         ("(1, 0.5)", tuple[float, float], (1.0, 0.5)),
         ("1,2", tuple[int, ...], (1, 2)),
         ("a, b", tuple[str, ...], ("a", "b")),
-        ("a,b", str | tuple[str, ...], "a,b"),
+        ("a,b", str | tuple[str, ...], ("a", "b")),
+        ("1, 2", str | Sequence[str], ("1", "2")),
+        ("a", str | tuple[str, ...], "a"),
+        ("('a,b',)", str | tuple[str, ...], ("a,b",)),
+        ("a,b", str | Mapping[str, str], "a,b"),
         ("{'a': 1}", Mapping[str, float], {"a": 1.0}),
         ("[1]", list[int], [1]),
         ("(1, 'a')", tuple, (1, "a")),
@@ -233,6 +237,19 @@ def test_wrong_changes_end_in_one_line(argument, message):
 def test_texts_become_values(text, accepts, value):
     found = values.parse("--x", text, accepts)
     assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.report_columns", "findings,impression"),
+        ("data.label_columns", "edema, nodule"),
+        ("evaluators.zero_shot.tasks", "findings,laterality"),
+    ],
+)
+def test_names_between_commas_are_a_list(key, text):
+    config = parsed(f"--config.{key}={text}", preset=f"{PRETRAIN}:table")
+    assert at(config, key) == [name.strip() for name in text.split(",")]
 
 
 def test_annotations_that_are_texts_are_resolved():
