@@ -3,7 +3,8 @@
 Exit status 0: the command succeeded. 2: an input is wrong; one line on stderr says what was given
 and what is allowed. 3: training stopped on a loss that is not finite. 69: not all processes of the
 run started. 75: the command was stopped and has saved its work; start the same command again and it
-continues. Every other status is a bug and comes with a traceback.
+continues. 141: what read the output closed it, as in `... --help | head`. Every other status is a
+bug and comes with a traceback.
 
 Each command has its own set of flags (`new_flags`), so that a notebook or a test can import two of
 them.
@@ -12,6 +13,7 @@ them.
 import functools
 import os
 import re
+import select
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -27,6 +29,7 @@ from mmrl.devices import environment, rollcall
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 _UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
+_CLOSED = 141  # the status that a shell gives to a process ended by SIGPIPE
 _WIDTH = 90  # columns of help
 _HELP = {"--help", "-h", "-help"}
 
@@ -150,7 +153,7 @@ def run(
     arguments = sys.argv[1:]
     try:
         if _HELP & set(arguments):
-            print(show_help(arguments) if show_help else help_text(doc or "", values))
+            print(show_help(arguments) if show_help else help_text(doc or "", values), flush=True)
             return
         rest = _parse(arguments, values)
         if rest and not positional:
@@ -166,6 +169,7 @@ def run(
             config.say = functools.partial(print, flush=True)
             config.say_notes()
         main(*rest)
+        sys.stdout.flush()  # here, where an error of it is handled
     except InputError as error:
         _fail(str(error), 2)
     except NonFiniteError as error:
@@ -176,7 +180,11 @@ def run(
         _exit_soon(_TRY_AGAIN)
         print(error, file=sys.stderr)
         sys.exit(_TRY_AGAIN)
-    except BaseException:
+    except BaseException as error:
+        if _is_closed_output(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+            _exit_soon(_CLOSED)
+            sys.exit(_CLOSED)
         _exit_soon(1)
         raise
 
@@ -300,6 +308,17 @@ def _exit_soon(code: int) -> None:
         from mmrl.devices import distributed
 
         distributed.exit_soon(code)
+
+
+def _is_closed_output(error: BaseException) -> bool:
+    """Whether an error is that stdout is a pipe which nothing reads any more."""
+    if isinstance(error, SystemExit):  # rich exits so
+        return isinstance(error.__context__, BrokenPipeError)
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _fail(message: str, code: int) -> NoReturn:

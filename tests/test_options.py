@@ -1,5 +1,6 @@
 """Options: every one can be set on the command line, is described, and is in the documentation."""
 
+import os
 import subprocess
 import sys
 import typing
@@ -381,6 +382,32 @@ def test_help_of_every_source_shows_its_layout_and_options(name, capsys):
         assert flag.get(option, f"--option={option}=VALUE") in out
         assert one.text.split()[0] in out
     assert "Pitfalls" not in out and "Also handled" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("mmrl.prepare", "--help"), ("mmrl.options",), ("mmrl.options", "--markdown")]
+)
+def test_output_that_nothing_reads_ends_quietly(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, check=False, timeout=120
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_no_closed_output(monkeypatch):
+    def main() -> None:
+        raise BrokenPipeError("a worker ended")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with open(os.devnull, "w") as stdout, pytest.raises(BrokenPipeError, match="a worker ended"):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        cli.run(main, cli.new_flags(), "")
 
 
 def test_help_starts_without_jax():
