@@ -74,6 +74,17 @@ def test_sets_that_share_nothing_pass(training):
     assert leaks.not_compared(training, print_of("held")) == []
 
 
+def test_images_without_digests_are_said_not_to_be_compared(training):
+    changes = {index: {"image": {"sha256": ""}} for index in range(40)}
+    held = print_of("held", changes=changes)
+    assert leaks.not_compared(training, held) == [
+        "images were not compared, because toy/held has no image digests"
+        " (python -m mmrl.prepare computes them)"
+    ]
+    other = print_of("other", changes=changes)
+    assert "because toy/other and toy/held have no" in leaks.not_compared(other, held)[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "change"),
     [

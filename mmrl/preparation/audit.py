@@ -255,7 +255,7 @@ def _against(compared: Mapping[str, Any]) -> list[Table]:
                 ("kind", "records", "share", "such as; note"),
                 rows,
                 (1, 2),
-                f"Not compared: {missing}." if missing else "",
+                f"{missing[0].upper()}{missing[1:]}." if missing else "",
             )
         )
     return made

@@ -82,15 +82,15 @@ def check_leaks(
     """
     waivers = leaks.parse_waivers(data["waive_leaks"])
     overlaps = leaks.compare(training, held_out)
-    where = f"{held_out.name} against training on {training.name}"
-    leaks.check(overlaps, waivers, where)
+    leaks.check(overlaps, waivers, f"{held_out.name} against training on {training.name}")
     found = leaks.summary(training, held_out, overlaps, waivers)
-    lines = [str(overlap) for overlap in overlaps]
+    lines = [str(overlap) for overlap in overlaps] or ["no overlap"]
     lines += [
         f"waived {kind}: {why}" for kind, (_, why) in waivers.items() if kind in found["waived"]
     ]
-    lines += [f"not compared: {what}" for what in found["not_compared"]]
-    console.say(f"leaks, {where}: {'; '.join(lines) or 'none'}")
+    lines += found["not_compared"]
+    where = f"{held_out.name} against {training.name}"
+    console.say(f"leak check of {where}: {'; '.join(lines)}")
     return found
 
 

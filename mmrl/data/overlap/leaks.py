@@ -107,13 +107,14 @@ def compare(training: Fingerprint, held_out: Fingerprint) -> list[Overlap]:
 
 
 def not_compared(training: Fingerprint, held_out: Fingerprint) -> list[str]:
-    """What could not be compared, with the reason; [] when everything was."""
-    lacking = [one.name for one in (training, held_out) if not len(one.keys["image"])]
+    """What was not compared, in sentences with the reason; [] when everything was."""
+    lacking = dict.fromkeys(one.name for one in (training, held_out) if not len(one.keys["image"]))
     if not lacking:
         return []
     return [
-        f"images ({' and '.join(dict.fromkeys(lacking))} has no image digests; a corpus made by"
-        " python -m mmrl.prepare has)"
+        f"images were not compared, because {' and '.join(lacking)}"
+        f" {'have' if len(lacking) > 1 else 'has'} no image digests"
+        " (python -m mmrl.prepare computes them)"
     ]
 
 
