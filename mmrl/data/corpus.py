@@ -271,6 +271,6 @@ def describe(corpus: Corpus) -> Mapping[str, Any]:
         "records": len(corpus),
         "patients": len(set(corpus.patients)),
         "median words": int(np.median(words)),
-        "shared groups": f"{corpus.duplicate_share():.1%}",
+        "in duplicate groups": f"{corpus.duplicate_share():.1%}",
         "rejected": rejects.summarise(corpus.rejects) or 0,
     }
