@@ -77,12 +77,13 @@ class Console:
             self._progress = None
 
     def results(self, title: str, results: Mapping[str, Results]) -> None:
-        """Prints the main figures with interval, chance and N; the summary page has the rest."""
+        """Prints the main measures with interval, chance and N; the summary page has the rest."""
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-        for column in ("figure", "value", "95 % interval", "chance", "N"):
+        for column in ("measure", "value", "95 % interval", "chance", "N"):
             table.add_column(column, no_wrap=True)
         for name, result in results.items():
-            table.add_row(f"{name} ({result.protocol})")
+            protocol = "" if result.protocol == name else f" ({result.protocol})"
+            table.add_row(name + protocol)
             for key, estimate in result.values.items():
                 if key.count("/") > 1 or key.endswith("_rank"):
                     continue
