@@ -377,12 +377,16 @@ class Trainer:
         (self.workdir / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
         self.tokenizer.save(self.workdir / "tokenizer.model")
         if changed:
-            self.console.facts(
-                "resumed with changes", {k: f"{a} -> {b}" for k, (a, b) in changed.items()}
-            )
+            shown = {k: f"{_shown(a)} -> {_shown(b)}" for k, (a, b) in changed.items()}
+            self.console.facts("resumed with changes", shown)
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
                 line = {"changed": changed, "versions": self.meta["versions"]}
                 file.write(json.dumps(line) + "\n")
+
+
+def _shown(value: Any) -> str:
+    """A value of the config for the console; an empty text is shown as two quotes."""
+    return '""' if value == "" else str(value)
 
 
 def _prepare_process(config: ml_collections.ConfigDict) -> None:
