@@ -153,7 +153,7 @@ def _images(images: Mapping[str, Any]) -> Iterator[Table]:
         yield Table("Images", "Images", ("", ""), [("images", "none: a corpus of text")])
         return
     rows = [("projections", _listed(images["projections"], 8))]
-    rows.append(("stated by", _listed(images["projection_sources"])))
+    rows.append(("source of the projection", _listed(images["projection_sources"])))
     counts = images["per_record"].items()
     rows.append(("images per record", ", ".join(f"{k}: {n:,} records" for k, n in counts)))
     for name in ("widths", "heights"):
