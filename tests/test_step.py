@@ -232,7 +232,11 @@ def test_a_parameter_without_a_rule_is_an_error_that_lists_it():
         ({"rules": ({"match": "(", "freeze": True},)}, "has no valid match"),
         ({"rules": ({"match": ".*", "lr": 1.0},)}, "unknown key in config.optimizer.rules 'lr'"),
         ({"name": "lion"}, "unknown optimizer in config.optimizer.name 'lion'"),
-        ({"warmup_steps": 10}, "warmup_steps=10 must be less than config.total_steps=10"),
+        (
+            {"warmup_steps": 10},
+            "config.optimizer.warmup_steps=10 must be less than config.total_steps=10; lower it, "
+            "for example --config.optimizer.warmup_steps=1",
+        ),
     ],
 )
 def test_bad_optimizer_settings_are_refused(changes, text):

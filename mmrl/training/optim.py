@@ -77,7 +77,8 @@ def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     if warmup >= total_steps:
         raise InputError(
             f"config.optimizer.warmup_steps={warmup} must be less than "
-            f"config.total_steps={total_steps}"
+            f"config.total_steps={total_steps}; lower it, for example "
+            f"--config.optimizer.warmup_steps={total_steps // 10}"
         )
     peak = float(config["learning_rate"])
     curve = optax.schedules.warmup_cosine_decay_schedule(
