@@ -116,10 +116,11 @@ def pair_loss(
     columns: jax.Array,
     *,
     group: jax.Array | None,
+    present: jax.Array | None = None,
     mask: jax.Array | None = None,
     ring: Ring,
 ) -> jax.Array:
-    """A tiled loss over all pairs of rows and columns, divided by the number of rows.
+    """A tiled loss over all pairs of rows and columns, divided by the number of present rows.
 
     Differentiable once, in reverse mode, with respect to params, rows and columns.
 
@@ -128,6 +129,8 @@ def pair_loss(
       params: parameters of the logits, replicated on all devices.
       rows, columns: f[B, ...]; row i and column i are a positive pair.
       group: i32[B], duplicate groups: pairs off the diagonal with equal group are not negatives.
+      present: bool[B]; None: all. The other rows and columns do not enter the loss. Their features
+        must be finite.
       mask: bool[B, W], valid words of the columns.
       ring: the devices to compute it on.
 
@@ -135,7 +138,7 @@ def pair_loss(
       f32[].
     """
     position = jnp.arange(rows.shape[0], dtype=jnp.int32)
-    metadata = Metadata(position, position if group is None else group, mask)
+    metadata = Metadata(position, position if group is None else group, mask, present)
     return _pair_loss(_RingLoss(tiled, ring, rows.shape[0]), params, rows, columns, metadata)
 
 
@@ -183,6 +186,13 @@ class _RingLoss:
             return step(start)
         return jax.lax.fori_loop(0, self.ring.size, lambda _, carry: step(carry), start)
 
+    def row_count(self, metadata: Metadata) -> int | jax.Array:
+        """The number of present rows on all devices, but at least 1."""
+        if metadata.present is None:
+            return self.batch_size
+        count = self.psum(metadata.present.sum(dtype=jnp.float32))
+        return jnp.maximum(count, 1.0)
+
     def sort_by_length(
         self, columns: jax.Array, metadata: Metadata
     ) -> tuple[jax.Array, Metadata, Any]:
@@ -224,10 +234,10 @@ def _forward(
             )
             return *received, row_statistics, ring_loss.rotate(column_statistics)
 
-        statistics = ring_loss.tiled.loss.initial(rows.shape[0], columns.shape[0])
+        statistics = ring_loss.tiled.loss.initial(row_metadata, metadata)
         statistics = ring_loss.round(step, (columns, metadata, *statistics))[2:]
         total = ring_loss.psum(ring_loss.tiled.loss.total(*statistics))
-        return total / ring_loss.batch_size, statistics
+        return total / ring_loss.row_count(row_metadata), statistics
 
     mapped = ring_loss.shard_map(on_device, (False, True, True, True), (False, True))
     value, statistics = mapped(params, rows, columns, metadata)
@@ -245,7 +255,7 @@ def _backward(ring_loss: _RingLoss, saved: Any, cotangent: jax.Array) -> tuple[A
     ) -> tuple[Any, ...]:
         row_block = Block(rows, metadata._replace(mask=None), statistics[0])
         columns, metadata, order = ring_loss.sort_by_length(columns, metadata)
-        scale = cotangent / ring_loss.batch_size
+        scale = cotangent / ring_loss.row_count(metadata)
 
         def step(carry: Any) -> Any:
             column_block, gradients = carry

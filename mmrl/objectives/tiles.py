@@ -34,11 +34,13 @@ class Metadata(NamedTuple):
         position are a positive pair.
       group: i32[N], duplicate group. A row and a column of the same group are not negatives.
       mask: bool[N, W], valid words of each column; None for rows and for columns without words.
+      present: bool[N], rows or columns that enter the loss; None for all.
     """
 
     position: jax.Array
     group: jax.Array
     mask: jax.Array | None = None
+    present: jax.Array | None = None
 
 
 class Block(NamedTuple):
@@ -66,7 +68,7 @@ class Tile(NamedTuple):
 class PairwiseLoss(Protocol):
     """A loss that is a sum over the rows and columns of the logit matrix."""
 
-    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+    def initial(self, rows: Metadata, columns: Metadata) -> tuple[Statistics, Statistics]:
         """Statistics of rows and columns before the first tile."""
 
     def update(
@@ -75,22 +77,30 @@ class PairwiseLoss(Protocol):
         """Statistics of rows and columns that include one more tile."""
 
     def total(self, rows: Statistics, columns: Statistics) -> jax.Array:
-        """B times the loss, from the final statistics; f32[]."""
+        """Sum of the loss over its rows, from the final statistics; f32[]."""
 
     def gradient(self, tile: Tile, rows: Statistics, columns: Statistics) -> jax.Array:
-        """Gradient of B times the loss with respect to the logits of a tile, f32[b, c]."""
+        """Gradient of `total` with respect to the logits of a tile, f32[b, c]."""
 
 
 class TwoWayCrossEntropy:
     """`base.two_way_cross_entropy`. Statistics: log-sum-exp and logit of the positive pair."""
 
-    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
-        """log 0, and 0 for the positive logit."""
-        row, column = (
-            (jnp.full(size, -jnp.inf, jnp.float32), jnp.zeros(size, jnp.float32))
-            for size in (rows, columns)
-        )
-        return row, column
+    def initial(self, rows: Metadata, columns: Metadata) -> tuple[Statistics, Statistics]:
+        """log 0, and 0 for the positive logit.
+
+        Rows and columns that are not present start from log 1. No tile adds to them, so they
+        contribute 0 to the total, and the gradients of their logits are finite.
+        """
+
+        def start(metadata: Metadata) -> Statistics:
+            size = metadata.position.shape[0]
+            log_sum = jnp.full(size, -jnp.inf, jnp.float32)
+            if metadata.present is not None:
+                log_sum = jnp.where(metadata.present, log_sum, 0.0)
+            return log_sum, jnp.zeros(size, jnp.float32)
+
+        return start(rows), start(columns)
 
     def update(
         self, tile: Tile, rows: Statistics, columns: Statistics
@@ -121,9 +131,9 @@ class TwoWayCrossEntropy:
 class SigmoidLoss:
     """Sum of -log sigmoid(+-logit) over all included pairs. Statistics: the sum of each row."""
 
-    def initial(self, rows: int, columns: int) -> tuple[Statistics, Statistics]:
+    def initial(self, rows: Metadata, columns: Metadata) -> tuple[Statistics, Statistics]:
         """Sums of 0 for the rows; columns have no statistics."""
-        return (jnp.zeros(rows, jnp.float32),), ()
+        return (jnp.zeros(rows.position.shape[0], jnp.float32),), ()
 
     def update(
         self, tile: Tile, rows: Statistics, columns: Statistics
@@ -370,8 +380,13 @@ class _Chunk(NamedTuple):
 def _pair_masks(
     row_chunk: _Chunk, rows: Metadata, column_chunk: _Chunk, columns: Metadata
 ) -> tuple[jax.Array, jax.Array]:
-    """`Tile.positive` and `Tile.included`, False for pairs that an earlier tile has counted."""
+    """`Tile.positive` and `Tile.included`.
+
+    Both are False for pairs that an earlier tile has counted, and for pairs that are not present.
+    """
     new = row_chunk.new[:, None] & column_chunk.new[None]
+    if rows.present is not None and columns.present is not None:
+        new &= rows.present[:, None] & columns.present[None]
     positive = new & (rows.position[:, None] == columns.position[None])
     return positive, positive | (new & (rows.group[:, None] != columns.group[None]))
 
