@@ -2,12 +2,16 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 import pickle
 import re
 
 import numpy as np
 import pytest
 
+from mmrl.data.corpus import read_corpus
+from mmrl.data.phantom import lateral, vector
 from mmrl.data.phantom import study as phantom
 from mmrl.data.phantom.findings import DEVICES
 from mmrl.data.sources.phantom import Phantom
@@ -219,3 +223,151 @@ def test_bad_options_are_refused():
         Phantom(split="dev")
     with pytest.raises(InputError, match="phantom length 0"):
         Phantom(split="train", length=0)
+
+
+def opposite(study):
+    """The study with right and left exchanged."""
+    other = {"right": "left", "left": "right"}
+    lesions = [
+        dataclasses.replace(
+            lesion,
+            finding=dataclasses.replace(
+                lesion.finding, side=other.get(lesion.finding.side, lesion.finding.side)
+            ),
+        )
+        for lesion in study.lesions
+    ]
+    patient = dataclasses.replace(
+        study.patient,
+        elevation=study.patient.elevation[::-1],
+        scoliosis=-study.patient.scoliosis,
+    )
+    order = sorted(lesions, key=lambda lesion: (lesion.finding.name, lesion.finding.side))
+    return dataclasses.replace(study, patient=patient, lesions=tuple(order))
+
+
+def test_the_lateral_is_deterministic_and_shows_no_side():
+    for study in STUDIES[:80]:
+        picture = lateral.render(study, 64)
+        assert picture.shape == (64, 64) and picture.dtype == np.uint8
+        again = lateral.load_image(study.seed, study.index, 64)
+        np.testing.assert_array_equal(picture, again)
+        np.testing.assert_array_equal(picture, lateral.render(opposite(study), 64))
+    sided = next(s for s in STUDIES if {f.side for f in s.findings} == {"left"})
+    assert (phantom.render(sided, 64) != phantom.render(opposite(sided), 64)).any()
+
+
+def seen(study, size=64):
+    """How findings change the lateral: (mean of the rows that change most, greatest change)."""
+    healthy = dataclasses.replace(study, lesions=())
+    change = lateral.render(study, size).astype(float) - lateral.render(healthy, size)
+    rows = np.abs(change).sum(axis=1)
+    return change, float(rows @ np.arange(size) / max(rows.sum(), 1e-9))
+
+
+def test_every_finding_shows_in_the_lateral_at_its_height_and_with_its_severity():
+    heights, amounts, names = (collections.defaultdict(list) for _ in range(3))
+    for study in (phantom.study(2, index) for index in range(500)):
+        findings = study.findings
+        if len(findings) != 1 or study.technique.inspiration != "normal":
+            continue
+        change, height = seen(study)
+        names[findings[0].name].append(np.abs(change).max())
+        if findings[0].name in ("consolidation", "nodule", "atelectasis"):
+            heights[findings[0].zone].append(height)
+        amounts[findings[0].name, findings[0].severity].append(np.abs(change).sum())
+    assert set(names) == set(phantom.LABELS)
+    for name, changes in names.items():
+        assert np.median(changes) > 25, (name, changes)
+    assert np.mean(heights["upper"]) + 8 < np.mean(heights["mid"]) < np.mean(heights["lower"]) - 5
+    for name, degrees in (
+        ("pleural effusion", ("small", "moderate", "large")),
+        ("cardiomegaly", ("mild", "moderate", "severe")),
+        ("nodule", ("12 mm", "20 mm", "28 mm")),
+    ):
+        sizes = [np.mean(amounts[name, degree]) for degree in degrees]
+        assert sizes == sorted(sizes), (name, sizes)
+
+
+def test_the_lateral_shows_its_patient():
+    """Without findings, the trunk of a lateral is that of the frontal image of the same patient."""
+    patients = [study for study in STUDIES if not study.lesions]
+    width = [study.patient.half_width + study.patient.soft_tissue for study in patients]
+    shown = [(lateral.render(study, 64)[24:40] > 60).sum() for study in patients]
+    assert np.corrcoef(width, shown)[0, 1] > 0.5
+
+
+def test_the_default_corpus_is_that_of_the_versions_before():
+    """Texts and findings exactly; pixels up to the rounding of other processors."""
+    source = Phantom(split="train", length=60)
+    records = [source[index] for index in range(len(source))]
+    content = [[r.id, dict(r.sections), r.labels, [vars(f) for f in r.findings]] for r in records]
+    assert (
+        hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        == "c14c9666d222ffe900fcf90084a1bdce741b0b11563e6ff4d81e773626066e59"
+    )
+    light = sum(int(source.image(index).sum()) for index in range(len(source)))
+    assert light == pytest.approx(27_741_531, rel=1e-5)
+
+
+def test_the_source_adds_laterals_and_vectors_only_if_asked():
+    options = {"split": "val", "length": 90}
+    plain, paired = Phantom(**options), Phantom(**options, lateral=True, vector=8)
+    assert plain[1].vector is None and len(plain[1].images) == 1
+    with pytest.raises(InputError, match="the record has 1 images, no number 1"):
+        plain.image(1, 1)
+    for position in range(len(plain)):
+        one, two = plain[position], paired[position]
+        front, side = two.images
+        assert (side.projection, side.key) == ("LATERAL", f"{front.key}-lateral")
+        np.testing.assert_array_equal(front.load(), one.images[0].load())
+        np.testing.assert_array_equal(paired.image(position), front.load())
+        np.testing.assert_array_equal(paired.image(position, 1), side.load())
+        assert (front.load() != side.load()).any()
+        assert {box.image for box in two.boxes} <= {0} and list(two.boxes) == list(one.boxes)
+        without = dataclasses.replace(two, images=(), boxes=(), masks=None, vector=None)
+        assert without == dataclasses.replace(one, images=(), boxes=(), masks=None)
+    corpus = read_corpus("phantom/val", paired, sections=("findings",), views="frontal")
+    assert set(corpus.numbers) == {0} and set(corpus.counts) == {2}
+    assert corpus.vectors.shape == (len(paired), 8) and np.isfinite(corpus.vectors).all()
+    copy = pickle.loads(pickle.dumps(paired.image))
+    np.testing.assert_array_equal(copy(0, 1), paired.image(0, 1))
+
+
+def test_vectors_state_the_findings():
+    """A ridge regression on 500 phantoms finds them in others, names and sides."""
+    facts = sorted({fact for study in STUDIES for f in study.findings for fact in vector.facts(f)})
+    facts = [fact for fact in facts if "," not in fact or "side" in fact]
+    studies = [phantom.study(0, index) for index in range(800)]
+    x = np.array([vector.vector(study, 64, 0.5, 0.0) for study in studies])
+    held = [{fact for f in study.findings for fact in vector.facts(f)} for study in studies]
+    y = np.array([[fact in stated for fact in facts] for stated in held], float)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    fit = np.linalg.solve(x[:500].T @ x[:500] + 3 * np.eye(65), x[:500].T @ y[:500])
+    score, truth = x[500:] @ fit, y[500:] > 0
+    for column, fact in enumerate(facts):
+        if 5 < truth[:, column].sum() < 295:
+            yes, no = score[truth[:, column], column], score[~truth[:, column], column]
+            assert np.mean(yes[:, None] > no) > 0.9, fact  # 0.5 by chance
+
+
+def test_vectors_are_a_fixed_code_with_noise_and_some_are_missing():
+    study = next(study for study in STUDIES if study.findings)
+    code = np.array(vector.vector(study, 16, 0.0, 0.0))
+    same = dataclasses.replace(study, seed=5, index=11)
+    np.testing.assert_array_equal(vector.vector(same, 16, 0.0, 0.0), code)
+    assert vector.vector(study, 16, 0.5, 0.0) == vector.vector(study, 16, 0.5, 0.0)
+    noise = [np.array(vector.vector(s, 16, 0.5, 0.0)) for s in STUDIES if not s.findings]
+    assert 0.45 < np.std(noise) < 0.55 and abs(np.mean(noise)) < 0.05
+    few, many = (
+        {s.index for s in STUDIES if vector.vector(s, 4, 0.5, share) is None}
+        for share in (0.2, 0.6)
+    )
+    assert few < many and 40 < len(few) < 80 and 150 < len(many) < 210
+    assert all(vector.vector(s, 4, 0.5, 1.0) is None for s in STUDIES[:20])
+
+
+def test_bad_options_of_vectors_are_refused():
+    for option in ({"vector": -1}, {"vector_noise": -0.1}, {"vector_missing": 1.5}):
+        with pytest.raises(InputError, match="phantom vector"):
+            Phantom(split="train", **option)

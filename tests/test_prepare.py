@@ -347,7 +347,10 @@ def test_texts_stay_texts() -> None:
         (["length"], "--option=length; expected --option=KEY=VALUE"),
         (["length=many"], "--option=length=many; expected int"),
         (["length=1", "length=2"], "--option=length=... is given twice"),
-        (["size=1"], "unknown option of source phantom 'size'.*choices: fractions, length, render"),
+        (
+            ["size=1"],
+            "unknown option of source phantom 'size'.*choices: fractions, lateral, length, render",
+        ),
         (["split=test"], "unknown option of source phantom 'split'"),
         (["fractions=half"], "--option=fractions=half; expected"),
     ],
@@ -398,3 +401,29 @@ def test_splits_and_order_are_those_of_the_source(tmp_path: Path) -> None:
         ]
         np.testing.assert_array_equal(made.image(0), source[0].images[0].load())
         assert tuple(made[0].boxes) == tuple(source[0].boxes)
+
+
+def test_vectors_and_second_images_come_back(tmp_path: Path) -> None:
+    """In all splits, also where the first record, or a whole shard, has no vector."""
+    given = {"length": 40, "render_size": 32, "lateral": True, "vector": 6, "vector_missing": 0.4}
+    settings = job.Settings(Storage(size=32, format="png"), shard_bytes=1, chunk_records=3)
+    job.prepare("phantom", given, tmp_path / "out", settings)
+    again = job.Settings(Storage(size=32, format="png"))
+    job.prepare("prepared", {"path": str(tmp_path / "out")}, tmp_path / "again", again)
+    held = []
+    for split in ("train", "val", "test"):
+        source = phantom.Phantom(split=split, **given)
+        for folder in ("out", "again"):
+            made = Prepared(split=split, path=str(tmp_path / folder))
+            assert len(made) == len(source)
+            for index, record in enumerate(made):
+                assert record.vector == source[index].vector == made[index].vector
+                assert [i.projection for i in record.images][1:] == ["LATERAL"]
+            np.testing.assert_array_equal(made.image(0, 1), source.image(0, 1))
+        held += [record.vector is not None for record in made]
+    assert any(held) and not all(held)
+
+
+def test_without_vectors_the_index_has_no_column_for_them(folder: Path, tmp_path: Path) -> None:
+    prepare(folder, tmp_path / "out")
+    assert "vector" not in pq.read_schema(tmp_path / "out" / "index.parquet").names

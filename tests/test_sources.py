@@ -204,6 +204,31 @@ def test_bad_items_are_quarantined_in_order_of_the_table(folder: Path) -> None:
     assert sum(totals) == 11
 
 
+def test_columns_of_numbers_make_the_vector(folder: Path) -> None:
+    cells = [("1", "-2.5"), ("", " "), ("3e2", ""), ("4", "high"), ("nan", "1"), ("6", " 7.1 ")]
+    rows = example_rows(7)
+    for row, (a, b) in zip(rows, [*cells, ("1e39", "0")], strict=True):
+        row |= {"gene_a": a, "gene_b": b}
+    columns = {"vector_columns": ("gene_a", "gene_b")}
+    for suffix in (".csv", ".parquet"):
+        path = str(write_table(folder / f"t{suffix}", rows))
+        table = Table(path=path, **ONLY_TRAIN, **columns)
+        assert [(record.id, record.vector) for record in every(table)] == [
+            ("table:1", (1.0, -2.5)),
+            ("table:2", None),
+            ("table:6", (6.0, float(np.float32(7.1)))),
+        ]
+        expected = "expected a number, or all columns blank"
+        assert [(r.id, r.reason, r.detail) for r in table.rejects] == [
+            ("table:3", "bad_vector", f"row 3: '' in 'gene_b'; {expected}"),
+            ("table:4", "bad_vector", f"row 4: 'high' in 'gene_b'; {expected}"),
+            ("table:5", "bad_vector", f"row 5: 'nan' in 'gene_a'; {expected}"),
+            ("table:7", "bad_vector", f"row 7: '1e39' in 'gene_a'; {expected}"),
+        ]
+        assert all(record.vector is None for record in every(Table(path=path, **ONLY_TRAIN)))
+    assert "no column 'gene_c'" in refusal(Path(path), vector_columns="gene_c")
+
+
 def test_malformed_cells_condemn_their_row_only(folder: Path) -> None:
     rows = example_rows(5)
     path = write_table(folder / "t.jsonl", rows)
@@ -252,7 +277,8 @@ def test_refused_tables(folder: Path) -> None:
     assert refusal(path, split="dev").startswith("split is 'dev', expected one of: train, val")
     assert refusal(path, verify="md5") == "data.verify 'md5'; choices: decode, header, exists"
     assert refusal(path, num_threads=0) == "data.num_threads 0; expected at least 1"
-    assert refusal(path, report_columns=()).startswith("no column for the report given")
+    lone = {"report_columns": (), "label_columns": ()}
+    assert refusal(path, **lone).startswith("no column for the report given")
     assert refusal(path, root=str(folder / "no")).endswith("no' is not a folder")
     assert "expected three numbers in [0, 1] that sum to 1" in refusal(path, fractions=(1, 1, 0))
     assert "id 'p0' in rows 1 and 2; expected every id once" in refusal(path, id_column="who")

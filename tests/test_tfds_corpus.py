@@ -61,6 +61,13 @@ def read(builder: Any, data_dir: Path, split: str) -> list[Record]:
     return [source[index] for index in range(len(source))]
 
 
+def test_vectors_are_refused(tmp_path: Path) -> None:
+    given = {"length": 20, "vector": 4}
+    found = inventory.take("phantom", given)
+    with pytest.raises(InputError, match="phantom has records with vectors, which --tfds does not"):
+        tfds_corpus.prepare(found, given, SETTINGS, tmp_path / "tfds")
+
+
 def test_records_are_read_back(folder: Path, tmp_path: Path) -> None:
     builder = prepare(folder, tmp_path / "tfds")
     assert "tensorflow" not in sys.modules

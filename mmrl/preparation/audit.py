@@ -56,7 +56,7 @@ def audit(
       folders: folders that `mmrl.prepare` wrote.
       out: folder for audit.html and audit.json; None takes the name of the first corpus with
         "-audit" appended.
-      lengths: values of config.data.text_length, in tokens, whose truncation is computed.
+      lengths: lengths of a text tower, in tokens, whose truncation is computed.
       batch_sizes: global batch sizes whose false negatives are computed.
       tokenizer: a file that `Tokenizer.save` wrote; "" trains a tokenizer on the train split with
         the defaults of training.

@@ -57,7 +57,7 @@ def _records(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{refused:,} items were refused when the corpus was prepared; reasons below."
     for limit, cut in found["lengths"]["text"].get("truncated", {}).items():
         if cut["share"] >= _SHARE:
-            yield f"text_length={limit} cuts {percent(cut['share'])} of the texts."
+            yield f"A text tower of length {limit} cuts {percent(cut['share'])} of the texts."
 
 
 def _repeats(found: Mapping[str, Any]) -> Iterator[str]:

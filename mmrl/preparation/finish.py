@@ -62,7 +62,8 @@ def finish(
     closed = workplace.closed()
     sections = list(dict.fromkeys(name for shard in closed for name in shard["sections"]))
     index = workplace.publish(
-        shards.INDEX, lambda path: _write_index(path, workplace, len(closed), sections)
+        shards.INDEX,
+        lambda path: _write_index(path, workplace, len(closed), sections, inventory.vectors),
     )
     refused = [*inventory.rejects, *refused_later]
     listed = workplace.publish(shards.REJECTS, lambda path: rejects.write_rejects(path, refused))
@@ -108,11 +109,13 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _write_index(path: Path, workplace: Workplace, count: int, sections: Sequence[str]) -> None:
+def _write_index(
+    path: Path, workplace: Workplace, count: int, sections: Sequence[str], vectors: bool
+) -> None:
     """Writes one row group per shard, so that the rows of one shard are in memory at a time."""
-    schema = shards.index_table([], sections).schema
+    schema = shards.index_table([], sections, vectors=vectors).schema
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for number in range(count):
             rows = workplace.rows(number)
             if rows:
-                writer.write_table(shards.index_table(rows, sections))
+                writer.write_table(shards.index_table(rows, sections, vectors=vectors))

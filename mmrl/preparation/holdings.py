@@ -102,6 +102,8 @@ class Holdings:
     @functools.cached_property
     def composed(self) -> list[str]:
         """The text of each record that training reads, "" where there is none."""
+        if not self.sections:
+            return [""] * len(self)
         columns = [self.texts(name) for name in self.sections]
         return [
             reports.normalise(

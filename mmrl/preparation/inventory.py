@@ -62,10 +62,11 @@ class Inventory:
         impression together.
       label_names: label names of all records with labels.
       sections: names of all sections, in the order of occurrence.
+      vectors: whether any record has a vector.
       rejects, total, missing_images, warnings: those of the source for all splits. Details name
         files relative to the folders of the corpus.
       places: prefixes of file names, which depend on the place of the corpus.
-      sha256: digest of all text, labels, names of images and rejects, in order.
+      sha256: digest of all text, labels, vectors, names of images and rejects, in order.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Inventory:
     texts: Mapping[str, int]
     label_names: tuple[str, ...]
     sections: tuple[str, ...]
+    vectors: bool
     rejects: tuple[Reject, ...]
     total: int
     missing_images: int
@@ -165,6 +167,7 @@ def take(
         texts=reading.texts_by_section(),
         label_names=reading.label_names,
         sections=tuple(reading.sections),
+        vectors=reading.vectors,
         rejects=(),
         total=sum(source.total for source in sources.values()),
         missing_images=sum(getattr(source, "missing_images", 0) for source in sources.values()),
@@ -200,6 +203,7 @@ class _Reading:
         self._texts: collections.Counter[str] = collections.Counter()
         self.label_names: tuple[str, ...] = ()
         self.sections: dict[str, None] = {}
+        self.vectors = False
         self._progress = progress
         self._sources: dict[str, tuple[Source, str]] = {}
         self._positions = {split: array.array("q") for split in SPLITS}
@@ -247,6 +251,7 @@ class _Reading:
         self._texts["both"] += {"findings", "impression"} <= held
         self._texts["neither"] += not {"findings", "impression"} & held
         self.sections.update(dict.fromkeys(record.sections))
+        self.vectors |= record.vector is not None
         if record.labels and record.label_names != self.label_names:
             if self.label_names:
                 raise InputError(f"{record.id} has other label names than the records before it")

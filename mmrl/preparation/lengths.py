@@ -29,24 +29,24 @@ def choose_tokenizer(held: Holdings, path: str) -> tuple[Tokenizer | None, Numbe
     if path:
         loaded = Tokenizer.from_file(path)
         return loaded, {"file": path, "vocab_size": loaded.vocab_size, "sha256": loaded.sha256}
-    data = config.base().data
+    size, model_type = config.base().towers.text.vocab_size, "bpe"
     split = "train" if "train" in held.splits else "all"
     rows = held.splits.get("train", np.arange(len(held)))
-    described: Numbers = {"trained_on": split, "model_type": data.tokenizer_model}
+    described: Numbers = {"trained_on": split, "model_type": model_type}
     try:
         trained = Tokenizer.train(
             (held.composed[row] for row in rows),
-            vocab_size=data.vocab_size,
-            model_type=data.tokenizer_model,
+            vocab_size=size,
+            model_type=model_type,
         )
     except InputError as error:
         return None, described | {"missing": str(error)}
-    described |= {"vocab_size": trained.vocab_size, "requested_vocab_size": data.vocab_size}
+    described |= {"vocab_size": trained.vocab_size, "requested_vocab_size": size}
     return trained, described
 
 
 def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """i64[N]: tokens of each text with begin and end marks, as config.data.text_length counts."""
+    """i64[N]: tokens of each text, begin and end marks included."""
     counts = np.zeros(len(texts), np.int64)
     # Texts of similar length share a block, so that few rows are padded to the longest. A text
     # that does not fit is encoded again with four times the room.

@@ -156,6 +156,9 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
       options: options of the source, JSON values.
       settings: storage of images and limit of rejects. Chunks and workers are not used.
       beam: generate examples on the Beam runner of `download_and_prepare`.
+
+    Raises:
+      InputError: records with vectors.
     """
 
     VERSION = tfds.core.Version("2.0.0")
@@ -173,6 +176,11 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         data_dir: str,
         beam: bool = False,
     ) -> None:
+        if inventory.vectors:
+            raise InputError(
+                f"{inventory.name} has records with vectors, which --tfds does not write; prepare"
+                " the corpus without --tfds"
+            )
         self._inventory, self._settings, self._beam = inventory, settings, beam
         self._work = Work(
             inventory.name,

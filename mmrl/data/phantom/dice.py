@@ -5,6 +5,8 @@ than three calls of other methods of the generator.
 """
 
 import bisect
+import functools
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import TypeVar
@@ -57,3 +59,14 @@ class Dice:
             other = int(self.unit() * (last + 1))
             order[last], order[other] = order[other], order[last]
         return order
+
+
+def stream(seed: int, name: str, number: int) -> Dice:
+    """An independent random stream for each (seed, name, number)."""
+    digest = hashlib.blake2b(str(number).encode(), digest_size=16, key=_salt(seed, name))
+    return Dice(np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big"))))
+
+
+@functools.cache
+def _salt(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"phantom/{seed}/{name}".encode(), digest_size=16).digest()

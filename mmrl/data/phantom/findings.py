@@ -45,10 +45,11 @@ DEVICES = ("endotracheal tube", "central venous catheter", "pacemaker")
 _WEIGHTS = dict(zip(KINDS, (13, 8, 20, 12, 18, 14, 11, 6, 10, 7), strict=True))
 _COUNT_WEIGHTS = (22, 28, 27, 15, 8)  # studies with 0, 1, 2, 3 and 4 findings, per cent
 _ZONE_HEIGHT = {"upper": (0.17, 0.28), "mid": (0.43, 0.53), "lower": (0.68, 0.77)}
-_FLUID_HEIGHT = {"small": (0.24, 0.28), "moderate": (0.43, 0.48), "large": (0.68, 0.74)}
+FLUID_HEIGHT = {"small": (0.24, 0.28), "moderate": (0.43, 0.48), "large": (0.68, 0.74)}
 _COLLAPSE = {"small": (0.10, 0.13), "moderate": (0.27, 0.27), "large": (0.62, 0.40)}
-_EDEMA_RADIUS = {"mild": 0.21, "moderate": 0.26, "severe": 0.32}
+EDEMA_RADIUS = {"mild": 0.21, "moderate": 0.26, "severe": 0.32}
 _SHAPE_NUMBERS = 12
+BAND_WIDTH = 0.021
 _BLOB_ANGLE = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
 _FLUID_EDGE = np.linspace(1.1, 0.0, 12)
 
@@ -189,14 +190,15 @@ def draw_lesions(
     return tuple(sorted(plan.lesions, key=lambda lesion: KINDS.index(lesion.finding.name)))
 
 
-def _height(lesion: Lesion) -> float:
+def height(lesion: Lesion) -> float:
+    """The height v of a lesion within its zone."""
     low, high = _ZONE_HEIGHT[lesion.finding.zone]
     return low + (high - low) * lesion.shape[0]
 
 
 def _centre(lesion: Lesion, frame: Frame, margin: float) -> tuple[float, float]:
     """(u, v) inside the zone, at least `margin` (in u) from heart and chest wall where possible."""
-    v = _height(lesion)
+    v = height(lesion)
     inner, outer = frame.free_width(lesion.finding.side, v)
     middle = 0.5 * (inner + outer)
     inner, outer = min(inner + margin, middle), max(outer - margin, middle)
@@ -206,7 +208,7 @@ def _centre(lesion: Lesion, frame: Frame, margin: float) -> tuple[float, float]:
 def _fluid(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     """Free fluid, which is higher at the chest wall than at the mediastinum (meniscus)."""
     side, extent = lesion.finding.side, lesion.finding.severity
-    low, high = _FLUID_HEIGHT[extent]
+    low, high = FLUID_HEIGHT[extent]
     top = 1.0 - (low + (high - low) * lesion.shape[0])
     u = _FLUID_EDGE
     slope = {"small": 0.17, "moderate": 0.13, "large": 0.12}[extent]
@@ -233,39 +235,52 @@ def collapsed_lung(lesion: Lesion, frame: Frame) -> np.ndarray:
     return frame.lung(lesion.finding.side, lateral=scale * lateral, apical=scale * apical)
 
 
-def _blob(lesion: Lesion, canvas: Canvas) -> np.ndarray:
-    """An irregular patch of filled air spaces."""
+def blob(lesion: Lesion) -> np.ndarray:
+    """Outline of an irregular patch around (0, 0), f64[points, 2], in fractions of the image."""
     angle = _BLOB_ANGLE
     radius = np.ones_like(angle)
     for wave in range(3):
         amplitude = 0.16 * lesion.shape[2 + 2 * wave] / (1 + 0.4 * wave)
         radius += amplitude * np.cos((wave + 2) * angle + 6.28 * lesion.shape[3 + 2 * wave])
     radius *= 0.072 + 0.022 * lesion.shape[8]
-    offsets = radius[:, None] * circle(len(angle)) * (1.1, 0.95)
-    patch = canvas.fill(canvas.frame.around(_centre(lesion, canvas.frame, 0.18), offsets))
+    return radius[:, None] * circle(len(angle)) * (1.1, 0.95)
+
+
+def _blob(lesion: Lesion, canvas: Canvas) -> np.ndarray:
+    """An irregular patch of filled air spaces."""
+    centre = _centre(lesion, canvas.frame, 0.18)
+    patch = canvas.fill(canvas.frame.around(centre, blob(lesion)))
     return patch * canvas.lung(lesion.finding.side)
+
+
+def disc(lesion: Lesion) -> np.ndarray:
+    """Outline of a nodule of the stated diameter around (0, 0), in fractions of the image."""
+    return 0.5 * float(lesion.finding.severity.split()[0]) / FIELD_OF_VIEW_MM * circle(32)
 
 
 def _disc(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     """A round nodule of the stated diameter."""
-    radius = 0.5 * float(lesion.finding.severity.split()[0]) / FIELD_OF_VIEW_MM
     centre = _centre(lesion, canvas.frame, 0.14)
-    return canvas.fill(canvas.frame.around(centre, radius * circle(32)))
+    return canvas.fill(canvas.frame.around(centre, disc(lesion)))
+
+
+def band(lesion: Lesion) -> np.ndarray:
+    """Middle line of a band of collapsed lung around (0, 0), f64[3, 2], fractions of the image."""
+    length = 0.15 + 0.05 * lesion.shape[2]
+    slope = math.radians(-28.0 + 56.0 * lesion.shape[3])
+    reach = 0.5 * length * np.array([math.cos(slope), math.sin(slope)])
+    return np.stack([-reach, 0 * reach, reach])
 
 
 def _band(lesion: Lesion, canvas: Canvas) -> np.ndarray:
     """A straight band of collapsed lung, a few millimetres thick."""
-    length = 0.15 + 0.05 * lesion.shape[2]
-    slope = math.radians(-28.0 + 56.0 * lesion.shape[3])
-    reach = 0.5 * length * np.array([math.cos(slope), math.sin(slope)])
-    centre = _centre(lesion, canvas.frame, 0.24)
-    path = canvas.frame.around(centre, np.stack([-reach, 0 * reach, reach]))
-    return canvas.fill(strip(path, 0.021)) * canvas.lung(lesion.finding.side)
+    path = canvas.frame.around(_centre(lesion, canvas.frame, 0.24), band(lesion))
+    return canvas.fill(strip(path, BAND_WIDTH)) * canvas.lung(lesion.finding.side)
 
 
 def _perihilar(lesion: Lesion, canvas: Canvas, side: str) -> np.ndarray:
     """The edematous part of one lung around its hilum."""
-    radius = _EDEMA_RADIUS[lesion.finding.severity]
+    radius = EDEMA_RADIUS[lesion.finding.severity]
     offsets = radius * circle(32) * (0.85, 1.0)
     area = canvas.fill(canvas.frame.around((SIGN[side] * 0.36, 0.52), offsets))
     return area * canvas.lung(side) * (1.0 - canvas.heart())

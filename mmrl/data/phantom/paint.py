@@ -1,10 +1,12 @@
 """Draws the findings of a phantom into its image, and exposes the image."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from mmrl.data.phantom.canvas import Canvas
-from mmrl.data.phantom.findings import DEVICES, Lesion, collapsed_lung, coverages
+from mmrl.data.phantom.findings import DEVICES, Lesion, collapsed_lung
 
 _FLUID_LEVEL = 0.69
 _EDEMA_STRENGTH = {"mild": 0.13, "moderate": 0.20, "severe": 0.28}
@@ -34,7 +36,7 @@ def _texture(numbers: tuple[float, ...], size: int, cells: int) -> np.ndarray:
 def _paint_edema(
     picture: np.ndarray, lesion: Lesion, layers: tuple[np.ndarray, ...], canvas: Canvas
 ) -> None:
-    haze = canvas.soften(np.maximum(*layers), 0.055)
+    haze = canvas.soften(np.maximum.reduce(layers), 0.055)
     haze *= 0.45 + 0.55 * _texture(lesion.shape, canvas.size, 13) + 0.3 * canvas.vessels()
     picture += _EDEMA_STRENGTH[lesion.finding.severity] * haze * canvas.air
 
@@ -65,12 +67,17 @@ def _paint_effusion(picture: np.ndarray, layer: np.ndarray, canvas: Canvas) -> N
     picture += 0.93 * cover * np.maximum(fluid - picture, 0.0)
 
 
-def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> None:
-    """Adds the lesions to `picture`, f32[size, size], in place.
+def paint(
+    picture: np.ndarray,
+    lesions: Sequence[Lesion],
+    coverages: Sequence[tuple[np.ndarray, ...]],
+    canvas: Canvas,
+) -> None:
+    """Adds the lesions, which cover `coverages`, to `picture`, f32[size, size], in place.
 
     Cardiomegaly is part of the anatomy (see `Frame`), so nothing is added for it.
     """
-    drawn = zip(lesions, coverages(lesions, canvas), strict=True)
+    drawn = zip(lesions, coverages, strict=True)
     for lesion, layers in sorted(drawn, key=lambda pair: _ORDER.index(pair[0].finding.name)):
         name = lesion.finding.name
         if name == "edema":
@@ -91,12 +98,15 @@ def paint(picture: np.ndarray, lesions: tuple[Lesion, ...], canvas: Canvas) -> N
 def expose(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
     """Brightness f32[size, size] -> u8[size, size]: side marker, exposure, blur and noise.
 
+    A lateral image has no side marker.
+
     The standard deviation of the noise grows with the square root of the size. With photon counting
     it would grow in proportion to the size.
     """
     technique = canvas.frame.technique
-    marker = np.array([(0.93, 0.03), (0.945, 0.03), (0.945, 0.07), (0.97, 0.07), (0.97, 0.085)])
-    picture += 0.75 * canvas.fill(np.concatenate([marker, [(0.93, 0.085)]]))
+    if technique.projection != "LATERAL":
+        marker = [(0.93, 0.03), (0.945, 0.03), (0.945, 0.07), (0.97, 0.07), (0.97, 0.085)]
+        picture += 0.75 * canvas.fill(np.array([*marker, (0.93, 0.085)]))
     picture = canvas.soften(picture, technique.blur)
     rng = np.random.Generator(np.random.PCG64(technique.noise_seed))
     grain = rng.standard_normal(picture.shape, dtype=np.float32)

@@ -5,11 +5,10 @@ draw the image and its truth at any size. Results depend on seed, index and size
 lets anyone test the software without data; results on it are no clinical evidence.
 
 Anatomy is in `anatomy` and `canvas`, findings are in `findings` and `paint`, reports in `grammar`.
+`lateral` draws a second projection of a study, `vector` computes a vector from its findings.
 """
 
 import dataclasses
-import functools
-import hashlib
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from mmrl.data.phantom import anatomy, grammar
 from mmrl.data.phantom import findings as phantom_findings
 from mmrl.data.phantom import paint as phantom_paint
 from mmrl.data.phantom.canvas import Canvas, draw_normal
-from mmrl.data.phantom.dice import Dice
+from mmrl.data.phantom.dice import stream
 from mmrl.data.phantom.findings import KINDS, Lesion
 from mmrl.data.phantom.grammar import Sentence
 from mmrl.types import Box, Finding
@@ -79,13 +78,13 @@ def study(seed: int, index: int) -> Study:
     Studies of a patient share the anatomy; exposure, findings and report are drawn for each.
     """
     number = patient_number(index)
-    patient = anatomy.draw_patient(number, _dice(seed, "patient", number))
-    dice = _dice(seed, "study", index)
+    patient = anatomy.draw_patient(number, stream(seed, "patient", number))
+    dice = stream(seed, "study", index)
     kinds = phantom_findings.draw_kinds(dice)
     bedside = "endotracheal tube" in kinds
     technique = anatomy.draw_technique(dice, bedside=bedside)
     lesions = phantom_findings.draw_lesions(kinds, patient, technique, dice)
-    words = _dice(seed, "report", index)
+    words = stream(seed, "report", index)
     return Study(
         seed=seed,
         index=index,
@@ -101,7 +100,8 @@ def render(chosen: Study, size: int) -> np.ndarray:
     """Draws the radiograph, u8[size, size]; the patient's left is at the right of the image."""
     canvas = Canvas(chosen.frame(), size)
     picture = draw_normal(canvas)
-    phantom_paint.paint(picture, chosen.lesions, canvas)
+    layers = phantom_findings.coverages(chosen.lesions, canvas)
+    phantom_paint.paint(picture, chosen.lesions, layers, canvas)
     return phantom_paint.expose(picture, canvas)
 
 
@@ -156,14 +156,3 @@ def load_image(seed: int, index: int, size: int) -> np.ndarray:
 def load_masks(seed: int, index: int, size: int) -> dict[str, np.ndarray]:
     """`masks` of `study`; with functools.partial, the `masks` of a Record."""
     return masks(study(seed, index), size)
-
-
-@functools.cache
-def _salt(seed: int, stream: str) -> bytes:
-    return hashlib.blake2b(f"phantom/{seed}/{stream}".encode(), digest_size=16).digest()
-
-
-def _dice(seed: int, stream: str, number: int) -> Dice:
-    """An independent random stream for each (seed, stream, number)."""
-    digest = hashlib.blake2b(str(number).encode(), digest_size=16, key=_salt(seed, stream))
-    return Dice(np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big"))))

@@ -47,6 +47,7 @@ VERIFY = ("decode", "header", "exists")
 _CHUNK = 1024  # images handed to the thread pool at a time
 _LABELS = (1, 0, -1)
 _NOT_STATED = -2
+_MOST = float(np.finfo(np.float32).max)
 
 
 class CellError(ValueError):
@@ -55,7 +56,10 @@ class CellError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The column (or feature) that holds each field; `reports` maps section to column."""
+    """The column (or feature) that holds each field.
+
+    `reports` maps section to column; without reports, rows are images with labels or vectors.
+    """
 
     image: str
     reports: Mapping[str, str]
@@ -66,12 +70,13 @@ class Columns:
     split: str | None = None
     license: str | None = None
     labels: tuple[str, ...] = ()
+    vector: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Every column in use, once."""
         single = (self.patient, self.study, self.projection, self.id, self.split, self.license)
-        named = [self.image, *self.reports.values(), *filter(None, single), *self.labels]
-        return list(dict.fromkeys(named))
+        named = [self.image, *self.reports.values(), *filter(None, single)]
+        return list(dict.fromkeys([*named, *self.labels, *self.vector]))
 
     def check(self, present: Sequence[str], where: str, noun: str = "column") -> None:
         """Raises InputError unless `present` has every column in use, and no name twice."""
@@ -108,13 +113,22 @@ def find_faults(
     return found
 
 
-def section_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:
-    """Section -> column; a plain name is both. InputError when there is no name."""
+def section_columns(
+    columns: Mapping[str, str] | Sequence[str] | str, others: Sequence[str]
+) -> dict[str, str]:
+    """Section -> column; a plain name is both.
+
+    Args:
+      others: columns of labels and vectors; with them, there may be no column of reports.
+
+    Raises:
+      InputError: no column at all.
+    """
     if isinstance(columns, str):
         columns = (columns,)
     mapping = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
-    if not mapping:
-        raise InputError("no column for the report given; expected at least one")
+    if not mapping and not others:
+        raise InputError("no column for the report given; expected at least one, or labels")
     return mapping
 
 
@@ -178,6 +192,9 @@ class Rows:
         self._columns, self._source, self._split = columns, source, split
         self._text = {name: pa.array(cells, pa.large_string()) for name, cells in scan.text.items()}
         self._labels = np.array(scan.labels, np.int8).reshape(len(scan.labels), len(columns.labels))
+        self._vectors = np.array(scan.vectors, np.float32).reshape(
+            len(scan.vectors), len(columns.vector)
+        )
         self._refused = scan.refused
         self.total = len(self) + len(self._refused)
 
@@ -202,7 +219,7 @@ class Rows:
                 self._refused.append((int(number), reject))
         passed = np.array([fault is None for fault in faults], bool)
         self._text = {name: cells.filter(pa.array(passed)) for name, cells in self._text.items()}
-        self._labels = self._labels[passed]
+        self._labels, self._vectors = self._labels[passed], self._vectors[passed]
 
     def record(self, index: int, loader: Callable[[str], Callable[[], np.ndarray]]) -> Record:
         """Builds record `index`; `loader` maps the image cell to the `load` of the image."""
@@ -226,7 +243,12 @@ class Rows:
             label_names=self._columns.labels,
             labels=tuple(int(value) for value in self._labels[position]),
             license=cell["license"],
+            vector=self._vector(position),
         )
+
+    def _vector(self, position: int) -> tuple[float, ...] | None:
+        row = self._vectors[position]
+        return None if not row.size or np.isnan(row[0]) else tuple(row.tolist())
 
 
 class _Scan:
@@ -247,6 +269,7 @@ class _Scan:
         names += [f"report.{section}" for section in columns.reports]
         self.text: dict[str, list[str]] = {name: [] for name in names}
         self.labels: list[list[int]] = []
+        self.vectors: list[np.ndarray] = []  # NaN for a row without a vector
         self.refused: list[tuple[int, Reject]] = []
         self._row_of_id: dict[str, int] = {}
         self._split_of_patient: dict[str, str] = {}
@@ -334,9 +357,13 @@ class _Scan:
     ) -> None:
         columns = self._columns
         reports = [cells[name] for name in columns.reports.values()]
-        if not any(report.strip() for report in reports):
+        if reports and not any(report.strip() for report in reports):
             blank = ", ".join(map(repr, columns.reports.values()))
             self._refuse(number, native, "empty_report", f"nothing in {blank}")
+            return
+        vector, problem = self._vector(cells)
+        if problem:
+            self._refuse(number, native, "bad_vector", problem)
             return
         kept = (
             str(number),
@@ -351,3 +378,20 @@ class _Scan:
         for cells_of, value in zip(self.text.values(), kept, strict=True):
             cells_of.append(value)
         self.labels.append(stated)
+        self.vectors.append(vector)
+
+    def _vector(self, cells: Mapping[str, str]) -> tuple[np.ndarray, str]:
+        """f32[F], NaN if all cells are blank; and what is wrong with a cell, or ""."""
+        vector = np.full(len(self._columns.vector), np.nan, np.float32)
+        texts = [cells[name].strip() for name in self._columns.vector]
+        if not any(texts):
+            return vector, ""
+        for position, (name, text) in enumerate(zip(self._columns.vector, texts, strict=True)):
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not abs(value) <= _MOST:
+                return vector, f"{text!r} in {name!r}; expected a number, or all columns blank"
+            vector[position] = value
+        return vector, ""

@@ -110,7 +110,8 @@ def _damaged(error: Exception) -> InputError:
     return InputError(f"damaged record: {type(error).__name__}")
 
 
-# Columns of the index. They are followed by one column per section, "section.findings" and so on.
+# Columns of the index. They are followed by one column per section, "section.findings" and so on,
+# and by "vector", a list of f32, if any record of the corpus has a vector.
 INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("id", pa.string()),
     ("source", pa.string()),
@@ -177,15 +178,26 @@ def index_row(
         "mask_labels": list(dict.fromkeys(mask.label for mask in masks)),
         "has_findings": any(record.sections.get(s, "").strip() for s in ("findings", "impression")),
         "sections": dict(record.sections),
+        "vector": None if record.vector is None else list(record.vector),
     }
 
 
-def index_table(rows: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> pa.Table:
-    """The index as a table; `sections` are the names of all sections, in order."""
+def index_table(
+    rows: Sequence[Mapping[str, Any]], sections: Sequence[str], *, vectors: bool = False
+) -> pa.Table:
+    """The index as a table.
+
+    Args:
+      rows: those of `index_row`, with shard and position.
+      sections: the names of all sections, in order.
+      vectors: whether any record of the corpus has a vector.
+    """
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in INDEX_FIELDS}
     for section in sections:
         texts = [row["sections"].get(section) for row in rows]
         columns[f"section.{section}"] = pa.array(texts, pa.large_string())
+    if vectors:
+        columns["vector"] = pa.array([row["vector"] for row in rows], pa.list_(pa.float32()))
     return pa.table(columns)
 
 

@@ -116,6 +116,7 @@ class Prepared:
 
     def _record(self, position: int, row: Mapping[str, Any]) -> Record:
         place = self.image.place(position)
+        vector = row.get("vector")  # no column if no record has one
         sections = {name.removeprefix("section."): row[name] for name in self._sections}
         return Record(
             **{name: row[name] for name in shards.PLAIN_FIELDS},
@@ -143,4 +144,5 @@ class Prepared:
             masks=functools.partial(shards.load_masks, *place) if row["mask_labels"] else None,
             entailment=Entailment(*json.loads(row["entailment"])) if row["entailment"] else None,
             attributes=json.loads(row["attributes"]),
+            vector=None if vector is None else tuple(vector),
         )

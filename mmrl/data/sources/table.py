@@ -1,4 +1,4 @@
-"""Any CSV, TSV, JSONL or Parquet table with one image path and one report per row.
+"""Any CSV, TSV, JSONL or Parquet table with one image path and a report or labels per row.
 
 Given `pairs.csv` and, in the same folder, `images/`
 
@@ -41,7 +41,8 @@ class Table:
       root: folder to which image paths are relative; the folder of the table by default.
       image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom).
         DICOM images whose header says that text is burned into the pixels are rejected.
-      report_columns: section name -> column, or columns whose names are also the section names.
+      report_columns: section name -> column, or columns whose names are also the section names; ()
+        for a table of labels or vectors alone.
       patient_column: the leakage unit. No patient is in two splits.
       study_column: the study of a row; without it each row is a study.
       projection_column: projection of the image, such as PA or lateral.
@@ -50,6 +51,8 @@ class Table:
       split_column: train, val (valid, validate, validation, dev) or test. Without it patients are
         divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
+      vector_columns: columns of numbers that make up the vector of a record, such as an expression
+        profile. A row whose cells are all blank has no vector.
       fractions: shares of train, val and test without `split_column`, in this order or by name,
         see `split_of`.
       split_salt: name of that division; another name gives another division.
@@ -59,7 +62,8 @@ class Table:
 
     Attributes:
       rejects: the refused rows of the split. Reasons are missing_image, unreadable_image,
-        empty_report, and bad_row (fields that do not fit the header, a blank id or patient).
+        empty_report, bad_vector (a cell that is not a number, or some blank cells), and bad_row
+        (fields that do not fit the header, a blank id or patient).
       total: number of rows of the split before rejection.
       warnings: lines that a user should read before trusting the split.
 
@@ -82,22 +86,26 @@ class Table:
         id_column: str | None = None,
         split_column: str | None = None,
         label_columns: Sequence[str] | str = (),
+        vector_columns: Sequence[str] | str = (),
         license_column: str | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_salt: str = "",
         verify: str = "decode",
         num_threads: int = 2,
     ) -> None:
+        labels = (label_columns,) if isinstance(label_columns, str) else tuple(label_columns)
+        vector = (vector_columns,) if isinstance(vector_columns, str) else tuple(vector_columns)
         columns = Columns(
             image=image_column,
-            reports=section_columns(report_columns),
+            reports=section_columns(report_columns, (*labels, *vector)),
             patient=patient_column,
             study=study_column,
             projection=projection_column,
             id=id_column,
             split=split_column,
             license=license_column,
-            labels=(label_columns,) if isinstance(label_columns, str) else tuple(label_columns),
+            labels=labels,
+            vector=vector,
         )
         check_verify(verify, num_threads)
         present = tabular.columns(path)

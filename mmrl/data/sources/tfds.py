@@ -56,7 +56,8 @@ class Tfds:
       tfds_split: the examples to read, in the notation of TFDS: "train", "train+test",
         "train[:10%]".
       image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
-      report_features: section name -> feature, or features that are also the section names.
+      report_features: section name -> feature, or features that are also the section names; () for
+        labels alone.
       patient_feature: the leakage unit. No patient is in two splits.
       study_feature: the study of an example; without it each example is a study.
       projection_feature: projection of the image, such as PA or lateral.
@@ -101,16 +102,17 @@ class Tfds:
         verify: str = "decode",
         num_threads: int = 2,
     ) -> None:
+        labels = (label_features,) if isinstance(label_features, str) else tuple(label_features)
         columns = Columns(
             image=image_feature,
-            reports=section_columns(report_features),
+            reports=section_columns(report_features, labels),
             patient=patient_feature,
             study=study_feature,
             projection=projection_feature,
             id=id_feature,
             split=split_feature,
             license=license_feature,
-            labels=(label_features,) if isinstance(label_features, str) else tuple(label_features),
+            labels=labels,
         )
         check_verify(verify, num_threads)
         self._place = _Place(path, data_dir, tfds_split or "train", module)
