@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrl.data.batches.copies import Copies
 from mmrl.data.corpus import read_corpus, records
+from mmrl.data.perturb.copies import Copies
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.sources.phantom import Phantom
 from mmrl.data.sources.prepared import Prepared
@@ -52,13 +52,14 @@ class TextRows:
         self._mix, self._copies = Mix.from_config(kinds), Copies(tokenizer, length)
 
     def __call__(self, reports: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-        """Arrays of the reports and their copies; without perturbed_* arrays if K is 0."""
+        """Arrays of the reports and their copies; without `perturbed` if K is 0."""
         tokens, mask, _ = self._tokenizer.encode_batch(reports, self._length)
-        rows = {"tokens": tokens, "token_mask": mask}
+        rows = {"text.tokens": tokens, "text.mask": mask}
         if self._count:
             seeds = np.random.default_rng(seed).integers(2**63, size=len(reports)).astype(np.uint64)
             kinds = self._mix.draw(0, self._count, seeds)
-            rows |= self._copies(reports, tokens, kinds, seeds)
+            made = self._copies(reports, tokens, kinds, seeds)
+            rows |= {f"perturbed.{name}": array for name, array in made.items()}
         return rows
 
 

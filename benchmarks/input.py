@@ -31,7 +31,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -39,12 +39,15 @@ from absl import flags
 
 from benchmarks import commands
 from mmrl import config as configs
-from mmrl import presets
+from mmrl import presets, wiring
 from mmrl.data import counter
-from mmrl.data.batches.copies import Copies
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
+from mmrl.data.batches.pipeline import training_batches
 from mmrl.data.corpus import Corpus
 from mmrl.data.image import jitter
+from mmrl.data.inputs import base as inputs
+from mmrl.data.inputs.image import Image
+from mmrl.data.inputs.perturbed import Perturbed
+from mmrl.data.perturb.copies import Copies
 from mmrl.data.reading import shards
 from mmrl.data.sources.prepared import Prepared
 from mmrl.data.text.tokenizer import Tokenizer
@@ -62,6 +65,19 @@ STEPS = {
 HOSTS = {"one H200": ("NVIDIA H200", 1), "a host of 8 TPU v5e": ("TPU v5 lite", 8)}
 
 
+class Inputs(NamedTuple):
+    """The inputs whose stages are measured."""
+
+    image: Image
+    copies: Perturbed
+
+
+def inputs_of(config: ml_collections.ConfigDict) -> Inputs:
+    """Images, and reports with their copies, as the towers of a config read them."""
+    image = Image("image", config.towers.image, config.data)
+    return Inputs(image, Perturbed("perturbed", config.towers.text, config.data))
+
+
 class Stages:
     """CPU seconds of this thread, by stage."""
 
@@ -77,31 +93,31 @@ class Stages:
 
 
 def stages(
-    corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
+    corpus: Corpus, tokenizer: Tokenizer, made: Inputs, count: int, batch_size: int
 ) -> dict[str, float]:
     """CPU seconds per example of every stage."""
     rng = np.random.default_rng(0)
     indices = rng.choice(len(corpus), count, replace=count > len(corpus)).tolist()
     batches = [indices[start : start + batch_size] for start in range(0, count, batch_size)]
-    copies, measured = Copies(tokenizer, options.text_length), Stages()
-    rows = np.empty((batch_size, options.image_size, options.image_size), np.uint8)
+    copies, measured = Copies(tokenizer, made.copies.length), Stages()
+    rows = np.empty((batch_size, made.image.size, made.image.size), np.uint8)
     for batch in batches:
         numbers = rng.random((len(batch), jitter.DRAWS)).tolist()
-        _image_stages(corpus, options, measured, batch, zip(numbers, rows, strict=False))
+        _image_stages(corpus, made.image, measured, batch, zip(numbers, rows, strict=False))
     for first in (True, False):  # the first pass fills the caches of clauses and reports
         for batch in batches:
-            _text_stages(corpus, tokenizer, options, measured, batch, copies, first)
+            _text_stages(corpus, tokenizer, made.copies, measured, batch, copies, first)
     return {name: value / count for name, value in measured.seconds.items()}
 
 
 def _image_stages(
     corpus: Corpus,
-    options: PipelineOptions,
+    own: Image,
     measured: Stages,
     batch: Sequence[int],
     targets: Iterable[tuple[list[float], np.ndarray]],
 ) -> None:
-    example, source = options.example(), corpus.source
+    source = corpus.source
     if isinstance(source, Prepared):
         places = [source.image.place(int(corpus.positions[index])) for index in batch]
         stored = measured.timed("read", lambda place: shards.read_payload(*place), places)
@@ -113,8 +129,7 @@ def _image_stages(
 
     def fill(item: tuple[np.ndarray, tuple[list[float], np.ndarray]]) -> None:
         image, (numbers, row) = item
-        preprocess = functools.partial(example.preprocess, image)
-        example.jitter.fill(row, example.preprocess.size, numbers, preprocess)
+        own.jitter.fill(row, own.loaded.size, numbers, functools.partial(own.loaded, image))
 
     measured.timed("crop and jitter", fill, zip(images, targets, strict=True))
 
@@ -122,7 +137,7 @@ def _image_stages(
 def _text_stages(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    options: PipelineOptions,
+    own: Perturbed,
     measured: Stages,
     batch: Sequence[int],
     copies: Copies,
@@ -132,12 +147,12 @@ def _text_stages(
     seeds = counter.bits(np.uint64(first), np.array(batch))
     (tokens,) = measured.timed(
         "tokenise" + FIRST * first,
-        lambda texts: tokenizer.encode_batch(texts, options.text_length).tokens,
+        lambda texts: tokenizer.encode_batch(texts, own.length).tokens,
         [texts],
     )
 
     def perturbed(texts: list[str]) -> None:
-        kinds = options.mix.draw(0, options.num_perturbed, seeds)
+        kinds = own.mix.draw(0, own.count, seeds)
         copies(texts, tokens, kinds, seeds)
 
     measured.timed("perturb" + FIRST * first, perturbed, [texts])
@@ -154,11 +169,17 @@ def _cpu_seconds() -> float:
 
 
 def pipeline(
-    corpus: Corpus, tokenizer: Tokenizer, options: PipelineOptions, count: int, batch_size: int
+    corpus: Corpus, tokenizers: dict[str, Tokenizer], config: ml_collections.ConfigDict, count: int
 ) -> dict[str, float]:
     """Examples per second of the training iterator: of wall time and of CPU time."""
+    batch_size = config.batch_size
     batches = training_batches(
-        corpus, tokenizer, options, seed=0, batch_size=batch_size, with_perturbed=True
+        corpus,
+        inputs.make(config, wiring.wire(config)[0]),
+        tokenizers,
+        config.data,
+        seed=0,
+        batch_size=batch_size,
     )
     rounds = max(1, count // batch_size)
     try:
@@ -172,8 +193,8 @@ def pipeline(
     finally:
         batches.close()
     return {
-        "threads": options.num_threads,
-        "workers": options.num_workers,
+        "threads": config.data.num_threads,
+        "workers": config.data.num_workers,
         "clock": rounds * batch_size / clock,
         "cpu": rounds * batch_size / cpu,
     }
@@ -198,14 +219,17 @@ def _config(args: argparse.Namespace) -> ml_collections.ConfigDict:
     if args.prepared:
         pipeline, _ = configs.split_data(config.data)
         of_source = {"source": "prepared", "path": args.prepared}
-        text = {"sections": tuple(args.sections.split(",")), "text_length": 96}
+        text = {"sections": tuple(args.sections.split(","))}
         config.data = ml_collections.ConfigDict({**pipeline, **text, **of_source})
+        config.towers.text.length = 96
         config.data.cache_images = False  # reading is to be measured
         config.data.crop_scale = tuple(map(float, args.crop_scale.split(",")))
         config.batch_size = 64
-    for name in ("image_size", "load_size", "num_perturbed"):
+    for name in ("load_size", "num_perturbed"):
         if (value := getattr(args, name)) is not None:
             config.data[name] = value
+    if args.image_size is not None:
+        config.towers.image.size = args.image_size
     configs.validate(config)
     return config
 
@@ -213,28 +237,26 @@ def _config(args: argparse.Namespace) -> ml_collections.ConfigDict:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures all figures."""
     config = _config(args)
-    corpus = run.load_corpus(config.data, "train")
-    options = PipelineOptions.from_config(config.data)
-    tokenizer = Tokenizer.train(corpus.texts, vocab_size=config.data.vocab_size)
+    corpus = run.load_corpus(config, "train")
+    tokenizers, made = run.make_tokenizers(config, corpus), inputs_of(config)
     cores = sorted(os.sched_getaffinity(0))
     # Stages run on one core, even if a library starts threads.
     os.sched_setaffinity(0, cores[:1])
-    parts = stages(corpus, tokenizer, options, args.examples, config.batch_size)
+    parts = stages(corpus, tokenizers["text"], made, args.examples, config.batch_size)
     os.sched_setaffinity(0, cores)
     ways = [tuple(map(int, way.split("x"))) for way in args.ways.split(",")]
     rates = []
     for threads, workers in ways:
         config.data.num_threads, config.data.num_workers = threads, workers
-        chosen = PipelineOptions.from_config(config.data)
-        rates.append(pipeline(corpus, tokenizer, chosen, args.examples, config.batch_size))
+        rates.append(pipeline(corpus, tokenizers, config, args.examples))
     seconds = sum(value for name, value in parts.items() if not name.endswith(FIRST))
     return {
         "corpus": corpus.name,
         "records": len(corpus),
-        "image_size": options.image_size,
-        "load_size": options.load_size,
-        "text_length": options.text_length,
-        "copies": options.num_perturbed,
+        "image_size": made.image.size,
+        "load_size": config.data.load_size,
+        "text_length": made.copies.length,
+        "copies": made.copies.count,
         "cores": len(cores),
         "stages": {name: 1 / value for name, value in parts.items()},
         "sum_of_stages": 1 / seconds,
@@ -250,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", help="config.data.path")
     parser.add_argument("--prepared", help="folder of a prepared corpus")
     parser.add_argument("--sections", default="findings,impression", help="of a prepared corpus")
-    parser.add_argument("--image-size", type=int, help="default: config.data.image_size")
+    parser.add_argument("--image-size", type=int, help="default: config.towers.image.size")
     parser.add_argument("--load-size", type=int, help="default: config.data.load_size")
     parser.add_argument(
         "--crop-scale",

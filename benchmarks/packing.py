@@ -5,7 +5,7 @@
 
 First table: for random groups of reports with their perturbed copies, the share of slots that hold
 tokens with padding and with packing, and the number of rows per text that a group needs (mean and
-quantiles). `model.text.packing` is the budget of rows per text. The texts of a group above the
+quantiles). `towers.text.packing` is the budget of rows per text. The texts of a group above the
 budget spill into extra rows, which changes no result but is slow, so choose a budget that hardly
 any group exceeds.
 
@@ -40,10 +40,10 @@ def draw(
     chosen = rng.choice(len(reports), count, replace=count > len(reports))
     rows = TextRows(tokenizer, length, perturb.PAPER_KINDS, copies)
     arrays = rows([reports[index] for index in chosen], seed)
-    tokens, mask = arrays["tokens"][:, None], arrays["token_mask"][:, None]
+    tokens, mask = arrays["text.tokens"][:, None], arrays["text.mask"][:, None]
     if copies:
-        tokens = np.concatenate([tokens, arrays["perturbed_tokens"]], axis=1)
-        mask = np.concatenate([mask, arrays["perturbed_mask"]], axis=1)
+        tokens = np.concatenate([tokens, arrays["perturbed.tokens"]], axis=1)
+        mask = np.concatenate([mask, arrays["perturbed.mask"]], axis=1)
     return tokens, mask
 
 

@@ -33,8 +33,9 @@ from flax import nnx
 
 from benchmarks import commands
 from mmrl import config as configs
-from mmrl import presets
-from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes
+from mmrl import presets, wiring
+from mmrl.data.batches.pipeline import batch_shapes
+from mmrl.data.inputs import base as inputs
 from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
 from mmrl.training import learner
@@ -75,10 +76,11 @@ def default_config() -> ml_collections.ConfigDict:
     """Small transformers, in which nearly all parameters are in matrices."""
     config = configs.base()
     size = {"width": 192, "depth": 2, "num_heads": 8}
-    config.model.image = {"name": "vit", "patch_size": 16, **size}
-    config.model.text = {"name": "transformer", **size}
-    config.data.image_size, config.data.text_length, config.data.num_perturbed = 112, 32, 2
-    config.model.embed_dim = config.model.local_dim = 64
+    image, text = config.towers.image, config.towers.text
+    image.update({"size": 112, "patch_size": 16, **size})
+    text.update({"length": 32, **size})
+    image.heads, text.heads = {"embedding": 64, "regions": 64}, {"embedding": 64, "words": 64}
+    config.data.num_perturbed = 2
     config.ema = 0.99
     return config
 
@@ -86,10 +88,8 @@ def default_config() -> ml_collections.ConfigDict:
 def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: int) -> Row:
     """Compiles and analyses the step for the first `count` devices."""
     mesh = sharding.make_mesh(axes, jax.devices()[:count])
-    copies = learner.needs_perturbed(config.objectives)
-    options = PipelineOptions.from_config(config.data)
-    batch = batch_shapes(options, config.batch_size, with_perturbed=copies)
-    step = TrainStep(config, config.data.vocab_size, mesh, batch)
+    batch = batch_shapes(inputs.make(config, wiring.wire(config)[0]), config.batch_size)
+    step = TrainStep(config, mesh, batch)
     state = step.target()
     traced = step.traced
     program = traced.lower().compile()
@@ -129,7 +129,7 @@ def features(step: TrainStep, batch: Mapping[str, Any]) -> int:
 
     encoded = jax.eval_shape(encode, layout.params, layout.variables, dict(batch))
     return sum(
-        x.size * x.dtype.itemsize for name, x in encoded.items() if not name.startswith("perturbed")
+        x.size * x.dtype.itemsize for name, x in encoded.items() if "@perturbed." not in name
     )
 
 

@@ -111,11 +111,11 @@ def _build(names: Sequence[str], work: Workload, args: argparse.Namespace) -> li
 
     def jax_form(name: str) -> JaxForm:
         if name == REFERENCE:
-            published = PublishedStep(work.config, work.vocab_size, mesh, apart(example))
+            published = PublishedStep(work.config, mesh, apart(example))
             return JaxForm(name, published, adapt=apart)
         packs = name == "jax-fused-packed"
         config = workload.packed(work.config, args.packing) if packs else work.config
-        step = TrainStep(config, work.vocab_size, mesh, example)
+        step = TrainStep(config, mesh, example)
         # The budget covers all batches, so the conditional for further rows costs nothing.
         return JaxForm(name, step, arm=min if packs else max)
 
@@ -124,7 +124,7 @@ def _build(names: Sequence[str], work: Workload, args: argparse.Namespace) -> li
     if peers:
         from benchmarks.step_forms.torch_forms import TorchForm  # needs PyTorch
 
-        step = TrainStep(work.config, work.vocab_size, mesh, example)
+        step = TrainStep(work.config, mesh, example)
         parameters = jax.device_get(step.init()["params"])
         for name in peers:
             published = name == "torch-published"

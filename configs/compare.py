@@ -46,8 +46,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     config = pretrain.get_config()
     # Findings alone: a fact reworded there is not given away by an impression that repeats it.
     config.data.sections = ("findings",)
-    config.data.text_length = 56
-    config.data.image_size = config.data.render_size = 48
+    config.towers.text.length = 56
+    config.towers.image.size = config.data.render_size = 48
     config.total_steps = 360
     config.eval_every = 0
     config.checkpoint.every = 360

@@ -49,11 +49,11 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
     config.data.render_size = 64
     config.data.fractions = (0.8, 0.1, 0.1)
     config.data.cache_images = True
-    config.data.text_length = 72
     config.data.num_perturbed = 3
-    config.model.image = {"name": "vit", "patch_size": 8, "width": 96, "depth": 4, "num_heads": 3}
-    config.model.text = {"name": "transformer", "width": 96, "depth": 2, "num_heads": 3}
-    config.model.local_dim = 64
+    image, text = config.towers.image, config.towers.text
+    image.update({"patch_size": 8, "width": 96, "depth": 4, "num_heads": 3})
+    text.update({"length": 72, "width": 96, "depth": 2, "num_heads": 3})
+    image.heads.regions = text.heads.words = 64
 
 
 def _table(config: ml_collections.ConfigDict) -> None:
@@ -71,8 +71,8 @@ def _real(config: ml_collections.ConfigDict) -> None:
     """What suits radiographs better than phantoms, without options of the phantom source."""
     for key in ("length", "seed", "render_size"):
         del config.data[key]
-    config.data.image_size = 128
-    config.model.image.patch_size = 16
+    config.towers.image.size = 128
+    config.towers.image.patch_size = 16
     config.total_steps = 200
 
 
@@ -117,8 +117,9 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     short(config)
     config.batch_size = 16
     config.data.num_perturbed = 2
-    config.model.image = {"name": "vit", "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2}
-    config.model.text = {"name": "transformer", "width": 32, "depth": 1, "num_heads": 2}
+    size = {"width": 32, "depth": 1, "num_heads": 2}
+    config.towers.image.update({"patch_size": 8, **size})
+    config.towers.text.update(size)
 
 
 def short(config: ml_collections.ConfigDict) -> None:
@@ -128,11 +129,11 @@ def short(config: ml_collections.ConfigDict) -> None:
     config.eval_every = 10
     config.checkpoint.every = 5
     config.optimizer.warmup_steps = 5
-    config.data.text_length = 48
-    config.data.image_size = 32
+    config.towers.image.size = 32
+    config.towers.text.length = 48
     if config.data.source == "phantom":
         config.data.length = 400
         config.data.render_size = 32
-    config.model.embed_dim = 32
-    config.model.local_dim = 32
+    config.towers.image.heads = {"embedding": 32, "regions": 32}
+    config.towers.text.heads = {"embedding": 32, "words": 32}
     config.evaluators.retrieval.max_pairs = 32

@@ -18,12 +18,13 @@ from mmrl.types import InputError
 from mmrl.values import Option, type_of
 
 # Where the modules of each kind are.
-_ROOMS = {
-    "objective": "mmrl.objectives",
-    "evaluator": "mmrl.evaluators",
-    "source": "mmrl.data.sources",
-    "image encoder": "mmrl.models.image",
-    "text encoder": "mmrl.models.text",
+_ROOMS: dict[str, tuple[str, ...]] = {
+    "objective": ("mmrl.objectives",),
+    "evaluator": ("mmrl.evaluators",),
+    "source": ("mmrl.data.sources",),
+    "input": ("mmrl.data.inputs",),
+    "tower": ("mmrl.models.towers",),
+    "encoder": ("mmrl.models.image", "mmrl.models.text", "mmrl.models.vector"),
 }
 
 
@@ -33,31 +34,58 @@ def choices(kind: str) -> tuple[str, ...]:
 
     Files are searched, not imported: importing all of them would take seconds.
     """
-    (folder,) = importlib.import_module(_ROOMS[kind]).__path__
-    return tuple(
-        file.stem
-        for file in sorted(pathlib.Path(folder).glob("*.py"))
-        if re.search(rf"^class {_class_name(file.stem)}\b", file.read_text("utf-8"), re.MULTILINE)
-    )
+    return tuple(sorted(_files(kind)))
 
 
-def find(kind: str, name: str) -> type:
-    """The class behind `name`.
+@functools.cache
+def _files(kind: str) -> dict[str, tuple[str, pathlib.Path]]:
+    """Name -> (package, file) of all modules of a kind."""
+    found = {}
+    for package in _ROOMS[kind]:
+        (folder,) = importlib.import_module(package).__path__
+        for file in sorted(pathlib.Path(folder).glob("*.py")):
+            pattern = rf"^class {_class_name(file.stem)}\b"
+            if re.search(pattern, file.read_text("utf-8"), re.MULTILINE):
+                found[file.stem] = package, file
+    return found
+
+
+def module_of(kind: str, name: str) -> str:
+    """The module behind `name`: a file of the folder of `kind`, or PACKAGE.MODULE of another one.
 
     Raises:
       InputError: no such name; the message lists the choices.
     """
-    offered = choices(kind)
+    if "." in name:
+        return name
+    offered = _files(kind)
     if name not in offered:
-        raise InputError(unknown(kind, name, offered))
-    return getattr(importlib.import_module(f"{_ROOMS[kind]}.{name}"), _class_name(name))
+        raise InputError(unknown(kind, name, choices(kind)))
+    return f"{offered[name][0]}.{name}"
+
+
+def find(kind: str, name: str) -> type:
+    """The class behind `name`, see `module_of`.
+
+    Raises:
+      InputError: no such name; the message lists the choices. A module of another package that
+        cannot be imported, or without the class that its name promises.
+    """
+    module, expected = module_of(kind, name), _class_name(name.rpartition(".")[2])
+    try:
+        return getattr(importlib.import_module(module), expected)
+    except (ImportError, AttributeError) as error:
+        if "." not in name:
+            raise
+        raise InputError(
+            f"{kind} {name!r}: {error}; expected a module with a class {expected}, or one of: "
+            f"{', '.join(choices(kind))}"
+        ) from error
 
 
 def document(kind: str, name: str) -> str:
     """The docstring of the file of a module, which is not imported."""
-    (folder,) = importlib.import_module(_ROOMS[kind]).__path__
-    source = (pathlib.Path(folder) / f"{name}.py").read_text("utf-8")
-    return ast.get_docstring(ast.parse(source)) or ""
+    return ast.get_docstring(ast.parse(_files(kind)[name][1].read_text("utf-8"))) or ""
 
 
 def _class_name(name: str) -> str:

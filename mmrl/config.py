@@ -8,13 +8,14 @@ config chooses modules by name; what these take is stated by their constructors.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from mmrl import build
+from mmrl import build, schedules, wiring
 from mmrl.data import settings
+from mmrl.data.inputs import base as inputs
 from mmrl.types import InputError
 from mmrl.values import Option, defaults, setting
 
@@ -48,25 +49,35 @@ class Place:
 
     Attributes:
       kind: of the module, see `mmrl.build`.
-      chooser: the key that names the module. None: its own key in the config is the name.
+      chooser: the key that names the module.
       beside: keys at the same place that are no options of the module, as in `KEYS`.
       supplied: options of the module that follow from the rest of the config; not to be set.
-      many: the path holds a mapping from keys to such places, not one.
+      many: the path holds a mapping from free names to such places, not one.
+      named: a free name is the module's where no other is chosen.
+      listed: (name of a module, what is given for it) -> its options, where its constructor alone
+        does not tell them.
+      kept: (what is given for a module, name of another) -> keys that stay when the other one is
+        chosen instead.
     """
 
     kind: str
-    chooser: str | None = None
+    chooser: str
     beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     supplied: tuple[str, ...] = ()
     many: bool = False
+    named: bool = True
+    listed: Callable[[str, Mapping[str, Any]], dict[str, Option]] | None = None
+    kept: Callable[[Mapping[str, Any], str], Iterable[str]] | None = None
 
     def name(self, own: str, given: Mapping[str, Any]) -> str | None:
         """The module chosen at a place whose own key is `own`; None when none is."""
-        default = own if self.many else None
-        return default if self.chooser is None else given.get(self.chooser, default)
+        default = own if self.many and self.named else None
+        return given.get(self.chooser) or default
 
-    def options(self, name: str) -> dict[str, Option]:
-        """The options of module `name` that a config may set."""
+    def options(self, name: str, given: Mapping[str, Any] | None = None) -> dict[str, Option]:
+        """The options of module `name` that a config may set, where it has `given`."""
+        if self.listed is not None:
+            return self.listed(name, given or {})
         found = build.options(build.find(self.kind, name))
         return {option: one for option, one in found.items() if option not in self.supplied}
 
@@ -75,25 +86,99 @@ class Place:
         return {k: given[k] for k in given if k != self.chooser and k not in self.beside}
 
 
-# Image size, vocabulary and the like follow from the data or the model as a whole.
-_TYPES = ("rngs", "dtype", "param_dtype")
+def _tower_options(name: str, given: Mapping[str, Any]) -> dict[str, Option]:
+    """Options of an encoder, and of the kind of tower that it belongs to."""
+    own = _own_options(wiring.kind_of("NAME", {"kind": given.get("kind"), "name": name}))
+    encoder = build.options(build.find("encoder", name))
+    told = ("image_size", *wiring.GIVEN_TO_ENCODERS, *own)
+    return {key: one for key, one in encoder.items() if key not in told} | own
+
+
+def _own_options(kind: str) -> dict[str, Option]:
+    """Options of a kind of tower, without those of its encoder."""
+    found = build.options(build.find("tower", kind))
+    return {key: one for key, one in found.items() if key not in wiring.GIVEN_TO_TOWERS}
+
+
+def _kept_options(given: Mapping[str, Any], encoder: str) -> Iterable[str]:
+    """Options of the tower itself, which stay if the other encoder is of the same kind."""
+    kind = wiring.kind_of("", given)
+    same = "." in encoder or kind == wiring.kind_of("", {**given, "name": encoder})
+    return _own_options(kind) if same else ()
+
+
+def _input_options(name: str, given: Mapping[str, Any]) -> dict[str, Option]:
+    """The keys of config.data that an input may set for itself."""
+    target: Any = build.find("input", name)
+    return {key: settings.INPUT_KEYS[key] for key in target.options}
+
+
+_NAME = setting("", "The module; by default the key itself.")
+_READS = setting(
+    {}, "Arguments that read something else than by default: argument -> name.", Mapping[str, str]
+)
+_TOWER_KEYS = {
+    "kind": setting("", "Kind of the tower; needed for encoders of other packages."),
+    "input": setting("", "The input that the tower reads; by default that of its kind."),
+    "frozen": setting(
+        False,
+        "True: nothing of the tower changes, dropout is off; encoder: the same for all but its "
+        "heads.",
+        bool | str,
+    ),
+    "init": setting("", "A run or an exported folder to take the tower's initial values from."),
+}
 MODULES: dict[str, Place] = {
     "data": Place("source", "source", beside=settings.KEYS, supplied=("split",)),
-    "model.image": Place("image encoder", "name", supplied=("image_size", *_TYPES)),
-    "model.text": Place("text encoder", "name", supplied=("vocab_size", "length", *_TYPES)),
+    "towers": Place(
+        "encoder",
+        "name",
+        beside=_TOWER_KEYS,
+        many=True,
+        named=False,
+        listed=_tower_options,
+        kept=_kept_options,
+    ),
+    "inputs": Place("input", "name", many=True, listed=_input_options),
     "objectives": Place(
         "objective",
-        beside={"weight": setting(1.0, "Factor of this loss in the sum that training minimises.")},
-        supplied=("kinds",),
+        "name",
+        beside={
+            "weight": setting(
+                1.0,
+                "Factor of this loss in the sum that training minimises: a number or a schedule.",
+                float | Mapping[str, Any],
+            ),
+            "reads": _READS,
+        },
+        supplied=("names", "rngs"),
         many=True,
     ),
-    "evaluators": Place("evaluator", many=True),
+    "evaluators": Place("evaluator", "name", many=True),
 }
 """Dotted path -> what is chosen there."""
 
 # Defaults of the keys that hold a module or a mapping of modules.
-_IMAGE = {"name": "vit", "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4}
-_TEXT = {"name": "transformer", "width": 128, "depth": 2, "num_heads": 4}
+_TOWERS: dict[str, Any] = {
+    "image": {
+        "name": "vit",
+        "size": 64,
+        "patch_size": 8,
+        "width": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "heads": {"embedding": 128, "regions": 128},
+    },
+    "text": {
+        "name": "transformer",
+        "length": 96,
+        "vocab_size": 2000,
+        "width": 128,
+        "depth": 2,
+        "num_heads": 4,
+        "heads": {"embedding": 128, "words": 128},
+    },
+}
 _OBJECTIVES = {
     "global_contrastive": {"weight": 1.0, "temperature": 0.07},
     "local_contrastive": {"weight": 0.1, "temperatures": (4.0, 5.0, 10.0)},
@@ -134,20 +219,19 @@ KEYS: dict[str, Any] = {
         "skip": setting(10, "Steps of this process before the trace begins."),
     },
     "data": settings.KEYS,
-    "model": {
-        "image": setting(_IMAGE, "The image encoder, by `name`, and its options."),
-        "text": setting(_TEXT, "The text encoder, by `name`, and its options."),
-        "embed_dim": setting(128, "Dimension of the space that images and reports share."),
-        "local_dim": setting(
-            128, "Dimension of the features of image regions and words. 0: no local features."
-        ),
-        "head": setting("linear", "Heads from encoder features to these spaces: linear or mlp."),
-        "pixel_mean": setting(0.5, "Mean that is subtracted from pixels in [0, 1]."),
-        "pixel_std": setting(0.25, "Standard deviation by which pixels are then divided."),
-        "dtype": setting("float32", "Type of the computation: float32 or bfloat16."),
-        "param_dtype": setting("float32", "Type of the parameters."),
-    },
-    "objectives": setting(_OBJECTIVES, "The losses, each by the name of its module, with options."),
+    "dtype": setting("float32", "Type of the computation: float32 or bfloat16."),
+    "param_dtype": setting("float32", "Type of the parameters."),
+    "towers": setting(_TOWERS, "The encoders with their heads, by free names."),
+    "inputs": setting(
+        {}, "Inputs with options of their own, by free names; all others take those of `data`."
+    ),
+    "init": setting(
+        (),
+        'Initial values from runs or exported folders: ({"from": FOLDER, "match": regular '
+        'expression of whole paths, "to": replacement}, ...). The first that matches counts.',
+        tuple[Mapping[str, str], ...],
+    ),
+    "objectives": setting(_OBJECTIVES, "The losses, by free names."),
     "optimizer": {
         "name": setting("adamw", "The optimizer: adamw or sgd."),
         "learning_rate": setting(1e-3, "Learning rate after the warm-up."),
@@ -166,7 +250,7 @@ KEYS: dict[str, Any] = {
         ),
         "rules": setting(
             _RULES,
-            "Rules for parameters by their path, such as model/image/block_00/mlp/up/kernel. The "
+            "Rules for parameters by their path, such as towers/image/encoder/norm/scale. The "
             "first rule whose regular expression `match` covers the whole path applies: "
             "`learning_rate` and `weight_decay` are factors on the values above, `freeze: True` "
             "trains nothing. Every parameter needs a rule.",
@@ -201,7 +285,7 @@ KEYS: dict[str, Any] = {
             "structure": {},
             "pointing": {"count": 200, "optional": True},
         },
-        "The evaluations, each by the name of its module, with options.",
+        "The evaluations, by free names.",
     ),
 }
 """Every key with its default and its meaning, nested as the config is."""
@@ -257,15 +341,63 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: unknown keys, names or options, and values out of range, each in one line.
     """
+    _refuse_first_edition(config)
     _check_keys("", config, KEYS)
     if not config.objectives:
         raise InputError("config.objectives is empty; a run needs at least one")
     for path, place, name, given in modules(config):
         _check_module(f"config.{path}", place, name, given)
     for name, given in config.objectives.items():
-        if not float(given.get("weight", 1.0)) >= 0:
+        weight = schedules.parse(f"config.objectives.{name}.weight", given.get("weight", 1.0))
+        if not min(weight.start, weight.end) >= 0:
             raise InputError(f"config.objectives.{name}.weight={given.weight} must be >= 0")
+    for name, given in config.towers.items():
+        _check_tower(name, given)
+    wiring.wire(config)
+    for name, given in config.evaluators.items():
+        evaluator: Any = build.find("evaluator", wiring.chosen_module(name, given))
+        where = f"config.evaluators.{name}.reads"
+        wiring.redirected(where, evaluator.reads, given.get("reads"))
     _check_ranges(config)
+    inputs.make(config, wiring.wire(config)[0])
+
+
+_MOVED = {
+    "model.image": "towers.image",
+    "model.text": "towers.text",
+    "model.embed_dim": "towers.image.heads.embedding and towers.text.heads.embedding",
+    "model.local_dim": "towers.image.heads.regions and towers.text.heads.words",
+    "model.head": "towers.image.head and towers.text.head",
+    "model.pixel_mean": "towers.image.pixel_mean",
+    "model.pixel_std": "towers.image.pixel_std",
+    "model.dtype": "dtype",
+    "model.param_dtype": "param_dtype",
+    "data.image_size": "towers.image.size",
+    "data.text_length": "towers.text.length",
+    "data.vocab_size": "towers.text.vocab_size",
+    "data.tokenizer": "towers.text.tokenizer",
+    "data.tokenizer_model": "towers.text.tokenizer_model",
+}
+"""Keys of the first edition -> where their values are now."""
+
+
+def moved(key: str) -> str:
+    """One sentence about a key of the first edition, or about a key below it; "" for others."""
+    for old, new in _MOVED.items():
+        if key == old or key.startswith(f"{old}."):
+            names = " and ".join(f"config.{one}{key[len(old) :]}" for one in new.split(" and "))
+            return f"config.{key} is now {names}"
+    return "config.model is now config.towers" if key.partition(".")[0] == "model" else ""
+
+
+def first_edition(config: Mapping[str, Any]) -> str:
+    """One sentence about the first key of the first edition in a config; "" if it has none."""
+    return next(filter(None, (moved(key) for key, _ in flatten(plain(config)))), "")
+
+
+def _refuse_first_edition(config: Mapping[str, Any]) -> None:
+    if sentence := first_edition(config):
+        raise InputError(f"unknown key: {sentence}")
 
 
 def modules(
@@ -290,13 +422,24 @@ def _check_module(where: str, place: Place, name: str | None, given: Mapping[str
         raise InputError(f"{where} needs a {place.chooser}; choices: {listed}")
     target = build.find(place.kind, name)
     own = place.own(given)
-    offered = {*place.beside, *place.options(name)}
+    offered = {*place.beside, *place.options(name, given)}
     for option in own:
         if option not in offered:
             raise InputError(build.unknown(f"option in {where}", option, sorted(offered)))
-    build.check_options(where, target, own, supplied=place.supplied)
+    if place.listed is None:
+        build.check_options(where, target, own, supplied=place.supplied)
     if hasattr(target, "check_options"):
         target.check_options(where, own)
+
+
+def _check_tower(name: str, given: Mapping[str, Any]) -> None:
+    """Refuses a tower without an option that it needs."""
+    where = f"config.towers.{name}"
+    kind, own, of_encoder = wiring.tower_options(name, given)
+    tower, encoder = build.find("tower", kind), build.find("encoder", given["name"])
+    build.check_options(where, tower, own, supplied=wiring.GIVEN_TO_TOWERS)
+    told = ("image_size", "size", "length", "vocab_size", *wiring.GIVEN_TO_ENCODERS)
+    build.check_options(where, encoder, of_encoder, supplied=told)
 
 
 def _check_keys(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -389,7 +532,7 @@ def with_data(
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("data.image_size", 64) and so on."""
+    """Yields ("data.num_perturbed", 9) and so on."""
     for key in sorted(config):
         value = config[key]
         if isinstance(value, Mapping):

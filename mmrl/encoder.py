@@ -1,14 +1,14 @@
 """The Python interface to trained encoders: `mmrl.load(workdir)`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmrl.data.batches.pipeline import PipelineOptions
 from mmrl.data.image import images
+from mmrl.data.inputs import base as inputs
 from mmrl.data.text import reports
 from mmrl.training import run
 from mmrl.types import InputError
@@ -30,9 +30,8 @@ class Encoder:
 
     def __init__(self, trained: run.Trained) -> None:
         self._trained = trained
-        self._options = PipelineOptions.from_config(trained.config.data)
-        self._preprocess = self._options.preprocess()
-        self.dim = int(trained.config.model.embed_dim)
+        heads = [tower.heads for tower in trained.config.towers.values()]
+        self.dim = int(next(head.embedding for head in heads if "embedding" in head))
         self.step = trained.step
 
     @classmethod
@@ -44,12 +43,13 @@ class Encoder:
         """
         return cls(run.restore(Path(workdir), step=step))
 
-    def embed_images(self, items: Sequence[Image]) -> np.ndarray:
+    def embed_images(self, items: Sequence[Image], *, name: str = "image.embedding") -> np.ndarray:
         """Embeds image files or arrays.
 
         Args:
           items: paths of JPEG or PNG files, or one-channel arrays u8 or u16 of shape [H, W] or
             [H, W, 1]; kinds and sizes may be mixed.
+          name: the encoding, "<image tower>.<feature>".
 
         Returns:
           f32[N, D], L2-normalised.
@@ -57,16 +57,15 @@ class Encoder:
         Raises:
           InputError: a file is unreadable or an array has another shape; the message names it.
         """
-        if not len(items):
-            return np.zeros((0, self.dim), np.float32)
-        predict = self._trained.predict
-        encoded = predict.image_batches(self._trained.state, self._batches(items))
-        return encoded["image.embedding"]
+        return self._encode(_Images(self._trained, items), name, len(items))
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], *, name: str = "text.embedding") -> np.ndarray:
         """Embeds reports, sentences or prompts: f32[N, D], L2-normalised.
 
-        Texts longer than config.data.text_length tokens are cut, as in training.
+        Texts longer than the length of the tower are cut, as in training.
+
+        Args:
+          name: the encoding, "<text tower>.<feature>".
 
         Raises:
           InputError: an item is not a string.
@@ -74,20 +73,57 @@ class Encoder:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"text {index} is {type(text).__name__}; expected str")
-        if not len(texts):
-            return np.zeros((0, self.dim), np.float32)
-        folded = [reports.normalise(text) for text in texts]
-        tokens, mask, _ = self._trained.tokenizer.encode_batch(folded, self._options.text_length)
-        return self._trained.predict.token_rows(self._trained.state, tokens, mask)["text.embedding"]
+        return self._encode(_Texts(self._trained, texts), name, len(texts))
 
-    def _batches(self, items: Sequence[Image]) -> Iterator[tuple[np.ndarray, int]]:
-        size, side = self._trained.predict.batch_size, self._preprocess.size
-        for start in range(0, len(items), size):
-            part = items[start : start + size]
-            batch = np.zeros((size, side, side, 1), np.uint8)
-            for row, item in enumerate(part):
-                batch[row, :, :, 0] = self._preprocess(_pixels(item, start + row))
-            yield batch, len(part)
+    def _encode(self, items: Any, name: str, count: int) -> np.ndarray:
+        if not count:
+            return np.zeros((0, self.dim), np.float32)
+        parts = self._trained.predict.stream(self._trained.state, items, [name])
+        return np.concatenate([part[name] for part in parts])
+
+
+class _Images:
+    """Images from outside a corpus, as `Predict` takes them."""
+
+    def __init__(self, trained: run.Trained, items: Sequence[Image]) -> None:
+        self._config, self._items = trained.config, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Pixels of some images, under the name of the input that the tower reads."""
+        made = {}
+        for name in names:
+            own: Any = inputs.make_one(self._config, name, tower)
+            pixels = [own.preprocess(_pixels(self._items[row], row)) for row in rows]
+            made[f"{name}.pixels"] = np.stack(pixels)[..., None]
+        return made
+
+
+class _Texts:
+    """Texts from outside a corpus, as `Predict` takes them."""
+
+    def __init__(self, trained: run.Trained, texts: Sequence[str]) -> None:
+        self._trained, self._texts = trained, [reports.normalise(text) for text in texts]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Tokens of some texts, under the name of the input that the tower reads."""
+        length = int(self._trained.config.towers[tower].length)
+        texts = [self._texts[row] for row in rows]
+        tokens, mask, _ = self._trained.tokenizers[tower].encode_batch(texts, length)
+        return {
+            f"{name}.{array}": value
+            for name in names
+            for array, value in {"tokens": tokens, "mask": mask}.items()
+        }
 
 
 def _pixels(item: Any, index: int) -> np.ndarray:

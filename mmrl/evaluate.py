@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from mmrl import cli, config, files
+from mmrl import cli, config, files, wiring
 from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")
@@ -57,7 +57,7 @@ def main() -> None:
     if note := compile_cache.use(trained.config.compile_cache):
         console.say(note)
     chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
-    corpus = run.load_corpus(chosen.data, _SPLIT.value)
+    corpus = run.load_corpus(chosen, _SPLIT.value, encodings=wiring.evaluated(chosen))
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = cli.folder("out", _OUT.value) if _OUT.value else default
     run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
@@ -66,7 +66,7 @@ def main() -> None:
         training = run.training_fingerprint(trained)
         leaks = run.check_leaks(training, corpus.fingerprint, chosen.data, console)
     examples = trained.examples(
-        corpus, lambda: run.load_corpus(chosen.data, "train", allow_empty=True)
+        corpus, lambda split: run.load_corpus(chosen, split, allow_empty=True)
     )
     console.say(f"evaluating step {trained.step} of {trained.workdir} on {examples.name}")
     evaluators = run.make_evaluators(chosen.evaluators, trained.predict, examples)

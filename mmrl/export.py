@@ -22,9 +22,9 @@ from absl import flags
 from mmrl import build, cli, config, files
 from mmrl.data.corpus import Corpus
 from mmrl.data.reading import rejects
-from mmrl.devices import compile_cache
+from mmrl.devices import compile_cache, gather
 from mmrl.evaluators.statistics import Subset
-from mmrl.training import checkpoint, run
+from mmrl.training import checkpoint, initial, run
 from mmrl.training.console import Console
 from mmrl.types import InputError
 
@@ -48,8 +48,19 @@ _STEP = flags.DEFINE_integer(
 _FORMAT = flags.DEFINE_string(
     "format", "parquet", f"FORMAT: Format of the shards: {', '.join(FORMATS)}.", flag_values=_FLAGS
 )
-_REGIONS = flags.DEFINE_bool(
-    "regions", False, "Also writes the features of image regions, f32[R, D'].", flag_values=_FLAGS
+_NAMES = flags.DEFINE_list(
+    "names",
+    [],
+    "NAME,...: Encodings to write, such as image.embedding or image.regions; by default the "
+    "embedding of every tower, or all where there is none.",
+    flag_values=_FLAGS,
+)
+_WEIGHTS = flags.DEFINE_bool(
+    "weights",
+    False,
+    "Writes weights.npz instead: all parameters and batch statistics by path, which config.init of "
+    "another run can read.",
+    flag_values=_FLAGS,
 )
 _SHARD_SIZE = flags.DEFINE_integer(
     "shard_size", 4096, "N: Records of a shard.", lower_bound=1, flag_values=_FLAGS
@@ -65,7 +76,7 @@ class Options:
 
     split: str
     format: str
-    regions: bool
+    names: tuple[str, ...]
     shard_size: int
 
 
@@ -104,6 +115,32 @@ def export(
     return manifest
 
 
+def write_weights(trained: run.Trained, out: Path) -> None:
+    """Writes weights.npz, which `initial.read` reads, with a manifest of where it comes from.
+
+    Raises:
+      InputError: `out` is not empty.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out={out} is not empty; expected a new or empty folder")
+    state = trained.state
+    arrays = {
+        **initial.by_path(state.get("ema", state["params"])),
+        **initial.by_path(state["variables"]),
+    }
+    whole: dict[str, Any] = {path: gather.whole(leaf) for path, leaf in arrays.items()}
+    with files.whole(out / initial.WEIGHTS) as fresh, fresh.open("wb") as file:
+        np.savez(file, **whole)
+    manifest = {
+        "weights_sha256": trained.weights_sha256(),
+        "step": trained.step,
+        "towers": config.plain(trained.config.towers),
+        "tokenizers_sha256": {name: one.sha256 for name, one in trained.tokenizers.items()},
+        "versions": checkpoint.versions(),
+    }
+    files.write_json(out / "manifest.json", manifest)
+
+
 def begin(
     trained: run.Trained, corpora: Mapping[str, Corpus], out: Path, options: Options
 ) -> dict[str, Any]:
@@ -121,21 +158,16 @@ def _identity(
     """The entries that must be equal for an export to be resumed."""
     examples = {split: trained.examples(corpus) for split, corpus in corpora.items()}
     first = next(iter(examples.values()))
-    dim, grid = int(trained.config.model.embed_dim), trained.predict.grid
     return {
-        "embedding": {"dim": dim, "dtype": "float32", "normalisation": "L2"},
-        "regions": {"grid": list(grid), "dim": int(trained.config.model.local_dim)}
-        if options.regions
-        else None,
+        "columns": {name.replace(".", "_").replace("@", "_"): name for name in options.names},
+        "embedding": {"dtype": "float32", "normalisation": "L2"},
+        "grids": {tower: list(grid) for tower, grid in trained.predict.grids.items()},
         "checkpoint": {"step": trained.step, "weights_sha256": trained.weights_sha256()},
-        "tokenizer_sha256": trained.tokenizer.sha256,
-        "preprocessing": {
-            **first.preprocessing,
-            "pixel_mean": trained.config.model.pixel_mean,
-            "pixel_std": trained.config.model.pixel_std,
-        },
+        "tokenizers_sha256": {name: one.sha256 for name, one in trained.tokenizers.items()},
+        "preprocessing": first.preprocessing,
+        "towers": config.plain(trained.config.towers),
         "data": {split: {"name": e.name, "sha256": e.sha256} for split, e in examples.items()},
-        "options": dataclasses.asdict(options),
+        "options": config.plain(dataclasses.asdict(options)),
         "versions": checkpoint.versions(),
     }
 
@@ -169,21 +201,17 @@ def _columns(
     """Column name -> list of str or float32 array, one entry per record."""
     examples = Subset(trained.examples(corpus), rows)
     records = [corpus.record(row) for row in rows]
-    state, predict = trained.state, trained.predict
-    # predict.images and predict.texts would cache every shard in memory.
-    batches = examples.image_batches(predict.batch_size)
-    images = predict.image_batches(state, batches, local=options.regions)
-    texts = predict.token_rows(state, *examples.tokenize(examples.texts))
+    # Not predict.encode, which would keep every shard in memory.
+    parts = list(trained.predict.stream(trained.state, examples, options.names))
     columns: dict[str, Any] = {
         "id": [record.id for record in records],
         "patient_id": [record.patient_id for record in records],
         "study_id": [record.study_id for record in records],
         "split": [split] * len(records),
-        "image_embedding": images["image.embedding"],
-        "text_embedding": texts["text.embedding"],
     }
-    if options.regions:
-        columns["regions"] = np.asarray(images["image.regions"], np.float32)
+    for name in options.names:
+        values = np.concatenate([part[name] for part in parts])
+        columns[name.replace(".", "_").replace("@", "_")] = np.asarray(values, np.float32)
     return columns
 
 
@@ -221,17 +249,25 @@ def main() -> None:
     ):
         if value not in offered:
             raise InputError(build.unknown(f"value of --{flag}", value, offered))
-    options = Options(_SPLIT.value, _FORMAT.value, _REGIONS.value, _SHARD_SIZE.value)
     trained = run.restore(workdir, step=_STEP.value)
     console = Console()
     if note := compile_cache.use(trained.config.compile_cache):
         console.say(note)
-    if options.regions and not trained.config.model.local_dim:
-        raise InputError("--regions needs a model with local features; this run has local_dim=0")
+    if _WEIGHTS.value:
+        write_weights(trained, out)
+        console.say(f"weights: {out / initial.WEIGHTS}")
+        return
+    provided = trained.predict.provides
+    embeddings = tuple(name for name in provided if name.endswith(".embedding"))
+    names = tuple(_NAMES.value) or embeddings or provided
+    trained.predict.check(names)
+    options = Options(_SPLIT.value, _FORMAT.value, names, _SHARD_SIZE.value)
     chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
-    names = _SPLITS_OF_ALL if options.split == "all" else (options.split,)
+    splits = _SPLITS_OF_ALL if options.split == "all" else (options.split,)
     whole = options.split == "all"
-    read = {name: run.load_corpus(chosen.data, name, allow_empty=whole) for name in names}
+    read = {
+        name: run.load_corpus(chosen, name, encodings=names, allow_empty=whole) for name in splits
+    }
     corpora = {name: corpus for name, corpus in read.items() if len(corpus)}
     if not corpora:
         raise InputError(f"{chosen.data.source} has no usable record in any split")
@@ -239,7 +275,7 @@ def main() -> None:
     run.check_rejects(corpora, out, chosen.data.max_reject_fraction)
     manifest = export(trained, corpora, out, options, manifest, console)
     console.say(
-        f"{sum(manifest['counts'].values())} records of dimension {manifest['embedding']['dim']} "
+        f"{sum(manifest['counts'].values())} records "
         f"in {len(manifest['shards'])} shards; manifest: {out / 'manifest.json'}"
     )
 

@@ -4,7 +4,7 @@ With --config, the keys and the modules of that preset are printed with its valu
 keys and the options of all modules. docs/configuration.md is the output of --markdown.
 
     python -m mmrl.options
-    python -m mmrl.options --config=configs/pretrain.py:smoke --config.model.image.name=resnet
+    python -m mmrl.options --config=configs/pretrain.py:smoke --config.towers.image.name=resnet
     python -m mmrl.options --markdown > docs/configuration.md
 """
 
@@ -49,7 +49,8 @@ def every() -> Iterator[Section]:
     """All keys with their defaults, and the options of all modules."""
     yield from _keys(configs.KEYS, None)
     for path, place in configs.MODULES.items():
-        yield Section(2, f"{place.kind.capitalize()}s", _how(path, place), [])
+        title = path.capitalize() if place.many else f"{place.kind.capitalize()}s"
+        yield Section(2, title, _how(path, place), [])
         found = {name: place.options(name) for name in build.choices(place.kind)}
         classes = {name: build.find(place.kind, name) for name in found}
         owners = dict.fromkeys(one.owner for options in found.values() for one in options.values())
@@ -63,6 +64,7 @@ def every() -> Iterator[Section]:
             text = _summary(classes[name])
             inherited = sorted({o.owner.__name__ for o in options.values() if o.owner in bases})
             text += f" It also takes the options of `{inherited[0]}`." if inherited else ""
+            text += _reads(classes[name])
             yield Section(3, f"`{name}`", text, own)
 
 
@@ -72,9 +74,9 @@ def of(config: Mapping[str, Any]) -> Iterator[Section]:
     for path, place, name, given in configs.modules(config):
         if name is None:
             continue
-        options = {**place.options(name), **(place.beside if place.many else {})}
+        options = {**place.options(name, given), **(place.beside if place.many else {})}
         rows = [Row(f"{path}.{n}", given.get(n, o.default), o) for n, o in options.items()]
-        title = path if place.chooser is None else f"{path}: {name}"
+        title = path if path.endswith(f".{name}") else f"{path}: {name}"
         yield Section(2, title, _summary(build.find(place.kind, name)), rows)
 
 
@@ -159,7 +161,12 @@ def _how(path: str, place: configs.Place) -> str:
             f" Each also has `{name}`, by default `{_shown(one.default)}`: {one.text}"
             for name, one in place.beside.items()
         )
-        return f"`config.{path}.NAME` holds the options of module NAME.{extra}"
+        default = " It may be left out where NAME is the name of the module." if place.named else ""
+        return (
+            f"{configs.KEYS[path].text} "
+            f"`config.{path}.NAME` holds the options of one {place.kind}; NAME is free. "
+            f"`config.{path}.NAME.{place.chooser}` chooses the {place.kind}.{default}{extra}"
+        )
     return (
         f"`config.{path}.{place.chooser}` chooses one; its options stand beside it, in "
         f"`config.{path}`."
@@ -181,9 +188,15 @@ def _summary(target: type) -> str:
     return " ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split())
 
 
+def _reads(target: Any) -> str:
+    """A sentence about what an objective or evaluator reads by default; "" for other modules."""
+    read = {**getattr(target, "reads", {}), **getattr(target, "batch", {})}
+    listed = ", ".join(f"`{argument}`: `{name}`" for argument, name in read.items())
+    return f" Reads by default {listed}." if listed else ""
+
+
 def _shown(value: Any) -> str:
     """A value for reading; an empty text is visible."""
-    value = value.to_dict() if hasattr(value, "to_dict") else value
     return values.show(value) if value != "" else '""'
 
 

@@ -129,7 +129,7 @@ _AUDIT = {
             "FOLDERS: Prepared corpora, separated by commas, that must share nothing with those "
             "audited.",
         ),
-        ("lengths", "N,N: Values of config.data.text_length to judge; by default several."),
+        ("lengths", "N,N: Lengths of a text tower, in tokens, to judge; by default several."),
         (
             "batch_sizes",
             "N,N: Batch sizes for which the share of false negatives is computed; by default "

@@ -3,15 +3,19 @@
 Every key that `mmrl.config.validate` accepts can be changed, also one that the preset does not
 list. The rules are:
 
-* `--config.model.image.name=resnet` chooses another module. The options that the preset gives to
-  the earlier module are dropped, and a note says so; the new module has its own defaults. The
-  order of the arguments does not matter: `--config.model.image.depth=50` is an option of resnet.
+* `--config.towers.image.name=resnet` chooses another module. The options that the preset gives to
+  the earlier module are dropped, and a note says so; the new module has its own defaults. What
+  belongs to the tower itself, such as `size` and `heads`, stays. The order of the arguments does
+  not matter: `--config.towers.image.depth=50` is an option of resnet.
 * `--config.objectives.siglip.weight=1` adds an objective that the preset does not have, and
   `--config.evaluators.zero_shot={}` adds an evaluator with its defaults.
-* `--config.objectives.local_contrastive=none` removes an objective or evaluator.
-* A mapping given for a module, an objective or an evaluator replaces all its options; one given
-  for `objectives` or `evaluators` replaces all of them; one given for other keys changes those
-  that it names.
+* Towers, inputs, objectives and evaluators have free names, and `name` says which module one is:
+  `--config.objectives.views.name=global_contrastive
+  --config.objectives.views.reads.text=image@second.embedding` adds a second contrast.
+* `--config.objectives.local_contrastive=none` removes one of them.
+* A mapping given for one of them replaces all its options; one given for `towers`, `inputs`,
+  `objectives` or `evaluators` replaces all of them; one given for other keys changes those that
+  it names.
 
 If a key is given twice, the last one counts.
 """
@@ -31,7 +35,7 @@ from mmrl import build, values
 from mmrl import config as configs
 from mmrl.config import MODULES, Place
 from mmrl.types import InputError
-from mmrl.values import Option
+from mmrl.values import REQUIRED, Option
 
 Change = tuple[str, str]
 """A dotted key without "config.", and the text given for it."""
@@ -141,26 +145,33 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[Change]) -> list
     return notes
 
 
-def _rank(one: Change) -> tuple[int, bool]:
-    """Short keys first, as they replace what longer ones change; of one length, names first."""
+def _rank(one: Change) -> tuple[int, bool, bool]:
+    """Short keys first, as they replace what longer ones change.
+
+    Of one length: names of modules first, then the keys beside them, then options of modules.
+    """
     path, _, last = one[0].rpartition(".")
     place = _place(path)
-    return len(path.split(".")), place is None or place.chooser != last
+    if place is None:
+        return len(path.split(".")), True, True
+    return len(path.split(".")), place.chooser != last, last not in place.beside
 
 
 def _change(config: ml_collections.ConfigDict, key: str, text: str) -> Iterator[str]:
     what = f"--config.{key}={text}"
+    if sentence := configs.moved(key):
+        raise InputError(f"{what}: {sentence}")
     node, path, (*parents, last) = config, "", key.split(".")
     for number, part in enumerate(parents):
-        inner = _find(what, path, node, part)
+        inner = _find(what, path, node, part, [*parents[number + 1 :], last][:1])
         path = f"{path}.{part}".lstrip(".")
         if _is_value(path, inner):
             _set(what, node, part, inner, [*parents[number + 1 :], last], text)
             return
-        if part not in node:  # an objective or evaluator that is added
+        if part not in node:  # a tower, input, objective or evaluator that is added
             node[part] = ml_collections.ConfigDict()
         node = node[part]
-    inner = _find(what, path, node, last)
+    inner = _find(what, path, node, last, _names_of(text))
     place = _place(path)
     if not _is_value(f"{path}.{last}".lstrip("."), inner):
         yield from _replace(what, config, node, key, inner, text)
@@ -170,26 +181,47 @@ def _change(config: ml_collections.ConfigDict, key: str, text: str) -> Iterator[
     _set(what, node, last, inner, [], text)
 
 
-def _find(what: str, path: str, node: Any, part: str) -> Any:
-    """What the key `part` of a node is: an Option, a mapping of keys, or a Place."""
-    known, kind = _known(path, node), f"key in {f'config.{path}'.rstrip('.')}"
+def _names_of(text: str) -> list[str]:
+    """The keys of a text that is a mapping."""
+    given = values.literal(text)
+    return list(given) if isinstance(given, Mapping) else []
+
+
+def _find(what: str, path: str, node: Any, part: str, within: Sequence[str]) -> Any:
+    """What the key `part` of a node is: an Option, a mapping of keys, or a Place.
+
+    Args:
+      within: keys that are given directly below `part`.
+    """
+    place = MODULES.get(path)
+    if place is not None and place.many:
+        # A free name is new with the name of its module alone.
+        if part in node or place.chooser in within:
+            return place
+        modules = build.choices(place.kind) if place.named else ()
+        if part in modules:
+            return place
+        message = build.unknown(path.removesuffix("s"), part, sorted({*node, *modules}))
+        raise InputError(f"{what}: {message}; a new one needs config.{path}.{part}.{place.chooser}")
+    place = _place(path)
+    if place is not None and part == place.chooser:
+        return values.setting("", "")
+    if place is not None and part in place.beside:
+        return place.beside[part]
+    known = _known(path, node)
     if part not in known:
-        if path in MODULES and MODULES[path].many:
-            kind = MODULES[path].kind
+        kind = f"key in {f'config.{path}'.rstrip('.')}"
         raise InputError(f"{what}: {build.unknown(kind, part, sorted(known))}")
     return known[part]
 
 
 def _known(path: str, node: Any) -> Mapping[str, Any]:
     """The keys that a node may have."""
-    place = MODULES.get(path)
-    if place is not None and place.many:
-        return dict.fromkeys(build.choices(place.kind), place)
     place = _place(path)
     if place is not None:
-        chooser = {} if place.chooser is None else {place.chooser: values.setting("", "")}
+        chooser = {str(place.chooser): values.setting("", "")}
         name = place.name(path.rpartition(".")[2], node)
-        return {**(place.options(name) if name else {}), **chooser, **place.beside}
+        return {**(place.options(name, node) if name else {}), **chooser, **place.beside}
     known: Any = configs.KEYS
     for part in path.split(".") if path else ():
         known = known[part]
@@ -213,7 +245,8 @@ def _is_value(path: str, known: Any) -> bool:
 def _set(what: str, node: Any, name: str, option: Option, within: Sequence[str], text: str) -> None:
     """Sets an option, or the entry `within` of one that is a mapping."""
     current = node.get(name)
-    current = option.default if current is None else current
+    if current is None and option.default is not REQUIRED:
+        current = option.default
     value = _with_entry(what, current, option.accepts, within, text)
     with node.ignore_type():  # names may give way to names with weights
         node[name] = configs.frozen(value)
@@ -239,10 +272,11 @@ def _choose(what: str, place: Place, path: str, node: Any, name: str) -> Iterato
         build.find(place.kind, name)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    before = node.get(place.chooser)
+    before = place.name(path.rpartition(".")[2], node)
     if name == before:
         return
-    dropped = place.own(node)
+    kept = place.kept(node, name) if place.kept is not None and before else ()
+    dropped = {key: value for key, value in place.own(node).items() if key not in kept}
     for option in dropped:
         del node[option]
     if dropped:

@@ -22,6 +22,13 @@ def key(seed: int, name: str) -> "jax.Array":
     return jax.random.fold_in(jax.random.key(seed), number(name))
 
 
+def fold(key: "jax.Array", name: str) -> "jax.Array":
+    """The key of a stream within that of another one, such as a parameter's path."""
+    import jax
+
+    return jax.random.fold_in(key, number(name))
+
+
 def host_seed(seed: int, name: str) -> int:
     """An integer seed of a stream, for libraries without jax keys."""
     return number(f"{seed}/{name}")

@@ -124,6 +124,7 @@ class Record:
       prior_id: id of the patient's previous study, "" when unknown.
       time: seconds since the patient's first study, None when unknown.
       attributes: further facts that identify nobody ("sex": "F", "age": "57").
+      vector: numbers of a third modality, such as an expression profile; None where there is none.
       language: ISO 639-1 code of the text.
       license: as the owner states it, "" when unknown.
       access: open, click (an agreement must be clicked) or credentialed.
@@ -155,6 +156,7 @@ class Record:
     time: int | None = None
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     language: str = "en"
+    vector: Sequence[float] | None = None
     access: str = "open"
     redistributable: bool = False
 
@@ -195,18 +197,21 @@ class Source(Protocol):
 
 
 # Batch, a flat dict of arrays; numpy from `data/`, then global device arrays. B is global.
-#   image             u8[B, H, W, 1]
-#   tokens            i32[B, L]       token_mask      bool[B, L]
-#   perturbed_tokens  i32[B, K, L]    perturbed_mask  bool[B, K, L]
-#   perturbed_valid   bool[B, K]      perturbation    i8[B, K]   index into perturb.KINDS
+# The arrays of an input are named "<input>.<array>", see `mmrl/data/inputs/`. The usual ones are
+#   image.pixels      u8[B, H, W, 1]
+#   text.tokens       i32[B, L]       text.mask       bool[B, L]
+#   perturbed.tokens  i32[B, K, L]    perturbed.mask  bool[B, K, L]
+#   perturbed.valid   bool[B, K]      perturbed.kind  i8[B, K]   index into perturb.KINDS
 #   group             i32[B]          duplicate group: equal numbers are not negatives
 #   index             i32[B]          position in the corpus, to name records in errors
+# An input that a record may lack has "<input>.present" bool[B].
 Batch = Mapping[str, Any]
 
-# Encoded, a flat dict of dotted names, so that `needs` is a plain subset test:
-#   image.embedding      f32[B, D]  L2-normalised      image.regions   [B, R, D']
-#   text.embedding       f32[B, D]  L2-normalised      text.words      [B, W, D']
-#   perturbed.embedding  f32[B, K, D]  L2-normalised   text.word_mask  bool[B, W]
+# Encoded, a flat dict of names "<tower>@<input>.<feature>", see `mmrl.wiring`. "image.embedding" is
+# short for "image@image.embedding". The usual ones are
+#   image.embedding  f32[B, D]  L2-normalised    image.regions   [B, R, D']
+#   text.embedding   f32[B, D]  L2-normalised    text.words      [B, W, D']
+#   text@perturbed.embedding  f32[B, K, D]       text.word_mask  bool[B, W]
 Encoded = Mapping[str, "jax.Array"]
 
 # Metrics are (sum, weight) pairs, which can be added over steps and batches before dividing.

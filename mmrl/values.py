@@ -102,6 +102,7 @@ def literal(text: str) -> Any:
 
 def show(value: Any) -> str:
     """A value as it is written on the command line, without quoting for the shell."""
+    value = value.to_dict() if hasattr(value, "to_dict") else value
     if isinstance(value, str):
         return value
     return repr(value)

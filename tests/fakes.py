@@ -26,6 +26,9 @@ class FakeData:
     def __len__(self):
         return len(self.texts)
 
+    def with_texts(self, texts):
+        return Prompts(list(texts))
+
     def tokenize(self, texts):
         tokens = np.zeros((len(texts), self.length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
@@ -35,18 +38,40 @@ class FakeData:
 
 
 @dataclasses.dataclass
+class Prompts:
+    """Texts in place of the reports of held-out examples."""
+
+    texts: list
+
+    def __len__(self):
+        return len(self.texts)
+
+
+@dataclasses.dataclass
 class FakePredict:
-    """Encodes with two functions: one of the id, one of the text."""
+    """Encodes with two functions: one of the id, one of the text.
+
+    Attributes:
+      absent: ids of examples that lack an input.
+      asked: the names given so far.
+    """
 
     image_of: object
     text_of: object
+    absent: tuple = ()
+    asked: list = dataclasses.field(default_factory=list)
     provides = ("image.embedding", "text.embedding")
 
-    def images(self, state, data, *, local=False):
-        return {"image.embedding": np.stack([self.image_of(i) for i in data.ids])}
-
-    def texts(self, state, data, texts, *, local=False):
-        return {"text.embedding": np.stack([self.text_of(t) for t in texts])}
+    def encode(self, state, data, names):
+        self.asked += names
+        ids = getattr(data, "ids", [""] * len(data))
+        encoded = {"present": np.array([name not in self.absent for name in ids])}
+        for name in names:
+            if name.startswith("image"):
+                encoded[name] = np.stack([self.image_of(i) for i in data.ids])
+            else:
+                encoded[name] = np.stack([self.text_of(t) for t in data.texts])
+        return encoded
 
 
 def code(text, width=32):

@@ -35,7 +35,7 @@ def golden(config: Path) -> Path:
 def layout(config: Path) -> learner.Layout:
     """The layout of a config on a mesh with all axes."""
     chosen = runpy.run_path(str(config))["get_config"]()
-    return learner.layout(chosen, chosen.data.vocab_size, sharding.make_mesh(AXES))
+    return learner.layout(chosen, sharding.make_mesh(AXES))
 
 
 def listing(config: Path) -> str:

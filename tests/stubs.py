@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
@@ -27,7 +28,8 @@ class Stub(nnx.Module):
     def __init__(
         self, *, image_size=0, vocab_size=0, length=0, width=WIDTH, depth=1, dropout=0.0, **options
     ):
-        self.width = self.region_width = width
+        self.packing = 0.0
+        self.width = self.local_width = width
         self.inputs = vocab_size or (image_size // 4) ** 2
         self.first = dense(self.inputs, width, ("patch", "embed"), **options)
         self.depth = depth
@@ -35,7 +37,7 @@ class Stub(nnx.Module):
             setattr(self, f"layer_{index}", dense(width, width, ("embed", "mlp"), **options))
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, mask=None, *, train=False, rngs=None):
+    def __call__(self, x, mask=None, *, train=False, rngs=None, present=None):
         if mask is None:
             side = x.shape[1] // 4
             x = x.reshape(-1, 4, side, 4, side).swapaxes(2, 3).reshape(-1, 16, side**2)
@@ -59,18 +61,18 @@ class Stub(nnx.Module):
 class Memory(Objective):
     """An objective with state: the mean text embedding of a batch, and the number of updates."""
 
-    needs = ("image.embedding", "text.embedding")
+    reads = {"image": "image.embedding", "text": "text.embedding"}  # noqa: RUF012
 
     def __init__(self):
         self.mean = nnx.Variable(jnp.zeros(WIDTH))
         self.updates = nnx.Variable(jnp.int32(0))
 
-    def __call__(self, encoded, batch):
-        value = jnp.mean(encoded["image.embedding"] @ self.mean[...])
-        self.mean[...] = jax.lax.stop_gradient(encoded["text.embedding"].mean(axis=0))
-        return Loss(value, {"loss": batch_mean(value, encoded["image.embedding"].shape[0])})
+    def __call__(self, *, context, image, text):
+        value = jnp.mean(image @ self.mean[...])
+        self.mean[...] = jax.lax.stop_gradient(text.mean(axis=0))
+        return Loss(value, {"loss": batch_mean(value, image.shape[0])})
 
-    def post_update(self):
+    def post_update(self, context):
         self.updates[...] += 1
 
 
@@ -82,6 +84,17 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "find", lambda kind, name: known.get(name) or real(kind, name))
         yield
+
+
+KEPT = {"image": ("size", "heads"), "text": ("length", "vocab_size", "heads")}
+
+
+def use(config: ml_collections.ConfigDict, **options: Any) -> ml_collections.ConfigDict:
+    """Replaces both encoders of a config with stubs; `options` are those of the stubs."""
+    for kind, kept in KEPT.items():
+        same = {key: config.towers[kind][key] for key in kept}
+        config.towers[kind] = {"name": "stub", "kind": kind, **same, **options}
+    return config
 
 
 def start(step: TrainStep) -> State:

@@ -225,6 +225,17 @@ def test_halves_are_equal_and_keep_as_many_as_possible(counts):
     assert len(picked) == most and left == sum(counts) - most
 
 
+def test_structure_needs_the_image_of_every_report():
+    data = FakeData(reports(10))
+    encoder = informed(data)
+    encoder.absent = ("fake:3", "fake:8")
+    evaluator = Structure(encoder, data, protocols=("order-10way@1",))
+    with pytest.raises(
+        InputError, match=r"2 of 10 examples of fake/test have no image\.embedding, f"
+    ):
+        evaluator.run(None)
+
+
 def test_structure_refuses_what_it_cannot_ask():
     data = FakeData(["normal", "clear lungs"])
     with pytest.raises(InputError, match=r"unknown structure protocol 'clinical' \(did you mean"):

@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_the_design_promises(finished):
     ):
         assert (workdir / name).exists(), name
     assert list((workdir / "tensorboard").iterdir())
-    for text in ("phantom/train: records", "truncated reports", "parameters:", "step     20/20"):
+    for text in ("phantom/train: records", "truncated texts", "parameters:", "step     20/20"):
         assert text in out
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["kind"]) for line in lines] == [
@@ -159,8 +159,9 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
 def test_another_experiment_in_the_same_folder_is_refused(finished, refusal):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    err = refusal(*train_command(workdir, "--config.model.embed_dim=16"))
-    assert "holds another experiment; differing keys: model.embed_dim: 32 -> 16" in err
+    err = refusal(*train_command(workdir, "--config.towers.text.heads.words=16"))
+    key = "towers.text.heads.words"
+    assert f"holds another experiment; differing keys: {key}: 32 -> 16" in err
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
 
 
@@ -179,21 +180,27 @@ def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, ref
     workdir, _ = finished
     out = tmp_path / "out"
     arguments = ("mmrl.export", f"--workdir={workdir}", f"--out={out}", "--split=val")
-    command(*arguments, "--shard_size=16", "--regions")
+    names = "--names=image.embedding,text.embedding,image.regions"
+    command(*arguments, "--shard_size=16", names)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["complete"] and manifest["embedding"]["dim"] == 32
+    assert manifest["complete"] and manifest["towers"]["image"]["heads"]["embedding"] == 32
+    assert manifest["columns"]["image_regions"] == "image.regions"
+    assert manifest["grids"] == {"image": [4, 4]}
     assert manifest["checkpoint"] == {"step": 20, "weights_sha256": weights(workdir)}
     tables = [pq.read_table(out / shard["file"]) for shard in manifest["shards"]]
     assert sum(table.num_rows for table in tables) == manifest["counts"]["val"]
     images = np.concatenate([np.stack(t["image_embedding"].to_numpy()) for t in tables])
     texts = np.concatenate([np.stack(t["text_embedding"].to_numpy()) for t in tables])
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
-    assert len(tables[0]["regions"][0]) == 16 * 32
+    assert len(tables[0]["image_regions"][0]) == 16 * 32
 
     trained = run.restore(workdir)
-    corpus = run.load_corpus(trained.config.data, "val")
+    corpus = run.load_corpus(trained.config, "val")
     examples = trained.examples(corpus)
-    judged = trained.predict.images(trained.state, examples)["image.embedding"]
+    name = "image.embedding"
+    encoded = trained.predict.encode(trained.state, examples, [name])
+    assert encoded["present"].all()
+    judged = encoded[name]
     np.testing.assert_allclose(images, judged, atol=1e-6)
     encoder = mmrl.load(str(workdir))
     arrays = [corpus.record(i).images[0].load() for i in range(5)]
@@ -204,8 +211,10 @@ def test_export_embeds_every_record_and_equals_load_and_evaluation(finished, ref
     first, second = (out / shard["file"] for shard in manifest["shards"][:2])
     content, kept = second.read_bytes(), first.stat().st_mtime_ns
     second.unlink()
-    printed, _ = command(*arguments, "--shard_size=16", "--regions")
+    printed, _ = command(*arguments, "--shard_size=16", names)
     assert f"{first.name}: already complete" in printed
     assert second.read_bytes() == content and first.stat().st_mtime_ns == kept
-    err = refusal(*arguments, "--shard_size=8", "--regions")
+    err = refusal(*arguments, "--shard_size=8", names)
     assert "holds another export; it differs in: options" in err
+    err = refusal(*arguments, "--names=image.embeding")
+    assert "unknown encoding 'image.embeding' (did you mean 'image.embedding'?); choices: " in err

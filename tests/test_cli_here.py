@@ -25,12 +25,13 @@ def refusal(capsys):
 # Of the smoke config, with encoders and an objective that compile in no time.
 TINY = """
 from configs import pretrain
+from tests import stubs
 
 def get_config(variant):
     config = pretrain.get_config(variant)
     config.total_steps, config.log_every, config.eval_every, config.checkpoint.every = 4, 1, 2, 2
     config.optimizer.warmup_steps, config.batch_size = 1, 8
-    config.model.image = config.model.text = {"name": "stub"}
+    stubs.use(config)
     config.objectives = {"global_contrastive": {"weight": 1.0}}
     config.evaluators = {"retrieval": {"max_pairs": 16}}
     return config
@@ -102,6 +103,7 @@ def test_a_table_of_the_user_trains_and_exports_one_row_per_image(on_spoiled_tab
     assert sum(manifest["counts"].values()) == 39
     shards = [np.load(tmp_path / shard["file"], allow_pickle=False) for shard in manifest["shards"]]
     assert sum(len(shard["image_embedding"]) for shard in shards) == 39
+    assert {shard["text_embedding"].shape[1] for shard in shards} == {32}
     patients = [set(shard["patient_id"]) for shard in shards]
     assert not patients[0] & patients[1] and not patients[0] & patients[2]
 
@@ -157,12 +159,19 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--config.data.image_sise=3",), "'image_sise' (did you mean 'image_size'?); choices: "),
+        (("--config.data.load_sise=3",), "'load_sise' (did you mean 'load_size'?); choices: "),
+        (
+            ("--config.data.image_size=64",),
+            "--config.data.image_size=64: config.data.image_size is now config.towers.image.size",
+        ),
         (
             ("--config.objectives.siglp.weight=1",),
             "unknown objective 'siglp' (did you mean 'siglip'?); choices: global_contrastive, ",
         ),
-        (("--config.model.image.name=vgg",), "unknown image encoder 'vgg'; choices: resnet, vit"),
+        (
+            ("--config.towers.image.name=vgg",),
+            "unknown encoder 'vgg'; choices: mlp, resnet, transformer, vit",
+        ),
         (("--config.total_steps=many",), "--config.total_steps=many; expected int"),
         (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
         (("extra",), "unexpected argument 'extra'"),
@@ -199,6 +208,25 @@ def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "is not empty and holds no config.json" in refusal(*train_command(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("module", ["mmrl.main", "mmrl.evaluate", "mmrl.export"])
+def test_runs_of_the_first_edition_are_refused_in_one_line(module, refusal, tmp_path):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    old = {"data": {"source": "phantom", "text_length": 72}, "model": {"embed_dim": 128}}
+    (run_folder / "config.json").write_text(json.dumps(old))
+    arguments = {
+        "mmrl.main": train_command(run_folder)[1:],
+        "mmrl.evaluate": (f"--workdir={run_folder}",),
+        "mmrl.export": (f"--workdir={run_folder}", f"--out={tmp_path / 'out'}"),
+    }
+    assert refusal(module, *arguments[module]) == (
+        f"error: --workdir={run_folder} holds a run of an earlier version of mmrl, which this one "
+        "cannot read: config.data.text_length is now config.towers.text.length; train again in a "
+        "new folder\n"
+    )
+    assert [path.name for path in run_folder.iterdir()] == ["config.json"]
 
 
 @pytest.mark.optax

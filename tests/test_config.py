@@ -72,17 +72,46 @@ def put(path, value):
     [
         (put("optimiser", 1), "unknown key in config 'optimiser' (did you mean 'optimizer'?)"),
         (put("optimizer/lr", 1), "unknown key in config.optimizer 'lr'"),
-        (put("data/image_sise", 1), "unknown option in config.data 'image_sise' (did you mean"),
+        (put("data/load_sise", 1), "unknown option in config.data 'load_sise' (did you mean"),
         (put("data/source", "phantm"), "unknown source 'phantm' (did you mean 'phantom'?)"),
-        (put("model/embed_dmi", 1), "unknown key in config.model 'embed_dmi'"),
-        (put("model/image/name", "vgg"), "unknown image encoder 'vgg'; choices: resnet, vit"),
-        (put("model/image/patches", 4), "unknown option in config.model.image 'patches'"),
-        (put("model/image/image_size", 4), "unknown option in config.model.image 'image_size'"),
+        (put("towers/image/headz", 1), "unknown option in config.towers.image 'headz' (did you"),
+        (
+            put("towers/image/name", "vgg"),
+            "unknown encoder 'vgg'; choices: mlp, resnet, transformer, vit",
+        ),
+        (put("towers/image/patches", 4), "unknown option in config.towers.image 'patches'"),
+        (put("towers/image/image_size", 4), "unknown option in config.towers.image 'image_size'"),
+        (put("towers/more", {"size": 4}), "config.towers.more needs a name; choices: mlp, "),
+        (
+            put("towers/more", {"name": "mlp", "size": 4}),
+            "config.towers.more needs a value for: heads",
+        ),
+        (put("inputs/report", {}), "unknown input 'report'; choices: image, labels, "),
+        (put("inputs/second", {"size": 4}), "unknown option in config.inputs.second 'size'"),
+        (put("data/image_size", 4), "config.data.image_size is now config.towers.image.size"),
+        (put("model", {"embed_dim": 4}), "config.model.embed_dim is now config.towers.image.heads"),
+        (
+            put("objectives/siglip", {"reads": {"texts": "text.embedding"}}),
+            "unknown argument in config.objectives.siglip.reads 'texts' (did you mean 'text'?)",
+        ),
+        (
+            put("objectives/siglip", {"reads": {"text": "report.embedding"}}),
+            "unknown tower in 'report.embedding' 'report'; choices: image, text",
+        ),
+        (
+            put("evaluators/retrieval", {"reads": {"report": "text.embedding"}}),
+            "unknown argument in config.evaluators.retrieval.reads 'report'; choices: image, text",
+        ),
+        (
+            put("objectives/siglip", {"weight": {"kind": "cosin", "end": 1.0}}),
+            "unknown kind in config.objectives.siglip.weight 'cosin' (did you mean 'cosine'?)",
+        ),
+        (put("objectives/siglip", {"weight": -1.0}), "config.objectives.siglip.weight=-1.0 must"),
         (put("objectives/contrast", {"weight": 1.0}), "unknown objective 'contrast'"),
         (
             put("objectives/siglip", {"weight": 1.0, "tau": 1.0}),
             "unknown option in config.objectives.siglip 'tau'; choices: bias, chunk_size, "
-            "implementation, temperature",
+            "implementation, reads, temperature, weight",
         ),
         (put("objectives", ml_collections.ConfigDict()), "config.objectives is empty"),
         (put("evaluators/recall", {}), "unknown evaluator 'recall'"),
@@ -105,7 +134,8 @@ def test_unknown_names_list_all_choices():
         build.find("objective", "global_contrastiv")
     assert str(error.value) == (
         "unknown objective 'global_contrastiv' (did you mean 'global_contrastive'?); choices: "
-        "global_contrastive, local_contrastive, perturbed_discrimination, siglip"
+        "global_contrastive, label_classification, local_contrastive, perturbed_discrimination, "
+        "siglip"
     )
 
 
@@ -127,12 +157,16 @@ def test_a_run_may_be_extended_but_not_turned_into_another():
         "checkpoint.keep",
     }
     other = pretrain()
-    other.model.embed_dim = 64
+    other.towers.image.heads.embedding = 64
     other.data.num_perturbed = 4
     other.objectives.siglip = {"weight": 1.0}
     with pytest.raises(InputError) as error:
         configs.check_resumable(old, other)
-    for text in ("data.num_perturbed: 3 -> 4", "model.embed_dim: 128 -> 64", "objectives.siglip"):
+    for text in (
+        "data.num_perturbed: 3 -> 4",
+        "towers.image.heads.embedding: 128 -> 64",
+        "objectives.siglip",
+    ):
         assert text in str(error.value)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.data import counter, perturb
-from mmrl.data.batches import copies as module
-from mmrl.data.batches.copies import Copies
+from mmrl.data.perturb import copies as module
 from mmrl.data.perturb import report
+from mmrl.data.perturb.copies import Copies
 from mmrl.data.perturb.mix import Mix
 from mmrl.data.perturb.systematic import systematic
 from mmrl.data.text.segments import Segments, plain
@@ -97,12 +97,10 @@ def test_most_copies_need_no_encoding(monkeypatch):
 def test_a_copy_keeps_the_words_and_is_valid_exactly_where_the_kind_can_change_it(kind):
     made = make(REPORTS, kind, count=3)
     for row, text in enumerate(REPORTS):
-        valid = made["perturbed_valid"][row]
+        valid = made["valid"][row]
         assert valid.all() == valid.any() == perturb.possible(text, kind)
         own = TOKENIZERS[0].encode(text, LONG)
-        for ids, mask in zip(
-            made["perturbed_tokens"][row], made["perturbed_mask"][row], strict=True
-        ):
+        for ids, mask in zip(made["tokens"][row], made["mask"][row], strict=True):
             np.testing.assert_array_equal(mask, ids != 0)
             if plain(text):  # elsewhere folding may cross what is between words
                 words = [
@@ -118,7 +116,7 @@ def test_kinds_without_randomness_give_the_text_of_one_report_at_a_time(kind):
     for row, text in enumerate(REPORTS):
         one = perturb.perturb(text, kind, None)
         expected = TOKENIZERS[0].encode(one or text, LONG).tokens
-        np.testing.assert_array_equal(made["perturbed_tokens"][row], [expected] * 2)
+        np.testing.assert_array_equal(made["tokens"][row], [expected] * 2)
 
 
 SHORT = "big old cat sees a red dog. tall cat ran the men"
@@ -142,7 +140,7 @@ def test_random_kinds_reach_the_same_texts_equally_often(kind, monkeypatch):
         tuple(tokenizer.encode(perturb.perturb(text, kind, rng), 60).tokens.tolist())
         for _ in range(draws)
     )
-    made = make([text] * (draws // 20), kind, count=20, length=60)["perturbed_tokens"]
+    made = make([text] * (draws // 20), kind, count=20, length=60)["tokens"]
     fast = collections.Counter(map(tuple, made.reshape(draws, 60).tolist()))
     perturb.parse.cache_clear()
     if len(slow) > draws // 20:  # too many to count each: those of 8 words in any order
@@ -173,7 +171,7 @@ def test_a_copy_depends_on_its_report_its_kind_and_its_seed_alone():
         np.testing.assert_array_equal(values, whole[name][some], err_msg=name)
         np.testing.assert_array_equal(values, again[name], err_msg=name)
     other = Copies(tokenizer, 40)(REPORTS, tokens, kinds, seeds + np.uint64(1))
-    assert (other["perturbed_tokens"] != whole["perturbed_tokens"]).any()
+    assert (other["tokens"] != whole["tokens"]).any()
 
 
 def test_blocks_and_full_memories_change_nothing(monkeypatch):
@@ -191,23 +189,23 @@ def test_a_copy_that_is_equal_by_bad_luck_is_drawn_again():
     """Half of all draws of two words change nothing."""
     made = make(["left right"] * 200, "shuffle_all_words", count=4)
     swapped = TOKENIZERS[0].encode("right left", LONG).tokens
-    assert (made["perturbed_tokens"] == swapped).all()
+    assert (made["tokens"] == swapped).all()
 
 
 def test_copies_that_differ_only_behind_the_cut_are_invalid():
     """Changes among the last words are invisible to an encoder that reads the first tokens."""
     text = "a b c d e f g h"
-    assert make([text], "shuffle_trigrams", count=8)["perturbed_valid"].all()
+    assert make([text], "shuffle_trigrams", count=8)["valid"].all()
     unseen = make([text], "shuffle_trigrams", count=64, length=3)
-    equal = (unseen["perturbed_tokens"] == TOKENIZERS[0].encode(text, 3).tokens).all(axis=2)
+    equal = (unseen["tokens"] == TOKENIZERS[0].encode(text, 3).tokens).all(axis=2)
     assert equal.any() and not equal.all()
-    np.testing.assert_array_equal(unseen["perturbed_valid"], ~equal)
+    np.testing.assert_array_equal(unseen["valid"], ~equal)
 
 
 def test_the_longest_reports_are_left_to_one_report_at_a_time():
     text = "one two three " * 25_000
     made = make([text, "left right"], "shuffle_all_words", length=64)
-    assert made["perturbed_valid"].all()
+    assert made["valid"].all()
 
 
 def test_pieces_that_may_reach_across_a_cut_are_found_out():

@@ -255,8 +255,8 @@ def get_config():
     config = pretrain.get_config("smoke")
     config.total_steps, config.log_every, config.batch_size = 8, 1, 8
     config.eval_every, config.checkpoint.every = 0, 1000
-    config.data.length, config.data.text_length, config.data.num_perturbed = 150, 24, 1
-    config.model.text.dropout = 0.1
+    config.data.length, config.data.num_perturbed = 150, 1
+    config.towers.text.length, config.towers.text.dropout = 24, 0.1
     config.objectives.siglip = {"weight": 0.5}
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.evaluators = {"retrieval": {"max_pairs": 16}}

@@ -191,6 +191,38 @@ def test_subset_is_fixed_and_the_rest_is_counted():
     assert Retrieval(informed(data), data, max_pairs=30).data is data
 
 
+def test_examples_that_lack_an_input_are_excluded_and_counted():
+    data = FakeData(reports(12), groups=[0, 0, *range(1, 11)])
+    encoder, absent = informed(data), ("fake:1", "fake:7", "fake:11")
+    image_of = encoder.image_of
+    # What the encoder gives for the others means nothing, and may be anything.
+    encoder.image_of = lambda i: image_of(i) * (np.nan if i in absent else 1)
+    encoder.absent = absent
+    reads = {"text": "text@impression.embedding"}
+    results = Retrieval(encoder, data, reads=reads).run(None)
+    assert encoder.asked == ["image.embedding", "text@impression.embedding"]
+    assert results.n == 9 and results.excluded == {"an input is missing": 3}
+    assert results.details["groups"] == 9 and results.details["duplicates"] == 0
+    rows = [i for i, name in enumerate(data.ids) if name not in absent]
+    whole = FakeData([data.texts[i] for i in rows])
+    whole.ids, whole.patients = [data.ids[i] for i in rows], [data.patients[i] for i in rows]
+    assert results.values == Retrieval(informed(whole), whole).run(None).values
+    drawn = Retrieval(encoder, data, max_pairs=10, reads=reads).run(None)
+    assert drawn.n == 10 - drawn.excluded["an input is missing"]
+    assert drawn.excluded["not drawn (max_pairs)"] == 2
+    encoder.absent = tuple(data.ids)
+    with pytest.raises(InputError, match=r"no example of fake/test has every input of image\.emb"):
+        Retrieval(encoder, data, reads=reads).run(None)
+
+
+def test_evaluators_redirect_what_they_read_and_refuse_other_arguments():
+    data = FakeData(reports(4))
+    evaluator = Retrieval(informed(data), data, reads={"image": "image@second.embedding"})
+    assert evaluator.names == {"image": "image@second.embedding", "text": "text.embedding"}
+    with pytest.raises(InputError, match="unknown argument in reads of Retrieval 'report'"):
+        Retrieval(informed(data), data, reads={"report": "text.embedding"})
+
+
 def test_retrieval_refuses_what_it_cannot_judge():
     data = FakeData(reports(4))
     with pytest.raises(InputError, match="max_pairs is 0, expected a whole number from 1 up"):

@@ -5,14 +5,15 @@ import functools
 import numpy as np
 import pytest
 
+from mmrl import wiring
 from mmrl.data import counter
 from mmrl.data.batches import sequence
-from mmrl.data.batches.example import Load, seeds_at
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.image.images import Preprocess
 from mmrl.data.image.jitter import DRAWS, Jitter
-from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.data.image.load import Load
+from mmrl.data.inputs import base as inputs
+from mmrl.data.inputs.base import Rows
 from mmrl.types import ImageRef, InputError, Record
 from tests import toys
 
@@ -38,6 +39,11 @@ def corpus() -> Corpus:
     return read_corpus("shapes/train", Shapes(32), sections=("findings",))
 
 
+def rows_at(seed: int, positions) -> Rows:
+    """The random streams at positions of the endless sequence."""
+    return Rows([], 0, counter.bits(np.uint64(seed), np.asarray(positions)))
+
+
 JITTERS = [
     {},
     {"load_size": 40},
@@ -55,32 +61,20 @@ JITTERS = [
 @pytest.mark.parametrize("jitter", JITTERS)
 def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
     changes = {"resize": resize, "cache_images": False, "aspect": (0.9, 1.1), **jitter}
-    read = toys.config().data.to_dict() | changes
-    options = PipelineOptions.from_config(read)
-    example, seed = options.example(), sequence.example_seed(3)
+    chosen = toys.without_copies(toys.config(**{f"data__{k}": v for k, v in changes.items()}))
+    own, seed = inputs.make(chosen, wiring.wire(chosen)[0])["image"], sequence.example_seed(3)
     whole = {}
     for kept in (False, True):
-        iterator = training_batches(
-            corpus(),
-            TOKENIZER,
-            PipelineOptions.from_config(read | {"cache_images": kept, "cache_mib": 1}),
-            seed=3,
-            batch_size=8,
-            with_perturbed=False,
-        )
-        for step in range(6):  # more than an epoch, so that caches are read, too
-            batch = next(iterator)
-            drawn = seeds_at(seed, range(8 * step, 8 * step + 8)).jitter
+        chosen.data.update({"cache_images": kept, "cache_mib": 1})
+        made = toys.batches(chosen, 6, corpus(), seed=3)  # more than an epoch: caches are read
+        for step, batch in enumerate(made):
+            drawn = rows_at(seed, range(8 * step, 8 * step + 8)).stream("image/jitter")
             numbers = counter.uniforms(drawn[:, None], np.arange(DRAWS)).tolist()
             for row, index in enumerate(batch["index"].tolist()):
-                square = whole.setdefault(index, example.preprocess(image(index)))
-                expected = np.empty(batch["image"].shape[1:3], np.uint8)
-                example.jitter.apply(square, numbers[row], expected)
-                np.testing.assert_array_equal(batch["image"][row, :, :, 0], expected)
-        iterator.close()
-
-
-TOKENIZER = Tokenizer.train(corpus().texts, vocab_size=300)
+                square = whole.setdefault(index, own.loaded(image(index)))
+                expected = np.empty(batch["image.pixels"].shape[1:3], np.uint8)
+                own.jitter.apply(square, numbers[row], expected)
+                np.testing.assert_array_equal(batch["image.pixels"][row, :, :, 0], expected)
 
 
 @pytest.mark.parametrize("resize", ["pad", "stretch"])
@@ -121,20 +115,25 @@ def test_what_is_preprocessed_is_never_the_image_that_was_given():
 
 def test_a_part_of_a_cached_image_leaves_the_cache_as_it_was():
     load = Load(corpus(), Preprocess(40), 1)
-    whole = load(2).copy()
+    whole = load(2, 0).copy()
     out = np.empty((32, 32), np.uint8)
     assert load(2, 0, out, (3, 8)) is out and len(load.cache) == 1
     np.testing.assert_array_equal(out, whole[3:35, 8:40])
     out[:] = 7
-    np.testing.assert_array_equal(load(2), whole)
+    np.testing.assert_array_equal(load(2, 0), whole)
 
 
 def test_seeds_depend_on_seed_and_position_alone_and_never_agree():
-    whole, part = seeds_at(5, range(1000)), seeds_at(5, [3, 999, 10**15])
+    names = ("image/jitter", "perturbed/copies", "image/view", "second/jitter", "text_2/copies")
+
+    def streams(seed, positions):
+        return [rows_at(seed, positions).stream(name) for name in names]
+
+    whole, part = streams(5, range(1000)), streams(5, [3, 999, 10**15])
     for one, two in zip(whole, part, strict=True):
         np.testing.assert_array_equal(one[[3, 999]], two[:2])
-    seen = np.concatenate([*whole, *seeds_at(6, range(1000)), [draw[2] for draw in part]])
-    assert len(np.unique(seen)) == len(seen) == 6003
+    seen = np.concatenate([*whole, *streams(6, range(1000)), [draw[2] for draw in part]])
+    assert len(np.unique(seen)) == len(seen) == 10_005
 
 
 def test_a_jitter_from_numbers_is_that_from_their_generator():

@@ -70,17 +70,17 @@ def forward(config):
     """The loss as a function, with abstract arguments."""
     (real,) = toys.batches(config)
     batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in real.items()}
-    step = TrainStep(config, toys.tokenizer().vocab_size, toys.one_device(), batch)
+    step = TrainStep(config, toys.one_device(), batch)
 
     def loss(params, variables, batch):
-        return step._loss(params, variables, batch, None)[0]
+        return step._loss(params, variables, batch, jnp.int32(0), None)[0]
 
     return loss, (step.layout.params, step.layout.variables, batch)
 
 
 def wide(**changes):
-    sizes = {f"model__{side}__width": 128 for side in ("image", "text")}
-    return toys.config(**sizes, data__text_length=40, model__text__depth=2, **changes)
+    sizes = {f"towers__{side}__width": 128 for side in ("image", "text")}
+    return toys.config(**sizes, towers__text__length=40, towers__text__depth=2, **changes)
 
 
 def test_the_whole_loss_agrees_with_the_compiler():
@@ -95,8 +95,8 @@ def test_scanned_layers_count_as_often_as_they_run():
     unrolled = flops.count(*splat(forward(wide())))
     config = wide()
     for side in ("image", "text"):
-        config.model[side].scan_layers = True
-        config.model[side].remat = "full"
+        config.towers[side].scan_layers = True
+        config.towers[side].remat = "full"
     assert flops.count(*splat(forward(config))) == unrolled
 
 

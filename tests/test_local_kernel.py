@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import local_loss
 from mmrl.objectives import local_contrastive, local_kernel
+from mmrl.objectives.base import Context
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
 from mmrl.planning import topology
 from mmrl.types import InputError
@@ -119,9 +120,10 @@ def test_tiles_fit_what_a_core_holds():
 
 def test_objectives_take_the_kernel_only_when_told(batch):
     words, mask, regions, group = map(jnp.asarray, batch)
-    encoded = {"image.regions": regions, "text.words": words, "text.word_mask": mask}
+    read = {"regions": regions, "words": words, "word_mask": mask, "group": group}
+    context = Context(step=jnp.int32(0))
     programs = {
-        tile: str(jax.make_jaxpr(lambda o=objective: o(encoded, {"group": group}).value)())
+        tile: str(jax.make_jaxpr(lambda o=objective: o(context=context, **read).value)())
         for tile, objective in (
             ("xla", LocalContrastive()),
             ("kernel", LocalContrastive(tile="kernel")),

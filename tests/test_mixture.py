@@ -10,7 +10,6 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.batches import sequence
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
 from mmrl.data.sources.mixture import Mixture
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.training import run
@@ -29,33 +28,27 @@ def config(*parts):
     return chosen
 
 
+def one_corpus(seed):
+    chosen = toys.config()
+    chosen.data.update(phantom(seed))
+    return chosen
+
+
 def corpus(*parts, split="train"):
-    return run.load_corpus(config(*parts).data, split)
+    return run.load_corpus(config(*parts), split)
 
 
 WEIGHTED = (phantom(1, weight=3.0), phantom(2, length=20, weight=1.0))
 
 
 def batches(made, count, start=0, rows=None, **changes):
-    tokenizer = Tokenizer.train(made.texts, vocab_size=400)
-    data = {**toys.config().data.to_dict(), **changes}
-    iterator = training_batches(
-        made,
-        tokenizer,
-        PipelineOptions.from_config(data),
-        seed=3,
-        batch_size=8,
-        with_perturbed=False,
-        rows=rows,
-    )
-    iterator.set_state({"global_next_index": 8 * start})
-    found = [next(iterator) for _ in range(count)]
-    iterator.close()
-    return found
+    chosen = toys.without_copies(toys.config(**{f"data__{k}": v for k, v in changes.items()}))
+    tokenizers = {"text": Tokenizer.train(made.texts, vocab_size=400)}
+    return toys.batches(chosen, count, made, tokenizers, seed=3, start=start, rows=rows)
 
 
 def test_records_of_all_parts_once_and_under_their_own_names():
-    parts = [run.load_corpus({**toys.config().data, **phantom(s)}, "train") for s in (1, 2)]
+    parts = [run.load_corpus(one_corpus(s), "train") for s in (1, 2)]
     made = corpus(phantom(1), phantom(2))
     assert made.ids == parts[0].ids + parts[1].ids
     assert made.total == parts[0].total + parts[1].total

@@ -116,7 +116,7 @@ def test_explicit_sizes_win_over_the_variant():
     model = nnx.eval_shape(
         lambda: Vit(image_size=32, variant="Ti", width=48, depth=1, rngs=nnx.Rngs(0))
     )
-    assert (model.width, model.region_width, model.stack.depth) == (48, 48, 1)
+    assert (model.width, model.local_width, model.stack.depth) == (48, 48, 1)
     assert model.stack.block_00.attention.qkv.kernel.shape == (48, 3, 3, 16)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mmrl.evaluators.pointing import word_region_attention
 from mmrl.objectives import local_contrastive as local_module
+from mmrl.objectives.base import Context
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
 from mmrl.objectives.local_contrastive import (
     LocalContrastive,
@@ -259,13 +260,24 @@ def encoded_and_batch():
     encoded = {
         "image.embedding": unit(B, D),
         "text.embedding": unit(B, D, seed=1),
-        "perturbed.embedding": unit(B, K, D, seed=2),
+        "text@perturbed.embedding": unit(B, K, D, seed=2),
         "image.regions": regions,
         "text.words": words,
         "text.word_mask": mask,
     }
-    batch = {"group": np.arange(B, dtype=np.int32), "perturbed_valid": np.ones((B, K), bool)}
+    batch = {
+        "group": np.arange(B, dtype=np.int32),
+        "perturbed.valid": np.ones((B, K), bool),
+        "perturbed.kind": np.zeros((B, K), np.int8),
+    }
     return {k: jnp.asarray(v) for k, v in encoded.items()}, batch
+
+
+def call(module, encoded, batch):
+    """Gives an objective the arguments that it states, and no others."""
+    arrays = {argument: encoded[name] for argument, name in module.reads.items()}
+    arrays |= {argument: batch[name] for argument, name in module.batch.items()}
+    return module(context=Context(jnp.int32(0)), **arrays)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +286,7 @@ def encoded_and_batch():
 def test_modules_read_only_what_they_say_they_need(objective):
     encoded, batch = encoded_and_batch()
     module = objective()
-    loss = module({name: encoded[name] for name in module.needs}, batch)
+    loss = call(module, encoded, batch)
     assert np.isfinite(loss.value)
     value, weight = loss.metrics["loss"]
     assert value / weight == pytest.approx(float(loss.value), rel=1e-6)
@@ -285,10 +297,10 @@ def test_the_scale_is_clipped_at_100_after_the_update_and_keeps_its_gradient(obj
     encoded, batch = encoded_and_batch()
     module = objective()
     module.logit_scale.log[...] = jnp.float32(7.0)
-    module.post_update()
+    module.post_update(Context(jnp.int32(0)))
     assert jnp.exp(module.logit_scale()) == pytest.approx(100, rel=1e-5)
     graphdef, params = nnx.split(module)
-    gradient = jax.grad(lambda p: nnx.merge(graphdef, p)(encoded, batch).value)(params)
+    gradient = jax.grad(lambda p: call(nnx.merge(graphdef, p), encoded, batch).value)(params)
     assert jax.tree.leaves(gradient.logit_scale)[0] != 0
 
 
@@ -298,7 +310,7 @@ def test_ties_count_as_wrong_in_the_accuracy():
     encoded |= {
         "image.embedding": same,
         "text.embedding": same,
-        "perturbed.embedding": jnp.ones((B, K, D)) / 2,
+        "text@perturbed.embedding": jnp.ones((B, K, D)) / 2,
     }
-    correct, weight = PerturbedDiscrimination()(encoded, batch).metrics["accuracy"]
+    correct, weight = call(PerturbedDiscrimination(), encoded, batch).metrics["accuracy"]
     assert (correct, weight) == (0, B)

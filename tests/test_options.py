@@ -57,7 +57,28 @@ OPTIONS = [
     for name in build.choices(place.kind)
     for option in (*place.options(name), *(place.beside if place.many else ()))
 ]
+SYSTEMS = (
+    "image_vector",
+    "labels",
+    "locked_towers",
+    "mv_mlm",
+    "second_stage",
+    "text_text",
+)
 PARTS = ({"source": "phantom"},)
+# What modules need beside the option under test: encoders of towers, names of labels.
+NEEDED = {
+    "vit": {"width": 32, "depth": 2, "num_heads": 2},
+    "transformer": {"width": 32, "depth": 2, "num_heads": 2},
+    "resnet": {"depth": 18},
+}
+# Presets of the smallest change in which a module is read.
+READ = {
+    "label_classification": (
+        "--config.towers.image.heads.labels=1",
+        "--config.data.label_names=('nodule',)",
+    ),
+}
 
 
 def sample(option: values.Option):
@@ -65,6 +86,8 @@ def sample(option: values.Option):
     if not option.required and option.default is not None:
         return option.default
     kind = next(part for part in values.members(option.accepts) if part is not type(None))
+    if typing.get_origin(kind) is Mapping:
+        return {} if typing.get_args(kind)[1] is str else {"embedding": 8}
     if typing.get_origin(kind) is not None:
         return PARTS
     return {str: "x", int: 8, float: 0.5}[kind]
@@ -82,19 +105,15 @@ def test_every_key_can_be_set(key):
 def test_every_option_of_every_module_can_be_set(path, name, option):
     place = configs.MODULES[path]
     known = {**place.options(name), **(place.beside if place.many else {})}
-    own = f"{path}.{name}" if place.many else path
+    own = f"{path}.some" if place.many else path
     given = {other: sample(one) for other, one in known.items() if one.required}
-    if (path, name) in {("model.image", "vit"), ("model.text", "transformer")}:
-        given |= {"width": 32, "depth": 2, "num_heads": 2}
-    elif name == "resnet":
-        given |= {"depth": 18}
+    given |= NEEDED.get(name, {})
     if option == "variant":
         given |= {"variant": "S"}
     given.setdefault(option, sample(known[option]))
     arguments = [f"--config.{own}.{key}={values.show(value)}" for key, value in given.items()]
-    if place.chooser is not None:
-        arguments.append(f"--config.{path}.{place.chooser}={name}")
-    config = parsed(*arguments)
+    arguments.append(f"--config.{own}.{place.chooser}={name}")
+    config = parsed(*arguments, *READ.get(name, ()))
     assert at(config, own)[option] == plain(given[option])
     configs.validate(config)
 
@@ -102,12 +121,21 @@ def test_every_option_of_every_module_can_be_set(path, name, option):
 @pytest.mark.parametrize(
     "argument",
     [
-        "model.image.remat=dots",
-        "model.image.scan_layers=true",
-        "model.image.variant=B",
-        "model.image.dropout=0.1",
-        "model.text.packing=0.5",
+        "towers.image.remat=dots",
+        "towers.image.scan_layers=true",
+        "towers.image.variant=B",
+        "towers.image.dropout=0.1",
+        "towers.image.pixel_mean=0.4",
+        "towers.image.heads.pairs=16",
+        "towers.text.packing=0.5",
+        "towers.text.frozen=true",
+        "towers.text.frozen=encoder",
         "objectives.siglip.weight=1",
+        "objectives.siglip.weight={'kind': 'linear', 'start': 0.0, 'end': 0.1, 'steps': 500}",
+        "objectives.siglip.reads.text=text@perturbed.embedding",
+        "evaluators.retrieval.reads.text=text.pooled",
+        "inputs.second.rotate=5",
+        "inputs.text.sections=('findings',)",
         "objectives.local_contrastive.chunk_size=8",
         "evaluators.zero_shot.tasks=findings",
         "evaluators.zero_shot.tasks=('findings',)",
@@ -125,15 +153,30 @@ def test_options_that_the_preset_does_not_list(argument):
 
 
 def test_another_module_starts_from_its_defaults_and_a_note_says_so():
-    config = parsed("--config.model.image.depth=50", "--config.model.image.name=resnet")
-    assert config.model.image.to_dict() == {"name": "resnet", "depth": 50}
+    config = configs.base()
+    kept = {"size": 64, "heads": {"embedding": 128, "regions": 128}, "pixel_mean": 0.4}
+    config.towers.image.pixel_mean = 0.4
+    changes = [("towers.image.depth", "50"), ("towers.image.name", "resnet")]
+    assert presets.change(config, changes) == [
+        "config.towers.image: resnet instead of vit; dropped its options depth=4, num_heads=4, "
+        "patch_size=8, width=128"
+    ]
+    assert config.towers.image.to_dict() == {"name": "resnet", "depth": 50, **kept}
+    configs.validate(config)
+    # The options of a tower of another kind mean nothing to the new one.
+    (note,) = presets.change(config, [("towers.image.name", "mlp"), ("towers.image.size", "6")])
+    assert note == (
+        "config.towers.image: mlp instead of resnet; dropped its options depth=50, "
+        "heads={'embedding': 128, 'regions': 128}, pixel_mean=0.4, size=64"
+    )
+    assert config.towers.image.to_dict() == {"name": "mlp", "size": 6}
     config = configs.base()
     notes = presets.change(config, [("data.source", "nih14"), ("data.path", "nih")])
     assert notes == [] and config.data.path == "nih"  # base() gives phantom no options
     notes = presets.change(config, [("data.source", "phantom"), ("data.length", "9")])
     assert notes == ["config.data: phantom instead of nih14; dropped its options path=nih"]
     assert config.data.source == "phantom" and config.data.length == 9
-    assert "path" not in config.data and config.data.image_size == 64
+    assert "path" not in config.data and config.data.load_size == 0
     configs.validate(config)
     assert presets.change(config, [("data.source", "phantom")]) == []
     assert config.data.length == 9
@@ -156,14 +199,65 @@ def test_objectives_and_evaluators_are_added_removed_and_replaced():
         "--config.objectives.siglip.weight=0.5",
         "--config.objectives={'siglip': {'bias': -1}}",
         "--config.evaluators={}",
-        "--config.model.text={'name': 'transformer', 'variant': 'B'}",
+        "--config.towers.text={'name': 'transformer', 'variant': 'B', 'length': 48, "
+        "'vocab_size': 500, 'heads': {'embedding': 128, 'words': 32}}",
         "--config.optimizer={'b1': 0.8, 'name': 'sgd'}",
     )
     assert config.objectives.to_dict() == {"siglip": {"bias": -1.0, "weight": 0.5}}
     assert config.evaluators.to_dict() == {}
-    assert config.model.text.to_dict() == {"name": "transformer", "variant": "B"}
+    assert config.towers.text.to_dict() == {
+        "name": "transformer",
+        "variant": "B",
+        "length": 48,
+        "vocab_size": 500,
+        "heads": {"embedding": 128, "words": 32},
+    }
     assert (config.optimizer.b1, config.optimizer.b2, config.optimizer.name) == (0.8, 0.98, "sgd")
     configs.validate(config)
+
+
+def test_free_names_are_added_in_any_order():
+    config = parsed(
+        "--config.objectives.views.reads.text=image@second.embedding",
+        "--config.objectives.views.temperature=0.1",
+        "--config.objectives.views.name=global_contrastive",
+        "--config.objectives.copies={'weight': 0.5, 'name': 'siglip'}",
+        "--config.towers.profile.heads.embedding=128",
+        "--config.towers.profile.size=12",
+        "--config.towers.profile.input=expression",
+        "--config.towers.profile.name=mlp",
+        "--config.inputs.expression.name=vector",
+        "--config.evaluators.views.name=retrieval",
+        "--config.evaluators.views.reads.text=image@second.embedding",
+    )
+    assert config.objectives.views.to_dict() == {
+        "name": "global_contrastive",
+        "reads": {"text": "image@second.embedding"},
+        "temperature": 0.1,
+    }
+    assert config.objectives.copies.to_dict() == {"name": "siglip", "weight": 0.5}
+    assert config.towers.profile.to_dict() == {
+        "name": "mlp",
+        "size": 12,
+        "input": "expression",
+        "heads": {"embedding": 128},
+    }
+    assert config.inputs.to_dict() == {"expression": {"name": "vector"}}
+    assert config.evaluators.views.reads.text == "image@second.embedding"
+    configs.validate(config)
+    names = {section.title for section in options.of(config)}
+    assert {"objectives.views: global_contrastive", "objectives.local_contrastive"} < names
+
+
+def test_encoders_of_other_packages_need_the_kind_of_their_tower(monkeypatch):
+    monkeypatch.setattr(build, "module_of", lambda kind, name: "mmrl.models.vector.mlp")
+    given = ("--config.towers.more.width=8", "--config.towers.more.name=elsewhere.mlp")
+    given += ("--config.towers.more.size=3", "--config.towers.more.heads.embedding=4")
+    with pytest.raises(InputError, match=r"is not of mmrl; set config\.towers\.NAME\.kind, one of"):
+        parsed(*given)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"encoder 'elsewhere\.mlp': No module named 'elsewhere'"):
+        parsed(*given)
 
 
 def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
@@ -184,9 +278,34 @@ def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
     [
         ("sed=1", "unknown key in config 'sed' (did you mean 'seed'?); choices: accumulation, "),
         ("data.lenth=1", "unknown key in config.data 'lenth' (did you mean 'length'?); choices: "),
-        ("model.image.size=1", "unknown key in config.model.image 'size'; choices: attention, "),
-        ("model.image.image_size=1", "unknown key in config.model.image 'image_size'"),
-        ("model.image.name=vitt", "unknown image encoder 'vitt' (did you mean 'vit'?)"),
+        ("towers.image.side=1", "unknown key in config.towers.image 'side' (did you mean 'size'?)"),
+        ("towers.image.image_size=1", "unknown key in config.towers.image 'image_size'"),
+        ("towers.image.name=vitt", "unknown encoder 'vitt' (did you mean 'vit'?)"),
+        (
+            "towers.imag.size=1",
+            "unknown tower 'imag' (did you mean 'image'?); choices: image, text; a new one needs "
+            "config.towers.imag.name",
+        ),
+        ("towers.vit.size=1", "unknown tower 'vit'"),  # the name of an encoder is no free name
+        ("inputs.report.sections=x", "unknown input 'report'; choices: image, labels, perturbed, "),
+        ("objectives.views.weight=1", "a new one needs config.objectives.views.name"),
+        ("objectives.views={'weight': 1}", "a new one needs config.objectives.views.name"),
+        ("objectives.views.name=siglp", "unknown objective 'siglp' (did you mean 'siglip'?)"),
+        (
+            "model.image.patch_size=4",
+            "config.model.image.patch_size=4: config.model.image.patch_size is now "
+            "config.towers.image.patch_size",
+        ),
+        (
+            "model.embed_dim=4",
+            "config.model.embed_dim is now config.towers.image.heads.embedding and "
+            "config.towers.text.heads.embedding",
+        ),
+        ("model.dtype=bfloat16", "config.model.dtype is now config.dtype"),
+        ("data.image_size=4", "config.data.image_size is now config.towers.image.size"),
+        ("data={'text_length': 4}", "config.data.text_length is now config.towers.text.length"),
+        ("model.heads=4", "config.model is now config.towers"),
+        ("model={}", "config.model is now config.towers"),
         ("objectives.siglip.kinds={}", "unknown key in config.objectives.siglip 'kinds'"),
         ("evaluators.retrieval.k=1", "unknown key in config.evaluators.retrieval 'k'"),
         ("evaluators.recall={}", "unknown evaluator 'recall'"),
@@ -197,7 +316,8 @@ def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
         ("tensorboard=1", "--config.tensorboard=1; expected true or false"),
         ("ema=none", "--config.ema=none; expected float"),
         ("data.crop_scale=0.5", "--config.data.crop_scale=0.5; expected (float, float)"),
-        ("model.image.remat=some", "expected one of none, full, dots"),
+        ("towers.image.remat=some", "expected one of none, full, dots"),
+        ("objectives.siglip.weight=much", "expected float or mapping"),
         ("objectives.siglip=1", "--config.objectives.siglip=1; expected mapping or none"),
         ("optimizer=adamw", "--config.optimizer=adamw; expected mapping"),
         ("optimizer={'b3': 1}", "unknown key in config.optimizer 'b3'"),
@@ -299,16 +419,17 @@ def test_the_documentation_is_what_the_command_prints(capsys):
 
 
 def test_a_preset_is_printed_with_its_values(capsys):
-    change = "--config.model.image.name=resnet"
+    change = "--config.towers.image.name=resnet"
     assert commands.run_here("mmrl.options", PRETRAIN + ":smoke", change) == 0
     out = capsys.readouterr().out
     for line in (
-        "config.model.image: resnet instead of vit; dropped its options depth=1, num_heads=2, "
+        "config.towers.image: resnet instead of vit; dropped its options depth=1, num_heads=2, "
         "patch_size=8, width=32",
         "  total_steps: int = 20",
-        "  model.image.depth: int (required)",
-        "  model.image.region_stage: int = 4",
-        "  objectives.perturbed_discrimination.weight: float = 0.5",
+        "  towers.image.depth: int (required)",
+        "  towers.image.region_stage: int = 4",
+        "  towers.image.size: int = 32",
+        "  objectives.perturbed_discrimination.weight: float or mapping = 0.5",
         "  data.length: int = 400",
     ):
         assert line in out.splitlines()
@@ -322,6 +443,7 @@ def test_every_variant_that_is_listed_exists():
         "configs/pretrain.py",
         "configs/recipes/vit_b16.py",
         "configs/recipes/vit_l16.py",
+        *(f"configs/systems/{name}.py" for name in SYSTEMS),
     ]
     for preset in shipped:
         assert preset.title.endswith(".") and preset.variants
@@ -337,7 +459,7 @@ PRESETS = [preset.path for preset in presets.shipped()] + [":discrimination", ":
     [
         (("mmrl.main",), ("--config.KEY=VALUE", "--workdir=", "--[no]summary", *PRESETS)),
         (("mmrl.evaluate",), ("--split=SPLIT", "train, val, test", "Default: test.", *PRESETS)),
-        (("mmrl.export",), ("--regions", "--shard_size=N", *PRESETS)),
+        (("mmrl.export",), ("--names=NAME,...", "--shard_size=N", *PRESETS)),
         (("mmrl.plan",), ("--topology=DEVICES", "--sweep[=SWEEP]", *PRESETS)),
         (("mmrl.options",), ("--markdown", *PRESETS)),
         (("mmrl.prepare",), ("--input=PATH", "--beam-option=KEY=VALUE", "  openi\n", "audit")),
@@ -448,7 +570,8 @@ def test_evaluators_of_a_run_can_be_changed_without_a_preset():
     changed = configs.with_data(trained, config.read_by(trained))
     assert changed.evaluators.structure.max_reports == 5 and changed.data.length == 80
     assert "max_reports" not in trained.evaluators.structure
-    cli._parse(["--config.model.embed_dim=5"], flags)
-    with pytest.raises(InputError, match=r"config.model.embed_dim=5: trained encoders keep this"):
+    cli._parse(["--config.towers.image.heads.embedding=5"], flags)
+    message = r"config.towers.image.heads.embedding=5: trained encoders keep this"
+    with pytest.raises(InputError, match=message):
         config.read_by(trained)
     assert options.text(options.of(trained)).startswith("General")

@@ -6,37 +6,43 @@ import pickle
 import numpy as np
 import pytest
 
+from mmrl import wiring
 from mmrl.data import perturb
-from mmrl.data.batches.example import Load
-from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
+from mmrl.data.batches.pipeline import Examples, batch_shapes
 from mmrl.data.corpus import group_ids, read_corpus
-from mmrl.data.text.tokenizer import Tokenizer
+from mmrl.data.image.images import Preprocess
+from mmrl.data.image.load import Load
+from mmrl.data.inputs import base as inputs
+from mmrl.training import learner
+from mmrl.training.predict import Predict
 from mmrl.types import InputError
 from tests import toys
 
 CORPUS = toys.corpus()
-TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
+TOKENIZER = toys.tokenizer()
 
 
-def options(**changes):
-    return PipelineOptions.from_config({**toys.config().data.to_dict(), **changes})
+def config(**changes):
+    """`changes` are keys of config.data."""
+    return toys.config(**{f"data__{key}": value for key, value in changes.items()})
 
 
 def batches(count, start=0, rows=None, seed=0, **changes):
-    iterator = training_batches(
-        CORPUS,
-        TOKENIZER,
-        options(**changes),
-        seed=seed,
-        batch_size=8,
-        with_perturbed=True,
-        rows=rows,
-    )
-    if start:
-        iterator.set_state({"global_next_index": start * 8})
-    result = [next(iterator) for _ in range(count)]
-    iterator.close()
-    return result
+    return toys.batches(config(**changes), count, start=start, rows=rows, seed=seed)
+
+
+# The arrays by the names that they had when the digests below were recorded.
+RECORDED = {
+    "image.pixels": "image",
+    "text.tokens": "tokens",
+    "text.mask": "token_mask",
+    "perturbed.tokens": "perturbed_tokens",
+    "perturbed.mask": "perturbed_mask",
+    "perturbed.valid": "perturbed_valid",
+    "perturbed.kind": "perturbation",
+    "group": "group",
+    "index": "index",
+}
 
 
 def assert_equal(one, two):
@@ -48,7 +54,7 @@ def assert_equal(one, two):
 
 def digest(made, *, copies):
     state = hashlib.sha256()
-    for batch in made:
+    for batch in ({RECORDED[name]: array for name, array in one.items()} for one in made):
         for name in sorted(batch):
             if name.startswith("perturb") == copies:
                 array = batch[name]
@@ -81,16 +87,19 @@ def test_a_batch_has_the_shapes_and_dtypes_of_the_contract():
     (batch,) = batches(1)
     shapes = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
     assert shapes == {
-        "image": ("uint8", (8, 32, 32, 1)),
-        "tokens": ("int32", (8, 24)),
-        "token_mask": ("bool", (8, 24)),
-        "perturbed_tokens": ("int32", (8, 2, 24)),
-        "perturbed_mask": ("bool", (8, 2, 24)),
-        "perturbed_valid": ("bool", (8, 2)),
-        "perturbation": ("int8", (8, 2)),
+        "image.pixels": ("uint8", (8, 32, 32, 1)),
+        "text.tokens": ("int32", (8, 24)),
+        "text.mask": ("bool", (8, 24)),
+        "perturbed.tokens": ("int32", (8, 2, 24)),
+        "perturbed.mask": ("bool", (8, 2, 24)),
+        "perturbed.valid": ("bool", (8, 2)),
+        "perturbed.kind": ("int8", (8, 2)),
         "group": ("int32", (8,)),
         "index": ("int32", (8,)),
     }
+    made = inputs.make(config(), wiring.wire(config())[0])
+    told = {n: (one.dtype.name, one.shape) for n, one in batch_shapes(made, 8).items()}
+    assert told == shapes
 
 
 def test_same_seed_same_batches_whatever_the_threads_and_caches():
@@ -128,7 +137,7 @@ def test_every_epoch_is_complete_and_freshly_shuffled_and_perturbed():
         {
             int(i): p
             for b in two[h : h + 8]
-            for i, p in zip(b["index"], b["perturbed_tokens"], strict=True)
+            for i, p in zip(b["index"], b["perturbed.tokens"], strict=True)
         }
         for h in (0, 8)
     ]
@@ -140,10 +149,10 @@ def test_originals_are_the_tokenised_reports_and_copies_keep_their_words():
     (batch,) = batches(1)
     for row, index in enumerate(batch["index"]):
         expected = TOKENIZER.encode(CORPUS.texts[index], 24)
-        np.testing.assert_array_equal(batch["tokens"][row], expected.tokens)
+        np.testing.assert_array_equal(batch["text.tokens"][row], expected.tokens)
         for copy in range(2):
-            same = (batch["perturbed_tokens"][row, copy] == expected.tokens).all()
-            if batch["perturbed_valid"][row, copy]:
+            same = (batch["perturbed.tokens"][row, copy] == expected.tokens).all()
+            if batch["perturbed.valid"][row, copy]:
                 assert not same
 
 
@@ -156,7 +165,7 @@ def test_the_curriculum_changes_the_kinds_at_its_step_across_epochs_and_resumes(
     }
     seen = batches(12, **changes)  # an epoch has 8
     for step, batch in enumerate(seen):
-        kinds = {perturb.KINDS[kind] for kind in batch["perturbation"].ravel()}
+        kinds = {perturb.KINDS[kind] for kind in batch["perturbed.kind"].ravel()}
         late = {"shuffle_all_words", "swap_adjacent_words"}
         assert kinds == (late if step >= 10 else {"reverse_words"})
     assert_equal(seen[9:], batches(3, start=9, **changes))
@@ -164,7 +173,7 @@ def test_the_curriculum_changes_the_kinds_at_its_step_across_epochs_and_resumes(
 
 def test_kinds_are_named_by_their_place_in_the_registry():
     (batch,) = batches(1, perturbations=("reverse_words",), num_perturbed=1)
-    assert (batch["perturbation"] == perturb.KINDS.index("reverse_words")).all()
+    assert (batch["perturbed.kind"] == perturb.KINDS.index("reverse_words")).all()
 
 
 def test_groups_join_same_studies_and_same_texts():
@@ -176,44 +185,56 @@ def test_groups_join_same_studies_and_same_texts():
     assert groups.dtype == np.int32
 
 
-def test_examples_are_padded_and_keep_their_order():
-    examples = Examples(CORPUS, TOKENIZER, options().preprocess(), 24)
-    rows = [(batch, count) for batch, count in examples.image_batches(24)]
-    assert [count for _, count in rows] == [24, 24, 16]
-    assert not rows[-1][0][16:].any()
-    np.testing.assert_array_equal(rows[1][0][3], examples.image(27))
-    tall = examples.image(0)[:, :, 0]  # 40 x 32 padded to a square: empty left and right
+def examples(corpus=CORPUS, size=32, length=24):
+    chosen = toys.config(towers__image__size=size, towers__text__length=length)
+    return Examples(chosen, corpus, {"text": TOKENIZER})
+
+
+def test_examples_are_padded_and_keep_their_order(monkeypatch):
+    layout = learner.layout(config(), toys.one_device())
+    predict, given = Predict(layout, toys.one_device(), batch_size=24), []
+
+    def encode(_, arrays, wired):
+        given.append(np.asarray(arrays["image.pixels"]))
+        return {"image@image.embedding": np.zeros((24, 32), np.float32)}
+
+    monkeypatch.setattr(predict, "_encode", encode)
+    state = {"params": {}, "variables": {}}
+    blocks = list(predict.stream(state, examples(), ["image.embedding"]))
+    assert [len(block["image.embedding"]) for block in blocks] == [24, 24, 16]
+    assert [len(pixels) for pixels in given] == [24, 24, 24]
+    assert not given[-1][16:].any()
+    np.testing.assert_array_equal(given[1][3], examples().image(27))
+    tall = examples().image(0)[:, :, 0]  # 40 x 32 padded to a square: empty left and right
     assert not tall[:, :3].any()
     assert tall[:, 4:28].any()
 
 
 def test_digest_tells_inputs_apart():
     digests = {
-        Examples(toys.corpus(n), TOKENIZER, options(image_size=s).preprocess(), length).sha256
+        examples(toys.corpus(n), s, length).sha256
         for n, s, length in ((64, 32, 24), (63, 32, 24), (64, 48, 24), (64, 32, 25))
     }
     assert len(digests) == 4
 
 
 def test_caches_stay_at_home_when_work_is_sent_to_a_process():
-    load = Load(CORPUS, options().preprocess(), 1)
-    load(3)
+    load = Load(CORPUS, Preprocess(32), 1)
+    load(3, 0)
     copy = pickle.loads(pickle.dumps(load))
     assert load.cache and copy.cache == {}
 
 
 def test_too_small_a_corpus_is_refused():
     with pytest.raises(InputError, match="toy/train has 6 usable records, fewer than"):
-        training_batches(
-            toys.corpus(6), TOKENIZER, options(), seed=0, batch_size=8, with_perturbed=True
-        )
+        toys.feed(config(), toys.corpus(6))
 
 
 def test_unknown_kinds_are_refused():
     with pytest.raises(
         InputError, match=r"config.data.perturbations: unknown perturbation 'shuffle'"
     ):
-        options(perturbations=("shuffle",))
+        batches(1, perturbations=("shuffle",))
 
 
 def test_empty_reports_are_rejected_with_their_reason():

@@ -10,33 +10,35 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data.batches.example import Load
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
+from mmrl import wiring
+from mmrl.data.batches.pipeline import Examples
 from mmrl.data.corpus import Corpus, read_corpus, records
 from mmrl.data.image.images import Preprocess
 from mmrl.data.image.jitter import Jitter
+from mmrl.data.image.load import Load
+from mmrl.data.inputs import base as inputs
 from mmrl.data.sources import prepared
 from mmrl.data.sources.mixture import Mixture
 from mmrl.data.sources.prepared import Prepared
-from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import Box, ImageRef, InputError, Record
 from tests import toys
 
 CORPUS = toys.corpus()
-TOKENIZER = Tokenizer.train(CORPUS.texts, vocab_size=300)
 
 
-def options(**changes):
-    return PipelineOptions.from_config({**toys.config().data.to_dict(), **changes})
+def config(size=32, **changes):
+    """`changes` are keys of config.data."""
+    changed = {f"data__{key}": value for key, value in changes.items()}
+    return toys.without_copies(toys.config(towers__image__size=size, **changed))
 
 
 def batches(corpus, count, **changes):
-    iterator = training_batches(
-        corpus, TOKENIZER, options(**changes), seed=0, batch_size=8, with_perturbed=False
-    )
-    result = [next(iterator) for _ in range(count)]
-    iterator.close()
-    return result
+    return toys.batches(config(**changes), count, corpus)
+
+
+def the_input(**changes):
+    chosen = config(**changes)
+    return inputs.make(chosen, wiring.wire(chosen)[0])["image"]
 
 
 def test_a_prepared_corpus_is_trained_on_without_building_records(tmp_path, monkeypatch):
@@ -46,8 +48,8 @@ def test_a_prepared_corpus_is_trained_on_without_building_records(tmp_path, monk
     expected = batches(corpus, 5)
     for batch in expected:
         for row, index in enumerate(batch["index"]):
-            image = options().preprocess()(corpus.record(index).images[0].load())
-            np.testing.assert_array_equal(batch["image"][row, :, :, 0], image)
+            image = Preprocess(32)(corpus.record(index).images[0].load())
+            np.testing.assert_array_equal(batch["image.pixels"][row, :, :, 0], image)
 
     def refuse(*_):
         raise AssertionError("a record was built")
@@ -55,7 +57,7 @@ def test_a_prepared_corpus_is_trained_on_without_building_records(tmp_path, monk
     monkeypatch.setattr(Prepared, "__getitem__", refuse)
     again = batches(corpus, 5)
     for one, two in zip(expected, again, strict=True):
-        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["image.pixels"], two["image.pixels"])
 
 
 def test_what_a_worker_needs_of_a_prepared_corpus_is_small(tmp_path):
@@ -99,7 +101,7 @@ def test_a_random_window_is_cut_from_the_loaded_size():
                 for top in range(9)
                 for left in range(9)
                 if np.array_equal(
-                    batch["image"][row, :, :, 0], whole[top : top + 32, left : left + 32]
+                    batch["image.pixels"][row, :, :, 0], whole[top : top + 32, left : left + 32]
                 )
             ]
             assert found
@@ -108,23 +110,24 @@ def test_a_random_window_is_cut_from_the_loaded_size():
 
 
 def test_crops_from_the_loaded_size_are_warped_once():
-    example = options(load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2).example()
-    assert example.preprocess == Preprocess(48)
-    assert example.jitter == Jitter(32, (0.5, 0.9), rotate=5.0, gamma=0.2)
+    image = the_input(load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2)
+    assert image.loaded == Preprocess(48)
+    assert image.jitter == Jitter(32, (0.5, 0.9), rotate=5.0, gamma=0.2)
     (batch,) = batches(CORPUS, 1, load_size=48, crop_scale=(0.5, 0.9), rotate=5.0, gamma=0.2)
-    assert batch["image"].shape == (8, 32, 32, 1)
+    assert batch["image.pixels"].shape == (8, 32, 32, 1)
 
 
 def test_evaluation_resizes_straight_to_the_size_of_the_model():
-    assert options(load_size=40).preprocess() == Preprocess(32)
+    data = Examples(config(load_size=40), CORPUS, {"text": toys.tokenizer()})
+    assert data.preprocess == Preprocess(32)
 
 
 def test_jitters_out_of_range_are_refused_before_training():
-    with pytest.raises(InputError, match="augment gamma 2; expected 0 to 1"):
-        options(gamma=2)
-    config = toys.config(data__load_size=31)
-    with pytest.raises(InputError, match="load_size=31 must be 0 or at least"):
-        configs.validate(config)
+    with pytest.raises(InputError, match=r"augment gamma 2\.0; expected 0 to 1"):
+        the_input(gamma=2.0)
+    chosen = toys.config(data__load_size=31)
+    with pytest.raises(InputError, match="load_size=31 of input 'image' must be 0 or at least"):
+        configs.validate(chosen)
 
 
 class Studies:
@@ -203,7 +206,7 @@ def test_random_views_are_drawn_anew_in_every_epoch_and_not_in_evaluation():
     drawn: dict[int, list[int]] = {index: [] for index in range(8)}
     made = batches(corpus, 120)
     for batch in made:
-        for image, index in zip(batch["image"], batch["index"], strict=True):
+        for image, index in zip(batch["image.pixels"], batch["index"], strict=True):
             number = int(image.max()) - 10 * int(index)
             drawn[int(index)].append(number)
     for index, numbers in drawn.items():
@@ -211,7 +214,7 @@ def test_random_views_are_drawn_anew_in_every_epoch_and_not_in_evaluation():
         expected = len(Studies.VIEWS[index % 4])
         assert len(shares) == expected and np.abs(shares - 1 / expected).max() < 0.15
     for one, two in zip(made, batches(corpus, 120, num_threads=3), strict=True):
-        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["image.pixels"], two["image.pixels"])
 
 
 def test_an_unknown_choice_of_views_is_refused():
@@ -247,7 +250,7 @@ def test_the_image_cache_keeps_to_its_budget():
     load = Load(corpus, Preprocess(512), 1)
     for _ in range(20):
         for index in range(12):
-            np.testing.assert_array_equal(load(index), Preprocess(512)(toys.noise(index)))
+            np.testing.assert_array_equal(load(index, 0), Preprocess(512)(toys.noise(index)))
             assert sum(image.nbytes for image in load.cache.values()) <= 2**20
     assert len(load.cache) == 4
     assert [reads.count(index) for index in range(12)] == [1] * 4 + [20] * 8
@@ -256,16 +259,18 @@ def test_the_image_cache_keeps_to_its_budget():
 
 def test_what_workers_hand_over_is_what_threads_make_and_leaves_nothing_behind():
     """Images of 96 px make arrays that go through files of shared memory."""
-    sizes = {"image_size": 96, "load_size": 100}
+    sizes = {"size": 96, "load_size": 100}
     expected = batches(CORPUS, 6, num_workers=0, **sizes)
-    assert expected[0]["image"].nbytes >= 2**16
+    assert expected[0]["image.pixels"].nbytes >= 2**16
     made = batches(CORPUS, 6, num_workers=2, **sizes)
     for one, two in zip(expected, made, strict=True):
         assert one.keys() == two.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], two[name])
-    files = [Path("/dev/shm") / batch["image"].shm.name for batch in made]
-    assert not any(hasattr(batch[name], "shm") for batch in made for name in ("tokens", "index"))
+    files = [Path("/dev/shm") / batch["image.pixels"].shm.name for batch in made]
+    assert not any(
+        hasattr(batch[name], "shm") for batch in made for name in ("text.tokens", "index")
+    )
     del made, two
     deadline = time.monotonic() + 10
     while any(file.exists() for file in files) and time.monotonic() < deadline:
@@ -283,9 +288,7 @@ def test_threads_hold_a_few_batches_whatever_their_size():
             return toys.noise(index)
 
     corpus = read_corpus("toy/train", Counted(64), sections=("findings",))
-    iterator = training_batches(
-        corpus, TOKENIZER, options(num_threads=2), seed=0, batch_size=8, with_perturbed=False
-    )
+    iterator = toys.feed(config(num_threads=2), corpus)
     next(iterator)
     time.sleep(1)
     iterator.close()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data.batches.excerpts import CHOICES, Excerpts
-from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
+from mmrl.data.batches.pipeline import Examples
 from mmrl.data.corpus import read_corpus
 from mmrl.data.text import reports
+from mmrl.data.text.excerpts import CHOICES, Excerpts
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 from tests import toys
@@ -37,14 +37,18 @@ def one(findings: str, impression: str = "", study: str = ""):
     return study or findings + impression, {"findings": findings, "impression": impression}
 
 
+def excerpts_of(made, choice, seed):
+    return Excerpts(made.texts, made.groups, made.cuts, choice, seed)
+
+
 def drawn(made, choice, index, steps=400, seed=0):
-    excerpts = Excerpts(made, choice, seed)
+    excerpts = excerpts_of(made, choice, seed)
     return [excerpts(index, step)[0] for step in range(steps)]
 
 
 def test_a_report_is_read_whole_unless_asked_otherwise():
     made = corpus(one("No effusion. Clear.", "Normal."), one("B."))
-    excerpts = Excerpts(made, "report", 0)
+    excerpts = excerpts_of(made, "report", 0)
     assert excerpts(0, 3) == ("No effusion. Clear. Normal.", 0)
     assert excerpts(1, 3) == ("B.", 1)
 
@@ -89,7 +93,7 @@ def test_one_study_reads_one_part_in_a_batch_and_equal_parts_share_a_group():
         one(" ".join(SENTENCES).upper(), study="b"),  # the same report
         one("No effusion. Something else.", study="c"),
     )
-    excerpts = Excerpts(made, "sentence", 7)
+    excerpts = excerpts_of(made, "sentence", 7)
     met = set()
     for step in range(200):
         texts, groups = zip(*(excerpts(index, step) for index in range(4)), strict=True)
@@ -107,7 +111,7 @@ def test_different_reports_of_one_study_stay_no_negatives():
         one("Large heart. Stable tubes. No effusion.", study="a"),
         one("No effusion. Old.", study="b"),
     )
-    excerpts = Excerpts(made, "sentence", 1)
+    excerpts = excerpts_of(made, "sentence", 1)
     for step in range(50):
         groups = [excerpts(index, step)[1] for index in range(3)]
         assert groups[0] == groups[1] != groups[2]
@@ -120,37 +124,30 @@ def test_batches_hold_the_part_its_copies_and_its_group(choice):
         *(one(f"{SENTENCES[n % 4]} {SENTENCES[(n + 1) % 4]}", f"Case {n}.") for n in range(16))
     )
     tokenizer = Tokenizer.train(made.texts, vocab_size=300)
-    data = toys.config().data.to_dict()
 
     def batches(rows=None, **changes):
-        options = PipelineOptions.from_config(
-            {
-                **data,
-                "text": choice,
-                "text_length": 60,
-                "perturbations": ("reverse_words",),
-                **changes,
-            }
+        chosen = toys.config(
+            data__text=choice,
+            towers__text__length=60,
+            data__perturbations=("reverse_words",),
+            **changes,
         )
-        iterator = training_batches(
-            made, tokenizer, options, seed=0, batch_size=8, with_perturbed=True, rows=rows
-        )
-        found = [next(iterator) for _ in range(6)]
-        iterator.close()
-        return found
+        return toys.batches(chosen, 6, made, {"text": tokenizer}, rows=rows)
 
     whole = batches()
-    excerpts = Excerpts(made, choice, 0)
+    excerpts = excerpts_of(made, choice, 0)
     for step, batch in enumerate(whole):
         for row, index in enumerate(batch["index"].tolist()):
             text, group = excerpts(index, step)
             tokens = tokenizer.encode(text, 60).tokens
-            np.testing.assert_array_equal(batch["tokens"][row], tokens)
+            np.testing.assert_array_equal(batch["text.tokens"][row], tokens)
             assert batch["group"][row] == group
             words = set(tokens.tolist())
-            assert set(batch["perturbed_tokens"][row, 0].tolist()) <= words | {0}
+            assert set(batch["perturbed.tokens"][row, 0].tolist()) <= words | {0}
     rows = np.array([1, 2, 6, 7])
-    for batch, threads, part in zip(whole, batches(num_threads=3), batches(rows), strict=True):
+    for batch, threads, part in zip(
+        whole, batches(data__num_threads=3), batches(rows), strict=True
+    ):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, threads[name])
             np.testing.assert_array_equal(array[rows], part[name])
@@ -159,10 +156,11 @@ def test_batches_hold_the_part_its_copies_and_its_group(choice):
 def test_evaluation_reads_the_whole_report():
     made = corpus(one("No effusion. Clear.", "Normal."))
     tokenizer = Tokenizer.train(made.texts, vocab_size=300)
-    preprocess = PipelineOptions.from_config(
-        {**toys.config().data, "text": "sentence"}
-    ).preprocess()
-    assert Examples(made, tokenizer, preprocess, 24).texts == ("No effusion. Clear. Normal.",)
+    data = Examples(toys.config(data__text="sentence"), made, {"text": tokenizer})
+    assert data.texts == ("No effusion. Clear. Normal.",)
+    arrays = data.arrays(["text"], [0], "text")
+    whole = tokenizer.encode("No effusion. Clear. Normal.", 24)
+    np.testing.assert_array_equal(arrays["text.tokens"], [whole.tokens])
 
 
 def test_an_unknown_choice_is_refused():

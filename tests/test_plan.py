@@ -9,9 +9,9 @@ import sys
 import jax
 import pytest
 
-from mmrl import plan
-from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes, training_batches
-from mmrl.data.text.tokenizer import Tokenizer
+from mmrl import plan, wiring
+from mmrl.data.batches.pipeline import batch_shapes
+from mmrl.data.inputs import base as inputs
 from mmrl.planning import measure, search, terminal, topology
 from mmrl.types import InputError
 from tests import toys
@@ -28,16 +28,11 @@ def test_shortages_are_read_out_of_the_compiler_s_refusal():
 
 
 def test_batch_shapes_are_those_of_the_pipeline():
-    config, corpus = toys.config(), toys.corpus()
-    options = PipelineOptions.from_config(config.data)
-    tokenizer = Tokenizer.train(corpus.texts, vocab_size=300)
-    for with_perturbed in (False, True):
-        batches = training_batches(
-            corpus, tokenizer, options, seed=0, batch_size=8, with_perturbed=with_perturbed
-        )
-        real = {name: (array.shape, array.dtype) for name, array in next(batches).items()}
-        batches.close()
-        shapes = batch_shapes(options, 8, with_perturbed=with_perturbed)
+    for objectives in ({"global_contrastive": {}}, toys.config().objectives):
+        config = toys.config(objectives=objectives)
+        (batch,) = toys.batches(config)
+        real = {name: (array.shape, array.dtype) for name, array in batch.items()}
+        shapes = batch_shapes(inputs.make(config, wiring.wire(config)[0]), 8)
         assert {name: (s.shape, s.dtype) for name, s in shapes.items()} == real
 
 
@@ -45,8 +40,8 @@ def test_batch_shapes_are_those_of_the_pipeline():
 def planned():
     """The plan of a small step on a mesh that does not divide all parameters."""
     config = toys.config(data__num_workers=0)
-    config.model.text.width = 36
-    config.model.image.num_heads = config.model.text.num_heads = 2
+    config.towers.text.width = 36
+    config.towers.image.num_heads = config.towers.text.num_heads = 2
     config.mesh.data, config.mesh.fsdp = 1, 8
     return measure.make_plan(config, topology.find("cpu:8"))
 
@@ -68,9 +63,9 @@ def test_a_plan_adds_up(planned):
 def test_undivided_dimensions_are_listed(planned):
     """A width of 36 is not a multiple of 8; the 32 of the image encoder is."""
     assert planned.replicated
-    assert all("model/text" in line or "word_head" in line for line in planned.replicated)
+    assert all("towers/text/" in line for line in planned.replicated)
     assert (
-        "model/text/position [24, 36]: dimension 1 (36) is not a multiple of fsdp=8"
+        "towers/text/encoder/position [24, 36]: dimension 1 (36) is not a multiple of fsdp=8"
         in planned.replicated
     )
 
@@ -123,7 +118,7 @@ def test_the_unit_of_a_batch_keeps_shards_and_packed_groups_whole():
     mesh = {"data": 2, "fsdp": 3, "tensor": 2}
     config = toys.config(gradient_cache=2)
     assert search.batch_unit(config, mesh) == 12
-    config.model.text.packing, config.model.text.packing_group = 0.5, 4
+    config.towers.text.packing, config.towers.text.packing_group = 0.5, 4
     assert search.batch_unit(config, mesh) == 24
 
 
@@ -143,8 +138,8 @@ def test_sweeps_change_only_what_they_name():
     changed = dict(search.alternatives(config, 16, "all"))
     sizes = changed["fsdp rest"].mesh
     assert (sizes.data, sizes.fsdp, sizes.tensor) == (1, -1, 1)
-    assert changed["remat dots"].model.text.remat == "dots"
-    assert "remat" not in config.model.text and config.mesh.fsdp == 1
+    assert changed["remat dots"].towers.text.remat == "dots"
+    assert "remat" not in config.towers.text and config.mesh.fsdp == 1
 
     def refuse(config, topology):
         raise InputError(f"no mesh {config.mesh.fsdp}")
@@ -241,7 +236,7 @@ def test_a_shrunken_recipe_compiles_for_a_tpu(tmp_path):
             *(sys.executable, "-m", "mmrl.plan", "--topology=v5e:2x2", f"--json={file}"),
             f"--config={ROOT / 'configs' / 'recipes' / 'vit_b16.py'}:smoke",
             # Packing texts would double the time of the compilation.
-            *("--config.model.text.packing=0.0", "--config.model.text.depth=1"),
+            *("--config.towers.text.packing=0.0", "--config.towers.text.depth=1"),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -75,23 +75,32 @@ class FakeData:
     def image(self, index):
         return self.preprocess(picture())[..., None]
 
+    def arrays(self, names, rows, tower=""):
+        assert (*names, tower) == ("image", "image")
+        return {"image.pixels": np.stack([self.image(row) for row in rows])}
+
 
 class FakePredict:
     """Regions are one-hot; every word is the sum of the regions that `cells(id)` gives."""
 
-    provides = ("image.regions", "text.words")
+    provides = ("image.regions", "text.words", "text.word_mask")
 
-    grid = GRID
+    grids = {"image": GRID}  # noqa: RUF012
 
     def __init__(self, cells):
         self.cells = cells
 
-    def images(self, state, data, *, local=False):
-        assert local
-        assert sum(count for _, count in data.image_batches(4)) == len(data)
+    def encode(self, state, data, names):
+        assert sorted(names) == sorted(self.provides)
+        present = np.ones(len(data), bool)
+        return {"present": present, **self.images(data), **self.texts(data, data.texts)}
+
+    def images(self, data):
+        arrays = data.arrays(("image",), range(len(data)), "image")
+        assert len(arrays["image.pixels"]) == len(data)
         return {"image.regions": np.tile(np.eye(16, dtype=np.float32), (len(data), 1, 1))}
 
-    def texts(self, state, data, texts, *, local=False):
+    def texts(self, data, texts):
         mask = data.tokenize(texts)[1]
         words = np.zeros((*mask.shape, *GRID), np.float32)
         for row, name in enumerate(data.ids):
@@ -216,7 +225,7 @@ def test_features_that_do_not_fit_are_refused():
         word_maps(FakePredict(lambda n: []), None, data, chosen, grid=(3, 4), **options)
     predict = FakePredict(lambda n: [])
     texts = predict.texts
-    predict.texts = lambda *args, **o: {k: v[:, 1:] for k, v in texts(*args, **o).items()}
+    predict.texts = lambda *args: {k: v[:, 1:] for k, v in texts(*args).items()}
     with pytest.raises(ValueError, match="63 places for 64 tokens"):
         word_maps(predict, None, data, chosen, grid=GRID, **options)
 
@@ -227,8 +236,10 @@ def test_subset_keeps_what_belongs_together():
     assert subset.ids == ["fake:5", "fake:2"] and subset.groups.tolist() == [5, 2]
     assert subset.record(1).id == "fake:2" and subset.texts[0] == data.texts[5]
     assert subset.sha256 != Subset(data, [2, 5]).sha256
-    ((batch, count),) = subset.image_batches(3)
-    assert batch.shape == (3, 16, 16, 1) and count == 2 and not batch[2].any()
+    pixels = subset.arrays(("image",), [1, 0], "image")["image.pixels"]
+    assert pixels.shape == (2, 16, 16, 1)
+    np.testing.assert_array_equal(pixels, [data.image(2), data.image(5)])
+    np.testing.assert_array_equal(subset.image(1), data.image(2))
 
 
 def test_pointing_of_true_blind_and_undecided_attention():
@@ -278,8 +289,8 @@ def test_pointing_excludes_and_counts():
 class Looks(FakePredict):
     """The words of the game attend to `cells(id)`; all other words attend nowhere."""
 
-    def texts(self, state, data, texts, *, local=False):
-        encoded = super().texts(state, data, texts, local=local)
+    def texts(self, data, texts):
+        encoded = super().texts(data, texts)
         for row, tokens in enumerate(data.tokenize(texts)[0]):
             asked = {"effusion", "left", "nodules", "right", "pneumothorax"}
             others = np.ones(len(tokens), bool)
@@ -402,11 +413,11 @@ def test_collapsed_encoders_hit_nothing_however_they_round():
     data = FakeData(12)
 
     class Collapsed(FakePredict):
-        def images(self, state, data, *, local=False):
+        def images(self, data):
             noise = np.random.default_rng(0).choice([-1e-7, 1e-7], size=(len(data), 16, 16))
             return {"image.regions": (1 + noise).astype(np.float32)}
 
-        def texts(self, state, data, texts, *, local=False):
+        def texts(self, data, texts):
             words = np.random.default_rng(1).normal(size=(len(texts), 64, 16))
             return {"text.words": words.astype(np.float32), "text.word_mask": words[..., 0] < 9}
 
@@ -439,7 +450,12 @@ def test_evaluator_refuses_in_one_line():
     bare = FakePredict(at_box(data))
     bare.provides = ("image.embedding", "text.embedding")
     for given, where, options, message in (
-        (bare, data, {}, "needs image.regions and text.words, the encoders provide image.emb"),
+        (
+            bare,
+            data,
+            {},
+            "needs image.regions, text.word_mask, text.words, the encoders provide image.embedding",
+        ),
         (predict, FakeData(6, boxes=False), {}, r"no report of fake/test states .* \(6 examples"),
         (predict, data, {"count": 0}, "count is 0"),
         (predict, data, {"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
@@ -456,8 +472,8 @@ def test_attention_that_is_not_finite_stops_the_evaluation():
     predict = FakePredict(lambda name: [(0, 0)] if name != "fake:2" else [])
     images = predict.images
 
-    def broken(state, data, *, local=False):
-        encoded = images(state, data, local=local)
+    def broken(data):
+        encoded = images(data)
         encoded["image.regions"][data.ids.index("fake:2")] = np.nan
         return encoded
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from mmrl.models.image.resnet import ResidualBlock, Resnet, make_norm
 from mmrl.models.layers import LOGICAL_AXES
 from mmrl.types import InputError
-from tests.arrays import randomized
+from tests.arrays import assert_close, randomized
 
 make_small = functools.partial(Resnet, image_size=16, depth=18, width=4, small_stem=True)
 
@@ -43,7 +43,7 @@ def test_parameter_counts_are_the_published_ones(depth, published):
 
 
 @pytest.mark.parametrize(
-    ("options", "grid", "region_width", "width"),
+    ("options", "grid", "local_width", "width"),
     [
         ({"image_size": 224, "depth": 50}, (7, 7), 2048, 2048),
         ({"image_size": 224, "depth": 50, "region_stage": 3}, (14, 14), 1024, 2048),
@@ -53,14 +53,14 @@ def test_parameter_counts_are_the_published_ones(depth, published):
         ({"image_size": 32, "depth": 18, "small_stem": True, "region_stage": 1}, (32, 32), 64, 512),
     ],
 )
-def test_announced_shapes_are_the_real_ones(options, grid, region_width, width):
+def test_announced_shapes_are_the_real_ones(options, grid, local_width, width):
     model = abstract(**options)
-    assert (model.grid, model.region_width, model.width) == (grid, region_width, width)
+    assert (model.grid, model.local_width, model.width) == (grid, local_width, width)
     graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((2, options["image_size"], options["image_size"], 1), jnp.uint8)
     features = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, image)
     assert features.pooled.shape == (2, width)
-    assert features.local.shape == (2, grid[0] * grid[1], region_width)
+    assert features.local.shape == (2, grid[0] * grid[1], local_width)
     assert features.mask is None
 
 
@@ -138,6 +138,30 @@ def test_training_moves_the_running_statistics_by_a_tenth():
     mean, var = stem.mean(axis=(0, 1, 2)), stem.var(axis=(0, 1, 2))
     np.testing.assert_allclose(model.stem_norm.mean[...], 0.1 * mean, atol=1e-5)
     np.testing.assert_allclose(model.stem_norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+def test_absent_rows_change_neither_the_others_nor_the_running_statistics():
+    """Those of the batch without them; nothing but noise is there, and no row at all."""
+    graphdef, state = nnx.split(randomized(make_small, 0.3))
+    pure = nnx.to_pure_dict(state)
+
+    @jax.jit
+    def call(image: jax.Array, present: jax.Array | None) -> Any:
+        model = nnx.merge(graphdef, pure)
+        features = model(image, train=True, present=present)
+        return features, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    present = jnp.asarray([True, False, True, False])
+    noise = jnp.where(present[:, None, None, None], images(), -7.0 * images()[::-1])
+    features, stats = call(noise, present)
+    expected, moved = call(images()[::2], None)
+    np.testing.assert_allclose(features.pooled[::2], expected.pooled, atol=1e-5)
+    np.testing.assert_allclose(features.local[::2], expected.local, atol=1e-5)
+    assert_close(stats, moved, 1e-5, floor=1.0)
+    assert_close(call(noise, jnp.ones(4, bool)), call(noise, None), 1e-6, floor=1.0)
+    nothing, same = call(jnp.zeros_like(noise), jnp.zeros(4, bool))
+    assert np.isfinite(nothing.pooled).all()
+    assert_close(same, nnx.to_pure_dict(nnx.state(nnx.merge(graphdef, pure), nnx.BatchStat)), 0.0)
 
 
 def test_evaluation_does_not_see_the_rest_of_the_batch():

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import local_loss
 from mmrl.objectives import all_pairs, tiles
-from mmrl.objectives.base import contract
+from mmrl.objectives.base import Context, contract
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
 from mmrl.objectives.siglip import Siglip, siglip_loss
@@ -268,22 +268,17 @@ def test_options_that_cannot_be_are_refused():
 @pytest.mark.parametrize("objective", [GlobalContrastive, LocalContrastive, Siglip])
 def test_objectives_compute_the_form_they_were_built_for(objective):
     features, marks = make_inputs(6)
-    encoded = {
-        "image.embedding": features["image"],
-        "text.embedding": features["text"],
-        "image.regions": features["regions"],
-        "text.words": features["words"],
-        "text.word_mask": marks["mask"],
-    }
-    encoded, batch = jax.tree.map(jnp.asarray, (encoded, {"group": marks["group"]}))
+    arrays = {**features, "word_mask": marks["mask"], "group": marks["group"]}
+    read = {name: jnp.asarray(arrays[name]) for name in (*objective.reads, *objective.batch)}
+    context = Context(step=jnp.int32(0))
     forms = {name: objective(implementation=name, chunk_size=4) for name in ("dense", "chunked")}
     programs = {
-        name: str(jax.make_jaxpr(lambda m=module: m(encoded, batch).value)())
+        name: str(jax.make_jaxpr(lambda m=module: m(context=context, **read).value)())
         for name, module in forms.items()
     }
     loops = {name: "while" in text or "scan" in text for name, text in programs.items()}
     assert loops == {"dense": False, "chunked": True}
-    values = [module(encoded, batch).value for module in forms.values()]
+    values = [module(context=context, **read).value for module in forms.values()]
     assert_close(values[1], values[0])
 
 

@@ -17,8 +17,8 @@ def test_under_fsdp_weights_travel_and_everything_else_falls_with_the_devices(tm
         "def get_config():\n"
         "    config = scaling.default_config()\n"
         "    for side in ('image', 'text'):\n"
-        "        config.model[side].update({'width': 64, 'depth': 1, 'num_heads': 2})\n"
-        "    config.data.image_size, config.data.vocab_size = 64, 512\n"
+        "        config.towers[side].update({'width': 64, 'depth': 1, 'num_heads': 2})\n"
+        "    config.towers.image.size, config.towers.text.vocab_size = 64, 512\n"
         "    return config\n"
     )
     file = tmp_path / "rows.json"

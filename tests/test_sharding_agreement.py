@@ -16,7 +16,7 @@ from tests import stubs
 from tests.arrays import assert_close
 from tests.conftest import QUICK_XLA_FLAGS, ROOT
 from tests.test_distributed import finish, free_port
-from tests.test_gradient_cache import PIECES, batch_of, config
+from tests.test_gradient_cache import batch_of, config
 
 pytestmark = pytest.mark.optax
 
@@ -46,7 +46,7 @@ def chosen(form, count=1, stub=True):
 
 def make(settings, axes):
     devices = jax.local_devices()[:1] if axes == ONE else None
-    return TrainStep(settings, PIECES, sharding.make_mesh(axes, devices), batch_of(settings))
+    return TrainStep(settings, sharding.make_mesh(axes, devices), batch_of(settings))
 
 
 @functools.cache

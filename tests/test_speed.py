@@ -120,20 +120,20 @@ def test_profile_says_when_training_was_too_short(tmp_path):
 def counted(**changes):
     config = toys.config(**changes)
     (batch,) = toys.batches(config)
-    return model_flops(config, toys.tokenizer().vocab_size, toys.one_device(), batch)
+    return model_flops(config, toys.one_device(), batch)
 
 
 def test_model_flops_do_not_depend_on_what_saves_memory():
     plain = counted()
     assert plain > 0
     assert counted(gradient_cache=2) == plain
-    assert counted(model__image__remat="full", model__text__remat="dots") == plain
+    assert counted(towers__image__remat="full", towers__text__remat="dots") == plain
     local = {"objectives__local_contrastive__implementation": "chunked"}
     assert counted(**local) == plain
 
 
 def test_frozen_encoders_cost_no_backward_pass():
-    rules = ({"match": "model/image/.*", "freeze": True}, {"match": ".*"})
+    rules = ({"match": "towers/image/encoder/.*", "freeze": True}, {"match": ".*"})
     plain, frozen = counted(), counted(optimizer__rules=rules)
     assert frozen < plain
     assert flops.peak("cpu") is None

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
-from mmrl.data.batches import stall
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
+from mmrl.data import stall
 from mmrl.data.corpus import read_corpus
-from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.training.prefetch import Prefetch
 from mmrl.types import InputError
 from tests import toys
@@ -34,11 +32,7 @@ class Blocking(toys.ToySource):
 
 def feed(gate, workers, late, patience=0.3):
     corpus = read_corpus("toy/train", Blocking(gate), sections=("findings",))
-    tokenizer = Tokenizer.train(corpus.texts, vocab_size=300)
-    options = PipelineOptions.from_config({**toys.config().data, "num_workers": workers})
-    batches = training_batches(
-        corpus, tokenizer, options, seed=0, batch_size=16, with_perturbed=True
-    )
+    batches = toys.feed(toys.config(data__num_workers=workers, batch_size=16), corpus)
     return batches, Prefetch(batches, lambda batch: dict(batch), 2, patience=patience, late=late)
 
 

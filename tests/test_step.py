@@ -37,17 +37,15 @@ def registered():
 
 def small(**changes):
     """A config that compiles fast, for tests independent of encoders and objectives."""
-    stub = {"name": "stub"}
-    return toys.config(
-        **{"model__image": stub, "model__text": stub, "objectives": GLOBAL, **changes}
-    )
+    config = stubs.use(toys.config(objectives=GLOBAL))
+    return toys.changed(config, **changes)
 
 
 def build_anew(config, devices=1, axes=None):
     mesh = sharding.make_mesh(
         axes or {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:devices]
     )
-    return TrainStep(config, toys.tokenizer().vocab_size, mesh, toys.batches(config)[0])
+    return TrainStep(config, mesh, toys.batches(config)[0])
 
 
 BUILT: dict[str, TrainStep] = {}
@@ -76,7 +74,7 @@ def train(config, steps=3, build=build, **kwargs):
 @functools.cache
 def everything(devices):
     """Loss and gradients of the shipped encoders: all four objectives, dropout on."""
-    config = toys.config(objectives=ALL, model__text__dropout=0.1)
+    config = toys.config(objectives=ALL, towers__text__dropout=0.1)
     step = build(config, devices=devices)
     state = stubs.start(step)
     return step.loss_and_gradients(state, place(step, toys.batches(config)[0]))
@@ -98,7 +96,9 @@ def test_parameter_sharding_changes_no_result():
     _, plain = train(config)
     step, spread = train(config, devices=8, axes=axes)
     assert_close(spread["params"], plain["params"], floor=1e-3)
-    kernel = spread["params"]["model"]["text"]["stack"]["block_00"]["mlp"]["wide"]["kernel"]
+    kernel = spread["params"]["towers"]["text"]["encoder"]["stack"]["block_00"]["mlp"]["wide"][
+        "kernel"
+    ]
     assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
     moments = [
         leaf
@@ -131,8 +131,9 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
 
 
 def test_batch_statistics_are_state_and_move():
-    image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True}
-    config = small(model__image=image, data__image_size=32, optimizer__name="sgd")
+    image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True, "size": 32}
+    image["heads"] = {"embedding": 32}
+    config = small(towers__image=image, optimizer__name="sgd")
     step = build(config)
     state = stubs.start(step)
     before = jax.device_get(state["variables"])
@@ -162,25 +163,23 @@ def test_the_first_non_finite_step_is_remembered():
     first, second, third = toys.batches(config, 3)
     state = step(state, place(step, first))
     assert state["nonfinite_step"] == -1
-    bad = state["params"]["model"]["image_head"]
-    state["params"]["model"]["image_head"] = jax.tree.map(lambda a: a * jnp.nan, bad)
+    heads = state["params"]["towers"]["image"]["heads"]
+    heads["embedding"] = jax.tree.map(lambda a: a * jnp.nan, heads["embedding"])
     state = step(state, place(step, second))
     state = step(state, place(step, third))
     assert state["nonfinite_step"] == 2
 
 
 def test_frozen_parameters_stay_and_hold_no_optimizer_state():
-    rules = ({"match": r"model/text/.*", "freeze": True}, {"match": r".*"})
+    rules = ({"match": r"towers/text/encoder/.*", "freeze": True}, {"match": r".*"})
     config = small(optimizer__rules=rules)
     before = jax.device_get(build(config).init())
     _, after = train(config)
-    assert checkpoint.digest(before["params"]["model"]["text"]) == checkpoint.digest(
-        after["params"]["model"]["text"]
-    )
-    assert checkpoint.digest(before["params"]["model"]["image"]) != checkpoint.digest(
-        after["params"]["model"]["image"]
-    )
-    text = sum(leaf.size for leaf in jax.tree.leaves(before["params"]["model"]["text"]))
+    first, last = before["params"]["towers"], after["params"]["towers"]
+    digest = checkpoint.digest
+    assert digest(first["text"]["encoder"]) == digest(last["text"]["encoder"])
+    assert digest(first["image"]["encoder"]) != digest(last["image"]["encoder"])
+    text = sum(leaf.size for leaf in jax.tree.leaves(first["text"]["encoder"]))
     everything = sum(leaf.size for leaf in jax.tree.leaves(before["params"]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(after["opt_state"]) if leaf.ndim)
     scalars = 2 * len(jax.tree.leaves(before["params"]["objectives"]))
@@ -300,5 +299,5 @@ def test_batches_that_do_not_divide_are_refused():
 
 def test_objectives_without_their_inputs_are_refused():
     with pytest.raises(InputError) as error:
-        build(toys.config(model__local_dim=0))
-    assert "objective 'local_contrastive' needs 'image.regions'" in str(error.value)
+        build(toys.config(towers__image__heads={"embedding": 32}))
+    assert "unknown feature image.regions; feature 'regions'" in str(error.value)

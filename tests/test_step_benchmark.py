@@ -37,9 +37,9 @@ def make(count, *more):
     """A workload with an empty report and different lengths, and a mesh of one device."""
     chosen = given(*more)
     work = workload.make(chosen, count)
-    work.config.model.image.depth = 1
-    work.batches[0]["token_mask"][1, 2:] = False
-    work.batches[0]["perturbed_valid"][2] = False
+    work.config.towers.image.depth = 1
+    work.batches[0]["text.mask"][1, 2:] = False
+    work.batches[0]["perturbed.valid"][2] = False
     axes = {"data": 1, "fsdp": 1, "tensor": 1}
     return chosen, work, sharding.make_mesh(axes, devices=jax.devices()[:1])
 
@@ -48,7 +48,7 @@ def make(count, *more):
 def ours():
     """(workload, mesh, first parameters, jax-fused after one update) of the tiny encoder."""
     _, work, mesh = make(1, "--scan-layers")
-    step = TrainStep(work.config, work.vocab_size, mesh, work.batches[0])
+    step = TrainStep(work.config, mesh, work.batches[0])
     params = jax.device_get(step.init()["params"])
     form = JaxForm("jax-fused", step)
     form.run(form.place(work.batches[0]))
@@ -59,7 +59,7 @@ def ours():
 def test_published_step_has_our_loss_and_gradients_and_costs_more():
     work, mesh, _, fused = ours()
     batch = work.batches[0]
-    step = PublishedStep(work.config, work.vocab_size, mesh, apart(batch))
+    step = PublishedStep(work.config, mesh, apart(batch))
     published = JaxForm("jax-published", step, adapt=apart)
     published.run(published.place(batch))
     assert published.values() == pytest.approx(fused.values(), rel=1e-5)
@@ -81,7 +81,7 @@ def test_packing_costs_less_where_its_rows_suffice():
     packed = workload.packed(work.config, workload.packing_budget(work.batches))
     costs = []
     for config in (packed, work.config):
-        step = TrainStep(config, work.vocab_size, mesh, batch)
+        step = TrainStep(config, mesh, batch)
         costs.append(flops.of_jaxpr(step.traced.jaxpr.jaxpr, min))
     assert costs[0] < 0.9 * costs[1]
 
@@ -89,11 +89,11 @@ def test_packing_costs_less_where_its_rows_suffice():
 def test_batches_are_reports_with_their_copies():
     chosen, work, _ = make(2)
     first, second = work.batches
-    assert first["perturbed_tokens"].shape == (3, 2, 64)
-    assert first["image"].shape == (3, 32, 32, 1)
-    assert not np.array_equal(first["tokens"], second["tokens"])
-    copies = second["perturbed_tokens"] != second["tokens"][:, None]
-    np.testing.assert_array_equal(copies.any(axis=2), second["perturbed_valid"])
+    assert first["perturbed.tokens"].shape == (3, 2, 64)
+    assert first["image.pixels"].shape == (3, 32, 32, 1)
+    assert not np.array_equal(first["text.tokens"], second["text.tokens"])
+    copies = second["perturbed.tokens"] != second["text.tokens"][:, None]
+    np.testing.assert_array_equal(copies.any(axis=2), second["perturbed.valid"])
     assert 0.1 < workload.filled(work.batches) < 1
     assert 0.1 < workload.packing_budget(work.batches) <= 1
     assert chosen.packing == 0

@@ -363,6 +363,9 @@ def test_records_without_truth_are_refused_and_configs_are_understood():
         "tasks/x/auroc",
         "tasks/x/auroc_images_permuted",
     ]
+    partial = FakePredict(code, code, absent=("fake:0",))
+    with pytest.raises(InputError, match=r"1 of 40 .* have no image\.embedding"):
+        ZeroShot(partial, corpus(40)).run(None)
     broken = FakePredict(code, lambda t: np.full(32, np.nan, np.float32))
     with pytest.raises(FloatingPointError, match=r"text\.embedding is not finite"):
         ZeroShot(broken, corpus(40)).run(None)

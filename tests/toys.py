@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mmrl.data.batches.pipeline import PipelineOptions, training_batches
+from mmrl import wiring
+from mmrl.data.batches.pipeline import BatchIterator, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.inputs import base as inputs
 from mmrl.data.reading import shards
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import sharding
@@ -68,19 +70,48 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(corpus().texts, vocab_size=300)
 
 
-def batches(config: ml_collections.ConfigDict, count: int = 1) -> list[dict[str, np.ndarray]]:
-    """The first batches of a run of `config` on the toy corpus."""
-    iterator = training_batches(
-        corpus(),
-        tokenizer(),
-        PipelineOptions.from_config(config.data),
-        seed=0,
+def tokenizers(config: ml_collections.ConfigDict) -> dict[str, Tokenizer]:
+    """One for every text tower of a config."""
+    towers = wiring.wire(config)[0].wanted()
+    kinds = {name: wiring.kind_of(name, config.towers[name]) for name in towers}
+    return {name: tokenizer() for name, kind in kinds.items() if kind == "text"}
+
+
+def feed(
+    config: ml_collections.ConfigDict,
+    examples: Corpus | None = None,
+    tokenized: dict[str, Tokenizer] | None = None,
+    *,
+    seed: int = 0,
+    rows: np.ndarray | None = None,
+) -> BatchIterator:
+    """The training batches of a run of `config`, by default on the toy corpus."""
+    return training_batches(
+        corpus() if examples is None else examples,
+        inputs.make(config, wiring.wire(config)[0]),
+        tokenizers(config) if tokenized is None else tokenized,
+        config.data,
+        seed=seed,
         batch_size=config.batch_size,
-        with_perturbed=True,
+        rows=rows,
     )
+
+
+def batches(
+    config: ml_collections.ConfigDict, count: int = 1, *given, start: int = 0, **changes
+) -> list[dict[str, np.ndarray]]:
+    """Batches from `start` on; further arguments are those of `feed`."""
+    iterator = feed(config, *given, **changes)
+    iterator.set_state({"global_next_index": start * config.batch_size})
     result = [next(iterator) for _ in range(count)]
     iterator.close()
     return result
+
+
+def without_copies(chosen: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config without the objective that reads perturbed copies."""
+    del chosen.objectives.perturbed_discrimination
+    return chosen
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -91,7 +122,13 @@ def config(**changes) -> ml_collections.ConfigDict:
     """A smaller smoke config; `changes` are keys with "__" for dots."""
     chosen = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("smoke")
     chosen.batch_size = 8
-    chosen.data.text_length = 24
+    chosen.towers.text.length = 24
+    chosen.towers.text.vocab_size = tokenizer().vocab_size
+    return changed(chosen, **changes)
+
+
+def changed(chosen: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:
+    """A config with other values; keys as in `config`."""
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = chosen

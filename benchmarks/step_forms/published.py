@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.dual_encoder import DualEncoder
-from mmrl.objectives.base import contract, matmul_dtype, two_way_cross_entropy
+from mmrl.models.heads import l2_normalize
+from mmrl.models.layers import Features
+from mmrl.models.text.transformer import word_mask
+from mmrl.objectives.base import Context, contract, matmul_dtype, two_way_cross_entropy
 from mmrl.objectives.local_contrastive import Temperatures
+from mmrl.training.learner import Learner
 from mmrl.training.step import TrainStep
 from mmrl.types import Batch
 
 LOSSES = ("global_contrastive", "local_contrastive", "perturbed_discrimination")
-_READ = ("image", "tokens", "token_mask")
+_READ = ("image.pixels", "text.tokens", "text.mask")
 
 
 def apart(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,44 +42,62 @@ class PublishedStep(TrainStep):
     """
 
     def _loss(
-        self, params: Any, variables: Any, batch: Batch, key: jax.Array | None
+        self, params: Any, variables: Any, batch: Batch, step: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         module = nnx.merge(self.layout.graphdef, params, variables)
         objectives: Any = module.objectives
-        encoded = {loss: _pair(module.model, batch, loss) for loss in LOSSES}
-        encoded["perturbed_discrimination"]["perturbed.embedding"] = _copies(module.model, batch)
-        local = objectives["local_contrastive"]
+        encoded = {loss: _pair(module, batch, loss) for loss in LOSSES}
+        encoded["perturbed_discrimination"]["perturbed"] = _copies(module, batch)
+        extra = {
+            "global_contrastive": {"group": batch["group"]},
+            "perturbed_discrimination": {
+                "valid": batch["perturbed.valid"],
+                "kind": batch["perturbed.kind"],
+            },
+        }
         losses = {
-            loss: objectives[loss](encoded[loss], batch).value
-            for loss in LOSSES
-            if loss != "local_contrastive"
+            loss: objectives[loss](context=Context(step), **encoded[loss], **extra[loss]).value
+            for loss in extra
         }
         losses["local_contrastive"] = local_loss(
-            encoded["local_contrastive"], batch, local.temperatures
+            encoded["local_contrastive"], batch, objectives["local_contrastive"].temperatures
         )
-        total = sum((weight * losses[loss] for loss, weight in module.weights), jnp.float32(0))
-        size = jnp.float32(batch["image"].shape[0])
+        total = sum(
+            (weight(step) * losses[loss] for loss, weight in module.weights), jnp.float32(0)
+        )
+        size = jnp.float32(batch["index"].shape[0])
         state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
         return total, ({"loss": (total * size, size)}, state)
 
 
-def _pair(model: DualEncoder, batch: Batch, loss: str) -> dict[str, jax.Array]:
-    """One image pass and one pass over the reports, for one loss."""
-    image, tokens, mask = (batch[f"{loss}/{name}"] for name in _READ)
-    local = loss == "local_contrastive"
-    return {
-        **model.encode_image(image, local=local, train=True),
-        **model.encode_text(tokens, mask, local=local, train=True),
-    }
+def _pair(module: Learner, batch: Batch, loss: str) -> dict[str, jax.Array]:
+    """One image pass and one pass over the reports, for one loss; argument -> encoding."""
+    pixels, tokens, mask = (batch[f"{loss}/{name}"] for name in _READ)
+    feature = "regions" if loss == "local_contrastive" else "embedding"
+    arrays, wanted = {"image": {"pixels": pixels}}, {"image": (feature,)}
+    image = module.towers["image"](arrays, wanted, train=True)["image"][feature]
+    features = _text(module, tokens, mask)
+    if loss == "local_contrastive":
+        words = module.towers["text"].heads["words"](features.local)
+        return {"regions": image, "words": words, "word_mask": word_mask(mask)}
+    return {"image": image, "text": _embedding(module, features)}
 
 
-def _copies(model: DualEncoder, batch: Batch) -> jax.Array:
+def _text(module: Learner, tokens: jax.Array, mask: jax.Array) -> Features:
+    """A pass that computes the features of all tokens, as the published code does."""
+    return module.towers["text"].encoder(tokens, mask, train=True)
+
+
+def _embedding(module: Learner, features: Features) -> jax.Array:
+    return l2_normalize(module.towers["text"].heads["embedding"](features.pooled))
+
+
+def _copies(module: Learner, batch: Batch) -> jax.Array:
     """Embeddings f32[B, K, D] of the copies, with one pass per copy."""
     embeddings = []
-    for number in range(batch["perturbed_tokens"].shape[1]):
-        tokens, mask = batch["perturbed_tokens"][:, number], batch["perturbed_mask"][:, number]
-        encoded = model.encode_text(tokens, mask, local=False, train=True)
-        embeddings.append(encoded["text.embedding"])
+    for number in range(batch["perturbed.tokens"].shape[1]):
+        tokens, mask = batch["perturbed.tokens"][:, number], batch["perturbed.mask"][:, number]
+        embeddings.append(_embedding(module, _text(module, tokens, mask)))
     return jnp.stack(embeddings, axis=1)
 
 
@@ -88,8 +109,7 @@ def local_loss(
     The published code cuts each caption to its words. Here padding is masked instead, so that all
     captions have the same shape.
     """
-    words, mask = encoded["text.words"], encoded["text.word_mask"]
-    regions = encoded["image.regions"]
+    words, mask, regions = encoded["words"], encoded["word_mask"], encoded["regions"]
     columns = [
         caption_similarity(words[number], mask[number], regions, temperatures)
         for number in range(words.shape[0])

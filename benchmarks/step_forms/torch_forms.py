@@ -2,7 +2,7 @@
 
 "published" is the published formulation, see step_forms.published. "fused" shares passes: one image
 pass, one text pass over all 1 + K texts, and the local loss for all pairs at once. In bfloat16 the
-forward pass runs under autocast with float32 parameters, which corresponds to `config.model.dtype`.
+forward pass runs under autocast with float32 parameters, which corresponds to `config.dtype`.
 """
 
 import contextlib
@@ -87,20 +87,24 @@ class Learner(nn.Module):
 
     def __init__(self, tree: Tree, config: ml_collections.ConfigDict, published: bool) -> None:
         super().__init__()
-        model, options = tree["model"], config.model.image
+        image, text = tree["towers"]["image"], tree["towers"]["text"]
+        options = config.towers.image
         self.image: nn.Module
         if options.name == "vit":
-            self.image = Vit(model["image"], options.patch_size)
+            self.image = Vit(image["encoder"], options.patch_size)
         else:
-            self.image = Resnet(model["image"], options.region_stage)
-        self.text = Text(model["text"])
-        for name in ("image", "text", "region", "word"):
-            setattr(self, f"{name}_head", linear(model[f"{name}_head"]["out"]))
+            self.image = Resnet(image["encoder"], options.region_stage)
+        self.text = Text(text["encoder"])
+        self.image_head = linear(image["heads"]["embedding"]["out"])
+        self.text_head = linear(text["heads"]["embedding"]["out"])
+        self.region_head = linear(image["heads"]["regions"]["out"])
+        self.word_head = linear(text["heads"]["words"]["out"])
         objectives = tree["objectives"]
         self.global_scale = parameter(objectives["global_contrastive"]["logit_scale"]["log"])
         log_scale = objectives["perturbed_discrimination"]["logit_scale"]["log"]
         self.perturbed_scale = parameter(log_scale)
-        self.mean, self.std = config.model.pixel_mean, config.model.pixel_std
+        self.mean = options.get("pixel_mean", 0.5)
+        self.std = options.get("pixel_std", 0.25)
         self.weights = {name: options.weight for name, options in config.objectives.items()}
         self.temperatures = config.objectives.local_contrastive.temperatures
         self.losses = self._published if published else self._fused
@@ -121,31 +125,31 @@ class Learner(nn.Module):
         return F.normalize(self.text_head(pooled).float(), dim=1), words
 
     def _fused(self, batch: Batch) -> dict[str, Tensor]:
-        image, regions = self._encode_image(batch["image"])
-        tokens = torch.cat([batch["tokens"][:, None], batch["perturbed_tokens"]], dim=1)
-        mask = torch.cat([batch["token_mask"][:, None], batch["perturbed_mask"]], dim=1)
+        image, regions = self._encode_image(batch["image.pixels"])
+        tokens = torch.cat([batch["text.tokens"][:, None], batch["perturbed.tokens"]], dim=1)
+        mask = torch.cat([batch["text.mask"][:, None], batch["perturbed.mask"]], dim=1)
         texts, words = self._encode_text(tokens.flatten(0, 1), mask.flatten(0, 1))
         candidates = texts.unflatten(0, mask.shape[:2])  # B 1+K D
         words = self.word_head(words.unflatten(0, mask.shape[:2])[:, 0])
         similarities = similarity(
-            words, word_mask(batch["token_mask"]), self.region_head(regions), self.temperatures
+            words, word_mask(batch["text.mask"]), self.region_head(regions), self.temperatures
         )
         return self._losses(batch, image, candidates[:, 0], similarities, image, candidates)
 
     def _published(self, batch: Batch) -> dict[str, Tensor]:
-        original = batch["tokens"], batch["token_mask"]
-        global_image, _ = self._encode_image(batch["image"])
+        original = batch["text.tokens"], batch["text.mask"]
+        global_image, _ = self._encode_image(batch["image.pixels"])
         global_text, _ = self._encode_text(*original)
-        regions = self.region_head(self._encode_image(batch["image"])[1])
+        regions = self.region_head(self._encode_image(batch["image.pixels"])[1])
         words, kept = self.word_head(self._encode_text(*original)[1]), word_mask(original[1])
         columns = [
             similarity(words[i : i + 1], kept[i : i + 1], regions, self.temperatures)
             for i in range(len(words))
         ]
-        image, _ = self._encode_image(batch["image"])
+        image, _ = self._encode_image(batch["image.pixels"])
         texts = [self._encode_text(*original)[0]]
-        for number in range(batch["perturbed_tokens"].shape[1]):
-            copy = batch["perturbed_tokens"][:, number], batch["perturbed_mask"][:, number]
+        for number in range(batch["perturbed.tokens"].shape[1]):
+            copy = batch["perturbed.tokens"][:, number], batch["perturbed.mask"][:, number]
             texts.append(self._encode_text(*copy)[0])
         candidates = torch.stack(texts, dim=1)
         similarities = torch.cat(columns, dim=1)
@@ -165,7 +169,7 @@ class Learner(nn.Module):
             "global_contrastive": two_way_cross_entropy(logits, batch["group"]),
             "local_contrastive": two_way_cross_entropy(similarities, batch["group"]),
             "perturbed_discrimination": discrimination_loss(
-                image, candidates, batch["perturbed_valid"], self.perturbed_scale
+                image, candidates, batch["perturbed.valid"], self.perturbed_scale
             ),
         }
 
@@ -218,7 +222,7 @@ class TorchForm:
         self._cuda = torch.cuda.is_available()
         self._target = torch.device("cuda" if self._cuda else "cpu")
         self.device = torch.cuda.get_device_name() if self._cuda else "cpu"
-        self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
+        self._dtype = torch.bfloat16 if config.dtype == "bfloat16" else None
         self._learner = Learner(tree, config, published).to(self._target).train()
         if self._cuda:
             self._learner = self._learner.to(memory_format=torch.channels_last)
@@ -238,8 +242,8 @@ class TorchForm:
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Copies a batch to the device; images become [B, C, H, W]."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
-        tensors["image"] = tensors["image"].permute(0, 3, 1, 2)
-        for name in ("tokens", "perturbed_tokens", "group"):
+        tensors["image.pixels"] = tensors["image.pixels"].permute(0, 3, 1, 2)
+        for name in ("text.tokens", "perturbed.tokens", "group"):
             tensors[name] = tensors[name].long()
         return {name: tensor.to(self._target) for name, tensor in tensors.items()}
 

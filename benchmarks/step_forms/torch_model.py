@@ -185,7 +185,7 @@ class Resnet(nn.Module):
             self.stages.append(nn.Sequential(*members))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image [B, C, H, W] -> pooled [B, width], regions [B, R, region_width]."""
+        """image [B, C, H, W] -> pooled [B, width], regions [B, R, local_width]."""
         x = F.max_pool2d(F.relu(self.stem_norm(self.stem(image))), 3, 2, 1)
         regions = x
         for number, stage in enumerate(self.stages, start=1):

@@ -16,6 +16,7 @@ from mmrl.data import perturb
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 
+VOCABULARY = 2000
 ENCODERS = "tiny, vit_<ti|s|b|l><patch>@<pixels>, resnet<18|34|50>@<pixels>"
 
 
@@ -24,14 +25,13 @@ class Workload:
     """A config and batches.
 
     Attributes:
+      config: with the size of the vocabulary of the tokenizer trained on the reports.
       corpus: name of the corpus of the reports.
-      vocab_size: of the tokenizer trained on them.
       batches: types.Batch with B pairs each, all of the same shapes.
     """
 
     config: ml_collections.ConfigDict
     corpus: str
-    vocab_size: int
     batches: list[dict[str, np.ndarray]]
 
 
@@ -42,14 +42,15 @@ def make(args: argparse.Namespace, count: int) -> Workload:
       InputError: unknown encoder or text size, or an invalid config.
     """
     corpus, reports = texts(real=not args.phantom)
-    tokenizer = Tokenizer.train(reports, vocab_size=2000)
+    tokenizer = Tokenizer.train(reports, vocab_size=VOCABULARY)
     config = make_config(args)
-    size = config.data.image_size
+    config.towers.text.vocab_size = tokenizer.vocab_size
+    size = config.towers.image.size
     rng = np.random.default_rng(0)
     batches = [draw(reports, tokenizer, args, size, rng) for _ in range(count)]
     if args.packing < 0:
         args.packing = packing_budget(batches)
-    return Workload(config, corpus, tokenizer.vocab_size, batches)
+    return Workload(config, corpus, batches)
 
 
 def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -61,18 +62,16 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
     config = defaults.base()
     config.batch_size = args.batch
     config.log_every = 1  # the metrics are then those of the last step
-    config.data.text_length = args.length
     config.data.num_perturbed = args.copies
     depth, width = _text_size(args.text)
     shared = {"attention": args.attention, "scan_layers": args.scan_layers, "remat": args.remat}
-    image, config.data.image_size = _image(args.encoder)
-    config.model.image = image if image["name"] == "resnet" else {**image, **shared}
-    heads = max(1, width // 64)
-    config.model.text = {
-        "name": "transformer", "width": width, "depth": depth, "num_heads": heads, **shared
-    }  # fmt: skip
-    config.model.embed_dim = config.model.local_dim = args.dim
-    config.model.dtype = args.dtype
+    image = _image(args.encoder)
+    image["heads"] = {"embedding": args.dim, "regions": args.dim}
+    config.towers.image = image if image["name"] == "resnet" else {**image, **shared}
+    text = {"name": "transformer", "length": args.length, "vocab_size": VOCABULARY, "width": width}
+    text |= {"depth": depth, "num_heads": max(1, width // 64), **shared}
+    config.towers.text = {**text, "heads": {"embedding": args.dim, "words": args.dim}}
+    config.dtype = args.dtype
     config.optimizer.name = args.optimizer
     config.optimizer.weight_decay = 5e-4 if args.optimizer == "sgd" else 0.05
     config.optimizer.warmup_steps = 0
@@ -85,8 +84,8 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
 def packed(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:
     """The same config with text packing: `budget` rows per text, and the batch as one group."""
     changed = ml_collections.ConfigDict(config.to_dict())
-    changed.model.text.packing = budget
-    changed.model.text.packing_group = config.batch_size
+    changed.towers.text.packing = budget
+    changed.towers.text.packing_group = config.batch_size
     return changed
 
 
@@ -105,7 +104,7 @@ def draw(
     shape = (args.batch, image_size, image_size, 1)
     return {
         **batch,
-        "image": rng.integers(0, 256, shape, np.uint8),
+        "image.pixels": rng.integers(0, 256, shape, np.uint8),
         "group": group.astype(np.int32),
         "index": chosen.astype(np.int32),
     }
@@ -124,20 +123,22 @@ def packing_budget(batches: list[dict[str, np.ndarray]]) -> float:
 
 def _candidates(batch: dict[str, np.ndarray]) -> np.ndarray:
     """The masks of a batch, bool[B, 1+K, L]."""
-    return np.concatenate([batch["token_mask"][:, None], batch["perturbed_mask"]], axis=1)
+    return np.concatenate([batch["text.mask"][:, None], batch["perturbed.mask"]], axis=1)
 
 
-def _image(name: str) -> tuple[dict[str, Any], int]:
-    """(config.model.image, image size) of an encoder's name."""
+def _image(name: str) -> dict[str, Any]:
+    """config.towers.image of an encoder's name, without its heads."""
     if name == "tiny":
-        return {"name": "vit", "patch_size": 8, "width": 64, "depth": 2, "num_heads": 1}, 32
+        options = {"patch_size": 8, "width": 64, "depth": 2, "num_heads": 1}
+        return {"name": "vit", "size": 32, **options}
     if found := re.fullmatch(r"vit_(ti|s|b|l)(\d+)@(\d+)", name):
         variant, patch, size = found.groups()
-        options = {"name": "vit", "variant": variant.capitalize(), "patch_size": int(patch)}
-        return options, int(size)
+        chosen = {"variant": variant.capitalize(), "patch_size": int(patch)}
+        return {"name": "vit", "size": int(size), **chosen}
     if found := re.fullmatch(r"resnet(18|34|50)@(\d+)", name):
         # As in GLoRIA, regions come from the third stage.
-        return {"name": "resnet", "depth": int(found[1]), "region_stage": 3}, int(found[2])
+        options = {"depth": int(found[1]), "region_stage": 3}
+        return {"name": "resnet", "size": int(found[2]), **options}
     raise InputError(f"--encoder={name}; expected one of: {ENCODERS}")
 
 

@@ -42,32 +42,37 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     config.optimizer.warmup_steps = 1000
     config.optimizer.weight_decay = 0.2
     _data(config.data)
-    config.model.dtype = "bfloat16"  # of the computation; parameters stay float32
+    config.dtype = "bfloat16"  # of the computation; parameters stay float32
     # scan_layers: without it the stack compiles once for each of its layers. remat: the results of
     # dense layers are kept, attention and elementwise work is computed again; without it the step
     # takes all of 16 GiB, with it 6.7. No gradient cache: nothing that large is left to save.
     layers = {"scan_layers": True, "remat": "dots"}
-    config.model.image = {"name": "vit", "variant": "B", "patch_size": 16, **layers}
+    image = {"name": "vit", "variant": "B", "patch_size": 16, "size": 224, **layers}
     # packing: on Open-i with K = 4, 32 % of the slots of unpacked rows hold tokens, and 99.9 % of
     # groups of 16 reports fit 0.463 rows per text (`python -m benchmarks.packing --copies=4`).
     # Longer reports need a larger budget, which that command tells. 16 is a device's share.
     packed = {"packing": 0.5, "packing_group": 16}
-    config.model.text = {"name": "transformer", "variant": "B", **layers, **packed}
-    config.model.embed_dim = 512
+    text = {
+        "name": "transformer",
+        "variant": "B",
+        "length": 128,
+        "vocab_size": 32_000,  # divides by any power of two that a mesh may have
+        **layers,
+        **packed,
+    }
     # The local loss meets B^2 pairs of image and report: at 128 features it takes 0.63 times the
     # FLOPs of the encoders, at the encoders' own 768 it would take 2.2 times. Its form, "auto", is
     # the ring here.
-    config.model.local_dim = 128
+    image["heads"] = {"embedding": 512, "regions": 128}
+    text["heads"] = {"embedding": 512, "words": 128}
+    config.towers = {"image": image, "text": text}
     config.evaluators.retrieval.max_pairs = 1024
 
 
 def _data(data: ml_collections.ConfigDict) -> None:
     pretrain.table(data)
     data.fractions = (0.95, 0.025, 0.025)
-    data.image_size = 224
     data.crop_scale = (0.6, 1.0)
-    data.text_length = 128
-    data.vocab_size = 32_000  # divides by any power of two that a mesh may have
     data.num_perturbed = 4
     data.num_threads = 16
     data.num_workers = 8
@@ -96,15 +101,15 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
     config.data.length = 20_000
     config.data.seed = 0
     config.data.render_size = 224
-    config.data.vocab_size = 2000
+    config.towers.text.vocab_size = 2000
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
     """A model of the same make in which everything is small."""
     pretrain.short(config)
     config.batch_size = 32
-    config.data.vocab_size = 500
+    config.towers.text.vocab_size = 500
     config.data.num_workers = 0
     small = {"variant": None, "width": 32, "depth": 2, "num_heads": 2}
-    config.model.image.update({**small, "patch_size": 8})
-    config.model.text.update({**small, "packing_group": 4})
+    config.towers.image.update({**small, "patch_size": 8})
+    config.towers.text.update({**small, "packing_group": 4})

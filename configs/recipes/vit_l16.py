@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     chosen = defaults.variants(variant, VARIANTS)
     config = vit_b16.get_config()
     config.batch_size = 8192
-    config.model.image.variant = "L"
-    config.model.embed_dim = 768
+    config.towers.image.variant = "L"
+    config.towers.image.heads.embedding = config.towers.text.heads.embedding = 768
     config.optimizer.learning_rate = 4e-4
     # Parameters, optimizer state and gradients divided by 16, and gathered layer by layer; 16
     # devices are one side of the torus.

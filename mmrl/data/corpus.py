@@ -40,6 +40,10 @@ class Corpus:
       cuts: of each example, the ends of the sections of its text but the last, in characters; a
         blank follows each.
       views: how images were chosen, see `mmrl.data.views`.
+      counts: i32[N], how many images the record of each example has.
+      more: sections of a further text -> (texts, cuts) of the examples, "" where there is none.
+      label_names, labels: i8[N, C], raw labels, -2 where a record does not state one.
+      vectors: f32[N, F], NaN for records without a vector; None if no record has one.
     """
 
     name: str
@@ -56,6 +60,13 @@ class Corpus:
     choices: np.ndarray
     cuts: tuple[tuple[int, ...], ...]
     views: str = "first"
+    counts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    more: Mapping[tuple[str, ...], tuple[Sequence[str], Sequence[tuple[int, ...]]]] = (
+        dataclasses.field(default_factory=dict)
+    )
+    label_names: tuple[str, ...] = ()
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int8))
+    vectors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,7 +88,22 @@ class Corpus:
 
         Computed at the first use, because it needs a signature of every report.
         """
-        return self.collector.finish(self.texts)
+        return self.collector.finish(self.all_texts)
+
+    @property
+    def all_texts(self) -> Sequence[str]:
+        """All that is read of each report: its main text or, where that is empty, `more`."""
+        if not self.more or all(self.texts):
+            return self.texts
+        others = zip(*(texts for texts, _ in self.more.values()), strict=True)
+        pairs = zip(self.texts, others, strict=True)
+        return tuple(text or " ".join(filter(None, more)) for text, more in pairs)
+
+    def texts_of(
+        self, sections: tuple[str, ...]
+    ) -> tuple[Sequence[str], Sequence[tuple[int, ...]]]:
+        """(texts, cuts) of the examples, made of some sections: the main text or one of `more`."""
+        return self.more.get(sections, (self.texts, self.cuts))
 
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
@@ -112,10 +138,16 @@ class Corpus:
         return float(np.mean(counts[self.groups] > 1)) if len(self) else 0.0
 
     def sha256(self) -> str:
-        """Digest of ids, patients, texts, groups and choice of images, in order."""
+        """Digest of ids, patients, texts, groups and choice of images, in order.
+
+        Where no example has a text, the labels count instead.
+        """
         content = [self.ids, self.patients, self.texts, self.groups.tolist()]
         if self.numbers.any():
             content.append(self.numbers.tolist())
+        content += [texts for texts, _ in self.more.values()]
+        if not any(self.all_texts):
+            content += [self.label_names, self.labels.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -146,6 +178,8 @@ def read_corpus(
     sections: Sequence[str],
     views: str = "first",
     need_images: bool = True,
+    need_texts: bool = True,
+    more: Sequence[tuple[tuple[str, ...], bool]] = (),
     allow_empty: bool = False,
 ) -> Corpus:
     """Reads the text of every record of `source` once.
@@ -154,7 +188,8 @@ def read_corpus(
       name: "source/split", for messages.
       sections: the report sections that make up the text, in this order.
       views: which images become examples, see `mmrl.data.views`.
-      need_images: whether to reject records without an image; False is for uses of texts alone.
+      need_images, need_texts: whether to reject records without an image, or without a text.
+      more: sections of further texts, and whether records without such a text are rejected.
       allow_empty: whether to return an empty corpus instead of raising.
 
     Records without any of the sections, without an image, or without an image that `views` accepts
@@ -165,12 +200,21 @@ def read_corpus(
     """
     views_.check(views)
     refused = list(source.rejects)
-    read, collector = _scan(name, source, sections, views, need_images, refused)
+    columns = ((tuple(sections), need_texts), *more)
+    read, collector = _scan(name, source, columns, views, need_images, refused)
     if not read.ids and not allow_empty:
-        why = ", ".join(f"{n} {reason}" for reason, n in rejects.summarise(refused).items())
+        reasons = rejects.summarise(refused)
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        lacking = {"empty_report": "texts", "missing_image": "images"}
+        only = next(iter(reasons)) if len(reasons) == 1 and len(source) else ""
+        hint = (
+            f"; if it has no {lacking[only]}, choose objectives and evaluators that read none"
+            if only in lacking
+            else ""
+        )
         raise InputError(
             f"{name} has no usable record ({source.total} rows; rejected: {why or 'none'}); "
-            "check the path, the split fractions and config.data.sections"
+            f"check the path, the split fractions and config.data.sections{hint}"
         )
     return Corpus(
         name=name,
@@ -179,7 +223,7 @@ def read_corpus(
         ids=tuple(read.ids),
         patients=tuple(read.patients),
         texts=tuple(read.texts),
-        groups=group_ids(read.studies, read.texts),
+        groups=group_ids(read.studies, read.texts, *read.more),
         rejects=tuple(refused),
         total=source.total,
         collector=collector,
@@ -187,23 +231,39 @@ def read_corpus(
         choices=np.asarray(read.choices, np.int32),
         cuts=tuple(read.cuts),
         views=views,
+        counts=np.asarray(read.counts, np.int32),
+        more={
+            chosen: (tuple(texts), tuple(cuts))
+            for (chosen, _), texts, cuts in zip(more, read.more, read.more_cuts, strict=True)
+        },
+        label_names=tuple(read.label_columns),
+        labels=read.label_table(),
+        vectors=read.vector_table(),
     )
 
 
 def _scan(
     name: str,
     source: Source,
-    sections: Sequence[str],
+    columns: Sequence[tuple[tuple[str, ...], bool]],
     views: str,
     need_images: bool,
     refused: list[Reject],
 ) -> tuple["_Read", Collector]:
     """Reads every record; adds rejected ones to `refused`."""
     read, collector = _Read(), Collector(name)
+    read.more = [[] for _ in columns[1:]]
+    read.more_cuts = [[] for _ in columns[1:]]
     for position, record in enumerate(records(source)):
-        text, cuts = _compose(record.sections, sections)
-        if not text:
-            detail = f"none of {', '.join(sections)} in {', '.join(record.sections) or 'nothing'}"
+        (text, cuts), *others = (_compose(record.sections, chosen) for chosen, _ in columns)
+        absent = [
+            chosen
+            for (chosen, required), (found, _) in zip(columns, [(text, cuts), *others], strict=True)
+            if required and not found
+        ]
+        if absent:
+            wanted = ", ".join(absent[0])
+            detail = f"none of {wanted} in {', '.join(record.sections) or 'nothing'}"
             refused.append(Reject(record.id, "empty_report", detail))
             continue
         numbers = views_.numbers(record, views) if record.images or need_images else (0,)
@@ -220,6 +280,14 @@ def _scan(
         read.cuts += [cuts] * len(numbers)
         read.numbers += numbers
         read.choices += [len(record.images) if views == "random" else 1] * len(numbers)
+        read.counts += [len(record.images)] * len(numbers)
+        for texts, all_cuts, (other, other_cuts) in zip(
+            read.more, read.more_cuts, others, strict=True
+        ):
+            texts += [other] * len(numbers)
+            all_cuts += [other_cuts] * len(numbers)
+        read.add_labels(record, len(numbers))
+        read.vectors += [record.vector] * len(numbers)
         for number in numbers:
             collector.add(record if len(numbers) == 1 else views_.seen_by(record, number))
     if hasattr(source, "starts") and len(set(read.ids)) < len(read.ids):
@@ -248,29 +316,75 @@ class _Read:
     cuts: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
     numbers: list[int] = dataclasses.field(default_factory=list)
     choices: list[int] = dataclasses.field(default_factory=list)
+    counts: list[int] = dataclasses.field(default_factory=list)
+    more: list[list[str]] = dataclasses.field(default_factory=list)
+    more_cuts: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    label_columns: dict[str, int] = dataclasses.field(default_factory=dict)
+    labels: list[tuple[tuple[str, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    vectors: list[Sequence[float] | None] = dataclasses.field(default_factory=list)
+
+    def add_labels(self, record: Record, times: int) -> None:
+        """Keeps the labels of a record; records may name different ones."""
+        for label in record.label_names:
+            self.label_columns.setdefault(label, len(self.label_columns))
+        self.labels += [(record.label_names, record.labels)] * times
+
+    def label_table(self) -> np.ndarray:
+        """i8[N, C], -2 where a record does not state the label."""
+        table = np.full((len(self.labels), len(self.label_columns)), -2, np.int8)
+        columns = tuple(self.label_columns)
+        for row, (names, values) in zip(table, self.labels, strict=True):
+            if names == columns:
+                row[:] = values
+            elif names:
+                row[[self.label_columns[name] for name in names]] = values
+        return table
+
+    def vector_table(self) -> np.ndarray | None:
+        """f32[N, F], NaN where a record has no vector; None if none has one.
+
+        Raises:
+          InputError: vectors of different sizes.
+        """
+        sizes = {len(vector) for vector in self.vectors if vector is not None}
+        if len(sizes) > 1:
+            raise InputError(f"vectors of {sorted(sizes)} numbers; expected one size")
+        if not sizes:
+            return None
+        table = np.full((len(self.vectors), *sizes), np.nan, np.float32)
+        for row, vector in zip(table, self.vectors, strict=True):
+            if vector is not None:
+                row[:] = vector
+        return table
 
 
-def group_ids(studies: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+def group_ids(studies: Sequence[str], texts: Sequence[str], *more: Sequence[str]) -> np.ndarray:
     """Duplicate groups, i32[N]: connected components of "same study" and "same canonical text".
 
-    The number of a group is the index of its first member.
+    The number of a group is the index of its first member. An empty text equals no other.
+
+    Args:
+      more: further texts of the same N examples, each compared within itself.
     """
     first: dict[tuple[str, str], int] = {}
     pairs = (
         (first.setdefault(key, index), index)
-        for index, (study, text) in enumerate(zip(studies, texts, strict=True))
-        for key in (("study", study), ("text", reports.canonical(text)))
+        for index, (study, *own) in enumerate(zip(studies, texts, *more, strict=True))
+        for key in (
+            ("study", study),
+            *((str(n), reports.canonical(text)) for n, text in enumerate(own) if text),
+        )
     )
     return connected_components(len(studies), pairs).astype(np.int32)
 
 
 def describe(corpus: Corpus) -> Mapping[str, Any]:
     """Figures of a corpus that are printed before training starts."""
-    words = np.asarray([len(text.split()) for text in corpus.texts])
+    words = np.asarray([len(text.split()) for text in corpus.all_texts])
     return {
         "records": len(corpus),
         "patients": len(set(corpus.patients)),
-        "median words": int(np.median(words)),
+        **({"median words": int(np.median(words))} if words.any() else {"texts": "none"}),
         "in duplicate groups": f"{corpus.duplicate_share():.1%}",
         "rejected": rejects.summarise(corpus.rejects) or 0,
     }

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrl.data import labels, views
-from mmrl.data.batches import excerpts
 from mmrl.data.overlap import leaks
+from mmrl.data.text import excerpts
 from mmrl.types import InputError
 from mmrl.values import setting
 
@@ -33,11 +33,10 @@ KEYS: dict[str, Any] = {
         "without one); random (in training another one each time, in evaluation the first frontal "
         "one); or each (every image is an example).",
     ),
-    "image_size": setting(64, "Side of the square images that the encoder reads, in pixels."),
     "load_size": setting(
         0,
-        "Side to which training images are scaled before the augmentation crops them to "
-        "`image_size`, in pixels. 0: `image_size`.",
+        "Side to which training images are scaled before the augmentation crops them to the size "
+        "of the tower, in pixels. 0: that size.",
     ),
     "resize": setting(
         "pad", "How an image becomes square: pad (black margins, same aspect ratio) or stretch."
@@ -46,14 +45,6 @@ KEYS: dict[str, Any] = {
         "report",
         "Part of a report that training reads at each step: report (all of it), section, sentence, "
         "or sentences (a run of neighbouring ones). Evaluation always reads all of it.",
-    ),
-    "text_length": setting(
-        96, "Greatest length of a text in tokens, with begin and end marks; the rest is cut off."
-    ),
-    "vocab_size": setting(2000, "Size of the vocabulary when a tokenizer is trained."),
-    "tokenizer_model": setting("bpe", "Kind of tokenizer to train: bpe or unigram."),
-    "tokenizer": setting(
-        "", "A SentencePiece .model file to use. Empty: train one on the training split."
     ),
     "perturbations": setting(
         _PAPER_KINDS,
@@ -71,7 +62,7 @@ KEYS: dict[str, Any] = {
     "crop_scale": setting(
         (1.0, 1.0),
         "Least and greatest area of the random resized crop, as a share of the image. (1, 1): no "
-        "such crop, but a random window where `load_size` is above `image_size`.",
+        "such crop, but a random window where `load_size` is above the size of the tower.",
         _PAIR,
     ),
     "aspect": setting((0.9, 1.1), "Least and greatest width / height of the crop.", _PAIR),
@@ -113,6 +104,9 @@ KEYS: dict[str, Any] = {
             Mapping[str, str],
         ),
     },
+    "label_names": setting(
+        (), "Labels that the input `labels` holds, in this order.", tuple[str, ...]
+    ),
     "num_threads": setting(2, "Threads that read and decode, in each process."),
     "num_workers": setting(0, "Processes that make batches, for each process of the run. 0: none."),
     "stall_seconds": setting(
@@ -132,23 +126,33 @@ KEYS: dict[str, Any] = {
 """Every key with its default and its meaning. All other keys of `config.data` go to the source."""
 
 
+INPUT_KEYS: dict[str, Any] = {
+    **KEYS,
+    "label_policy": setting(
+        {},
+        "What uncertain and unstated labels count as: a mapping with keys of `data.label_policy`, "
+        "which it replaces.",
+        Mapping[str, Any],
+    ),
+    "required": setting(
+        True, "Whether records without this text are rejected; else training masks their rows."
+    ),
+}
+"""Keys that config.inputs.NAME may set for one input; each kind of input takes some of them."""
+
+
 def check(data: Mapping[str, Any]) -> None:
     """Refuses values out of range.
 
     Raises:
       InputError: names the option in one line.
     """
-    least = {"image_size": 1, "num_perturbed": 1, "prefetch": 2, "cache_mib": 0}
+    least = {"load_size": 0, "num_perturbed": 1, "prefetch": 2, "cache_mib": 0}
     for key, low in least.items():
         if data[key] < low:
             raise InputError(f"config.data.{key}={data[key]} must be at least {low}")
     if not data["stall_seconds"] > 0:
         raise InputError(f"config.data.stall_seconds={data['stall_seconds']} must be above 0")
-    size, load_size = data["image_size"], data["load_size"]
-    if load_size and load_size < size:
-        raise InputError(
-            f"config.data.load_size={load_size} must be 0 or at least config.data.image_size={size}"
-        )
     views.check(data["views"])
     excerpts.check(data["text"])
     labels.Policy.from_config(data["label_policy"])

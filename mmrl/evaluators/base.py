@@ -10,13 +10,14 @@ produce their numbers with the same code.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from mmrl.types import Record
+from mmrl.wiring import redirected
 
 
 class HeldOut(Protocol):
@@ -44,7 +45,19 @@ class HeldOut(Protocol):
         """The full record of example `index`, with its ground truth."""
 
     def training_texts(self) -> Sequence[str]:
-        """Reports of the training split of the same corpus; empty if there is none."""
+        """The reports of the training split of the same corpus; empty if there is none."""
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> Mapping[str, np.ndarray]:
+        """Arrays "<input>.<array>" [n, ...] of some examples, without anything random.
+
+        Args:
+          names: of inputs. tower: that reads them; "" for arrays that no tower encodes.
+        """
+
+    def with_texts(self, texts: Sequence[str]) -> Any:
+        """Other texts in place of the reports, for `Predict.encode` with text towers."""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
@@ -52,27 +65,17 @@ class HeldOut(Protocol):
     def image(self, index: int) -> np.ndarray:
         """u8[H, W, 1], preprocessed as for evaluation (no augmentation)."""
 
-    def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-        """(u8[batch_size, H, W, 1], number of real rows); the last batch is zero-padded."""
-
 
 class Predict(Protocol):
-    """Encodes held-out inputs with a given state; returns unpadded arrays on the host.
+    """Encodes held-out inputs with a given state; results are complete and on the host.
 
-    The encodings of the last state are cached, so several evaluators share one pass.
+    Encodings of the latest state are remembered, so that several evaluators share one pass.
     """
 
     provides: tuple[str, ...]
 
-    def images(self, state: Any, data: HeldOut, *, local: bool = False) -> dict[str, np.ndarray]:
-        """Returns "image.embedding" f32[N, D] and, if local, "image.regions" f32[N, R, D']."""
-
-    def texts(
-        self, state: Any, data: HeldOut, texts: Sequence[str], *, local: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Returns "text.embedding" f32[N, D] and, if local, "text.words" [N, W, D'] and
-        "text.word_mask" bool[N, W].
-        """
+    def encode(self, state: Any, data: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Encodings by name [N, ...], and "present" bool[N], see `training.predict.Predict`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +158,26 @@ class Figure:
 class Evaluator:
     """Base of all evaluators; subclasses add keyword options and implement `run`.
 
+    Args:
+      reads: argument -> encoding, for arguments that read another one than by default.
+
     Attributes:
+      reads: argument -> the encoding that it reads by default.
+      prompted: arguments whose encodings are of the evaluator's own texts, not of the records.
+      names: argument -> the encoding that it reads.
       headline: values that the summary page shows first -> what each one means.
     """
 
+    reads: ClassVar[Mapping[str, str]] = {}
+    prompted: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, predict: Predict, data: HeldOut) -> None:
+    def __init__(
+        self, predict: Predict, data: HeldOut, *, reads: Mapping[str, str] | None = None
+    ) -> None:
         self.predict = predict
         self.data = data
+        self.names = redirected(f"reads of {type(self).__name__}", self.reads, reads)
 
     def run(self, state: Any) -> Results:
         """Evaluates `state` on `self.data`."""

@@ -14,19 +14,21 @@ from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
 from mmrl.types import InputError
+from mmrl.wiring import parse
 
 PROTOCOL = "pointing@1"
 DRAWN = 6  # studies on the figure
-_NEEDS = ("image.regions", "text.words")
+
+READS = {"regions": "image.regions", "words": "text.words", "word_mask": "text.word_mask"}
 
 # (words f32[W, D], word_mask bool[W], regions f32[R, D]) -> f32[W, R], rows that sum to 1.
 Attention = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class LocalPredict(Predict, Protocol):
-    """Encoders with local features; `grid` is (rows, columns) of the regions, row by row."""
+    """Encoders with local features; `grids` holds (rows, columns) of each tower's regions."""
 
-    grid: tuple[int, int]
+    grids: Mapping[str, tuple[int, int]]
 
 
 class MappedHeldOut(HeldOut, Protocol):
@@ -86,6 +88,7 @@ def word_maps(
     *,
     attention: Attention,
     grid: tuple[int, int],
+    names: Mapping[str, str] = READS,
 ) -> list[np.ndarray]:
     """Attention maps f32[words, gh, gw] per example; a word has the mean map of its sub-words.
 
@@ -93,6 +96,7 @@ def word_maps(
       predict, state: the encoders, with local features.
       data: the held-out examples that `examples` index.
       grid: (rows, columns) of the regions, row by row.
+      names: encodings of "regions", "words" and "word_mask".
 
     Raises:
       ValueError: the local features do not fit the tokens or the grid.
@@ -100,9 +104,9 @@ def word_maps(
     if not examples:
         return []
     subset = statistics.Subset(data, [example.index for example in examples])
-    regions = predict.images(state, subset, local=True)["image.regions"]  # N R D
-    encoded = predict.texts(state, subset, subset.texts, local=True)
-    words, word_mask = encoded["text.words"], encoded["text.word_mask"]
+    encoded = predict.encode(state, subset, list(names.values()))
+    regions = statistics.require_present(encoded, names["regions"], subset)  # N R D
+    words, word_mask = encoded[names["words"]], encoded[names["word_mask"]]
     length = subset.tokenize(subset.texts[:1])[0].shape[1]
     if words.shape[1] != length:
         raise ValueError(f"text.words has {words.shape[1]} places for {length} tokens")
@@ -322,6 +326,7 @@ class Pointing(Evaluator):
         options out of range.
     """
 
+    reads: ClassVar[Mapping[str, str]] = READS
     headline: ClassVar[Mapping[str, str]] = {
         "accuracy": "attention of a word peaks inside the box of its finding",
         "grounded_gain": "accuracy minus accuracy with boxes of other patients",
@@ -338,20 +343,23 @@ class Pointing(Evaluator):
         permutations: int = 5,
         bootstrap: int = 1000,
         seed: int = 0,
+        reads: Mapping[str, str] | None = None,
     ) -> None:
         statistics.at_least(1, count=count, permutations=permutations)
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}, expected a number above 0")
-        self.has_local_features = set(_NEEDS) <= set(predict.provides)
+        super().__init__(predict, data, reads=reads)
+        needed = set(self.names.values())
+        self.has_local_features = needed <= set(predict.provides)
         if not (self.has_local_features or optional):
             raise InputError(
-                f"pointing needs {' and '.join(_NEEDS)}, the encoders provide "
-                f"{', '.join(predict.provides)}; train with model.local_dim above 0"
+                f"pointing needs {', '.join(sorted(needed))}, the encoders provide "
+                f"{', '.join(predict.provides)}; give the towers heads regions and words"
             )
-        super().__init__(predict, data)
         self.data: MappedHeldOut = data
-        self.grid, self.preprocess = predict.grid, data.preprocess
+        self.predict: LocalPredict = predict
+        self.preprocess = data.preprocess
         self.temperature, self.permutations = temperature, permutations
         self.bootstrap, self.seed = bootstrap, seed
         self.chosen: list[Selected] = []
@@ -375,7 +383,13 @@ class Pointing(Evaluator):
     def _maps(self, state: Any, chosen: Sequence[Selected]) -> list[np.ndarray]:
         attention = functools.partial(word_region_attention, temperature=self.temperature)
         return word_maps(
-            self.predict, state, self.data, chosen, attention=attention, grid=self.grid
+            self.predict,
+            state,
+            self.data,
+            chosen,
+            attention=attention,
+            grid=self.predict.grids[parse(self.names["regions"]).tower],
+            names=self.names,
         )
 
     def run(self, state: Any) -> Results:
@@ -413,7 +427,7 @@ class Pointing(Evaluator):
         """Attention maps of some studies."""
         title = "Attention of words over regions"
         if not self.has_local_features:
-            why = f"The encoders have no {' and '.join(_NEEDS)} (model.local_dim=0)."
+            why = f"The towers do not provide {', '.join(self.names.values())}."
             return [Figure("attention", title, why)]
         shown = self.chosen[:DRAWN]
         if not shown:

@@ -122,6 +122,7 @@ class Retrieval(Evaluator):
       InputError: there are no examples, or an option is out of range.
     """
 
+    reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
     headline: ClassVar[Mapping[str, str]] = {
         "image_to_text/R@1": "image finds its report",
         "text_to_image/R@1": "report finds its image",
@@ -137,12 +138,13 @@ class Retrieval(Evaluator):
         chunk: int = 1024,
         bootstrap: int = 1000,
         seed: int = 0,
+        reads: Mapping[str, str] | None = None,
     ) -> None:
         statistics.at_least(1, max_pairs=max_pairs, chunk=chunk, ks=min(ks, default=0))
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
         if not len(data):
             raise InputError(f"{data.name} holds no examples, retrieval needs at least one")
-        super().__init__(predict, statistics.fixed_subset(data, max_pairs, seed))
+        super().__init__(predict, statistics.fixed_subset(data, max_pairs, seed), reads=reads)
         self.ks = tuple(sorted(set(ks)))
         self.chunk, self.bootstrap, self.seed = chunk, bootstrap, seed
         self.not_drawn = len(data) - len(self.data)
@@ -154,30 +156,37 @@ class Retrieval(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        images = self.predict.images(state, data)["image.embedding"]
-        texts = self.predict.texts(state, data, data.texts)["text.embedding"]
-        images = statistics.unit_rows(images, "image.embedding", data.ids)
-        texts = statistics.unit_rows(texts, "text.embedding", data.ids)
-        groups = np.asarray(data.groups)
+        names = list(self.names.values())
+        encoded = self.predict.encode(state, data, names)
+        present = encoded["present"]
+        if not present.any():
+            raise InputError(f"no example of {data.name} has every input of {', '.join(names)}")
+        ids = [name for name, kept in zip(data.ids, present, strict=True) if kept]
+        images, texts = (statistics.unit_rows(encoded[name][present], name, ids) for name in names)
+        groups = np.asarray(data.groups)[present]
         ranks = {
             "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
             "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
         }
         matches = matches_per_item(groups)
+        excluded = {
+            "not drawn (max_pairs)": self.not_drawn,
+            "an input is missing": int((~present).sum()),
+        }
         return Results(
             protocol=PROTOCOL,
-            values=self._values(ranks, groups, np.asarray(data.patients)),
-            n=len(data),
+            values=self._values(ranks, groups, np.asarray(data.patients)[present]),
+            n=len(groups),
             data={"name": data.name, "sha256": data.sha256},
             preprocessing=data.preprocessing,
-            excluded={"not drawn (max_pairs)": self.not_drawn} if self.not_drawn else {},
+            excluded={reason: count for reason, count in excluded.items() if count},
             details={
                 "duplicates": int((matches > 1).sum()),
                 "duplicate_share": float((matches > 1).mean()),
                 "groups": len(np.unique(groups)),
                 # All candidates are tied, so all non-matching ones rank ahead.
                 "constant_predictor": {
-                    f"R@{k}": float((len(data) - matches + 1 <= k).mean()) for k in self.ks
+                    f"R@{k}": float((len(groups) - matches + 1 <= k).mean()) for k in self.ks
                 },
                 "ties": f"pessimistic, within {statistics.TIE:g}",
                 "options": {"seed": self.seed, "bootstrap": self.bootstrap},

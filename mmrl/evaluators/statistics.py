@@ -5,7 +5,7 @@ exchange images between patients.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +76,16 @@ class Subset:
         """As in `HeldOut`."""
         return self._data.training_texts()
 
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> Mapping[str, np.ndarray]:
+        """As in `HeldOut`."""
+        return self._data.arrays(names, [self._indices[row] for row in rows], tower)
+
+    def with_texts(self, texts: Sequence[str]) -> Any:
+        """As in `HeldOut`."""
+        return self._data.with_texts(texts)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As in `HeldOut`."""
         return self._data.tokenize(texts)
@@ -84,13 +94,23 @@ class Subset:
         """u8[H, W, 1] of example `index` of the subset."""
         return self._data.image(self._indices[index])
 
-    def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-        """As in `HeldOut`."""
-        for start in range(0, len(self), batch_size):
-            rows = range(start, min(start + batch_size, len(self)))
-            images = [self.image(row) for row in rows]
-            padding = [np.zeros_like(images[0])] * (batch_size - len(images))
-            yield np.stack(images + padding), len(images)
+
+def require_present(encoded: Mapping[str, np.ndarray], name: str, data: HeldOut) -> np.ndarray:
+    """The encoding `name` of all examples.
+
+    Args:
+      encoded: what `Predict.encode` returned.
+
+    Raises:
+      InputError: some examples lack an input of it; names the first.
+    """
+    present = encoded["present"]
+    if not present.all():
+        raise InputError(
+            f"{int((~present).sum())} of {len(present)} examples of {data.name} have no {name}, "
+            f"first {data.ids[int(np.argmin(present))]}; this evaluator needs it of all examples"
+        )
+    return encoded[name]
 
 
 def fixed_subset(data: HeldOut, limit: int | None, seed: int) -> HeldOut:

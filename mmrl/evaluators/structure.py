@@ -66,6 +66,7 @@ class Structure(Evaluator):
       InputError: a protocol is unknown, an option is out of range, or no protocol has a question.
     """
 
+    reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
     headline: ClassVar[Mapping[str, str]] = {
         "order-10way@1/accuracy": "true report among nine copies with reordered words",
         "order-10way@1/grounded_gain": "accuracy minus accuracy with images of other patients",
@@ -82,6 +83,7 @@ class Structure(Evaluator):
         protocols: Sequence[str] = tuple(PROTOCOLS),
         max_reports: int | None = None,
         bootstrap: int = 1000,
+        reads: Mapping[str, str] | None = None,
     ) -> None:
         statistics.at_least(1, max_reports=max_reports)
         statistics.at_least(0, bootstrap=bootstrap)
@@ -91,7 +93,7 @@ class Structure(Evaluator):
         if not protocols:
             raise InputError(f"structure: no protocols given; choices: {', '.join(PROTOCOLS)}")
         subset = statistics.fixed_subset(data, max_reports, SEED)
-        super().__init__(predict, subset)
+        super().__init__(predict, subset, reads=reads)
         self.bootstrap, self.not_drawn = bootstrap, len(data) - len(subset)
         self.training_texts = _limited(data.training_texts())
         halves = [self._half_model(half) for half in (0, 1)]
@@ -121,11 +123,13 @@ class Structure(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        images = self.predict.images(state, data)["image.embedding"]
-        images = statistics.unit_rows(images, "image.embedding", data.ids)
+        name = self.names["image"]
+        encodings = self.predict.encode(state, data, [name])
+        images = statistics.require_present(encodings, name, data)
+        images = statistics.unit_rows(images, name, data.ids)
         encoded = self._encode(state)
         values: dict[str, Estimate] = {}
-        for name, asked in self.questions.items():
+        for protocol, asked in self.questions.items():
             if len(asked):
                 originals, copies = (encoded(texts) for texts in (asked.originals, asked.copies))
                 true = wins(images[asked.rows], originals, copies)
@@ -136,7 +140,7 @@ class Structure(Evaluator):
                     ],
                     axis=0,
                 )
-                values |= self._values(name, asked, true, foreign)
+                values |= self._values(protocol, asked, true, foreign)
         return Results(
             protocol="structure",
             values=values,
@@ -175,8 +179,9 @@ class Structure(Evaluator):
         """Encodes every distinct text once; returns a function from texts to unit rows."""
         asked = [text for q in self.questions.values() for text in (*q.originals, *q.copies.flat)]
         texts = list(dict.fromkeys(asked))
-        rows = self.predict.texts(state, self.data, texts)["text.embedding"]
-        rows = statistics.unit_rows(rows, "text.embedding", texts)
+        name = self.names["text"]
+        rows = self.predict.encode(state, self.data.with_texts(texts), [name])[name]
+        rows = statistics.unit_rows(rows, name, texts)
         place = {text: position for position, text in enumerate(texts)}
 
         def embeddings(wanted: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -221,6 +221,9 @@ class ZeroShot(Evaluator):
       InputError: records lack findings and labels, no task is left, or an option is invalid.
     """
 
+    reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
+    prompted: ClassVar[tuple[str, ...]] = ("text",)
+
     def __init__(
         self,
         predict: Predict,
@@ -231,10 +234,11 @@ class ZeroShot(Evaluator):
         permutations: int = 5,
         bootstrap: int = 1000,
         seed: int = 0,
+        reads: Mapping[str, str] | None = None,
     ) -> None:
         statistics.at_least(1, min_positives=min_positives, permutations=permutations)
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
-        super().__init__(predict, data)
+        super().__init__(predict, data, reads=reads)
         self.min_positives, self.permutations = min_positives, permutations
         self.bootstrap, self.seed = bootstrap, seed
         self.policy = getattr(data, "label_policy", OPEN)
@@ -279,11 +283,13 @@ class ZeroShot(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        images = self.predict.images(state, data)["image.embedding"]
-        images = statistics.unit_rows(images, "image.embedding", data.ids)
+        of_image, of_text = self.names["image"], self.names["text"]
+        encoded = self.predict.encode(state, data, [of_image])
+        images = statistics.require_present(encoded, of_image, data)
+        images = statistics.unit_rows(images, of_image, data.ids)
         prompts = self._prompts()
-        encoded = self.predict.texts(state, data, prompts)["text.embedding"]
-        embedded = statistics.unit_rows(encoded, "text.embedding", prompts)
+        texts = self.predict.encode(state, data.with_texts(prompts), [of_text])[of_text]
+        embedded = statistics.unit_rows(texts, of_text, prompts)
         prompt = dict(zip(prompts, embedded, strict=True))
         rng = statistics.generator(self.seed, "images")
         permutations = [

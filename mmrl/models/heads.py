@@ -23,8 +23,9 @@ def l2_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
 class Projection(nnx.Module):
     """[..., in_features] -> [..., out_features].
 
-    kind "linear": one linear layer without bias. kind "mlp": linear, exact GELU, linear, with
-    `hidden` features between (default: in_features). Raises InputError for another kind.
+    kind "linear": one linear layer without bias. kind "affine": the same with bias. kind "mlp":
+    linear, exact GELU, linear, with `hidden` features between (default: in_features). Raises
+    InputError for another kind.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Projection(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        check_choice("Projection", "kind", kind, ("linear", "mlp"))
+        check_choice("Projection", "kind", kind, ("linear", "affine", "mlp"))
         self.kind = kind
         make = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        if kind == "linear":
-            self.out = make(in_features, out_features, ("embed", "joint"), use_bias=False)
+        if kind != "mlp":
+            bias = kind == "affine"
+            self.out = make(in_features, out_features, ("embed", "joint"), use_bias=bias)
         else:
             hidden = hidden or in_features
             self.wide = make(in_features, hidden, ("embed", "mlp"))

@@ -44,13 +44,13 @@ class Features(NamedTuple):
 
     Attributes:
       pooled: [B, width], one vector per image or text.
-      local: for images, [B, R, region_width], the regions in row-major order of the encoder's
+      local: for images, [B, R, local_width], the regions in row-major order of the encoder's
         `grid`; for texts, [B, L, width], the features of all token positions, padding included.
       mask: bool[B, L], True at tokens that are not padding; None for images.
     """
 
     pooled: jax.Array
-    local: jax.Array
+    local: Any
     mask: jax.Array | None
 
 
@@ -59,18 +59,23 @@ class ImageEncoder(Protocol):
 
     Attributes:
       width: features of the pooled output.
-      region_width: features of the local output.
+      local_width: features of the local output.
       grid: rows and columns of regions.
     """
 
     width: int
-    region_width: int
+    local_width: int
     grid: tuple[int, int]
 
     def __call__(
-        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        present: jax.Array | None = None,
     ) -> Features:
-        """image f[B, H, W, C] -> pooled [B, width] and local [B, R, region_width]."""
+        """image f[B, H, W, C] -> pooled [B, width] and local [B, R, local_width]."""
 
 
 class Size(NamedTuple):

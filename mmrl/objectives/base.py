@@ -1,35 +1,59 @@
 """What an objective is, and the two-way cross-entropy that several of them share."""
 
 import functools
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.types import Batch, Encoded, Loss
+from mmrl.types import Loss
 
 # CLIP (Radford et al. 2021, section 2.5): exp(logit_scale) never exceeds 100.
 MAX_LOGIT_SCALE = 100.0
 
 
-class Objective(nnx.Module):
-    """One training signal: reads named encoder outputs, returns a loss and its metrics.
-
-    An objective owns its parameters and its non-gradient state as nnx variables, so the trainer
-    shards, saves, decays and freezes them like all others. Its weight belongs to the trainer.
+class Context(NamedTuple):
+    """What an objective is told beside the arrays that it reads.
 
     Attributes:
-      needs: the dotted names of `types.Encoded` that it reads; checked when the run is built.
+      step: i32[], updates done before.
+      key: of this objective's own random numbers; None in evaluation.
+      present: bool[B], the rows that have every input this objective reads; None: all of them.
+        The other rows are neither row, column nor denominator of a loss.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    step: jax.Array
+    key: jax.Array | None = None
+    present: jax.Array | None = None
 
-    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """Returns the scalar loss over the global batch and (sum, weight) metrics."""
+
+class Objective(nnx.Module):
+    """One training signal: reads encodings by name, returns a loss and its metrics.
+
+    An objective holds its parameters and its other state as nnx variables, so the trainer
+    shards, saves, decays and freezes them like all others. The trainer holds its weight and the
+    names that it reads, so one class can run several times on different encodings.
+
+    Attributes:
+      reads: argument of `__call__` -> the encoding that it gets, "<tower>[@<input>].<feature>".
+      batch: argument of `__call__` -> the array of the batch that it gets, "<input>.<array>",
+        "group" or "index". config.objectives.NAME.reads redirects either.
+    """
+
+    reads: ClassVar[Mapping[str, str]] = {}
+    batch: ClassVar[Mapping[str, str]] = {}
+
+    def __call__(self, *_: Any, **arrays: Any) -> Loss:
+        """Returns the scalar loss over the global batch and (sum, weight) metrics.
+
+        Subclasses take `context`, see Context, and the arguments of `reads` and `batch`, all by
+        keyword.
+        """
         raise NotImplementedError
 
-    def post_update(self) -> None:
+    def post_update(self, context: Context) -> None:
         """Runs after each optimizer update, inside the jitted step: clip, renormalise, track."""
 
 
@@ -104,17 +128,21 @@ def matmul_dtype(*features: jax.Array) -> Any:
     return types.pop() if narrow else jnp.dtype(jnp.float32)
 
 
-def negatives(group: jax.Array | None, size: int) -> jax.Array:
+def negatives(group: jax.Array | None, size: int, present: jax.Array | None = None) -> jax.Array:
     """Which pairs may serve as negatives, bool[B, B], the diagonal included.
 
     Off-diagonal pairs of equal `group` i32[B] are out: the same report text or the same study
-    is no negative.
+    is no negative. So are off-diagonal pairs with a row that is not `present` bool[B].
     """
     diagonal = jnp.eye(size, dtype=bool)
-    group = check_group(group, size)
+    group, present = check_group(group, size), check_present(present, size)
     if group is None:
-        return jnp.ones((size, size), dtype=bool)
-    return diagonal | (group[:, None] != group[None, :])
+        included = jnp.ones((size, size), dtype=bool)
+    else:
+        included = diagonal | (group[:, None] != group[None, :])
+    if present is None:
+        return included
+    return diagonal | (included & present[:, None] & present[None, :])
 
 
 def check_group(group: jax.Array | None, size: int) -> jax.Array | None:
@@ -125,26 +153,64 @@ def check_group(group: jax.Array | None, size: int) -> jax.Array | None:
     return jnp.asarray(group)
 
 
-def two_way_cross_entropy(logits: jax.Array, group: jax.Array | None) -> jax.Array:
+def check_present(present: jax.Array | None, size: int) -> jax.Array | None:
+    """`present` as an array, after a look at its shape and type."""
+    if present is None:
+        return None
+    require(
+        present.shape == (size,) and present.dtype == bool,
+        f"present must be bool[{size}], got {present.dtype}{list(present.shape)}",
+    )
+    return jnp.asarray(present)
+
+
+def zero_absent(present: jax.Array | None, features: jax.Array) -> jax.Array:
+    """Features [B, ...] with 0 in the rows that are not `present` bool[B].
+
+    The gradient of these rows is 0, whatever they contain.
+    """
+    if present is None:
+        return features
+    rows = present.reshape(-1, *[1] * (features.ndim - 1))
+    return jnp.where(rows, features, jnp.zeros((), features.dtype))
+
+
+def row_count(size: int, present: jax.Array | None) -> int | jax.Array:
+    """The number of rows that a mean is over: `size`, or those `present` bool[B] but at least 1."""
+    return size if present is None else jnp.maximum(present.sum(dtype=jnp.float32), 1.0)
+
+
+def two_way_cross_entropy(
+    logits: jax.Array, group: jax.Array | None, present: jax.Array | None = None
+) -> jax.Array:
     """Mean of row-wise and column-wise cross-entropy with the diagonal as target.
 
     Args:
       logits: f32[B, B]; row i holds image i against every text.
       group: i32[B] or None; see `negatives`.
+      present: bool[B] or None. The result is that without the other rows and columns.
 
     Returns:
-      f32[], equal to log B for constant logits and distinct groups.
+      f32[], equal to log B for constant logits and distinct groups; 0 if no row is present.
     """
     size = logits.shape[0]
     require(logits.shape == (size, size), f"logits must be square, got {logits.shape}")
-    kept = jnp.where(negatives(group, size), logits, -jnp.inf)
+    kept = jnp.where(negatives(group, size, present), logits, -jnp.inf)
     positive = jnp.diagonal(logits)
     over_texts = jax.nn.logsumexp(kept, axis=1) - positive
     over_images = jax.nn.logsumexp(kept, axis=0) - positive
-    return 0.5 * (over_texts.mean() + over_images.mean())
+    if present is None:
+        return 0.5 * (over_texts.mean() + over_images.mean())
+    # An absent row keeps its diagonal logit only, so its cross-entropy and its gradient are 0.
+    return 0.5 * (over_texts.sum() + over_images.sum()) / row_count(size, present)
 
 
-def batch_mean(value: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """A mean over `size` pairs as the (sum, weight) that metrics are kept in."""
-    weight = jnp.float32(size)
+def batch_mean(
+    value: jax.Array, size: int, present: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """A mean over `size` pairs as the (sum, weight) that metrics are kept in.
+
+    The weight is the number of pairs, or of those that are `present` bool[B].
+    """
+    weight = jnp.float32(size) if present is None else present.sum(dtype=jnp.float32)
     return value.astype(jnp.float32) * weight, weight

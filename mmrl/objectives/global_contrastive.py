@@ -4,6 +4,7 @@ ConVIRT (Zhang et al. 2020) and CLIP (Radford et al. 2021).
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -11,16 +12,19 @@ import jax.numpy as jnp
 
 from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import (
+    Context,
     LogitScale,
     Objective,
     batch_mean,
     check_group,
+    check_present,
     contract,
     matmul_dtype,
     require,
     two_way_cross_entropy,
+    zero_absent,
 )
-from mmrl.types import Batch, Encoded, Loss
+from mmrl.types import Loss
 
 
 def contrastive_loss(
@@ -29,6 +33,7 @@ def contrastive_loss(
     logit_scale: jax.Array,
     *,
     group: jax.Array | None = None,
+    present: jax.Array | None = None,
     implementation: str = "auto",
     chunk_size: int = 0,
 ) -> jax.Array:
@@ -42,6 +47,8 @@ def contrastive_loss(
       logit_scale: f32[], logarithm of the inverse temperature.
       group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
         denominators.
+      present: bool[B], the pairs that have both inputs; None: all. The loss is that of a batch
+        without the other pairs, and 0 if no pair is left.
       implementation: all give the same result. "dense" holds all B x B logits. "chunked" holds one
         tile of them at a time and computes it again in the backward pass. "ring" does so on every
         device that shares the batch, and the texts move from device to device. "auto" is described
@@ -57,16 +64,19 @@ def contrastive_loss(
     )
     image, text = jnp.asarray(image), jnp.asarray(text)
     size, dtype = image.shape[0], matmul_dtype(image, text)
-    group = check_group(group, size)
+    group, present = check_group(group, size), check_present(present, size)
+    image, text = zero_absent(present, image), zero_absent(present, text)
     logits = functools.partial(_logits, dtype=dtype)
     form, ring = all_pairs.choose(implementation, size, 1, image)
     if form == "dense":
         whole = logits(logit_scale, image.astype(jnp.float32), text.astype(jnp.float32), None)
-        return two_way_cross_entropy(whole, group)
+        return two_way_cross_entropy(whole, group, present)
     local_size = size // ring.size
     shape = tiles.tile_shape(local_size, local_size, 1, chunk_size)
     tiled = tiles.TiledLoss(logits, tiles.TwoWayCrossEntropy(), shape)
-    return all_pairs.pair_loss(tiled, logit_scale, image, text, group=group, ring=ring)
+    return all_pairs.pair_loss(
+        tiled, logit_scale, image, text, group=group, present=present, ring=ring
+    )
 
 
 def _logits(
@@ -89,7 +99,8 @@ class GlobalContrastive(Objective):
       InputError: unknown implementation or negative chunk size.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image.embedding", "text.embedding")
+    reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
+    batch: ClassVar[Mapping[str, str]] = {"group": "group"}
 
     def __init__(
         self, *, temperature: float = 0.07, implementation: str = "auto", chunk_size: int = 0
@@ -98,24 +109,25 @@ class GlobalContrastive(Objective):
         self.implementation, self.chunk_size = implementation, chunk_size
         self.logit_scale = LogitScale(temperature)
 
-    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """The loss of the global batch; pairs of equal batch["group"] are not negatives."""
-        image, text = encoded["image.embedding"], encoded["text.embedding"]
+    def __call__(
+        self, *, context: Context, image: jax.Array, text: jax.Array, group: jax.Array
+    ) -> Loss:
+        """Contrasts the global batch; `group` marks pairs that are no negatives."""
         value = contrastive_loss(
             image,
             text,
             self.logit_scale(),
-            group=batch["group"],
+            group=group,
+            present=context.present,
             implementation=self.implementation,
             chunk_size=self.chunk_size,
         )
-        size = image.shape[0]
         metrics = {
-            "loss": batch_mean(value, size),
+            "loss": batch_mean(value, image.shape[0], context.present),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
         }
         return Loss(value, metrics)
 
-    def post_update(self) -> None:
-        """Clips the scale at its maximum of 100."""
+    def post_update(self, context: Context) -> None:
+        """Keeps the scale within its bound."""
         self.logit_scale.clip()

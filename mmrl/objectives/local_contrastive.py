@@ -1,6 +1,7 @@
 """Local word-region contrastive loss (GLoRIA, Huang et al. 2021, section 3.2)."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -8,15 +9,18 @@ import jax.numpy as jnp
 
 from mmrl.objectives import all_pairs, local_kernel, tiles
 from mmrl.objectives.base import (
+    Context,
     Objective,
     batch_mean,
     check_group,
+    check_present,
     contract,
     matmul_dtype,
     require,
     two_way_cross_entropy,
+    zero_absent,
 )
-from mmrl.types import Batch, Encoded, InputError, Loss
+from mmrl.types import InputError, Loss
 
 # `local_similarity` holds at most this many of the B x B x W x R attention weights at a time (2**24
 # float32 are 64 MiB). Beyond that it loops over captions and recomputes in the backward pass.
@@ -177,6 +181,7 @@ def local_contrastive_loss(
     *,
     temperatures: Temperatures = (4.0, 5.0, 10.0),
     group: jax.Array | None = None,
+    present: jax.Array | None = None,
     implementation: str = "auto",
     chunk_size: int = 0,
     tile: str = "xla",
@@ -187,6 +192,8 @@ def local_contrastive_loss(
       words, word_mask, regions, temperatures: as in `local_similarity`, for B pairs.
       group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
         denominators.
+      present: bool[B], the pairs that have both inputs; None: all. The loss is that of a batch
+        without the other pairs, and 0 if no pair is left.
       implementation: all give the same result. "dense" holds all B x B x W x R attention weights.
         "chunked" holds one tile of them at a time and computes it again in the backward pass.
         "ring" does so on every device that shares the batch, and the words move from device to
@@ -207,7 +214,8 @@ def local_contrastive_loss(
     words, word_mask, regions = map(jnp.asarray, (words, word_mask, regions))
     size, count, length = words.shape[0], regions.shape[1], words.shape[1]
     require(regions.shape[0] == size, f"{size} captions must have as many images")
-    group = check_group(group, size)
+    group, present = check_group(group, size), check_present(present, size)
+    words, regions = zero_absent(present, words), zero_absent(present, regions)
     dtype = matmul_dtype(words, regions)
     compute: Any = functools.partial(_tile, temperatures=temperatures, dtype=dtype)
     prepare: Any = functools.partial(_prepare, dtype=dtype)
@@ -220,7 +228,7 @@ def local_contrastive_loss(
     if form == "dense" and tile == "xla":
         images = prepare(regions.astype(jnp.float32))
         similarity = compute((), images, words.astype(jnp.float32), word_mask)
-        return two_way_cross_entropy(similarity, group)
+        return two_way_cross_entropy(similarity, group, present)
     local_size = size // ring.size
     if tile == "kernel":
         _check_kernel_devices(ring, regions)
@@ -228,7 +236,9 @@ def local_contrastive_loss(
     else:
         shape = tiles.tile_shape(local_size, local_size, count * length, chunk_size)
     tiled = tiles.TiledLoss(compute, tiles.TwoWayCrossEntropy(), shape, prepare, _widths(length))
-    return all_pairs.pair_loss(tiled, (), regions, words, group=group, mask=word_mask, ring=ring)
+    return all_pairs.pair_loss(
+        tiled, (), regions, words, group=group, present=present, mask=word_mask, ring=ring
+    )
 
 
 def check_tile(tile: str, implementation: str, temperatures: Temperatures) -> None:
@@ -279,7 +289,12 @@ class LocalContrastive(Objective):
       InputError: unknown implementation or tile, or negative chunk size.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image.regions", "text.words", "text.word_mask")
+    reads: ClassVar[Mapping[str, str]] = {
+        "words": "text.words",
+        "word_mask": "text.word_mask",
+        "regions": "image.regions",
+    }
+    batch: ClassVar[Mapping[str, str]] = {"group": "group"}
 
     def __init__(
         self,
@@ -295,16 +310,25 @@ class LocalContrastive(Objective):
         first, second, third = temperatures
         self.temperatures = (float(first), float(second), float(third))
 
-    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """The loss of words and regions over the global batch."""
+    def __call__(
+        self,
+        *,
+        context: Context,
+        words: jax.Array,
+        word_mask: jax.Array,
+        regions: jax.Array,
+        group: jax.Array,
+    ) -> Loss:
+        """Contrasts words and regions across the global batch."""
         value = local_contrastive_loss(
-            encoded["text.words"],
-            encoded["text.word_mask"],
-            encoded["image.regions"],
+            words,
+            word_mask,
+            regions,
             temperatures=self.temperatures,
-            group=batch["group"],
+            group=group,
+            present=context.present,
             implementation=self.implementation,
             chunk_size=self.chunk_size,
             tile=self.tile,
         )
-        return Loss(value, {"loss": batch_mean(value, encoded["text.words"].shape[0])})
+        return Loss(value, {"loss": batch_mean(value, words.shape[0], context.present)})

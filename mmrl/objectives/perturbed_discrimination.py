@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives.base import LogitScale, Objective, require
-from mmrl.types import Batch, Encoded, Loss, Metrics
+from mmrl.objectives.base import Context, LogitScale, Objective, require
+from mmrl.types import Loss, Metrics
 
 
 def discrimination_logits(
@@ -65,31 +65,41 @@ class PerturbedDiscrimination(Objective):
     """`discrimination_loss` with its own learned temperature, as in the paper.
 
     Args:
-      temperature: initial value of the learned temperature. The scale, its inverse, is clipped at
-        100 after each update.
-      kinds: kinds of perturbation in the batch, and how `batch["perturbation"]` numbers them. For
-        each one the metrics hold its share of all copies, and the share of its copies that are
-        valid.
+      temperature: initial value. The scale is clipped at 100 after each update.
+      names: kinds of perturbation in the batch, and how `kind` numbers them. For each one the
+        metrics hold its share of all copies, and the share of its copies that are valid.
     """
 
-    needs: ClassVar[tuple[str, ...]] = (
-        "image.embedding",
-        "text.embedding",
-        "perturbed.embedding",
-    )
+    reads: ClassVar[Mapping[str, str]] = {
+        "image": "image.embedding",
+        "text": "text.embedding",
+        "perturbed": "text@perturbed.embedding",
+    }
+    batch: ClassVar[Mapping[str, str]] = {"valid": "perturbed.valid", "kind": "perturbed.kind"}
 
     def __init__(
-        self, *, temperature: float = 0.07, kinds: Mapping[str, int] | None = None
+        self,
+        *,
+        temperature: float = 0.07,
+        names: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         self.logit_scale = LogitScale(temperature)
-        self.kinds = tuple((kinds or {}).items())
+        self.kinds = tuple((names or {}).get("kind", {}).items())
 
-    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
+    def __call__(
+        self,
+        *,
+        context: Context,
+        image: jax.Array,
+        text: jax.Array,
+        perturbed: jax.Array,
+        valid: jax.Array,
+        kind: jax.Array,
+    ) -> Loss:
         """Contrasts each report with its own perturbed copies, given its image."""
-        candidates = jnp.concatenate(
-            [encoded["text.embedding"][:, None], encoded["perturbed.embedding"]], axis=1
-        )  # B 1+K D
-        image, valid = encoded["image.embedding"], batch["perturbed_valid"]
+        if context.present is not None:  # a row without valid copies weighs nothing
+            valid = valid & context.present[:, None]
+        candidates = jnp.concatenate([text[:, None], perturbed], axis=1)  # B 1+K D
         value = discrimination_loss(image, candidates, valid, self.logit_scale())
         logits = discrimination_logits(image, candidates, valid, self.logit_scale())
         weight = _row_weight(logits)
@@ -100,13 +110,12 @@ class PerturbedDiscrimination(Objective):
             "accuracy": (jnp.sum(correct * weight), weight.sum()),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
         }
-        return Loss(value, metrics | self._rates(batch))
+        return Loss(value, metrics | self._rates(kind, valid))
 
-    def _rates(self, batch: Batch) -> Metrics:
-        """The shares "{kind}/share" and "{kind}/valid" of each kind."""
+    def _rates(self, drawn: jax.Array, valid: jax.Array) -> Metrics:
+        """The shares "{kind}/share" and "{kind}/valid"; drawn i8[B, K], valid bool[B, K]."""
         if not self.kinds:
             return {}
-        drawn, valid = batch["perturbation"], batch["perturbed_valid"]
         names, numbers = zip(*self.kinds, strict=True)
         # One reduction over the batch for all kinds: on a mesh each one is a collective.
         of_kind = drawn[..., None] == jnp.array(numbers, drawn.dtype)  # B K kinds
@@ -119,6 +128,6 @@ class PerturbedDiscrimination(Objective):
             rates[f"{name}/valid"] = (counts[1, place], counts[0, place])
         return rates
 
-    def post_update(self) -> None:
+    def post_update(self, context: Context) -> None:
         """Keeps the scale within its bound."""
         self.logit_scale.clip()

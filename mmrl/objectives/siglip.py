@@ -1,6 +1,7 @@
 """Pairwise sigmoid loss (SigLIP; Zhai et al. 2023, algorithm 1)."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,16 +10,20 @@ from flax import nnx
 
 from mmrl.objectives import all_pairs, tiles
 from mmrl.objectives.base import (
+    Context,
     LogitScale,
     Objective,
     batch_mean,
     check_group,
+    check_present,
     contract,
     matmul_dtype,
     negatives,
     require,
+    row_count,
+    zero_absent,
 )
-from mmrl.types import Batch, Encoded, Loss
+from mmrl.types import Loss
 
 
 def siglip_loss(
@@ -28,6 +33,7 @@ def siglip_loss(
     logit_bias: jax.Array,
     *,
     group: jax.Array | None = None,
+    present: jax.Array | None = None,
     implementation: str = "auto",
     chunk_size: int = 0,
 ) -> jax.Array:
@@ -37,6 +43,8 @@ def siglip_loss(
       image, text: f[B, D], already L2-normalised. logit_scale, logit_bias: f32[].
       group: i32[B], duplicate groups. Pairs off the diagonal with equal group are left out of the
         sum.
+      present: bool[B], the pairs that have both inputs; None: all. The loss is that of a batch
+        without the other pairs, and 0 if no pair is left.
       implementation, chunk_size: as in `global_contrastive.contrastive_loss`.
 
     Returns:
@@ -48,19 +56,23 @@ def siglip_loss(
     )
     image, text = jnp.asarray(image), jnp.asarray(text)
     size, dtype = image.shape[0], matmul_dtype(image, text)
-    group = check_group(group, size)
+    group, present = check_group(group, size), check_present(present, size)
+    image, text = zero_absent(present, image), zero_absent(present, text)
     logits = functools.partial(_logits, dtype=dtype)
     form, ring = all_pairs.choose(implementation, size, 1, image)
     params = (logit_scale, logit_bias)
     if form == "dense":
         whole = logits(params, image.astype(jnp.float32), text.astype(jnp.float32), None)
         sign = 2.0 * jnp.eye(size, dtype=jnp.float32) - 1.0
-        included = negatives(group, size)
-        return -jnp.sum(jnp.where(included, jax.nn.log_sigmoid(sign * whole), 0.0)) / size
+        included = negatives(group, size, present)
+        if present is not None:
+            included &= present[:, None]  # without the diagonal of absent pairs
+        total = -jnp.sum(jnp.where(included, jax.nn.log_sigmoid(sign * whole), 0.0))
+        return total / row_count(size, present)
     local_size = size // ring.size
     shape = tiles.tile_shape(local_size, local_size, 1, chunk_size)
     tiled = tiles.TiledLoss(logits, tiles.SigmoidLoss(), shape)
-    return all_pairs.pair_loss(tiled, params, image, text, group=group, ring=ring)
+    return all_pairs.pair_loss(tiled, params, image, text, group=group, present=present, ring=ring)
 
 
 def _logits(
@@ -90,7 +102,8 @@ class Siglip(Objective):
       InputError: unknown implementation or negative chunk size.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image.embedding", "text.embedding")
+    reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
+    batch: ClassVar[Mapping[str, str]] = {"group": "group"}
 
     def __init__(
         self,
@@ -105,26 +118,28 @@ class Siglip(Objective):
         self.logit_scale = LogitScale(temperature)
         self.logit_bias = nnx.Param(jnp.float32(bias))
 
-    def __call__(self, encoded: Encoded, batch: Batch) -> Loss:
-        """The loss over all image-report pairs of the global batch."""
-        image, text = encoded["image.embedding"], encoded["text.embedding"]
+    def __call__(
+        self, *, context: Context, image: jax.Array, text: jax.Array, group: jax.Array
+    ) -> Loss:
+        """Scores every image-report pair of the global batch on its own."""
         bias = self.logit_bias[...]
         value = siglip_loss(
             image,
             text,
             self.logit_scale(),
             bias,
-            group=batch["group"],
+            group=group,
+            present=context.present,
             implementation=self.implementation,
             chunk_size=self.chunk_size,
         )
         metrics = {
-            "loss": batch_mean(value, image.shape[0]),
+            "loss": batch_mean(value, image.shape[0], context.present),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
             "logit_bias": (bias, jnp.float32(1)),
         }
         return Loss(value, metrics)
 
-    def post_update(self) -> None:
-        """Clips the scale at its maximum of 100."""
+    def post_update(self, context: Context) -> None:
+        """Keeps the scale within its bound."""
         self.logit_scale.clip()

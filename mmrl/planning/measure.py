@@ -11,9 +11,10 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import build
+from mmrl import build, wiring
 from mmrl import config as configs
-from mmrl.data.batches.pipeline import PipelineOptions, batch_shapes
+from mmrl.data.batches.pipeline import batch_shapes
+from mmrl.data.inputs import base as inputs
 from mmrl.devices import flops, sharding
 from mmrl.planning import hlo, traffic
 from mmrl.planning.roofline import Roofline, roofline
@@ -145,13 +146,9 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
     """
     config = without_data(config)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
-    example = batch_shapes(
-        PipelineOptions.from_config(config.data),
-        config.batch_size,
-        with_perturbed=learner.needs_perturbed(config.objectives),
-    )
-    vocabulary = int(config.data.vocab_size)
-    step = TrainStep(config, vocabulary, mesh, example)
+    made = inputs.make(config, wiring.wire(config)[0])
+    example = batch_shapes(made, config.batch_size)
+    step = TrainStep(config, mesh, example)
     traced = step.traced
     chip = topology.chip
     known: dict[str, Any] = {
@@ -161,8 +158,8 @@ def make_plan(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
         "batch_size": int(config.batch_size),
         "parameters": _parameters(step),
         "state": _state_bytes(step.target()),
-        "replicated": tuple(undivided(config, vocabulary, mesh)),
-        "model_flops": model_flops(config, vocabulary, mesh, example),
+        "replicated": tuple(undivided(config, mesh)),
+        "model_flops": model_flops(config, mesh, example),
         "executed_flops": flops.of_jaxpr(traced.jaxpr.jaxpr, _usual_branch),
         "capacity": None if chip is None else chip.memory,
         "peak_flops": None if chip is None else chip.peak,
@@ -246,7 +243,7 @@ def _usual_branch(costs: Iterable[int]) -> int:
 
 def _parameters(step: TrainStep) -> dict[str, int]:
     params = step.abstract["params"]
-    parts = {**params["model"], "objectives": params.get("objectives", {})}
+    parts = {**params["towers"], "objectives": params.get("objectives", {})}
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
 
@@ -262,7 +259,7 @@ def _state_bytes(target: State) -> dict[str, int]:
     }
 
 
-def undivided(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> list[str]:
+def undivided(config: ml_collections.ConfigDict, mesh: Mesh) -> list[str]:
     """Parameters that each device of a mesh axis holds whole, as the axis does not divide them.
 
     Parameters of which another dimension is split over that axis are not listed.
@@ -270,7 +267,7 @@ def undivided(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) ->
     Returns:
       One line per dimension: path, shape, dimension and mesh axis.
     """
-    abstract = nnx.eval_shape(lambda: learner.make(config, vocab_size, nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: learner.make(config, jax.random.key(0)))
     params: Any = nnx.split(abstract, nnx.Param, ...)[1]
     with nnx.logical_axis_rules(sharding.LOGICAL_RULES):
         wanted = nnx.to_pure_dict(nnx.get_partition_spec(params))

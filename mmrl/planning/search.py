@@ -29,9 +29,12 @@ def batch_unit(config: ml_collections.ConfigDict, mesh: Mapping[str, int]) -> in
     """
     parts = int(config.accumulation) * int(config.gradient_cache)
     shards = mesh["data"] * mesh["fsdp"]
-    text = config.model.text
-    group = int(text.get("packing_group", 16)) if text.get("packing", 0.0) else 1
-    return parts * math.lcm(shards, group)
+    groups = [
+        int(tower.get("packing_group", 16))
+        for tower in config.towers.values()
+        if tower.get("packing", 0.0)
+    ]
+    return parts * math.lcm(shards, *groups)
 
 
 def largest_batch(
@@ -131,10 +134,9 @@ def alternatives(
 def _with_remat(config: ml_collections.ConfigDict, policy: str) -> ml_collections.ConfigDict:
     copy = config.copy_and_resolve_references()
     copy.unlock()
-    for side in ("image", "text"):
-        encoder = build.find(f"{side} encoder", copy.model[side]["name"])
-        if "remat" in build.options(encoder):
-            copy.model[side]["remat"] = policy
+    for tower in copy.towers.values():
+        if "remat" in build.options(build.find("encoder", tower["name"])):
+            tower["remat"] = policy
     return copy
 
 

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import importlib.metadata
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,29 @@ class Checkpoints:
         if absent:  # orbax returns the template's leaf where it found no array
             raise InputError(f"checkpoint {step} in {self.folder} lacks {', '.join(absent)}")
         return state
+
+    def read_arrays(self, parts: Sequence[str], step: int | None = None) -> dict[str, Any]:
+        """Some parts of a state as it was saved, on the first device; absent ones are left out.
+
+        Raises:
+          InputError: there is no such step.
+        """
+        step = self._existing(step)
+        with ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(read_only=True),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+        ) as manager:
+            stored = manager.item_metadata(step)["state"].tree
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            part: jax.tree.map(
+                lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=here), stored[part]
+            )
+            for part in parts
+            if part in stored
+        }
+        return self.restore_partial(target, step)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk."""

@@ -1,4 +1,4 @@
-"""Encoders and objectives as one module, whose tree holds everything that training changes."""
+"""Towers and objectives as one module, whose tree holds everything that training changes."""
 
 import dataclasses
 import functools
@@ -12,138 +12,260 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmrl import build
-from mmrl.data import perturb
-from mmrl.data.perturb.mix import Mix
+from mmrl import build, schedules, streams, wiring
+from mmrl.data.inputs import base as inputs
 from mmrl.devices import sharding
 from mmrl.devices.axes import BATCH_AXES
-from mmrl.models.dual_encoder import DualEncoder
-from mmrl.objectives.base import Objective
+from mmrl.models.towers.base import Tower
+from mmrl.objectives.base import Context, Objective
+from mmrl.schedules import Schedule
+from mmrl.training import optim
 from mmrl.types import Batch, Encoded, InputError, Metrics
+from mmrl.wiring import Name, Wiring
 
-
-def needs_perturbed(objectives: Iterable[str]) -> bool:
-    """Whether any objective of these names reads perturbed reports; builds none of them."""
-    classes = (build.find("objective", name) for name in objectives)
-    return any("perturbed.embedding" in cls.needs for cls in classes)  # type: ignore[attr-defined]
+Reads = Mapping[str, Mapping[str, Any]]
+"""Objective -> its argument -> the encoding or the array of the batch that it gets."""
 
 
 class Learner(nnx.Module):
-    """The weighted sum of objectives over one pair of encoders.
+    """The weighted sum of objectives over named encodings.
 
-    Parameter paths read "model/image/...", "objectives/global_contrastive/logit_scale/log".
+    Parameter paths read "towers/image/encoder/...", "towers/text/heads/embedding/...",
+    "objectives/global_contrastive/logit_scale/log".
 
     Args:
-      model: the pair of encoders.
+      towers: name -> module.
       objectives: name -> module.
       weights: name -> factor of its loss in the sum.
+      encodings, arrays: what the objectives read.
+      wired: what is encoded. frozen: towers whose encoders do not change.
 
     Raises:
-      InputError: an objective needs an encoding that the model does not provide.
+      InputError: an objective reads a feature that no tower provides.
     """
 
     def __init__(
-        self, model: DualEncoder, objectives: dict[str, Objective], weights: Mapping[str, float]
+        self,
+        towers: Mapping[str, Tower],
+        objectives: Mapping[str, Objective],
+        *,
+        weights: Mapping[str, Schedule],
+        encodings: Reads,
+        arrays: Reads,
+        wired: Wiring,
+        frozen: frozenset[str] = frozenset(),
     ) -> None:
-        for name, objective in objectives.items():
-            for need in objective.needs:
-                if need not in model.provides:
-                    raise InputError(
-                        f"objective {name!r} needs {need!r}; the model provides: "
-                        f"{', '.join(model.provides)} (model.local_dim=0 means no local features)"
-                    )
-        self.model = model
+        self.towers = nnx.Dict(towers)
         self.objectives = nnx.Dict(objectives)
-        self.weights = tuple((name, float(weights[name])) for name in objectives)
-        self.needs = frozenset(need for o in objectives.values() for need in o.needs)
+        # Tuples, because a dict on a module would make its structure unhashable.
+        self.weights = tuple(weights.items())
+        self.encodings = tuple((name, tuple(encodings[name].items())) for name in objectives)
+        self.arrays = tuple((name, tuple(arrays[name].items())) for name in objectives)
+        self.wired = wired
+        for name in frozen:
+            towers[name].frozen = True
+        for name, wanted in wired.wanted().items():
+            towers[name].check(name, wanted)
 
     def __call__(
-        self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
+        self, batch: Batch, *, step: jax.Array, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """Returns (total loss f32[], metrics); an objective's metrics are "{name}/{metric}"."""
-        return self.score(self.encode(batch, train=train, rngs=rngs), batch)
+        """(total loss f32[], metrics with each objective's under its name)."""
+        encode_key, score_key = split_key(key)
+        encoded = self.encode(batch, train=train, key=encode_key)
+        return self.score(encoded, batch, step=step, key=score_key)
 
     def encode(
-        self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None = None
+        self,
+        batch: Batch,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        wired: Wiring | None = None,
     ) -> dict[str, jax.Array]:
-        """Returns the encodings that the objectives read, each with the batch axis first."""
-        return self.model(batch, needs=self.needs, train=train, rngs=rngs)
+        """batch -> encodings by full name, each with the batch axis first.
 
-    def score(self, encoded: Encoded, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """Returns the same as `__call__`, from encodings of the global batch."""
+        Each distinct (tower, input) is encoded once.
+
+        Args:
+          key: of dropout; None: no dropout.
+          wired: what to encode; default: what the objectives read.
+        """
+        encoded: dict[str, jax.Array] = {}
+        for tower, wanted in (wired or self.wired).wanted().items():
+            arrays = {name: _arrays_of(batch, name) for name in wanted}
+            own = None if key is None else streams.fold(key, tower)
+            found = self.towers[tower](arrays, wanted, train=train, key=own)
+            encoded |= {
+                str(Name(tower, name, feature)): array
+                for name, features in found.items()
+                for feature, array in features.items()
+            }
+        return encoded
+
+    def score(
+        self,
+        encoded: Encoded,
+        batch: Batch,
+        *,
+        step: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """Encodings of the global batch -> what `__call__` returns."""
         total = jnp.float32(0)
         metrics: Metrics = {}
+        encodings, arrays = dict(self.encodings), dict(self.arrays)
         for name, weight in self.weights:
-            loss = self.objectives[name](encoded, batch)
-            total = total + weight * loss.value
+            context = Context(
+                step=step,
+                key=None if key is None else streams.fold(key, name),
+                present=_present(batch, encodings[name]),
+            )
+            loss = self.objectives[name](
+                context=context,
+                **{argument: encoded[str(of)] for argument, of in encodings[name]},
+                **{argument: batch[of] for argument, of in arrays[name]},
+            )
+            total = total + weight(step) * loss.value
             metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
-        size = jnp.float32(batch["image"].shape[0])
+            if weight.constant is None:
+                metrics[f"{name}/weight"] = (jnp.float32(weight(step)), jnp.float32(1))
+        size = jnp.float32(batch["index"].shape[0])
         return total, {"loss": (total * size, size), **metrics}
 
-    def post_update(self) -> None:
-        """Lets each objective restore its invariants after the optimizer's update."""
+    def post_update(self, step: jax.Array) -> None:
+        """Calls each objective's `post_update`, to restore its invariants after an update."""
         for name, _ in self.weights:
-            self.objectives[name].post_update()
+            self.objectives[name].post_update(Context(step=step, key=None, present=None))
 
 
-def make(config: ml_collections.ConfigDict, vocab_size: int, rngs: nnx.Rngs) -> Learner:
-    """Builds encoders and objectives from a validated config."""
-    model, data = config.model, config.data
-    dtypes: dict[str, Any] = {
-        "dtype": _dtype(model.dtype),
-        "param_dtype": _dtype(model.param_dtype),
-    }
-    image_options, text_options = dict(model.image), dict(model.text)
-    image = build.find("image encoder", image_options.pop("name"))(
-        **image_options, image_size=data.image_size, rngs=rngs, **dtypes
-    )
-    text = build.find("text encoder", text_options.pop("name"))(
-        **text_options, vocab_size=vocab_size, length=data.text_length, rngs=rngs, **dtypes
-    )
-    rest = {key: model[key] for key in model if key not in ("image", "text", *dtypes)}
-    dual = DualEncoder(image=image, text=text, rngs=rngs, **rest, **dtypes)
+def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Keys for encoding and for the objectives; None for None."""
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def _arrays_of(batch: Batch, name: str) -> dict[str, jax.Array]:
+    """The arrays of one input: "text.tokens" -> "tokens"."""
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in batch.items() if key.startswith(start)}
+
+
+def _present(batch: Batch, encodings: Iterable[tuple[str, Name]]) -> jax.Array | None:
+    """bool[B]: rows with every input of these encodings; None where no row can lack one."""
+    found = dict.fromkeys(name.input for _, name in encodings)
+    masks = [batch[f"{name}.present"] for name in found if f"{name}.present" in batch]
+    return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
+    """Builds towers and objectives from a validated config.
+
+    The initial values of a part depend on the seed and on its path alone, so adding a tower, a head
+    or an objective changes no other parameter.
+
+    Args:
+      config: with the true `vocab_size` of every text tower.
+      key: of all initial values.
+    """
+    dtypes = {"dtype": _dtype(config.dtype), "param_dtype": _dtype(config.param_dtype)}
+
+    def rngs(path: str) -> nnx.Rngs:
+        return nnx.Rngs(params=streams.fold(key, path))
+
+    wired, encodings, arrays = wiring.wire(config)
+    towers = {name: _make_tower(name, config.towers[name], rngs, dtypes) for name in wired.wanted()}
+    named = inputs.make(config, wired)
     objectives, weights = {}, {}
-    mix = Mix.from_config(data.perturbations, data.perturbation_curriculum)
     for name, given in config.objectives.items():
-        options = {key: given[key] for key in given if key != "weight"}
-        target = build.find("objective", name)
-        if "kinds" in build.options(target):
-            options["kinds"] = {kind: perturb.KINDS.index(kind) for kind in mix.kinds}
+        options = {k: v for k, v in given.items() if k not in ("name", "weight", "reads")}
+        target = build.find("objective", wiring.chosen_module(name, given))
+        supplied = {
+            "rngs": rngs(f"objectives/{name}"),
+            "names": {key: _names(named, of) for key, of in arrays[name].items()},
+        }
+        options |= {key: supplied[key] for key in supplied if key in build.options(target)}
         objectives[name] = target(**options)
-        weights[name] = given.get("weight", 1.0)
-    return Learner(dual, objectives, weights)
+        weights[name] = schedules.parse(
+            f"config.objectives.{name}.weight", given.get("weight", 1.0)
+        )
+    frozen = frozenset(
+        name
+        for name, tower in towers.items()
+        if optim.all_frozen(f"towers/{name}/encoder", tower.encoder, optim.rules(config))
+    )
+    return Learner(
+        towers,
+        objectives,
+        weights=weights,
+        encodings=encodings,
+        arrays=arrays,
+        wired=wired,
+        frozen=frozen,
+    )
+
+
+def _names(named: Mapping[str, Any], array: str) -> Mapping[str, int]:
+    """What the numbers in an array of the batch stand for: name -> number."""
+    own, _, key = array.partition(".")
+    return named[own].names().get(key, {}) if own in named else {}
+
+
+def _make_tower(
+    name: str,
+    given: Mapping[str, Any],
+    rngs: Callable[[str], nnx.Rngs],
+    dtypes: Mapping[str, Any],
+) -> Tower:
+    path = f"towers/{name}"
+    kind, own, of_encoder = wiring.tower_options(name, given)
+    target: Any = build.find("tower", kind)
+    told = target.encoder_options(own)
+    encoder = build.find("encoder", given["name"])(
+        **of_encoder, **told, **dtypes, rngs=rngs(f"{path}/encoder")
+    )
+    return target(
+        encoder=encoder, **own, **dtypes, make_rngs=lambda name: rngs(f"{path}/heads/{name}")
+    )
 
 
 def split(module: Learner) -> tuple[nnx.GraphDef[Learner], dict[str, Any], dict[str, Any]]:
-    """Returns (graphdef, parameters, all other variables); the last two are nested dicts."""
+    """(graphdef, parameters, all other variables), the latter two as plain nested dicts."""
     parts: Any = nnx.split(module, nnx.Param, ...)
     return parts[0], nnx.to_pure_dict(parts[1]), nnx.to_pure_dict(parts[2])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The structure of a learner and the shapes and shardings of its arrays, without the arrays.
+    """The structure of a learner, without arrays, and where its arrays will be placed.
 
     Attributes:
       graphdef: to merge with parameters and variables.
-      provides: encodings that its model provides. grid: rows and columns of the image regions.
+      wired: what the objectives read.
+      features: tower -> features that it provides.
+      grids: image tower -> rows and columns of its regions.
+      frozen: towers whose encoders do not change.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
     """
 
     graphdef: nnx.GraphDef[Learner]
-    provides: tuple[str, ...]
-    grid: tuple[int, int]
+    wired: Wiring
+    features: Mapping[str, tuple[str, ...]]
+    grids: Mapping[str, tuple[int, int]]
+    frozen: frozenset[str]
     params: dict[str, Any]
     variables: dict[str, Any]
 
 
-def layout(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> Layout:
+def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
     """Lays a learner out on `mesh` without creating any of its arrays.
 
     Raises:
-      InputError: encoders or objectives that cannot be built from this config.
+      InputError: towers or objectives that cannot be built from this config.
     """
-    abstract = nnx.eval_shape(lambda: make(config, vocab_size, nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: make(config, jax.random.key(0)))
     parts: Any = nnx.split(abstract, nnx.Param, ...)
 
     def placed(part: nnx.State) -> dict[str, Any]:
@@ -153,8 +275,16 @@ def layout(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh) -> La
             sharding.variable_shardings(part, mesh),
         )
 
-    model = abstract.model
-    return Layout(parts[0], model.provides, model.image.grid, placed(parts[1]), placed(parts[2]))
+    towers = dict(abstract.towers.items())
+    return Layout(
+        graphdef=parts[0],
+        wired=abstract.wired,
+        features={name: tower.features for name, tower in towers.items()},
+        grids={name: t.grid for name, t in towers.items() if hasattr(t, "grid")},
+        frozen=frozenset(name for name, tower in towers.items() if tower.frozen),
+        params=placed(parts[1]),
+        variables=placed(parts[2]),
+    )
 
 
 def deal(batch: Batch, count: int, mesh: Mesh) -> dict[str, Any]:
@@ -236,18 +366,20 @@ def check_gradient_cache(layout: Layout, batch_size: int, count: int, mesh: Mesh
             f"config.gradient_cache={count} micro-batches, each spread over {shards} devices "
             "(mesh axes data x fsdp)"
         )
-    state = jax.tree_util.tree_leaves_with_path(layout.variables.get("model", {}))
+    towers = layout.variables.get("towers", {})
+    moving = {name: part for name, part in towers.items() if name not in layout.frozen}
+    state = jax.tree_util.tree_leaves_with_path(moving)
     if state:
-        name = "model/" + jax.tree_util.keystr(state[0][0], simple=True, separator="/")
+        name = jax.tree_util.keystr(state[0][0], simple=True, separator="/")
         raise InputError(
-            f"config.gradient_cache={count} needs encoders without batch statistics, got {name!r}; "
-            "choose config.model.image.norm='group', or config.accumulation, whose statistics and "
-            "negatives are those of a micro-batch"
+            f"config.gradient_cache={count} needs encoders without batch statistics, got "
+            f"'towers/{name}'; choose config.towers.{name.partition('/')[0]}.norm='group', or "
+            "config.accumulation, whose statistics and negatives are those of a micro-batch"
         )
 
 
 def _dtype(name: str) -> Any:
     offered = ("float32", "bfloat16", "float16")
     if name not in offered:
-        raise InputError(build.unknown("dtype in config.model", name, offered))
+        raise InputError(build.unknown("config.dtype", name, offered))
     return jnp.dtype(name)

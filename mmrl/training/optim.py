@@ -1,8 +1,8 @@
 """The optax chain from config.optimizer, with per-parameter rules.
 
-Rules are regular expressions on the parameter's path ("model/image/block_00/mlp/up/kernel"),
-matched in full; the first match applies. A parameter that no rule matches is an error, so a new
-module cannot silently train without weight decay or inside a frozen encoder.
+Rules are regular expressions on the parameter's path ("towers/text/encoder/norm/scale"), matched in
+full; the first match applies. A parameter that no rule matches is an error, so a new module cannot
+silently train without weight decay or inside a frozen encoder.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from mmrl import build
 from mmrl.types import InputError
@@ -20,7 +21,7 @@ _RULE_KEYS = ("match", "learning_rate", "weight_decay", "freeze")
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """Formats a jax key path as "model/image/...", the form that rules match."""
+    """Formats a jax key path as "towers/image/...", the form that rules match."""
     return "/".join(str(getattr(key, "key", key)) for key in keys)
 
 
@@ -65,6 +66,36 @@ def assign_rules(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
 def trainable(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
     """Tree of bools: False where a rule freezes the parameter."""
     return jax.tree.map(lambda n: not rules[n].get("freeze", False), assign_rules(params, rules))
+
+
+def rules(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The rules of a config: those of frozen towers, then config.optimizer.rules.
+
+    `towers.NAME.frozen` is short for a rule: True for all of the tower, "encoder" for all but its
+    heads.
+
+    Raises:
+      InputError: another value of `frozen`.
+    """
+    frozen = []
+    for name, tower in config["towers"].items():
+        chosen = tower.get("frozen", False)
+        if chosen not in (False, True, "encoder"):
+            raise InputError(
+                f"config.towers.{name}.frozen={chosen!r}; choices: False, True, encoder"
+            )
+        if chosen:
+            part = "encoder/" if chosen == "encoder" else ""
+            frozen.append({"match": f"towers/{name}/{part}.*", "freeze": True})
+    return (*frozen, *config["optimizer"]["rules"])
+
+
+def all_frozen(path: str, module: nnx.Module, chosen: tuple[Mapping[str, Any], ...]) -> bool:
+    """Whether rules freeze every parameter of a module at `path` of the whole tree."""
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    for part in reversed(path.split("/")):
+        params = {part: params}
+    return not any(jax.tree.leaves(trainable(params, chosen)))
 
 
 def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:

@@ -1,112 +1,153 @@
-"""Encodes images and texts with a given state, for evaluators, export and `mmrl.load`."""
+"""Encoding with a given state, as evaluators, export and `mmrl.load` do it."""
 
-import hashlib
+import collections
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmrl import build, wiring
 from mmrl.devices import gather, sharding
-from mmrl.evaluators.base import HeldOut
-from mmrl.models.dual_encoder import DualEncoder
 from mmrl.training.learner import Layout
+from mmrl.types import InputError
+from mmrl.wiring import Wiring
+
+PRESENT = "present"
+
+
+class Items(Protocol):
+    """What can be encoded: N items with the arrays of some inputs."""
+
+    def __len__(self) -> int: ...
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> Mapping[str, np.ndarray]:
+        """Arrays "<input>.<array>" [n, ...] of some rows, as `tower` reads the inputs."""
+
+
+class Data(Items, Protocol):
+    """Items with an identity, by which their encodings are remembered."""
+
+    sha256: str
 
 
 class Predict:
-    """Encodes with the encoders of a learner; implements `evaluators.base.Predict`.
+    """Encodes items with the towers of a learner; implements evaluators' Predict.
 
     Args:
-      layout: of the learner that the states belong to.
-      mesh: devices to spread batches over.
-      batch_size: rows per call; rounded up to a multiple of the devices.
+      layout: of the learner whose states will be given.
+      mesh: batches are spread over it.
+      batch_size: rows per device call; rounded up to a multiple of the devices.
+
+    Attributes:
+      features: tower -> features that it provides. grids: image tower -> grid of its regions.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        mesh: Mesh,
-        *,
-        batch_size: int = 64,
-    ) -> None:
+    def __init__(self, layout: Layout, mesh: Mesh, *, batch_size: int = 64) -> None:
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.batch_size = -(-batch_size // shards) * shards
-        self.provides, self.grid = layout.provides, layout.grid
-        self._graphdef = layout.graphdef
+        self.features, self.grids = layout.features, layout.grids
+        self._graphdef, self._own = layout.graphdef, dict(layout.wired.own)
         self._rows = sharding.batch_sharding(mesh)
         everywhere = sharding.replicated(mesh)
-        self._image = jax.jit(self._encode_image, static_argnums=2, out_shardings=everywhere)
-        self._text = jax.jit(self._encode_text, static_argnums=3, out_shardings=everywhere)
+        self._encode = jax.jit(self._run, static_argnums=2, out_shardings=everywhere)
         self._cache: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
         self._cached_step: jax.Array | None = None
 
-    def images(self, state: Any, data: HeldOut, *, local: bool = False) -> dict[str, np.ndarray]:
-        """Encodes all images of `data`; see `evaluators.base.Predict`."""
-        return self._remember(
-            state,
-            ("images", data.sha256, local),
-            lambda: self.image_batches(state, data.image_batches(self.batch_size), local=local),
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Names of all encodings of the towers' own inputs."""
+        return tuple(
+            f"{tower}.{feature}"
+            for tower, features in self.features.items()
+            for feature in features
         )
 
-    def texts(
-        self, state: Any, data: HeldOut, texts: Sequence[str], *, local: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Encodes `texts`, tokenised as in training; see `evaluators.base.Predict`."""
-        identity = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    def encode(self, state: Any, data: Data, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Encodings of all items, remembered until another state is given.
 
-        def compute() -> dict[str, np.ndarray]:
-            return self.token_rows(state, *data.tokenize(texts), local=local)
+        Args:
+          names: "<tower>[@<input>].<feature>".
 
-        return self._remember(state, ("texts", data.sha256, identity, local), compute)
+        Returns:
+          name -> [N, ...] on the host, and "present" bool[N]: the items that have every input; the
+          encodings of the others mean nothing.
 
-    def image_batches(
-        self, state: Any, batches: Iterator[tuple[np.ndarray, int]], *, local: bool = False
-    ) -> dict[str, np.ndarray]:
-        """(padded u8[batch_size, H, W, 1], number of real rows) -> encodings of the real rows."""
-        parts = []
-        for image, count in batches:
-            placed = sharding.to_global({"image": image}, self._rows)["image"]
-            encoded = self._image(_weights(state), placed, local)
-            parts.append({k: np.asarray(v)[:count] for k, v in gather.to_host(encoded).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def token_rows(
-        self, state: Any, tokens: np.ndarray, mask: np.ndarray, *, local: bool = False
-    ) -> dict[str, np.ndarray]:
-        """tokens i32[N, L], mask bool[N, L] -> encodings of all N rows."""
-        parts = []
-        for start in range(0, len(tokens), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            count = len(tokens[rows])
-            pad = ((0, self.batch_size - count), (0, 0))
-            padded = {"tokens": np.pad(tokens[rows], pad), "mask": np.pad(mask[rows], pad)}
-            placed = sharding.to_global(padded, self._rows)
-            encoded = self._text(_weights(state), placed["tokens"], placed["mask"], local)
-            parts.append({k: np.asarray(v)[:count] for k, v in gather.to_host(encoded).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _model(self, weights: Mapping[str, Any]) -> DualEncoder:
-        return nnx.merge(self._graphdef, weights["params"], weights["variables"]).model
-
-    def _encode_image(self, weights: Any, image: jax.Array, local: bool) -> dict[str, jax.Array]:
-        return self._model(weights).encode_image(image, local=local)
-
-    def _encode_text(
-        self, weights: Any, tokens: jax.Array, mask: jax.Array, local: bool
-    ) -> dict[str, jax.Array]:
-        return self._model(weights).encode_text(tokens, mask, local=local)
-
-    def _remember(self, state: Any, what: tuple[Any, ...], compute: Any) -> dict[str, np.ndarray]:
-        # Each state has its own step array. Keeping a reference stops Python reusing its id.
+        Raises:
+          InputError: a name that no tower provides, or an input that the items do not have.
+        """
+        # A new state has a new array for its step. Holding that array keeps its identity unique.
         if self._cached_step is not state["step"]:
             self._cache, self._cached_step = {}, state["step"]
-        if what not in self._cache:
-            self._cache[what] = compute()
-        return self._cache[what]
+        encoded: dict[str, np.ndarray] = {PRESENT: np.ones(len(data), bool)}
+        for own in self._by_tower(names):
+            key = (data.sha256, *own)
+            if key not in self._cache:
+                parts = list(self.stream(state, data, own))
+                self._cache[key] = {
+                    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+                }
+            found = dict(self._cache[key])
+            encoded[PRESENT] = encoded[PRESENT] & found.pop(PRESENT)
+            encoded |= found
+        return encoded
+
+    def stream(
+        self, state: Any, data: Items, names: Sequence[str]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """As `encode`, one block of at most `batch_size` rows after the other; keeps nothing."""
+        wired = {tuple(own): Wiring.of(self._own, own) for own in self._by_tower(names)}
+        weights = _weights(state)
+        for start in range(0, max(len(data), 1), self.batch_size):
+            rows = range(start, min(start + self.batch_size, len(data)))
+            block: dict[str, np.ndarray] = {PRESENT: np.ones(len(rows), bool)}
+            for own, chosen in wired.items():
+                ((tower, wanted),) = chosen.wanted().items()
+                arrays = dict(data.arrays(list(wanted), rows, tower))
+                for array in (f"{name}.{PRESENT}" for name in wanted):
+                    if array in arrays:
+                        block[PRESENT] = block[PRESENT] & arrays[array]
+                padded = {name: _padded(array, self.batch_size) for name, array in arrays.items()}
+                placed = sharding.to_global(padded, self._rows)
+                found = gather.to_host(self._encode(weights, placed, chosen))
+                for name in own:
+                    full = str(wiring.resolve(name, self._own))
+                    block[name] = np.asarray(found[full])[: len(rows)]
+            yield block
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses names that no tower provides.
+
+        Raises:
+          InputError: names the first one and lists the choices.
+        """
+        self._by_tower(names)
+
+    def _by_tower(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The names of each tower, in order; every tower takes a pass of its own."""
+        found: dict[str, list[str]] = collections.defaultdict(list)
+        for name in dict.fromkeys(names):
+            parsed = wiring.resolve(name, self._own)
+            if parsed.feature not in self.features.get(parsed.tower, ()):
+                raise InputError(build.unknown("encoding", name, self.provides))
+            found[parsed.tower].append(name)
+        return [tuple(own) for own in found.values()]
+
+    def _run(
+        self, weights: Mapping[str, Any], arrays: Mapping[str, jax.Array], wired: Wiring
+    ) -> dict[str, jax.Array]:
+        module = nnx.merge(self._graphdef, weights["params"], weights["variables"])
+        return module.encode(arrays, train=False, wired=wired)
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1)))
 
 
 def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The averaged parameters if the run keeps an average, else the current ones."""
+    """The averaged parameters if the run keeps them, else the current ones."""
     return {"params": state.get("ema", state["params"]), "variables": state["variables"]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from mmrl import build, config
-from mmrl.data.batches.pipeline import Examples, PipelineOptions
+from mmrl import build, config, wiring
+from mmrl.data.batches.pipeline import Examples
 from mmrl.data.corpus import Corpus, read_corpus
+from mmrl.data.inputs import base as inputs
 from mmrl.data.overlap import leaks
 from mmrl.data.overlap.fingerprints import Fingerprint
 from mmrl.data.reading import rejects
@@ -28,25 +29,95 @@ from mmrl.types import InputError, Reject
 FINGERPRINT = "training_fingerprint.npz"  # in the run directory
 
 
-def load_corpus(data: Mapping[str, Any], split: str, *, allow_empty: bool = False) -> Corpus:
+def load_corpus(
+    settings: Mapping[str, Any],
+    split: str,
+    *,
+    encodings: Sequence[str] | None = None,
+    allow_empty: bool = False,
+) -> Corpus:
     """Reads one split of the source that config.data names.
 
+    Records that lack an input which is needed are rejected.
+
     Args:
+      settings: a whole config.
+      encodings: names of the encodings whose inputs are needed; None: those that the objectives
+        read.
       allow_empty: return an empty split instead of raising an error.
 
     Raises:
       InputError: the source cannot be read, or the split is empty and `allow_empty` is False.
     """
-    pipeline, options = config.split_data(data)
+    pipeline, options = config.split_data(settings["data"])
     options = {key: value for key, value in options.items() if value not in (None, "")}
+    trained, own = wiring.wire(settings)[0], wiring.own_inputs(settings["towers"])
+    evaluated = wiring.Wiring.of(own, wiring.evaluated(settings))
+    needed, others = (
+        inputs.needs(inputs.make(settings, wired), pipeline["sections"])
+        for wired in (
+            trained if encodings is None else wiring.Wiring.of(own, encodings),
+            evaluated,
+        )
+    )
+    more = {**{sections: False for sections, _ in others.more}, **dict(needed.more)}
     source = build.find("source", pipeline["source"])(split=split, **options)
     return read_corpus(
         f"{pipeline['source']}/{split}",
         source,
-        sections=tuple(pipeline["sections"]),
+        sections=needed.sections,
         views=pipeline["views"],
+        need_images=needed.images,
+        need_texts=needed.texts,
+        more=tuple(more.items()),
         allow_empty=allow_empty,
     )
+
+
+def make_tokenizers(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, Tokenizer]:
+    """Tower -> tokenizer, of the text towers that are read; equal settings share one.
+
+    Args:
+      settings: a whole config.
+      corpus: the training split, whose texts a tokenizer is trained on unless a file is named.
+
+    Raises:
+      InputError: a file that is no tokenizer, or texts too few to train one.
+    """
+    own = wiring.own_inputs(settings["towers"])
+    made: dict[tuple[Any, ...], Tokenizer] = {}
+    found = {}
+    for tower in wiring.wire(settings)[0].wanted():
+        given = settings["towers"][tower]
+        if wiring.kind_of(tower, given) != "text":
+            continue
+        options = {**_DEFAULTS, **given}
+        sections = tuple(inputs.make_one(settings, own[tower], tower).data["sections"])
+        key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], sections)
+        if key not in made:
+            if options["tokenizer"]:
+                made[key] = Tokenizer.from_file(options["tokenizer"])
+            else:
+                made[key] = Tokenizer.train(
+                    corpus.texts_of(sections)[0],
+                    vocab_size=options["vocab_size"],
+                    model_type=options["tokenizer_model"],
+                )
+        found[tower] = made[key]
+    return found
+
+
+_DEFAULTS = {"tokenizer": "", "tokenizer_model": "bpe"}
+
+
+def resolved(
+    settings: ml_collections.ConfigDict, tokenizers: Mapping[str, Tokenizer]
+) -> ml_collections.ConfigDict:
+    """A copy in which every text tower has the true size of its vocabulary."""
+    copy = settings.copy_and_resolve_references()
+    for tower, tokenizer in tokenizers.items():
+        copy.towers[tower].vocab_size = tokenizer.vocab_size
+    return copy
 
 
 def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: float) -> None:
@@ -104,7 +175,7 @@ def training_fingerprint(trained: "Trained") -> Fingerprint:
     if stored.exists():
         return Fingerprint.load(stored)
     try:
-        return load_corpus(trained.config.data, "train").fingerprint
+        return load_corpus(trained.config, "train").fingerprint
     except InputError as error:
         raise InputError(
             f"--workdir={trained.workdir} has no {FINGERPRINT}, and its training data cannot be"
@@ -117,8 +188,10 @@ def make_evaluators(
 ) -> dict[str, Evaluator]:
     """Builds the evaluators of config.evaluators over `data`, by name."""
     return {
-        name: build.find("evaluator", name)(predict, data, **options)
-        for name, options in chosen.items()
+        name: build.find("evaluator", wiring.chosen_module(name, given))(
+            predict, data, **{key: value for key, value in given.items() if key != "name"}
+        )
+        for name, given in chosen.items()
     }
 
 
@@ -140,14 +213,21 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     """The stored config of a run directory; None if the directory is missing or empty.
 
     Raises:
-      InputError: the directory is not empty and holds no run.
+      InputError: the directory is not empty and holds no run, or a run whose config has keys of
+        the first edition.
     """
     path = workdir / "config.json"
     if path.exists():
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
+        if sentence := config.first_edition(stored):
+            raise InputError(
+                f"--workdir={workdir} holds a run of an earlier version of mmrl, which this one "
+                f"cannot read: {sentence}; train again in a new folder"
+            )
+        return stored
     others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
     # A first start that failed its data checks leaves only rejects.jsonl.
     if [name for name in others if name != "rejects.jsonl"]:
@@ -174,23 +254,14 @@ class Trained:
     workdir: Path
     config: ml_collections.ConfigDict
     meta: Mapping[str, Any]
-    tokenizer: Tokenizer
+    tokenizers: Mapping[str, Tokenizer]
     predict: Predict
     state: Mapping[str, Any]
     step: int
 
-    def examples(self, corpus: Corpus, training: Callable[[], Corpus] | None = None) -> Examples:
-        """Prepares `corpus` as the run's own evaluation does; `training` as in `Examples`."""
-        options = PipelineOptions.from_config(self.config.data)
-        preprocess, length = options.preprocess(), options.text_length
-        return Examples(
-            corpus,
-            self.tokenizer,
-            preprocess,
-            length,
-            training=training,
-            label_policy=options.label_policy,
-        )
+    def examples(self, corpus: Corpus, splits: Callable[[str], Corpus] | None = None) -> Examples:
+        """Prepares `corpus` as the run's own evaluation does; `splits` as in `Examples`."""
+        return Examples(self.config, corpus, self.tokenizers, splits=splits)
 
     def provenance(self, examples: Examples) -> dict[str, Any]:
         """What the figures of this run rest on, for the summary page and manifests."""
@@ -198,7 +269,7 @@ class Trained:
             "step": self.step,
             "weights_sha256": self.weights_sha256(),
             "data": {"name": examples.name, "sha256": examples.sha256},
-            "tokenizer_sha256": self.tokenizer.sha256,
+            "tokenizers_sha256": {name: one.sha256 for name, one in self.tokenizers.items()},
             "trained_with": dict(self.meta["versions"]),
             "evaluated_with": checkpoint.versions(),
         }
@@ -227,14 +298,22 @@ def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None)
         meta = saved.meta(step)
         settings = config.from_plain(meta["config"])
         _check_version(workdir, settings, meta)
-        tokenizer = Tokenizer.from_bytes(checkpoint.from_text(meta["tokenizer"]))
-        layout = learner.layout(settings, tokenizer.vocab_size, mesh)
+        tokenizers = read_tokenizers(meta)
+        layout = learner.layout(resolved(settings, tokenizers), mesh)
         state = saved.restore_partial(_encoding_state(layout, settings, mesh), step)
         reached = int(jax.device_get(state["step"]))
     finally:
         saved.close()
     predict = Predict(layout, mesh)
-    return Trained(workdir, settings, meta, tokenizer, predict, state, reached)
+    return Trained(workdir, settings, meta, tokenizers, predict, state, reached)
+
+
+def read_tokenizers(meta: Mapping[str, Any]) -> dict[str, Tokenizer]:
+    """Tower -> tokenizer, from what a checkpoint holds beside the state."""
+    return {
+        tower: Tokenizer.from_bytes(checkpoint.from_text(text))
+        for tower, text in meta["tokenizers"].items()
+    }
 
 
 def _check_version(

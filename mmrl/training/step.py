@@ -18,12 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import build, streams
+from mmrl import build, streams, wiring
 from mmrl.devices import flops, sharding
 from mmrl.training import learner, optim, scalars
 from mmrl.types import Batch
@@ -35,8 +34,7 @@ class TrainStep:
     """The compiled functions of training, for one config on one mesh.
 
     Args:
-      config: validated config.
-      vocab_size: of the tokenizer.
+      config: validated, with the true `vocab_size` of every text tower.
       mesh: from `sharding.make_mesh`.
       example: one batch, of arrays or ShapeDtypeStruct, with the *global* shapes.
 
@@ -48,24 +46,26 @@ class TrainStep:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        vocab_size: int,
         mesh: Mesh,
         example: Mapping[str, Any],
     ) -> None:
         sharding.check_batch(mesh, config.batch_size, config.accumulation)
-        self.config, self.mesh, self.vocab_size = config, mesh, vocab_size
-        self.layout = learner.layout(config, vocab_size, mesh)
+        self.config, self.mesh = config, mesh
+        self.layout = learner.layout(config, mesh)
         if config.gradient_cache > 1:
             learner.check_gradient_cache(
                 self.layout, config.batch_size, config.gradient_cache, mesh
             )
         pure = self.layout.params
-        self.optimizer, self.schedule = optim.make(config.optimizer, config.total_steps, pure)
-        self._trainable = optim.trainable(pure, tuple(config.optimizer.rules))
+        rules = optim.rules(config)
+        self.optimizer, self.schedule = optim.make(
+            {**config.optimizer, "rules": rules}, config.total_steps, pure
+        )
+        self._trainable = optim.trainable(pure, rules)
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
         self._batch = batch
         self._metric_shapes = jax.eval_shape(
-            lambda p, v, b: self._loss(p, v, b, None)[1][0],
+            lambda p, v, b: self._loss(p, v, b, jnp.int32(0), None)[1][0],
             pure,
             self.layout.variables,
             batch,
@@ -117,7 +117,7 @@ class TrainStep:
         jaxpr = self.traced.jaxpr.jaxpr
         if all(jax.tree.leaves(self._trainable)) and not flops.may_repeat(jaxpr):
             return flops.of_jaxpr(jaxpr, arm=min)  # nothing is computed twice
-        return model_flops(self.config, self.vocab_size, self.mesh, self._batch)
+        return model_flops(self.config, self.mesh, self._batch)
 
     def loss_and_gradients(
         self, state: State, batch: Mapping[str, jax.Array]
@@ -126,9 +126,7 @@ class TrainStep:
         return self._jit_loss_and_gradients(state, dict(batch))
 
     def _init(self, key: jax.Array) -> State:
-        _, params, variables = learner.split(
-            learner.make(self.config, self.vocab_size, nnx.Rngs(key))
-        )
+        _, params, variables = learner.split(learner.make(self.config, key))
         names = {**self._metric_shapes, "grad_norm": (jnp.float32(0), jnp.float32(0))}
         state = {
             "step": jnp.int32(0),
@@ -163,44 +161,56 @@ class TrainStep:
             layout["ema"] = params
         return layout
 
-    def _dropout_key(self, step: jax.Array) -> jax.Array:
+    def _step_key(self, step: jax.Array) -> jax.Array:
+        """The key of all that is random in a step, dropout above all."""
         return jax.random.fold_in(streams.key(self.config.seed, "dropout"), step)
 
     def _loss(
-        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+        self,
+        params: Any,
+        variables: Any,
+        batch: Mapping[str, Any],
+        step: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """Returns (loss, (metrics, new variables)); key None disables dropout."""
+        """(loss, (metrics, new variables)); without a key there is no dropout."""
         module = nnx.merge(self.layout.graphdef, params, variables)
         if self.config.gradient_cache > 1:
-            loss, values = module.score(self._encoded(params, variables, batch, key), batch)
+            encode_key, score_key = learner.split_key(key)
+            encoded = self._encoded(params, variables, batch, encode_key)
+            loss, values = module.score(encoded, batch, step=step, key=score_key)
         else:
-            loss, values = module(batch, train=True, rngs=_dropout(key))
+            loss, values = module(batch, step=step, train=True, key=key)
         return loss, (values, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
 
     def _encoded(
         self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Encodes the global batch, one micro-batch at a time."""
+        """Encodes the global batch, one micro-batch after the other."""
 
         def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
             module = nnx.merge(self.layout.graphdef, params, variables)
-            return module.encode(part, train=True, rngs=_dropout(key))
+            return module.encode(part, train=True, key=key)
 
         count = self.config.gradient_cache
         return learner.encode_by_parts(encode, params, batch, key, count=count, mesh=self.mesh)
 
     def _loss_and_gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-        key = self._dropout_key(state["step"])
-        loss = functools.partial(self._loss, variables=state["variables"], batch=batch, key=key)
-        return jax.value_and_grad(lambda params: loss(params)[0])(state["params"])
+        step, variables = state["step"], state["variables"]
+        key = self._step_key(step)
+        return jax.value_and_grad(lambda p: self._loss(p, variables, batch, step, key)[0])(
+            state["params"]
+        )
 
     def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Returns (gradients, metrics, variables); gradients are means over micro-batches."""
-        count = self.config.accumulation
+        """(gradients, metrics, variables), averaged over the micro-batches."""
+        count, step = self.config.accumulation, state["step"]
         grad = jax.grad(self._loss, has_aux=True)
-        key = self._dropout_key(state["step"])
+        key = self._step_key(step)
         if count == 1:
-            gradients, (values, variables) = grad(state["params"], state["variables"], batch, key)
+            gradients, (values, variables) = grad(
+                state["params"], state["variables"], batch, step, key
+            )
             return gradients, values, variables
         micro = learner.deal(batch, count, self.mesh)
 
@@ -208,7 +218,7 @@ class TrainStep:
             gradients, values, variables = carry
             number, part = item
             new, (more, variables) = grad(
-                state["params"], variables, part, jax.random.fold_in(key, number)
+                state["params"], variables, part, step, jax.random.fold_in(key, number)
             )
             added = jax.tree.map(lambda a, b: a + b / count, gradients, new)
             return (added, scalars.add(values, more), variables), None
@@ -230,7 +240,7 @@ class TrainStep:
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         module = nnx.merge(self.layout.graphdef, params, variables)
-        module.post_update()
+        module.post_update(state["step"])
         _, params, variables = learner.split(module)
 
         step = state["step"] + 1
@@ -250,41 +260,44 @@ class TrainStep:
             "nonfinite_step": jnp.where(first, step, state["nonfinite_step"]),
         }
         if "ema" in state:
-            new["ema"] = _average(state["ema"], params, self.config.ema, step)
+            new["ema"] = _average(
+                state["ema"], params, self._trainable, decay=self.config.ema, step=step
+            )
         return new
 
 
-def model_flops(
-    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh, example: Mapping[str, Any]
-) -> int:
-    """FLOPs that one step requires on all devices together.
+def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[str, Any]) -> int:
+    """FLOPs that one step needs on all devices together, however it is computed.
 
-    Recomputation to save memory does not count: rematerialised activations, encodings of the
-    gradient cache and tiles of a table of pairs count once. Gradients of frozen parameters do not
-    count. Of packed texts, the rows within the budget count and the spilled ones do not.
+    Techniques that save memory add arithmetic that the result does not need: rematerialisation,
+    gradient caching, and tiles of a table of pairs count as if everything were computed once.
+    Gradients of frozen parameters do not count. Of packed texts, the rows within the budget count,
+    but the overflow rows do not.
 
     Args:
-      config: validated. vocab_size, mesh, example: as in `TrainStep`.
+      config: validated, as of TrainStep. mesh, example: as of TrainStep.
     """
     plain = config.copy_and_resolve_references()
     plain.unlock()
     plain.gradient_cache = plain.accumulation = 1
-    for encoder in (plain.model.image, plain.model.text):
-        if "remat" in encoder:
-            encoder.remat = "none"
+    for tower in plain.towers.values():
+        if "remat" in tower:
+            tower.remat = "none"
     for name, options in plain.objectives.items():
+        target = build.find("objective", wiring.chosen_module(name, options))
         for option, value in {"implementation": "dense", "tile": "xla"}.items():
-            if option in build.options(build.find("objective", name)):
+            if option in build.options(target):
                 options[option] = value
-    layout = learner.layout(plain, vocab_size, mesh)
+    layout = learner.layout(plain, mesh)
     leaves, tree = jax.tree.flatten(layout.params)
-    changes = jax.tree.leaves(optim.trainable(layout.params, tuple(config.optimizer.rules)))
+    changes = jax.tree.leaves(optim.trainable(layout.params, optim.rules(config)))
 
     def loss(trained: list[Any], others: list[Any], variables: Any, batch: Any) -> jax.Array:
         own, rest = iter(trained), iter(others)
         params = jax.tree.unflatten(tree, [next(own if change else rest) for change in changes])
         module = nnx.merge(layout.graphdef, params, variables)
-        return module(batch, train=True, rngs=_dropout(streams.key(config.seed, "dropout")))[0]
+        key = streams.key(config.seed, "dropout")
+        return module(batch, step=jnp.int32(0), train=True, key=key)[0]
 
     trained = [leaf for leaf, change in zip(leaves, changes, strict=True) if change]
     others = [leaf for leaf, change in zip(leaves, changes, strict=True) if not change]
@@ -292,20 +305,17 @@ def model_flops(
     return flops.count(jax.grad(loss), trained, others, layout.variables, batch, arm=min)
 
 
-def _dropout(key: jax.Array | None) -> nnx.Rngs | None:
-    return None if key is None else nnx.Rngs(dropout=key)
+def _average(average: Any, params: Any, trainable: Any, *, decay: float, step: jax.Array) -> Any:
+    """Exponential moving average whose decay rises to `decay` at the start of training.
 
-
-def _average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Exponential moving average whose decay rises to `decay` at the start of training."""
+    That of a frozen parameter is the parameter itself, without rounding.
+    """
     count = step.astype(jnp.float32)
     rate = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
-    return jax.tree.map(lambda a, p: (rate * a + (1.0 - rate) * p).astype(a.dtype), average, params)
 
+    def one(average: jax.Array, param: jax.Array, trains: bool) -> jax.Array:
+        if not trains:
+            return param
+        return (rate * average + (1.0 - rate) * param).astype(average.dtype)
 
-def global_example(local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Any]:
-    """Global shapes of a batch, from the rows of this process."""
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
-        for name, array in local.items()
-    }
+    return jax.tree.map(one, average, params, trainable)

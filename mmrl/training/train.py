@@ -22,21 +22,21 @@ import numpy as np
 from clu import parameter_overview
 
 from mmrl import config as configs
-from mmrl import files, streams
-from mmrl.data.batches import stall
-from mmrl.data.batches.pipeline import Examples, PipelineOptions, training_batches
-from mmrl.data.corpus import describe
+from mmrl import files, streams, wiring
+from mmrl.data.batches.pipeline import BatchIterator, Examples, batch_shapes, training_batches
+from mmrl.data.corpus import Corpus, describe
+from mmrl.data.inputs import base as inputs
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import compile_cache, distributed, sharding
 from mmrl.evaluators.base import Results
-from mmrl.training import checkpoint, learner, run
+from mmrl.training import checkpoint, initial, run
 from mmrl.training import scalars as metrics
 from mmrl.training.clock import Clock
 from mmrl.training.console import Console
 from mmrl.training.predict import Predict
 from mmrl.training.prefetch import Prefetch
 from mmrl.training.profile import Profile
-from mmrl.training.step import State, TrainStep, global_example
+from mmrl.training.step import State, TrainStep
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 
@@ -72,26 +72,40 @@ class Trainer:
         _prepare_process(config)
         if note := compile_cache.use(config.compile_cache):
             self.console.say(note)
-        self.options = PipelineOptions.from_config(config.data)
+        self.inputs = inputs.make(config, wiring.wire(config)[0])
 
         # Data before the model, so that errors in them show before anything is compiled.
-        self.corpora = {split: run.load_corpus(config.data, split) for split in ("train", "val")}
+        self.corpora = {split: run.load_corpus(config, split) for split in ("train", "val")}
         run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
         training, held_out = (self.corpora[split].fingerprint for split in ("train", "val"))
         self.leaks = run.check_leaks(training, held_out, config.data, self.console)
         # A resumed run takes its tokenizer from the checkpoint: a new one could assign other ids.
         meta = self._existing_meta() if has_run else None
-        self.tokenizer = self._tokenizer(meta)
+        if meta is not None:
+            self.tokenizers = run.read_tokenizers(meta)
+        else:
+            self.tokenizers = run.make_tokenizers(config, self.corpora["train"])
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
         self.batches = self._batches()
-        self.example = self._example()
-        self.step = TrainStep(config, self.tokenizer.vocab_size, self.mesh, self.example)
+        shapes = batch_shapes(self.inputs, config.batch_size)
+        self.step = TrainStep(run.resolved(config, self.tokenizers), self.mesh, shapes)
+        # Read before anything is written, so that a wrong folder leaves nothing behind.
+        self.initial = initial.read(config, self.step.layout) if meta is None else []
         self.meta = {
             "config": configs.plain(config),
-            "tokenizer": checkpoint.to_text(self.tokenizer.to_bytes()),
+            "tokenizers": {
+                tower: checkpoint.to_text(tokenizer.to_bytes())
+                for tower, tokenizer in self.tokenizers.items()
+            },
             "corpus": {name: corpus.sha256() for name, corpus in self.corpora.items()},
             "preprocessing": self.examples().preprocessing,
             "versions": checkpoint.versions(),
+            "init": meta["init"]
+            if meta is not None
+            else [
+                {"from": one.folder, "sha256": one.sha256, "copied": sorted(one.arrays)}
+                for one in self.initial
+            ],
         }
         if meta is not None and meta["corpus"] != self.meta["corpus"]:
             raise InputError(
@@ -141,7 +155,7 @@ class Trainer:
             self.saved.close()
         step = int(jax.device_get(state["step"]))
         trained = run.Trained(
-            self.workdir, self.config, self.meta, self.tokenizer, self.predict, state, step
+            self.workdir, self.config, self.meta, self.tokenizers, self.predict, state, step
         )
         return trained, results
 
@@ -265,41 +279,16 @@ class Trainer:
         finally:
             saved.close()
 
-    def _tokenizer(self, meta: Mapping[str, Any] | None) -> Tokenizer:
-        if meta is not None:
-            return Tokenizer.from_bytes(checkpoint.from_text(meta["tokenizer"]))
-        data = self.config.data
-        if data.tokenizer:
-            return Tokenizer.from_file(data.tokenizer)
-        return Tokenizer.train(
-            self.corpora["train"].texts,
-            vocab_size=data.vocab_size,
-            model_type=data.tokenizer_model,
-        )
-
-    def _batches(self) -> Any:
+    def _batches(self) -> BatchIterator:
         return training_batches(
             self.corpora["train"],
-            self.tokenizer,
-            self.options,
+            self.inputs,
+            self.tokenizers,
+            self.config.data,
             seed=streams.host_seed(self.config.seed, "data"),
             batch_size=self.config.batch_size,
-            with_perturbed=learner.needs_perturbed(self.config.objectives),
             rows=self.rows,
         )
-
-    def _example(self) -> dict[str, Any]:
-        """Shapes of a global batch.
-
-        Taken from a real batch, so that they cannot differ from what the pipeline yields. The
-        iterator is then reset, so that training sees this batch as well.
-        """
-        position = self.batches.get_state()
-        patience = self.config.data.stall_seconds
-        with stall.watch(patience, lambda: self._say_late(self.batches.whereabouts())):
-            example = global_example(next(self.batches), self.config.batch_size)
-        self.batches.set_state(position)
-        return example
 
     def _say_late(self, where: str) -> None:
         """Prints on every process, not only the first: only the late one knows the cause."""
@@ -309,20 +298,23 @@ class Trainer:
 
     def examples(self) -> Examples:
         """The validation split, prepared for the evaluations during training."""
-        preprocess, length = self.options.preprocess(), self.options.text_length
         return Examples(
+            self.config,
             self.corpora["val"],
-            self.tokenizer,
-            preprocess,
-            length,
-            training=lambda: self.corpora["train"],
-            label_policy=self.options.label_policy,
+            self.tokenizers,
+            splits=self._corpus,
         )
+
+    def _corpus(self, split: str) -> Corpus:
+        """A split: one that training has read, or another one."""
+        if split not in self.corpora:
+            return run.load_corpus(self.config, split, allow_empty=True)
+        return self.corpora[split]
 
     def _restore(self) -> tuple[State, int]:
         self._owes_evaluation = False
         if self.saved.latest() is None:
-            return self.step.init(), 0
+            return initial.apply(self.step.init(), self.initial), 0
         state, position = self.saved.restore(self.step.target())
         self._owes_evaluation = position.pop("owes_evaluation", False)
         self.batches.set_state(position)
@@ -335,37 +327,64 @@ class Trainer:
             self.console.facts(corpus.name, describe(corpus))
         for warning in getattr(self.corpora["train"].source, "warnings", ()):
             self.console.say(f"warning: {warning}")
-        *_, cut = self.tokenizer.encode_batch(
-            list(self.corpora["train"].texts), self.options.text_length
-        )
-        self.console.facts(
-            "tokenizer",
-            {
-                "pieces": self.tokenizer.vocab_size,
-                "text_length": self.options.text_length,
-                "truncated reports": f"{int(cut.sum())} ({float(cut.mean()):.1%})",
-            },
-        )
-        if (
-            self.tokenizer.vocab_size < self.config.data.vocab_size
-            and not self.config.data.tokenizer
-        ):
-            self.console.say(
-                f"the training text yields {self.tokenizer.vocab_size} pieces, fewer than "
-                f"config.data.vocab_size={self.config.data.vocab_size}"
-            )
+        for tower, tokenizer in self.tokenizers.items():
+            self._describe_texts(tower, tokenizer)
         params = self.step.abstract["params"]
+        objectives = {"objectives": params.get("objectives", {})}
         sizes = {
             name: f"{sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
-            for name, part in (*params["model"].items(), ("objectives", params["objectives"]))
+            for name, part in {**params["towers"], **objectives}.items()
         }
         self.console.facts("parameters", sizes)
+        self._describe_initial()
         shape = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         self.console.say(f"devices: {self.mesh.size} {jax.devices()[0].device_kind}, mesh {shape}")
         if self.config.accumulation > 1:
             self.console.say(
                 f"accumulation={self.config.accumulation}: each pair is contrasted with only "
                 f"{self.config.batch_size // self.config.accumulation - 1} negatives per step"
+            )
+
+    def _describe_initial(self) -> None:
+        """Prints which values came from elsewhere; WORKDIR/init.json lists them all."""
+        layout = self.step.layout
+        everything = {**initial.by_path(layout.params), **initial.by_path(layout.variables)}
+        left = sorted(set(everything).difference(*(one.arrays for one in self.initial)))
+        for one in self.initial:
+            self.console.say(
+                f"initial values: {len(one.arrays)} arrays from {one.folder} (sha256 "
+                f"{one.sha256[:16]}); {len(one.unused)} of its arrays are not used"
+            )
+        if self.initial:
+            self.console.say(
+                f"initial values: {len(left)} arrays keep random ones, first {', '.join(left[:4])}"
+                f"{', ...' if len(left) > 4 else ''} (all in {self.workdir / 'init.json'})"
+            )
+            if self.first:
+                content = [
+                    {"from": one.folder, "copied": sorted(one.arrays), "unused": one.unused}
+                    for one in self.initial
+                ]
+                files.write_json(self.workdir / "init.json", {"read": content, "random": left})
+
+    def _describe_texts(self, tower: str, tokenizer: Tokenizer) -> None:
+        """Prints how a tower cuts texts into tokens."""
+        options = self.config.towers[tower]
+        own = inputs.make_one(self.config, dict(self.step.layout.wired.own)[tower], tower)
+        texts, _ = self.corpora["train"].texts_of(tuple(own.data["sections"]))
+        *_, cut = tokenizer.encode_batch(list(texts), options.length)
+        self.console.facts(
+            "tokenizer" if len(self.tokenizers) == 1 else f"tokenizer of {tower}",
+            {
+                "pieces": tokenizer.vocab_size,
+                "length": options.length,
+                "truncated texts": f"{int(cut.sum())} ({float(cut.mean()):.1%})",
+            },
+        )
+        if tokenizer.vocab_size < options.vocab_size and not options.get("tokenizer"):
+            self.console.say(
+                f"the training text yields {tokenizer.vocab_size} pieces, fewer than "
+                f"config.towers.{tower}.vocab_size={options.vocab_size}"
             )
 
     def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
@@ -375,7 +394,9 @@ class Trainer:
             self.step.abstract["params"], include_stats=False
         )
         (self.workdir / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
-        self.tokenizer.save(self.workdir / "tokenizer.model")
+        for tower, tokenizer in self.tokenizers.items():
+            name = "tokenizer" if len(self.tokenizers) == 1 else f"tokenizer_{tower}"
+            tokenizer.save(self.workdir / f"{name}.model")
         if changed:
             shown = {k: f"{_shown(a)} -> {_shown(b)}" for k, (a, b) in changed.items()}
             self.console.facts("resumed with changes", shown)

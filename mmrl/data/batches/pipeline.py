@@ -4,96 +4,31 @@ Training batches depend only on (corpus, config, seed, position), not on the num
 threads or workers. The position is one integer, so a run resumes at the exact next example.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from mmrl.data.batches import sequence, stall
-from mmrl.data.batches.example import ExampleOptions, Make
+from mmrl import wiring
+from mmrl.data import counter, stall
+from mmrl.data.batches import sequence
+from mmrl.data.batches.example import Make
 from mmrl.data.corpus import Corpus
 from mmrl.data.image.images import Preprocess
-from mmrl.data.image.jitter import Jitter
+from mmrl.data.inputs import base as inputs
+from mmrl.data.inputs.base import Input, Place, Reader, Rows
 from mmrl.data.labels import Policy
-from mmrl.data.perturb.mix import Mix
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.types import Record
+from mmrl.types import InputError, Record
 
 _SHARED_BYTES = 2**16  # smaller arrays are pickled between processes, larger ones share memory
 _SHARED_FOLDER = "/dev/shm"  # where Linux keeps shared memory as files
-_JITTERS = ("crop_scale", "aspect", "translate", "rotate", "brightness", "contrast", "gamma")
-
-
-@dataclasses.dataclass(frozen=True)
-class PipelineOptions:
-    """The part of config.data that decides what examples hold and how they are made."""
-
-    image_size: int
-    load_size: int
-    resize: str
-    text: str
-    text_length: int
-    mix: Mix
-    num_perturbed: int
-    crop_scale: tuple[float, float]
-    aspect: tuple[float, float]
-    translate: float
-    rotate: float
-    brightness: float
-    contrast: float
-    gamma: float
-    cache_images: bool
-    cache_mib: int
-    label_policy: Policy
-    num_threads: int
-    num_workers: int
-
-    @classmethod
-    def from_config(cls, data: Mapping[str, Any]) -> "PipelineOptions":
-        """Reads config.data.
-
-        Raises:
-          InputError: unknown kinds of perturbation, see `Mix.from_config`; a jitter out of its
-            range.
-        """
-        parsed = ("mix", "label_policy")
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in parsed]
-        policy = Policy.from_config(data["label_policy"])
-        mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
-        options = cls(mix=mix, label_policy=policy, **{name: data[name] for name in names})
-        options.example()  # checks the ranges
-        return options
-
-    def preprocess(self) -> Preprocess:
-        """The image preparation of evaluation, which has no random part."""
-        return Preprocess(self.image_size, self.resize)
-
-    def example(self) -> ExampleOptions:
-        """How training makes an example.
-
-        Raises:
-          InputError: a jitter out of its range.
-        """
-        return ExampleOptions(
-            preprocess=Preprocess(self.load_size or self.image_size, self.resize),
-            jitter=Jitter(
-                size=self.image_size,
-                **{field: getattr(self, field) for field in _JITTERS},
-            ),
-            text_length=self.text_length,
-            text=self.text,
-            mix=self.mix,
-            num_perturbed=self.num_perturbed,
-            cache_images=self.cache_images,
-            cache_mib=self.cache_mib,
-        )
 
 
 class _Batches(grain.MapDataset):
@@ -213,12 +148,12 @@ class BatchIterator:
 
 def training_batches(
     corpus: Corpus,
-    tokenizer: Tokenizer,
-    options: PipelineOptions,
+    made: Mapping[str, Input],
+    tokenizers: Mapping[str, Tokenizer],
+    data: Mapping[str, Any],
     *,
     seed: int,
     batch_size: int,
-    with_perturbed: bool,
     rows: np.ndarray | None = None,
 ) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
@@ -226,58 +161,49 @@ def training_batches(
     Every epoch has a new shuffle, new augmentation and new perturbations.
 
     Args:
+      made: the inputs of a batch, see `inputs.base.make`.
+      tokenizers: by tower.
+      data: config.data, for its threads and workers.
       batch_size: of the global batch.
-      with_perturbed: whether to make perturbed copies.
       rows: i64[n], ascending, the rows of the global batch that this process makes, see
         `sharding.local_rows`; None for all.
 
     Raises:
-      InputError: the corpus, or a part of a mixture, has fewer records than one global batch takes.
+      InputError: the corpus, or a part of a mixture, has fewer records than one global batch takes;
+        it lacks labels or vectors that an input reads.
     """
     board = stall.Board()
     make = Make(
         corpus,
-        tokenizer,
-        options.example(),
+        made,
+        tokenizers,
         example_seed=sequence.example_seed(seed),
         text_seed=seed,
         batch_size=batch_size,
-        with_perturbed=with_perturbed,
         mark=board.mark,
     )
     order = sequence.order(corpus, seed, batch_size)
     rows = np.arange(batch_size) if rows is None else rows
     dataset = _Batches(order, make, rows, batch_size)
     # Each thread makes one batch, and one more waits, so that few batches are in memory.
-    threads = max(1, options.num_threads)
+    threads = max(1, data["num_threads"])
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     workers = None
-    if options.num_workers:
+    if data["num_workers"]:
         workers = grain.MultiprocessingOptions(
-            num_workers=options.num_workers, per_worker_buffer_size=1
+            num_workers=data["num_workers"], per_worker_buffer_size=1
         )
     return BatchIterator(dataset, batch_size, read, workers, board, corpus.ids)
 
 
-def batch_shapes(
-    options: PipelineOptions, batch_size: int, *, with_perturbed: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(made: Mapping[str, Input], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a global batch of `training_batches`, without reading data."""
-    side, length, copies = options.image_size, options.text_length, options.num_perturbed
-    rows: dict[str, tuple[tuple[int, ...], type]] = {
-        "image": ((side, side, 1), np.uint8),
-        "tokens": ((length,), np.int32),
-        "token_mask": ((length,), np.bool_),
-        "group": ((), np.int32),
-        "index": ((), np.int32),
+    rows: dict[str, tuple[tuple[int, ...], Any]] = {
+        f"{name}.{array}": shape
+        for name, one in made.items()
+        for array, shape in one.shapes().items()
     }
-    if with_perturbed:
-        rows |= {
-            "perturbed_tokens": ((copies, length), np.int32),
-            "perturbed_mask": ((copies, length), np.bool_),
-            "perturbed_valid": ((copies,), np.bool_),
-            "perturbation": ((copies,), np.int8),
-        }
+    rows |= {"group": ((), np.int32), "index": ((), np.int32)}
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         for name, (shape, dtype) in rows.items()
@@ -288,34 +214,32 @@ class Examples:
     """Held-out examples in corpus order, see `evaluators.base.HeldOut`.
 
     Args:
+      config: whose towers and inputs make the arrays.
       corpus: the split to evaluate.
-      training: () -> the training split of the same corpus, for evaluators that fit a model of
-        texts to it; None where there is none.
-      label_policy: how evaluators read labels; None ignores uncertain and blank ones.
+      tokenizers: by tower.
+      splits: name -> that split of the same corpus, read when it is asked for; None where there is
+        no other.
     """
 
     def __init__(
         self,
+        config: Mapping[str, Any],
         corpus: Corpus,
-        tokenizer: Tokenizer,
-        preprocess: Preprocess,
-        text_length: int,
+        tokenizers: Mapping[str, Tokenizer],
         *,
-        training: Callable[[], Corpus] | None = None,
-        label_policy: Policy | None = None,
+        splits: Callable[[str], Corpus] | None = None,
     ) -> None:
-        self.label_policy = label_policy or Policy()
-        self.corpus, self.tokenizer, self._training = corpus, tokenizer, training
-        self.preprocess, self.text_length = preprocess, text_length
+        self._config, self.corpus, self._splits = config, corpus, splits
+        self.tokenizers = dict(tokenizers)
+        self.label_policy = Policy.from_config(config["data"]["label_policy"])
         self.name, self.groups = corpus.name, corpus.groups
         self.ids: Sequence[str] = corpus.ids
         self.texts: Sequence[str] = corpus.texts
         self.patients: Sequence[str] = corpus.patients
-        self.preprocessing: Mapping[str, Any] = {
-            **preprocess.to_dict(),
-            "text_length": text_length,
-            "tokenizer_sha256": tokenizer.sha256,
-        }
+        self._own = wiring.own_inputs(config["towers"])
+        self._inputs: dict[tuple[str, str], Input] = {}
+        self._readers: dict[tuple[str, str], Reader] = {}
+        self.preprocessing: Mapping[str, Any] = self._describe()
         settings = json.dumps(self.preprocessing, sort_keys=True)
         self.sha256 = hashlib.sha256((corpus.sha256() + settings).encode()).hexdigest()
 
@@ -327,24 +251,118 @@ class Examples:
         return self.corpus.record(index)
 
     def training_texts(self) -> Sequence[str]:
-        """Reports of the training split, () where there is none."""
-        return () if self._training is None else self._training().texts
+        """The reports of the training split; empty if there is none."""
+        return () if self._splits is None else self._splits("train").texts
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, name: str) -> "Examples":
+        """The examples of another split of the same corpus: train, val or test.
+
+        Raises:
+          InputError: there is no such split.
+        """
+        if self._splits is None:
+            raise InputError(f"{self.name} has no other splits; asked for {name!r}")
+        return Examples(self._config, self._splits(name), self.tokenizers, splits=self._splits)
+
+    def input(self, name: str, tower: str = "") -> Input:
+        """An input, as `tower` reads it; "" for arrays that no tower encodes.
+
+        Raises:
+          InputError: an input that does not exist, or that the tower cannot read.
+        """
+        if (name, tower) not in self._inputs:
+            self._inputs[name, tower] = inputs.make_one(self._config, name, tower or None)
+        return self._inputs[name, tower]
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Arrays "<input>.<array>" [n, ...] of some examples, without anything random.
+
+        Raises:
+          InputError: an image cannot be read; an input that does not exist.
+        """
+        seeds = counter.bits(np.uint64(0), np.asarray(rows))
+        made: dict[str, np.ndarray] = {}
+        for name in names:
+            if (name, tower) not in self._readers:
+                place = Place(self.corpus, self.tokenizers.get(tower))
+                self._readers[name, tower] = self.input(name, tower).open(place)
+            arrays = self._readers[name, tower](Rows(list(rows), 0, seeds), made)
+            shapes = self.input(name, tower).shapes()
+            made |= {f"{name}.{array}": arrays[array] for array in shapes}
+        return made
+
+    def with_texts(self, texts: Sequence[str]) -> "Prompts":
+        """Other texts in place of the reports, to be encoded by text towers."""
+        return Prompts(self, texts)
+
+    def tokenize(self, texts: Sequence[str], tower: str = "text") -> tuple[np.ndarray, np.ndarray]:
         """Tokens i32[N, L] and mask bool[N, L], as in training."""
-        tokens, mask, _ = self.tokenizer.encode_batch(list(texts), self.text_length)
+        length = int(self._config["towers"][tower]["length"])
+        tokens, mask, _ = self.tokenizers[tower].encode_batch(list(texts), length)
         return tokens, mask
 
-    def image(self, index: int) -> np.ndarray:
-        """The image of example `index` as the encoder reads it, u8[H, W, 1]."""
-        return self.preprocess(self.corpus.image(index))[:, :, None]
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the tower `text`."""
+        return self.tokenizers["text"]
 
-    def image_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-        """(u8[batch_size, H, W, 1], number of real rows); the last batch is padded with zeros."""
-        side = self.preprocess.size
-        for start in range(0, len(self), batch_size):
-            count = min(batch_size, len(self) - start)
-            batch = np.zeros((batch_size, side, side, 1), np.uint8)
-            for row in range(count):
-                batch[row] = self.image(start + row)
-            yield batch, count
+    @property
+    def preprocess(self) -> Preprocess:
+        """The image preparation of the tower `image`, without anything random."""
+        own: Any = self.input(self._own["image"], "image")
+        return own.preprocess
+
+    def image(self, index: int) -> np.ndarray:
+        """u8[H, W, 1] as the tower `image` sees it, without augmentation."""
+        own = self._own["image"]
+        return self.arrays([own], [index], "image")[f"{own}.pixels"][0]
+
+    def _describe(self) -> dict[str, Any]:
+        """What happens to pixels and text before the towers; of further ones under their names."""
+        found: dict[str, Any] = {}
+        for tower, own in self._own.items():
+            given: Any = self.input(own, tower)
+            if given.kind == "image":
+                stated = given.preprocess.to_dict()
+            elif given.kind == "text" and tower in self.tokenizers:
+                digest = self.tokenizers[tower].sha256
+                stated = {"text_length": given.length, "tokenizer_sha256": digest}
+            else:
+                continue
+            known = set(stated) & set(found)
+            found |= {f"{tower}.{key}" if known else key: value for key, value in stated.items()}
+        return found
+
+
+class Prompts:
+    """Texts that stand for examples, so that text towers encode them as they do reports.
+
+    Args:
+      data: whose tokenizers are used.
+    """
+
+    def __init__(self, data: Examples, texts: Sequence[str]) -> None:
+        self._data, self.texts = data, list(texts)
+        identity = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+        self.sha256 = f"{data.sha256}/{identity}"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def arrays(
+        self, names: Sequence[str], rows: Sequence[int], tower: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Tokens and mask of some texts, under the name of the one input asked for.
+
+        Raises:
+          InputError: an input without text.
+        """
+        made: dict[str, np.ndarray] = {}
+        for name in names:
+            if self._data.input(name, tower).kind != "text":
+                raise InputError(f"texts given as prompts have no input {name!r}")
+            tokens, mask = self._data.tokenize([self.texts[row] for row in rows], tower)
+            made |= {f"{name}.tokens": tokens, f"{name}.mask": mask}
+        return made

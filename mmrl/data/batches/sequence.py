@@ -15,7 +15,7 @@ _SHUFFLE, _EXAMPLES = 1, 5
 
 
 def example_seed(seed: int) -> int:
-    """The seed of everything random within examples, see `example.seeds_at`."""
+    """The seed of everything random within examples, see `inputs.base.Rows`."""
     return _stream(seed, _EXAMPLES)
 
 

@@ -72,15 +72,25 @@ def make_norm(
     )
 
 
-def apply_norm(norm: Norm, x: jax.Array, train: bool) -> jax.Array:
+def apply_norm(
+    norm: Norm, x: jax.Array, train: bool, present: jax.Array | None = None
+) -> jax.Array:
     """Normalises x [B, H, W, C] in float32 and returns the dtype of x.
 
     In training, batch norm uses the statistics of the batch and updates the running ones; otherwise
-    it uses the running ones.
+    it uses the running ones. With `present` bool[B], the statistics are those of the present rows;
+    a batch without any leaves the running ones as they are.
     """
-    if isinstance(norm, nnx.BatchNorm):
+    if not isinstance(norm, nnx.BatchNorm):
+        return norm(x).astype(x.dtype)
+    if present is None or not train:
         return norm(x, use_running_average=not train).astype(x.dtype)
-    return norm(x).astype(x.dtype)
+    before, some = (norm.mean[...], norm.var[...]), present.any()
+    mask = (present | ~some)[:, None, None, None]  # the statistics of no row would be NaN
+    y = norm(x, use_running_average=False, mask=mask).astype(x.dtype)
+    for running, old in zip((norm.mean, norm.var), before, strict=True):
+        running[...] = jnp.where(some, running[...], old)
+    return y
 
 
 class ResidualBlock(nnx.Module):
@@ -122,12 +132,14 @@ class ResidualBlock(nnx.Module):
             self.shortcut = make(in_features, self.out_features, 1, stride)
             self.shortcut_norm = normalize(self.out_features)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, present: jax.Array | None = None) -> jax.Array:
         """x [B, H, W, in_features] -> [B, H / stride, W / stride, out_features]."""
-        shortcut = apply_norm(self.shortcut_norm, self.shortcut(x), train) if self.projects else x
+        shortcut = (
+            apply_norm(self.shortcut_norm, self.shortcut(x), train, present) if self.projects else x
+        )
         for index in range(self.convs):
             x = getattr(self, f"conv_{index}")(x)
-            x = apply_norm(getattr(self, f"norm_{index}"), x, train)
+            x = apply_norm(getattr(self, f"norm_{index}"), x, train, present)
             if index < self.convs - 1:
                 x = jax.nn.relu(x)
         return jax.nn.relu(x + shortcut)
@@ -145,7 +157,7 @@ class Resnet(nnx.Module):
       channels: channels of the image.
       small_stem: a 3x3 convolution without stride and pooling, for images below about 100 pixels.
 
-    Attributes: width, region_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
+    Attributes: width, local_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
     variables, not parameters. Raises InputError for unknown choices.
     """
 
@@ -196,13 +208,18 @@ class Resnet(nnx.Module):
                 setattr(self, f"stage_{stage}_block_{index:02d}", block)
                 features = block.out_features
             if stage == region_stage:
-                self.region_width = features
+                self.local_width = features
         self.width = features
         stride = 2 ** (region_stage - 1) * (1 if small_stem else 4)
         self.grid = (-(-image_size // stride), -(-image_size // stride))
 
     def __call__(
-        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        present: jax.Array | None = None,
     ) -> Features:
         """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
 
@@ -211,14 +228,14 @@ class Resnet(nnx.Module):
         """
         check_image(image, self.image_size, self.channels)
         x = self.stem(image.astype(self.dtype))
-        x = jax.nn.relu(apply_norm(self.stem_norm, x, train))
+        x = jax.nn.relu(apply_norm(self.stem_norm, x, train, present))
         if not self.small_stem:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         regions = x
         for stage, blocks in enumerate(self.blocks_per_stage, start=1):
             for index in range(blocks):
-                x = getattr(self, f"stage_{stage}_block_{index:02d}")(x, train)
+                x = getattr(self, f"stage_{stage}_block_{index:02d}")(x, train, present)
             if stage == self.region_stage:
                 regions = x
-        local = regions.reshape(x.shape[0], -1, self.region_width)  # B R region_width
+        local = regions.reshape(x.shape[0], -1, self.local_width)  # B R local_width
         return Features(pooled=x.mean(axis=(1, 2)), local=local, mask=None)

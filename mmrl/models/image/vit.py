@@ -61,7 +61,7 @@ class Vit(nnx.Module):
         the results of dense layers).
       channels: channels of the image.
 
-    Attributes: width, region_width (the same) and grid (rows, columns).
+    Attributes: width, local_width (the same) and grid (rows, columns).
     Raises InputError for unknown choices and sizes that do not fit together.
     """
 
@@ -98,7 +98,7 @@ class Vit(nnx.Module):
                 f"Vit: posemb sincos2d with width {size.width}; expected width % 4 = 0"
             )
         self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
-        self.width = self.region_width = size.width
+        self.width = self.local_width = size.width
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.posemb, self.pool, self.dtype = posemb, pool, dtype
         self.patch = dense(
@@ -132,7 +132,12 @@ class Vit(nnx.Module):
         self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, image: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        present: jax.Array | None = None,
     ) -> Features:
         """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
 

@@ -105,7 +105,8 @@ class Transformer(nnx.Module):
                 "fraction of 0 (off) to 1, and at least 1"
             )
         self.packing, self.packing_group = packing, packing_group
-        self.width, self.length, self.dtype = size.width, length, dtype
+        self.width = self.local_width = size.width
+        self.length, self.dtype = length, dtype
         self.pool, self.word_layers = pool, word_layers
         self.token = nnx.Embed(
             vocab_size,

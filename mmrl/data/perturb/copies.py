@@ -150,9 +150,9 @@ class Copies:
           mark: called with the row of each report before it is worked on.
 
         Returns:
-          perturbed_tokens i32[n, K, L]; perturbed_mask bool[n, K, L], True where there is a token;
-          perturbed_valid bool[n, K], False where the copy equals the report, because the kind
-          cannot change it or changes only what truncation removes; perturbation i8[n, K], the
+          tokens i32[n, K, L]; mask bool[n, K, L], True where there is a token;
+          valid bool[n, K], False where the copy equals the report, because the kind
+          cannot change it or changes only what truncation removes; kind i8[n, K], the
           kinds.
         """
         cache = self._current_cache()
@@ -183,10 +183,10 @@ class Copies:
             of_rows, of_numbers, new = zip(*to_encode, strict=True)
             copies[of_rows, of_numbers] = self._tokenizer.encode_batch(new, self._length).tokens
         return {
-            "perturbed_tokens": copies,
-            "perturbed_mask": copies != PAD,
-            "perturbed_valid": (copies != tokens[:, None]).any(axis=2),
-            "perturbation": kinds.astype(np.int8),
+            "tokens": copies,
+            "mask": copies != PAD,
+            "valid": (copies != tokens[:, None]).any(axis=2),
+            "kind": kinds.astype(np.int8),
         }
 
     def _current_cache(self) -> _Cache:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmrl import build
-from mmrl.data.corpus import Corpus
 from mmrl.data.text import reports
 from mmrl.types import InputError
 
@@ -29,7 +28,8 @@ class Excerpts:
 
     Examples of one duplicate group are not negatives of each other. A whole report keeps its
     group of the corpus. The group of a part is a hash of its canonical text, so that equal parts of
-    different reports share a group; two different texts share one with probability 2**-32.
+    different reports share a group; two different texts share one with probability 2**-32. An empty
+    text equals no other.
 
     The draw depends on (seed, step, group in the corpus). All examples of a group therefore read
     the same part, and stay one group, if their reports are equal. A group can also join different
@@ -37,13 +37,21 @@ class Excerpts:
     they stay one group; equal parts of other reports do not join it.
 
     Args:
+      texts, groups, cuts: of all examples, see `Corpus`.
       choice: one of `CHOICES`.
       seed: of the draws.
     """
 
-    def __init__(self, corpus: Corpus, choice: str, seed: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        groups: np.ndarray,
+        cuts: Sequence[tuple[int, ...]],
+        choice: str,
+        seed: int,
+    ) -> None:
         check(choice)
-        self._texts, self._groups, self._cuts = corpus.texts, corpus.groups, corpus.cuts
+        self._texts, self._groups, self._cuts = texts, groups, cuts
         self._choice, self._seed = choice, seed
         self._mixed = frozenset() if choice == "report" else self._find_mixed()
 
@@ -52,20 +60,24 @@ class Excerpts:
         group = int(self._groups[index])
         if self._choice == "report":
             return self._texts[index], group
-        parts = self._parts(index)
-        drawn = _hash(f"{self._seed}/{step}/{group}")
+        text = self._draw(self._parts(index), _hash(f"{self._seed}/{step}/{group}"))
+        by_text = text and group not in self._mixed
+        name = f"text {reports.canonical(text)}" if by_text else f"group {group}"
+        return text, int(np.int64(_hash(name) & 0xFFFFFFFF).astype(np.int32))
+
+    def _draw(self, parts: Sequence[str], drawn: int) -> str:
+        """The part that a random number of 64 bits stands for; "" of none."""
+        if not parts:
+            return ""
         if self._choice == "sentences":
             low, high = drawn & 0xFFFFFFFF, drawn >> 32
             length = 1 + low % len(parts)
             start = high % (len(parts) - length + 1)
-            text = " ".join(parts[start : start + length])
-        else:
-            text = parts[drawn % len(parts)]
-        name = f"group {group}" if group in self._mixed else f"text {reports.canonical(text)}"
-        return text, int(np.int64(_hash(name) & 0xFFFFFFFF).astype(np.int32))
+            return " ".join(parts[start : start + length])
+        return parts[drawn % len(parts)]
 
     def _parts(self, index: int) -> Sequence[str]:
-        """The sections or sentences to draw from; never empty."""
+        """The sections or sentences to draw from; none where the text is empty."""
         text = self._texts[index]
         return _sections(text, self._cuts[index]) if self._choice == "section" else _sentences(text)
 

@@ -1,0 +1,84 @@
+"""Perturbed copies of a report: hard negatives."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmrl.data import perturb, stall
+from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
+from mmrl.data.inputs.text import Text, Texts
+from mmrl.data.perturb.copies import Copies
+from mmrl.data.perturb.mix import Mix
+
+
+class Perturbed(Input):
+    """tokens i32[n, K, L], mask bool[n, K, L], valid bool[n, K] and kind i8[n, K].
+
+    A copy is not valid where it equals the report. `kind` is an index into perturb.KINDS.
+
+    Args: as of Input. `perturbations`, `perturbation_curriculum` and `num_perturbed` K: what the
+      copies are.
+
+    Raises:
+      InputError: see `Mix.from_config`.
+    """
+
+    kind: ClassVar[str] = "text"
+    tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
+    options: ClassVar[tuple[str, ...]] = (
+        "perturbations",
+        "perturbation_curriculum",
+        "num_perturbed",
+        "sections",
+        "text",
+    )
+    required: ClassVar[bool] = True
+
+    def __init__(self, name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        super().__init__(name, tower, data)
+        self.mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
+        self.count, self.length = int(data["num_perturbed"]), int(tower["length"])
+        self.after = ("text",)
+
+    def shapes(self) -> Shapes:
+        """See Input."""
+        count, length = self.count, self.length
+        return {
+            "tokens": ((count, length), np.int32),
+            "mask": ((count, length), np.bool_),
+            "valid": ((count,), np.bool_),
+            "kind": ((count,), np.int8),
+        }
+
+    def names(self) -> Mapping[str, Mapping[str, int]]:
+        """See Input."""
+        return {"kind": {kind: perturb.KINDS.index(kind) for kind in self.mix.kinds}}
+
+    def open(self, place: Place) -> Reader:
+        """See Input."""
+        return _Copies(self, place)
+
+
+class _Copies:
+    """Makes the copies of the texts that the input `text` reads."""
+
+    def __init__(self, own: Perturbed, place: Place) -> None:
+        assert place.tokenizer is not None
+        self._own, self._mark = own, place.mark
+        self._texts = Texts(Text(own.name, own.tower, own.data), place)
+        self._copies = Copies(place.tokenizer, own.length)
+
+    def __call__(self, rows: Rows, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        own = self._own
+        texts, _ = self._texts.read(rows)
+        tokens = made.get("text.tokens")
+        if tokens is None:
+            tokens = self._texts(rows, made)["tokens"]
+        seeds = rows.stream(f"{own.name}/copies")
+        kinds = own.mix.draw(rows.step, own.count, seeds)
+
+        def mark(row: int) -> None:
+            self._mark(stall.PERTURB, rows.indices[row])
+
+        return self._copies(texts, tokens, kinds, seeds, mark)

@@ -1,0 +1,67 @@
+"""Texts: the report of each record, or a part of it."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmrl.data import stall
+from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
+from mmrl.data.text.excerpts import Excerpts
+
+
+class Text(Input):
+    """tokens i32[n, L] and mask bool[n, L]; L is the length of the tower.
+
+    Args: as of Input. `sections` are those of the report, `text` the part of it that training
+      reads; evaluation reads all. Unless `required`, records without such a text have
+      `present` False and the tokens of an empty one.
+    """
+
+    kind: ClassVar[str] = "text"
+    tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
+    options: ClassVar[tuple[str, ...]] = ("sections", "text", "required")
+    required: ClassVar[bool] = True
+
+    def __init__(self, name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        super().__init__(name, tower, data)
+        self.length, self.sections = int(tower["length"]), tuple(data["sections"])
+        self.optional = not data.get("required", True)
+
+    def shapes(self) -> Shapes:
+        """See Input."""
+        shapes: dict[str, Any] = {
+            "tokens": ((self.length,), np.int32),
+            "mask": ((self.length,), np.bool_),
+        }
+        return shapes | ({"present": ((), np.bool_)} if self.optional else {})
+
+    def open(self, place: Place) -> Reader:
+        """See Input."""
+        return Texts(self, place)
+
+
+class Texts:
+    """Reads and tokenises texts."""
+
+    def __init__(self, own: Text, place: Place) -> None:
+        self._own, self._place = own, place
+        choice = own.data["text"] if place.train else "report"
+        texts, cuts = place.corpus.texts_of(own.sections)
+        self._excerpts = Excerpts(texts, place.corpus.groups, cuts, choice, place.seed)
+
+    def read(self, rows: Rows) -> tuple[list[str], list[int]]:
+        """The text of each row, and its duplicate group."""
+        texts, groups = zip(*(self._excerpts(i, rows.step) for i in rows.indices), strict=True)
+        return list(texts), list(groups)
+
+    def __call__(self, rows: Rows, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tokens, mask and duplicate groups of the rows."""
+        texts, groups = self.read(rows)
+        assert self._place.tokenizer is not None
+        self._place.mark(stall.TOKENISE, rows.indices[0])
+        tokens, mask, _ = self._place.tokenizer.encode_batch(texts, self._own.length)
+        arrays = {"tokens": tokens, "mask": mask, "group": np.asarray(groups, np.int32)}
+        if self._own.optional:
+            arrays["present"] = np.array([bool(text) for text in texts])
+        return arrays

@@ -1,0 +1,92 @@
+"""Image towers: pixels to an embedding and the regions of the image."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from mmrl import streams
+from mmrl.models.layers import ImageEncoder
+from mmrl.models.towers.base import Arrays, Tower
+from mmrl.types import InputError
+
+
+class Image(Tower):
+    """A tower whose inputs have pixels u8[B, H, W, C].
+
+    Every input takes a pass of its own, so batch norm sees the images of one input at a time.
+
+    Args:
+      encoder, dtype, param_dtype, make_rngs: as of Tower.
+      size: side of the square images, in pixels.
+      pixel_mean, pixel_std: pixels enter the encoder as (value / 255 - mean) / std.
+
+    Raises:
+      InputError: a size below 1, a deviation that is not above 0, or as of Tower.
+    """
+
+    input: ClassVar[str] = "image"
+
+    def __init__(
+        self,
+        *,
+        encoder: ImageEncoder,
+        heads: Mapping[str, Any],
+        head: str = "linear",
+        size: int,
+        pixel_mean: float = 0.5,
+        pixel_std: float = 0.25,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        make_rngs: Callable[[str], nnx.Rngs],
+    ) -> None:
+        if size < 1 or not pixel_std > 0:
+            raise InputError(
+                f"image tower: size {size}, pixel_std {pixel_std}; expected size >= 1, "
+                "pixel_std > 0"
+            )
+        super().__init__(
+            encoder=encoder,
+            heads=heads,
+            head=head,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            make_rngs=make_rngs,
+        )
+        self.grid = encoder.grid
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+
+    @staticmethod
+    def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
+        """See Tower."""
+        return {"image_size": given["size"]}
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """See Tower."""
+        return ("regions",)
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Arrays],
+        wanted: Mapping[str, tuple[str, ...]],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> dict[str, dict[str, jax.Array]]:
+        """See Tower. Regions [B, R, D'] are in the compute dtype and not normalised."""
+        encoded = {}
+        for name, features in wanted.items():
+            arrays = inputs[name]
+            pixels = arrays["pixels"].astype(jnp.float32) / 255.0
+            pixels = (pixels - self.pixel_mean) / self.pixel_std
+            own = None if key is None else streams.fold(key, name)
+            present = arrays.get("present")
+            found = self._encode(self.encoder, pixels, train=train, key=own, present=present)
+            encoded[name] = self._pooled(found.pooled, features)
+            if "regions" in features:
+                encoded[name]["regions"] = self.heads["regions"](found.local)
+        return encoded

@@ -1,0 +1,162 @@
+"""Initial values taken from another run or an exported folder: config.init.
+
+    config.init = ({"from": "runs/stage1", "match": "towers/image/.*"},)
+    config.init = ({"from": "runs/stage1", "match": "towers/image/(.*)", "to": r"towers/cnn/\\1"},)
+    config.towers.image.init = "runs/stage1"      # short for the first line
+
+`match` is a regular expression for the whole path of a parameter, or of another variable such as a
+batch statistic, in the source. `to` is its path here; by default the same. The first entry that
+fills a path counts. Folders are read once, at the start of a run: a resumed run keeps what its
+checkpoint holds.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmrl import build
+from mmrl.training import checkpoint
+from mmrl.training.optim import path_of
+from mmrl.types import InputError
+
+WEIGHTS = "weights.npz"
+"""The file of an exported folder that holds all arrays by path."""
+
+_KEYS = ("from", "match", "to")
+
+
+class Copied(NamedTuple):
+    """What one folder gives.
+
+    Attributes:
+      folder: as in the config. sha256: of the arrays read.
+      arrays: path here -> its value.
+      unused: paths of the source that no entry matches.
+    """
+
+    folder: str
+    sha256: str
+    arrays: dict[str, np.ndarray]
+    unused: tuple[str, ...]
+
+
+def entries(config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """config.init, after the short forms of towers.
+
+    Raises:
+      InputError: an entry with unknown keys, without "from" or "match", or a broken pattern.
+    """
+    found = [
+        {"from": tower["init"], "match": f"towers/{name}/.*"}
+        for name, tower in config["towers"].items()
+        if tower.get("init")
+    ]
+    for number, entry in enumerate(config["init"]):
+        where = f"config.init[{number}]"
+        for key in entry:
+            if key not in _KEYS:
+                raise InputError(build.unknown(f"key in {where}", key, _KEYS))
+        if not (entry.get("from") and entry.get("match")):
+            raise InputError(f"{where}={dict(entry)}; expected from and match")
+        try:
+            re.compile(entry["match"])
+        except re.error as error:
+            raise InputError(f"{where}.match={entry['match']!r}: {error}") from None
+        found.append(dict(entry))
+    return found
+
+
+def read(config: Mapping[str, Any], layout: Any) -> list[Copied]:
+    """Reads the values that config.init names.
+
+    Args:
+      config: a whole config.
+      layout: of the learner, with its `params` and `variables`.
+
+    Raises:
+      InputError: a folder without weights; an entry that matches nothing; paths that do not exist
+        here, or whose shapes differ, all listed.
+    """
+    target = {**by_path(layout.params), **by_path(layout.variables)}
+    filled: set[str] = set()
+    copied: list[Copied] = []
+    wrong: list[str] = []
+    for folder in dict.fromkeys(entry["from"] for entry in entries(config)):
+        arrays = _arrays_of(Path(folder))
+        chosen: dict[str, np.ndarray] = {}
+        used: set[str] = set()
+        for entry in (entry for entry in entries(config) if entry["from"] == folder):
+            matched = [path for path in arrays if re.fullmatch(entry["match"], path)]
+            if not matched:
+                raise InputError(
+                    f"config.init: {entry['match']!r} matches no path of {folder}; it has: "
+                    f"{', '.join(_heads(arrays))}"
+                )
+            for path in matched:
+                here = re.fullmatch(entry["match"], path).expand(entry.get("to", r"\g<0>"))  # type: ignore[union-attr]
+                used.add(path)
+                if here in filled:
+                    continue
+                if here not in target:
+                    wrong.append(f"{here} does not exist here")
+                elif tuple(target[here].shape) != arrays[path].shape:
+                    shapes = f"{list(arrays[path].shape)} there, {list(target[here].shape)} here"
+                    wrong.append(f"{here} is {shapes}")
+                else:
+                    filled.add(here)
+                    chosen[here] = arrays[path]
+        unused = tuple(sorted(set(arrays) - used))
+        copied.append(Copied(folder, checkpoint.digest(chosen), chosen, unused))
+    if wrong:
+        raise InputError(f"config.init: {len(wrong)} arrays do not fit: {'; '.join(wrong)}")
+    return copied
+
+
+def apply(state: dict[str, Any], copied: list[Copied]) -> dict[str, Any]:
+    """A fresh state with the values that were read; each keeps its dtype and its place."""
+    values = {path: array for one in copied for path, array in one.arrays.items()}
+
+    def take(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        value = values.get(path_of(keys))
+        if value is None:
+            return leaf
+        cast = value.astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: cast[index])
+
+    parts = {name for name in ("params", "variables", "ema") if name in state}
+    return state | {name: jax.tree_util.tree_map_with_path(take, state[name]) for name in parts}
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of nested dicts by path, such as "towers/image/encoder/norm/scale"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(keys): leaf for keys, leaf in leaves}
+
+
+def _arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of a run's latest checkpoint, the averaged ones if kept, or of an export."""
+    if (folder / WEIGHTS).is_file():
+        with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    if not (folder / "checkpoints").is_dir():
+        raise InputError(
+            f"config.init: {folder} holds neither a run (checkpoints/) nor exported weights "
+            f"({WEIGHTS})"
+        )
+    saved = checkpoint.Checkpoints(folder, read_only=True)
+    try:
+        state = saved.read_arrays(("params", "variables", "ema"))
+    finally:
+        saved.close()
+    params = state.get("ema", state["params"])
+    found = {**by_path(params), **by_path(state["variables"])}
+    return {path: np.asarray(leaf) for path, leaf in found.items()}
+
+
+def _heads(arrays: Mapping[str, Any]) -> list[str]:
+    """The first two parts of all paths, once each."""
+    return sorted({"/".join(path.split("/")[:2]) + "/..." for path in arrays})
