@@ -4,10 +4,13 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain compare test test-all lint format clean
+.PHONY: pretrain systems compare test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
+
+systems: $(VENV)/installed
+	$(BIN)/python -m benchmarks.systems --workdir=runs/systems --out=docs/results
 
 compare: $(VENV)/installed
 	$(BIN)/python -m benchmarks.compare --workdir=runs/compare --out=docs/results

@@ -1,0 +1,33 @@
+"""Image-text and view-view contrast in one run, as in MV-MLM: phantoms with a lateral image.
+
+    python -m mmrl.main --config=configs/systems/mv_mlm.py --workdir=runs/mv_mlm
+
+The same objective runs twice: on frontal images and reports, and on the two images of a study. Both
+images pass through the image tower.
+"""
+
+import ml_collections
+
+from configs import pretrain
+from mmrl import config as defaults
+
+VARIANTS = {
+    "dedicated": "The image-text objective alone, to compare with.",
+    "smoke": "20 steps of a tiny model, for tests.",
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The preset with the variants named after the colon."""
+    chosen = defaults.variants(variant, VARIANTS)
+    config = pretrain.get_config("smoke" if "smoke" in chosen else "")
+    short = {"total_steps": 300, "eval_every": 0, "checkpoint": {"every": 300, "keep": 1}}
+    config.update({} if "smoke" in chosen else short)
+    config.data.lateral = True
+    config.objectives = {"global_contrastive": {"weight": 1.0, "temperature": 0.07}}
+    config.evaluators = {"retrieval": {"max_pairs": 256}}
+    if "dedicated" not in chosen:
+        to_second = {"text": "image@second.embedding"}
+        config.objectives.views = {"name": "global_contrastive", "weight": 0.5, "reads": to_second}
+        config.evaluators.views = {"name": "retrieval", "max_pairs": 256, "reads": to_second}
+    return config
