@@ -9,31 +9,24 @@ on its own CPU core. Writes a page with tables, the figures as JSON, and a plot.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import datetime
 import hashlib
 import json
 import os
-import queue
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import runs
 from configs import compare as experiment
 from mmrl import config as configs
 from mmrl.reporting.figures import BLUE, GREY, VERMILION, new_figure, save, styled
 from mmrl.training.checkpoint import versions
 
 COMMAND = "python -m benchmarks.compare"
-_ON_CORE = (
-    "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-)
 NAMES = {
     "global": "(a) global",
     "local": "(b) global + local",
@@ -102,7 +95,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="--config.KEY=VALUE, after --")
     args = parser.parse_args()
     began = time.monotonic()
-    results = train_all(args)
+    results = train(args)
     minutes = (time.monotonic() - began) / 60
     args.out.mkdir(parents=True, exist_ok=True)
     draw(results, args.variants, args.seeds, args.out / "compare.png")
@@ -113,48 +106,24 @@ def main() -> None:
     print(page)
 
 
-def train_all(args: argparse.Namespace) -> Runs:
-    """Executes all runs and returns their results."""
-    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[: args.at_once]:
-        cores.put(core)
+def train(args: argparse.Namespace) -> Runs:
+    """Executes the runs that are missing and returns the results of all."""
     # Starts with the last variant, which takes longest, so that all cores finish at about the same
     # time.
-    runs = [(v, s) for v in reversed(args.variants) for s in args.seeds]
-
-    def run(variant_and_seed: tuple[str, int]) -> dict[str, Any]:
-        core = cores.get()
-        try:
-            return train(*variant_and_seed, args.workdir, args.options, core)
-        finally:
-            cores.put(core)
-
-    with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
-        return dict(zip(runs, pool.map(run, runs), strict=True))
-
-
-def train(
-    variant: str, seed: int, workdir: Path, options: Sequence[str], core: int
-) -> dict[str, Any]:
-    """Executes one run on one core and returns the results of its last step."""
-    folder = workdir / f"{variant}-{seed}"
-    command = [
-        *(sys.executable, "-c", _ON_CORE, str(core)),
-        *("-m", "mmrl.main", f"--config=configs/compare.py:{variant}"),
-        *(f"--config.seed={seed}", f"--workdir={folder}", "--nosummary"),
-        f"--config.compile_cache={(workdir / 'compile_cache').resolve()}",
-        *options,
-    ]
-    began = time.monotonic()
-    log = workdir / f"{variant}-{seed}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
-        code = subprocess.call(command, stdout=out, stderr=subprocess.STDOUT)
-    if code:
-        raise SystemExit(f"{variant}, seed {seed} failed with exit status {code}; see {log}")
-    last = sorted((folder / "results").glob("*.json"))[-1]
-    print(f"{variant} seed {seed}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    return json.loads(last.read_text())["results"]
+    names = {f"{v}-{s}": (v, s) for v in reversed(args.variants) for s in args.seeds}
+    results = runs.train_all(
+        {
+            name: [
+                f"--config=configs/compare.py:{variant}",
+                f"--config.seed={seed}",
+                *args.options,
+            ]
+            for name, (variant, seed) in names.items()
+        },
+        args.workdir,
+        args.at_once,
+    )
+    return {names[name]: result for name, result in results.items()}
 
 
 def value(results: dict[str, Any], measure: Measure, variant: str) -> float | None:
