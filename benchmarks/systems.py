@@ -147,14 +147,11 @@ def _locked(folder: Path) -> list[str]:
     lines = [f"Locked towers, step {steps[0]} against step {steps[-1]} (sha256 of all arrays):", ""]
     lines += ["| tower | parameters | batch statistics |", "|---|---|---|"]
     for tower in first["params"]["towers"]:
-        equal = [
-            "equal"
-            if digest(first[part].get("towers", {}).get(tower, {}))
-            == digest(last[part].get("towers", {}).get(tower, {}))
-            else "differ"
-            for part in ("params", "variables")
-        ]
-        lines.append(f"| {tower} | {equal[0]} | {equal[1]} |")
+        found = []
+        for part in ("params", "variables"):
+            one, two = (state[part].get("towers", {}).get(tower, {}) for state in (first, last))
+            found.append(("equal" if digest(one) == digest(two) else "differ") if one else "none")
+        lines.append(f"| {tower} | {found[0]} | {found[1]} |")
     return lines
 
 
