@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,7 +129,11 @@ def write_weights(trained: run.Trained, out: Path) -> None:
         **initial.by_path(state.get("ema", state["params"])),
         **initial.by_path(state["variables"]),
     }
-    whole: dict[str, Any] = {path: gather.whole(leaf) for path, leaf in arrays.items()}
+    # A .npz file has no bfloat16; float32 holds each of its values exactly.
+    whole: dict[str, Any] = {
+        path: gather.whole(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf)
+        for path, leaf in arrays.items()
+    }
     with files.whole(out / initial.WEIGHTS) as fresh, fresh.open("wb") as file:
         np.savez(file, **whole)
     manifest = {

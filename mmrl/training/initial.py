@@ -11,6 +11,7 @@ checkpoint holds.
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def read(config: Mapping[str, Any], layout: Any) -> list[Copied]:
                     f"{', '.join(_heads(arrays))}"
                 )
             for path in matched:
-                here = re.fullmatch(entry["match"], path).expand(entry.get("to", r"\g<0>"))  # type: ignore[union-attr]
+                here = _renamed(path, entry)
                 used.add(path)
                 if here in filled:
                     continue
@@ -137,11 +138,27 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in leaves}
 
 
+def _renamed(path: str, entry: Mapping[str, str]) -> str:
+    """The path here of a path that matches the entry."""
+    to = entry.get("to", r"\g<0>")
+    matched = re.fullmatch(entry["match"], path)
+    assert matched
+    try:
+        return matched.expand(to)
+    except (re.error, IndexError) as error:
+        raise InputError(
+            f"config.init: to={to!r} does not fit match={entry['match']!r}: {error}"
+        ) from None
+
+
 def _arrays_of(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of a run's latest checkpoint, the averaged ones if kept, or of an export."""
     if (folder / WEIGHTS).is_file():
-        with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        try:
+            with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"config.init: cannot read {folder / WEIGHTS}: {error}") from None
     if not (folder / "checkpoints").is_dir():
         raise InputError(
             f"config.init: {folder} holds neither a run (checkpoints/) nor exported weights "
