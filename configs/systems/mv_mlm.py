@@ -27,7 +27,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.objectives = {"global_contrastive": {"weight": 1.0, "temperature": 0.07}}
     config.evaluators = {"retrieval": {"max_pairs": 256}}
     if "dedicated" not in chosen:
+        # With weight 0.5 the two images of a study find each other three times as often, but
+        # images and reports less often than without this objective (R@1 0.08 against 0.09 to 0.12).
         to_second = {"text": "image@second.embedding"}
-        config.objectives.views = {"name": "global_contrastive", "weight": 0.5, "reads": to_second}
+        config.objectives.views = {"name": "global_contrastive", "weight": 0.1, "reads": to_second}
         config.evaluators.views = {"name": "retrieval", "max_pairs": 256, "reads": to_second}
     return config
