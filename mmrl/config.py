@@ -88,23 +88,17 @@ class Place:
 
 def _tower_options(name: str, given: Mapping[str, Any]) -> dict[str, Option]:
     """Options of an encoder, and of the kind of tower that it belongs to."""
-    own = _own_options(wiring.kind_of("NAME", {"kind": given.get("kind"), "name": name}))
+    own = wiring.own_options(wiring.kind_of("NAME", {"kind": given.get("kind"), "name": name}))
     encoder = build.options(build.find("encoder", name))
     told = ("image_size", *wiring.GIVEN_TO_ENCODERS, *own)
     return {key: one for key, one in encoder.items() if key not in told} | own
-
-
-def _own_options(kind: str) -> dict[str, Option]:
-    """Options of a kind of tower, without those of its encoder."""
-    found = build.options(build.find("tower", kind))
-    return {key: one for key, one in found.items() if key not in wiring.GIVEN_TO_TOWERS}
 
 
 def _kept_options(given: Mapping[str, Any], encoder: str) -> Iterable[str]:
     """Options of the tower itself, which stay if the other encoder is of the same kind."""
     kind = wiring.kind_of("", given)
     same = "." in encoder or kind == wiring.kind_of("", {**given, "name": encoder})
-    return _own_options(kind) if same else ()
+    return wiring.own_options(kind) if same else ()
 
 
 def _input_options(name: str, given: Mapping[str, Any]) -> dict[str, Option]:
@@ -353,13 +347,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"config.objectives.{name}.weight={given.weight} must be >= 0")
     for name, given in config.towers.items():
         _check_tower(name, given)
-    wiring.wire(config)
+    wired, _, _ = wiring.wire(config)
     for name, given in config.evaluators.items():
         evaluator: Any = build.find("evaluator", wiring.chosen_module(name, given))
         where = f"config.evaluators.{name}.reads"
         wiring.redirected(where, evaluator.reads, given.get("reads"))
     _check_ranges(config)
-    inputs.make(config, wiring.wire(config)[0])
+    inputs.make(config, wired)
 
 
 _MOVED = {

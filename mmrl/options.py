@@ -63,7 +63,8 @@ def every() -> Iterator[Section]:
             own = [Row(n, o.default, o) for n, o in options.items() if o.owner not in bases]
             text = _summary(classes[name])
             inherited = sorted({o.owner.__name__ for o in options.values() if o.owner in bases})
-            text += f" It also takes the options of `{inherited[0]}`." if inherited else ""
+            listed = " and ".join(f"`{base}`" for base in inherited)
+            text += f" It also takes the options of {listed}." if inherited else ""
             text += _reads(classes[name])
             yield Section(3, f"`{name}`", text, own)
 

@@ -96,11 +96,7 @@ class Wiring:
         return result
 
     def readers(self) -> dict[str, str | None]:
-        """input -> the tower that encodes it; None for inputs whose arrays alone are read.
-
-        Raises:
-          InputError: towers of different kinds of input read the same one.
-        """
+        """input -> the first tower that encodes it; None for inputs whose arrays alone are read."""
         found: dict[str, str | None] = {}
         for tower, inputs in self.wanted().items():
             for one in inputs:
@@ -167,6 +163,12 @@ def kind_of(name: str, given: Mapping[str, Any]) -> str:
     return module.split(".")[-2]
 
 
+def own_options(kind: str) -> dict[str, Any]:
+    """Options of a kind of tower, without those of its encoder."""
+    found = build.options(build.find("tower", kind))
+    return {key: one for key, one in found.items() if key not in GIVEN_TO_TOWERS}
+
+
 def tower_options(
     name: str, given: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -176,7 +178,7 @@ def tower_options(
       InputError: as `kind_of`.
     """
     kind = kind_of(name, given)
-    of_tower = set(build.options(build.find("tower", kind))) - set(GIVEN_TO_TOWERS)
+    of_tower = own_options(kind)
     own = {key: given[key] for key in given if key in of_tower}
     rest = {k: given[k] for k in given if k not in of_tower and k not in TOWER_KEYS}
     return kind, own, rest

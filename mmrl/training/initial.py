@@ -86,19 +86,20 @@ def read(config: Mapping[str, Any], layout: Any) -> list[Copied]:
     filled: set[str] = set()
     copied: list[Copied] = []
     wrong: list[str] = []
-    for folder in dict.fromkeys(entry["from"] for entry in entries(config)):
+    chosen_entries = entries(config)
+    for folder in dict.fromkeys(entry["from"] for entry in chosen_entries):
         arrays = _arrays_of(Path(folder))
         chosen: dict[str, np.ndarray] = {}
         used: set[str] = set()
-        for entry in (entry for entry in entries(config) if entry["from"] == folder):
-            matched = [path for path in arrays if re.fullmatch(entry["match"], path)]
+        for entry in (entry for entry in chosen_entries if entry["from"] == folder):
+            matched = [m for path in arrays if (m := re.fullmatch(entry["match"], path))]
             if not matched:
                 raise InputError(
                     f"config.init: {entry['match']!r} matches no path of {folder}; it has: "
                     f"{', '.join(_heads(arrays))}"
                 )
-            for path in matched:
-                here = _renamed(path, entry)
+            for match in matched:
+                path, here = match.string, _renamed(match, entry)
                 used.add(path)
                 if here in filled:
                     continue
@@ -138,13 +139,11 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in leaves}
 
 
-def _renamed(path: str, entry: Mapping[str, str]) -> str:
-    """The path here of a path that matches the entry."""
+def _renamed(match: re.Match[str], entry: Mapping[str, str]) -> str:
+    """The path here of a path of the source that matches the entry."""
     to = entry.get("to", r"\g<0>")
-    matched = re.fullmatch(entry["match"], path)
-    assert matched
     try:
-        return matched.expand(to)
+        return match.expand(to)
     except (re.error, IndexError) as error:
         raise InputError(
             f"config.init: to={to!r} does not fit match={entry['match']!r}: {error}"

@@ -1,12 +1,10 @@
 """Image towers: pixels to an embedding and the regions of the image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
 
 from mmrl import streams
 from mmrl.models.layers import ImageEncoder
@@ -20,7 +18,7 @@ class Image(Tower):
     Every input takes a pass of its own, so batch norm sees the images of one input at a time.
 
     Args:
-      encoder, dtype, param_dtype, make_rngs: as of Tower.
+      encoder, others: as of Tower.
       size: side of the square images, in pixels.
       pixel_mean, pixel_std: pixels enter the encoder as (value / 255 - mean) / std.
 
@@ -34,28 +32,17 @@ class Image(Tower):
         self,
         *,
         encoder: ImageEncoder,
-        heads: Mapping[str, Any],
-        head: str = "linear",
         size: int,
         pixel_mean: float = 0.5,
         pixel_std: float = 0.25,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        make_rngs: Callable[[str], nnx.Rngs],
+        **others: Any,
     ) -> None:
         if size < 1 or not pixel_std > 0:
             raise InputError(
                 f"image tower: size {size}, pixel_std {pixel_std}; expected size >= 1, "
                 "pixel_std > 0"
             )
-        super().__init__(
-            encoder=encoder,
-            heads=heads,
-            head=head,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            make_rngs=make_rngs,
-        )
+        super().__init__(encoder=encoder, **others)
         self.grid = encoder.grid
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
 

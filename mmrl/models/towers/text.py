@@ -1,12 +1,10 @@
 """Text towers: tokens to an embedding and the features of words."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
 
 from mmrl import streams
 from mmrl.models.text.transformer import Transformer, word_mask
@@ -27,7 +25,7 @@ class Text(Tower):
     `word_mask` bool[B, L] is the mask without begin and end marks.
 
     Args:
-      encoder, dtype, param_dtype, make_rngs: as of Tower.
+      encoder, others: as of Tower.
       length: most tokens of a text, begin and end marks included.
       vocab_size: rows of the table of tokens.
       tokenizer: a sentencepiece .model file; "": one is trained on the texts of the training split.
@@ -43,24 +41,13 @@ class Text(Tower):
         self,
         *,
         encoder: Transformer,
-        heads: Mapping[str, Any],
-        head: str = "linear",
         length: int,
         vocab_size: int,
         tokenizer: str = "",
         tokenizer_model: str = "bpe",
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        make_rngs: Callable[[str], nnx.Rngs],
+        **others: Any,
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            heads=heads,
-            head=head,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            make_rngs=make_rngs,
-        )
+        super().__init__(encoder=encoder, **others)
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:

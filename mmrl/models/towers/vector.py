@@ -1,12 +1,9 @@
 """Vector towers: a third modality, such as expression profiles or rows of a table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
 
 from mmrl import streams
 from mmrl.models.towers.base import Arrays, Tower
@@ -16,7 +13,7 @@ class Vector(Tower):
     """A tower whose inputs have values f32[B, F].
 
     Args:
-      encoder, dtype, param_dtype, make_rngs: as of Tower.
+      encoder, others: as of Tower.
       size: number of features F of a vector.
     """
 
@@ -26,21 +23,10 @@ class Vector(Tower):
         self,
         *,
         encoder: Any,
-        heads: Mapping[str, Any],
-        head: str = "linear",
         size: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        make_rngs: Callable[[str], nnx.Rngs],
+        **others: Any,
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            heads=heads,
-            head=head,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            make_rngs=make_rngs,
-        )
+        super().__init__(encoder=encoder, **others)
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
