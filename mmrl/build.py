@@ -25,6 +25,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "input": ("mmrl.data.inputs",),
     "tower": ("mmrl.models.towers",),
     "encoder": ("mmrl.models.image", "mmrl.models.text", "mmrl.models.vector"),
+    "pooler": ("mmrl.models.pool",),
 }
 
 

@@ -124,7 +124,7 @@ def test_explicit_sizes_win_over_the_variant():
     ("make", "message"),
     [
         (lambda: vit(variant="H"), "Vit: unknown variant 'H'; choices: Ti, S, B, L"),
-        (lambda: vit(pool="max"), "Vit: unknown pool 'max'; choices: cls, mean"),
+        (lambda: vit(pool="max"), "unknown pooler 'max'; choices: cls, attention, mean, zones"),
         (lambda: vit(posemb="rope"), "Vit: unknown posemb 'rope'; choices: learned, sincos2d"),
         (lambda: vit(attention="flash"), "unknown implementation 'flash'; choices: xla, cudnn"),
         (lambda: vit(attention="cudnn"), "'cudnn' with dtype float32; expected bfloat16"),
@@ -201,6 +201,68 @@ def test_vit_pooling():
     assert cls.pooled.shape == (2, 16)
     assert cls.local.shape == mean.local.shape == (2, 9, 16)
     assert np.abs(cls.pooled - cls.local.mean(axis=1)).max() > 1e-2
+
+
+def output_of(model: Vit, layer: int, image: jax.Array) -> jax.Array:
+    """The embedded patches after the first `layer` blocks, which are called one by one."""
+    x = model._embed(image)
+    for index in range(layer):
+        x = getattr(model.stack, f"block_{index:02d}")(x, None, None)
+    return x
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_regions_are_the_output_of_the_layer_that_is_asked_for(layer, pool):
+    model = vit(depth=3, pool=pool, region_layer=layer)
+    found = run(model, images())
+    expected = model.region_norm(output_of(model, layer, images()))[:, int(pool == "cls") :]
+    assert found.local.shape == (2, 9, 16)
+    np.testing.assert_allclose(found.local, expected, atol=1e-5)
+    # What is pooled is that of the whole stack, as without the option.
+    params = params_of(model)
+    del params["region_norm"]
+    plain = nnx.merge(nnx.graphdef(vit(depth=3, pool=pool)), params)
+    np.testing.assert_allclose(found.pooled, run(plain, images()).pooled, atol=1e-5)
+
+
+def test_the_last_layer_is_that_without_the_option():
+    plain, last = vit(), vit(region_layer=2)
+    assert not hasattr(last, "region_norm") and last.region_layer is None
+    assert_close(params_of(last), params_of(plain), 0.0)
+    assert_close(run(last, images()), run(plain, images()), 0.0)
+    for layer in (-1, 3):
+        with pytest.raises(InputError, match=f"region_layer {layer}; expected 0 to depth 2"):
+            vit(region_layer=layer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [0, 1])
+def test_regions_of_a_layer_with_scan_remat_and_dropout(layer):
+    """All forms give the same features, and gradients, with the same key of dropout."""
+    options = {"region_layer": layer, "dropout": 0.3}
+
+    def features(model: Vit, image: jax.Array) -> Any:
+        return model(image, train=True, rngs=nnx.Rngs(5))
+
+    call = jax.jit(features)
+    plain = vit(**options)
+    expected = call(plain, images())
+    scanned = scanned_from(params_of(plain), vit(**options, scan_layers=True))
+    assert_close(call(scanned, images()), expected, 1e-5, floor=1.0)
+    both = scanned_from(params_of(plain), vit(**options, scan_layers=True, remat="full"))
+    assert_close(call(both, images()), expected, 1e-5, floor=1.0)
+    assert np.abs(expected.local - run(plain, images()).local).max() > 1e-2
+    # A key is that of the whole stack: the pooled features drop what they do without the option.
+    params = params_of(plain)
+    del params["region_norm"]
+    whole = nnx.merge(nnx.graphdef(vit(dropout=0.3)), params)
+    np.testing.assert_allclose(call(whole, images()).pooled, expected.pooled, atol=1e-5)
+    of_plain = gradient(plain, images())
+    assert_close(gradient(vit(**options, remat="full"), images()), of_plain, 1e-5, floor=1.0)
+    moved = [np.abs(of_plain["region_norm"]["scale"]).max()]
+    moved += [np.abs(leaf).max() for leaf in jax.tree.leaves(of_plain["stack"])]
+    assert min(moved) > 0
 
 
 def test_sincos_positions_are_the_closed_form_and_no_parameters():

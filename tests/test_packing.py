@@ -141,6 +141,23 @@ def test_packing_changes_no_output_and_no_gradient(pool, word_layers, scan_layer
     assert_close(packed, plain, floor=1.0)
 
 
+@pytest.mark.parametrize(
+    ("pool", "words", "scan_layers", "size"),
+    [
+        ("cls", True, False, 5),
+        ("mean", True, True, 3),
+        pytest.param("eos", False, False, 5, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_packing_changes_nothing_for_a_convolution_over_tokens(pool, words, scan_layers, size):
+    options = {"pool": pool, "scan_layers": scan_layers, "convolution": size}
+    tokens, mask = texts()
+    plain = outputs(build(**options), tokens, mask, words=words)
+    packed = outputs(build(**options, packing=0.5), tokens, mask, words=words)
+    assert np.abs(plain[0]["convolution"]["kernel"]).max() > 1e-2
+    assert_close(packed, plain, floor=1.0)
+
+
 @pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
 def test_candidates_are_the_texts_encoded_alone(pool):
     """Copies, for which the last block computes only one token, equal those of `__call__`."""

@@ -22,6 +22,7 @@ BASE = {
     "files",
     "schedules",
     "streams",
+    "vectors",
     "version",
     "wiring",
 }
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "files": set(),
     "types": set(),
     "streams": set(),
+    "vectors": set(),
     "values": {"types"},
     "build": {"types", "values"},
     "wiring": {"types", "build"},

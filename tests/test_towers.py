@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from mmrl import wiring
-from mmrl.models.heads import Projection, l2_normalize
+from mmrl.models.heads import Projection
 from mmrl.models.image.resnet import Resnet
 from mmrl.models.image.vit import Vit
 from mmrl.models.layers import LOGICAL_AXES
@@ -23,6 +23,7 @@ from mmrl.models.towers.vector import Vector
 from mmrl.models.vector.mlp import Mlp
 from mmrl.training.learner import Learner
 from mmrl.types import InputError
+from mmrl.vectors import l2_normalize
 from mmrl.wiring import Wiring
 from tests.arrays import assert_close, randomized
 

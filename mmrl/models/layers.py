@@ -12,7 +12,8 @@ to mesh axes:
   norm                   scale and bias of a normalisation layer
   layers                 leading axis that a scanned stack adds to each of its parameters
 
-Only the two spatial axes of a convolution kernel have no name (None).
+The spatial axes of a convolution kernel, the window of a convolution over tokens, and the axis that
+counts learned queries have no name (None).
 """
 
 import functools

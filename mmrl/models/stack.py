@@ -69,6 +69,21 @@ class Stack(nnx.Module):
         x, total = self._run(x, mask, key, last, self.depth)
         return x, x if total is None else total
 
+    def part(
+        self,
+        x: jax.Array,
+        start: int,
+        stop: int | None,
+        mask: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Blocks `start` to `stop` - 1 (None: to the last one); `key` is that of the whole stack.
+
+        All parts, one after the other, compute what the whole stack does.
+        """
+        return self._run(x, mask, key, 1, self.depth if stop is None else stop, start)[0]
+
     def before_last(
         self,
         x: jax.Array,
@@ -107,17 +122,23 @@ class Stack(nnx.Module):
         return self._block(graphdef, mask, queries)(pure, x, own)
 
     def _run(
-        self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None, last: int, stop: int
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        key: jax.Array | None,
+        last: int,
+        stop: int,
+        start: int = 0,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Applies blocks 0 to stop - 1, and sums the outputs of those among the `last` last.
+        """Applies blocks start to stop - 1, and sums the outputs of those among the `last` last.
 
         The sum is None if it has no terms, or if `last` is 1.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
-        if stop == 0:
+        if start == stop:
             return x, None
         run = self._run_scanned if self.scan_layers else self._run_unrolled
-        return run(x, mask, keys, last, stop)
+        return run(x, mask, keys, last, range(start, stop))
 
     def _block(
         self,
@@ -137,10 +158,10 @@ class Stack(nnx.Module):
         return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
 
     def _run_unrolled(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, stop: int
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, which: range
     ) -> tuple[jax.Array, jax.Array | None]:
         total = None
-        for index in range(stop):
+        for index in which:
             graphdef, params = nnx.split(getattr(self, f"block_{index:02d}"))
             block = self._block(graphdef, mask)
             x = block(nnx.to_pure_dict(params), x, None if keys is None else keys[index])
@@ -149,7 +170,7 @@ class Stack(nnx.Module):
         return x, total
 
     def _run_scanned(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, stop: int
+        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, which: range
     ) -> tuple[jax.Array, jax.Array | None]:
         graphdef, params = nnx.split(self.blocks)
         block = self._block(graphdef, mask)
@@ -164,7 +185,7 @@ class Stack(nnx.Module):
         # With `last` 1 the sum equals the output and needs no carry.
         total = None if last == 1 else jnp.zeros_like(x)
         layers = (nnx.to_pure_dict(params), keys, weights)
-        if stop < self.depth:
-            layers = jax.tree.map(lambda leaf: leaf[:stop], layers)
+        if len(which) < self.depth:
+            layers = jax.tree.map(lambda leaf: leaf[which.start : which.stop], layers)
         (x, total), _ = jax.lax.scan(body, (x, total), layers)
         return x, total

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mmrl.models.layers import Features, check_choice, check_image
+from mmrl.models.pool import base as pools
 from mmrl.types import InputError
 
 # Blocks per stage and whether they are bottlenecks: He et al. 2016, table 1.
@@ -28,18 +30,23 @@ def conv(
     kernel: int,
     stride: int = 1,
     *,
+    padding: int | None = None,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution without bias, padded by kernel // 2; He-normal over fan-out."""
+    """A square convolution without bias, padded by kernel // 2 if not told; He-normal over fan-out.
+
+    `padding` is that of each of the four sides.
+    """
+    padding = kernel // 2 if padding is None else padding
     init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nnx.Conv(
         in_features,
         out_features,
         (kernel, kernel),
         strides=(stride, stride),
-        padding=((kernel // 2, kernel // 2),) * 2,
+        padding=((padding, padding),) * 2,
         use_bias=False,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -156,6 +163,8 @@ class Resnet(nnx.Module):
       norm: kind of normalisation: batch (with statistics over the global batch) or group.
       channels: channels of the image.
       small_stem: a 3x3 convolution without stride and pooling, for images below about 100 pixels.
+      pool: pooled feature: mean, zones or attention, or a mapping with options of the pooler, such
+        as {"name": "zones", "size": 2}; see `mmrl.models.pool`. It pools the last stage.
 
     Attributes: width, local_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
     variables, not parameters. Raises InputError for unknown choices.
@@ -171,6 +180,7 @@ class Resnet(nnx.Module):
         norm: str = "batch",
         channels: int = 1,
         small_stem: bool = False,
+        pool: str | Mapping[str, Any] = "mean",
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -209,9 +219,21 @@ class Resnet(nnx.Module):
                 features = block.out_features
             if stage == region_stage:
                 self.local_width = features
-        self.width = features
-        stride = 2 ** (region_stage - 1) * (1 if small_stem else 4)
-        self.grid = (-(-image_size // stride), -(-image_size // stride))
+        self.grid = self._grid(region_stage)
+        self.pool = pools.make(
+            pool,
+            width=features,
+            grid=self._grid(4),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.width = self.pool.width
+
+    def _grid(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of the feature map of a stage."""
+        stride = 2 ** (stage - 1) * (1 if self.small_stem else 4)
+        return (-(-self.image_size // stride), -(-self.image_size // stride))
 
     def __call__(
         self,
@@ -238,4 +260,5 @@ class Resnet(nnx.Module):
             if stage == self.region_stage:
                 regions = x
         local = regions.reshape(x.shape[0], -1, self.local_width)  # B R local_width
-        return Features(pooled=x.mean(axis=(1, 2)), local=local, mask=None)
+        pooled = self.pool(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return Features(pooled=pooled, local=local, mask=None)

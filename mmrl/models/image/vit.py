@@ -1,6 +1,8 @@
 """Vision transformer (Dosovitskiy et al. 2021, section 3.1); its patches are the image regions."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mmrl.models.image.stem import ConvolutionStem
 from mmrl.models.layers import (
     Features,
     Implementation,
@@ -21,6 +24,7 @@ from mmrl.models.layers import (
     learned_positions,
     resolve_size,
 )
+from mmrl.models.pool import base as pools
 from mmrl.models.stack import Stack
 from mmrl.types import InputError
 
@@ -43,6 +47,9 @@ def sincos2d_positions(grid: tuple[int, int], width: int) -> np.ndarray:
 class Vit(nnx.Module):
     """Pre-norm vision transformer; regions are the patches after the final norm.
 
+    The mean over the patches forgets their places, so a contrastive loss can hardly teach left
+    from right with it; zones and attention keep them (docs/results/place.md).
+
     Args:
       image_size: side of the square image in pixels, a multiple of `patch_size`.
       variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
@@ -53,7 +60,13 @@ class Vit(nnx.Module):
       mlp_dim: hidden features of the MLPs; by default 4 * width.
       posemb: position embedding of the patches: learned (a table) or sincos2d (fixed). The class
         token has none, as its own value is learned.
-      pool: pooled feature: cls (the class token after the final norm) or mean (over the patches).
+      pool: pooled feature: cls (the class token after the final norm), mean, zones or attention
+        (over the patches), or a mapping with options of the pooler, such as {"name": "zones",
+        "size": 2}; see `mmrl.models.pool`.
+      stem: how pixels become patches: patch (one linear layer) or convolution (several of stride 2;
+        the patch size is then a power of two), see `ConvolutionStem`.
+      region_layer: number of blocks before the regions, which then have a norm of their own; 0: the
+        embedded patches. None: all blocks and the final norm.
       dropout: rate on the embedded patches and on both branches of every block, in training.
       attention: implementation of attention: xla, cudnn (NVIDIA) or splash (TPU), see `Attention`.
       scan_layers: compiles one block and scans it over the layers instead of compiling each.
@@ -76,7 +89,9 @@ class Vit(nnx.Module):
         num_heads: int | None = None,
         mlp_dim: int | None = None,
         posemb: str = "learned",
-        pool: str = "mean",
+        pool: str | Mapping[str, Any] = "mean",
+        stem: str = "patch",
+        region_layer: int | None = None,
         dropout: float = 0.0,
         attention: Implementation = "xla",
         scan_layers: bool = False,
@@ -88,7 +103,9 @@ class Vit(nnx.Module):
     ) -> None:
         size = resolve_size("Vit", variant, width, depth, num_heads)
         check_choice("Vit", "posemb", posemb, ("learned", "sincos2d"))
-        check_choice("Vit", "pool", pool, ("cls", "mean"))
+        check_choice("Vit", "stem", stem, ("patch", "convolution"))
+        if region_layer is not None and not 0 <= region_layer <= size.depth:
+            raise InputError(f"Vit: region_layer {region_layer}; expected 0 to depth {size.depth}")
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
             raise InputError(
                 f"Vit: image_size {image_size}; expected a multiple of patch_size {patch_size}"
@@ -98,23 +115,23 @@ class Vit(nnx.Module):
                 f"Vit: posemb sincos2d with width {size.width}; expected width % 4 = 0"
             )
         self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
-        self.width = self.local_width = size.width
+        self.local_width = size.width
         self.grid = (image_size // patch_size, image_size // patch_size)
-        self.posemb, self.pool, self.dtype = posemb, pool, dtype
-        self.patch = dense(
-            patch_size**2 * channels,
-            size.width,
-            ("patch", "embed"),
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        self.posemb, self.dtype = posemb, dtype
+        self.region_layer = None if region_layer == size.depth else region_layer
+        numbers: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.has_stem = stem == "convolution"
+        if not self.has_stem:
+            self.patch = dense(patch_size**2 * channels, size.width, ("patch", "embed"), **numbers)
+        else:
+            self.stem = ConvolutionStem(channels, size.width, patch_size, **numbers)
         if posemb == "learned":
             patches = self.grid[0] * self.grid[1]
             self.position = learned_positions(
                 patches, size.width, param_dtype=param_dtype, rngs=rngs
             )
-        if pool == "cls":
+        self.has_cls = pools.chosen(pool, own=("cls",))[0] == "cls"
+        if self.has_cls:
             init = nnx.with_partitioning(nnx.initializers.normal(0.02), ("embed",))
             self.cls = nnx.Param(init(rngs.params(), (size.width,), param_dtype))
         self.dropout = nnx.Dropout(dropout)
@@ -130,6 +147,12 @@ class Vit(nnx.Module):
             rngs=rngs,
         )
         self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+        self.width = size.width
+        if not self.has_cls:
+            self.pool = pools.make(pool, width=size.width, grid=self.grid, **numbers)
+            self.width = self.pool.width
+        if self.region_layer is not None:
+            self.region_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -147,26 +170,36 @@ class Vit(nnx.Module):
         embed_key, stack_key = dropout_keys(train, rngs, 2)
         x = self._embed(image)
         x = self.dropout(x, deterministic=embed_key is None, rngs=embed_key)
-        x, _ = self.stack(x, key=stack_key)
-        x = self.norm(x)
-        if self.pool == "cls":
-            return Features(pooled=x[:, 0], local=x[:, 1:], mask=None)
-        return Features(pooled=x.mean(axis=1), local=x, mask=None)
+        first = int(self.has_cls)  # of the patches
+        if self.region_layer is not None:
+            x = self.stack.part(x, 0, self.region_layer, key=stack_key)
+            local = self.region_norm(x)[:, first:]
+            x = self.norm(self.stack.part(x, self.region_layer, None, key=stack_key))
+        else:
+            x, _ = self.stack(x, key=stack_key)
+            x = self.norm(x)
+            local = x[:, first:]
+        pooled = x[:, 0] if self.has_cls else self.pool(x)
+        return Features(pooled=pooled, local=local, mask=None)
 
     def _embed(self, image: jax.Array) -> jax.Array:
         """image -> patches with position embedding, after the class token if there is one."""
         check_image(image, self.image_size, self.channels)
         (rows, columns), patch = self.grid, self.patch_size
-        # A convolution whose stride equals its kernel size. The matrix product is faster on CPU.
-        x = image.astype(self.dtype).reshape(-1, rows, patch, columns, patch, self.channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch**2 * self.channels)
-        x = self.patch(x)  # B R width
+        x = image.astype(self.dtype)
+        if self.has_stem:
+            x = self.stem(x).reshape(x.shape[0], rows * columns, -1)  # B R width
+        else:
+            # A convolution whose stride equals its kernel size. The product is faster on CPU.
+            x = x.reshape(-1, rows, patch, columns, patch, self.channels)
+            x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch**2 * self.channels)
+            x = self.patch(x)  # B R width
         if self.posemb == "learned":
             position = gathered(self.position[...])
         else:
-            position = jnp.asarray(sincos2d_positions(self.grid, self.width))
+            position = jnp.asarray(sincos2d_positions(self.grid, self.local_width))
         x = x + position.astype(x.dtype)[None]
-        if self.pool == "cls":
+        if self.has_cls:
             cls = self.cls[...].astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (*x.shape[:1], 1, *cls.shape)), x], axis=1)
         return x

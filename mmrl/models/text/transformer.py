@@ -38,6 +38,58 @@ def word_mask(mask: jax.Array) -> jax.Array:
     return mask & (position > 0) & (position < last_token(mask)[:, None])
 
 
+class TokenConvolution(nnx.Module):
+    """Depthwise convolution over the tokens of a text.
+
+    Tokens outside the mask count as 0, so the result does not depend on padding, nor on other texts
+    in the same row.
+
+    Args:
+      width: features of a token. size: tokens that a window spans, odd.
+
+    Raises:
+      InputError: another size.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        size: int,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if size < 1 or size % 2 == 0:
+            raise InputError(f"Transformer: convolution {size}; expected 0 or an odd number")
+        self.size, self.dtype = size, dtype
+        # Fan-in of a depthwise kernel is its size.
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
+        init = nnx.with_partitioning(init, (None, "embed"))
+        self.kernel = nnx.Param(init(rngs.params(), (size, width), param_dtype))
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """x [N, L, width] -> [N, L, width].
+
+        Args:
+          mask: bool[N, L], the tokens of the text; or bool[N, L, L], at [n, i, j] whether tokens i
+            and j of row n belong to one text.
+        """
+        length, reach = x.shape[1], self.size // 2
+        kernel = self.kernel[...].astype(x.dtype)
+        at = jnp.arange(length, dtype=jnp.int32)
+        total = jnp.zeros_like(x)
+        for offset in range(-reach, reach + 1):
+            other = jnp.clip(at + offset, 0, length - 1)
+            inside = (at + offset >= 0) & (at + offset < length)
+            same = mask[:, other] if mask.ndim == 2 else mask[:, at, other]
+            window = jnp.where(
+                (inside[None] & same)[..., None], x[:, other], jnp.zeros((), x.dtype)
+            )
+            total = total + kernel[None, None, reach + offset] * window
+        return total
+
+
 class Transformer(nnx.Module):
     """Pre-norm bidirectional transformer over sub-word ids.
 
@@ -55,6 +107,8 @@ class Transformer(nnx.Module):
       variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
       pool: pooled feature: cls (position 0), eos (the last valid token) or mean (over valid
         tokens).
+      convolution: size, odd, of a depthwise convolution that is added to the embedded tokens; 0:
+        none. It tells each word its neighbours, see `TokenConvolution`.
       word_layers: number of last layers whose outputs are summed for the word features; GLoRIA
         (Huang et al. 2021) sums four.
       dropout: rate on the embedded tokens and on both branches of every block, in training.
@@ -82,6 +136,7 @@ class Transformer(nnx.Module):
         mlp_dim: int | None = None,
         variant: str | None = None,
         pool: str = "cls",
+        convolution: int = 0,
         word_layers: int = 1,
         dropout: float = 0.0,
         attention: Implementation = "xla",
@@ -117,6 +172,11 @@ class Transformer(nnx.Module):
             rngs=rngs,
         )
         self.position = learned_positions(length, size.width, param_dtype=param_dtype, rngs=rngs)
+        self.has_convolution = convolution != 0
+        if self.has_convolution:
+            self.convolution = TokenConvolution(
+                size.width, convolution, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
         self.dropout = nnx.Dropout(dropout)
         self.stack = Stack(
             size,
@@ -149,7 +209,7 @@ class Transformer(nnx.Module):
                 f"tokens {tokens.shape}, mask {mask.shape}; expected [N, L], L <= {self.length}"
             )
         embed_key, stack_key = dropout_keys(train, rngs, 2)
-        x = self._embed(jnp.where(mask, tokens, PAD), None, embed_key)
+        x = self._embed(jnp.where(mask, tokens, PAD), None, mask, embed_key)
         x, summed = self.stack(x, mask, key=stack_key, last=self.word_layers)
         x = self.norm(x)
         words = x if self.word_layers == 1 else self.norm(summed)
@@ -215,12 +275,18 @@ class Transformer(nnx.Module):
         self,
         tokens: jax.Array,
         position: jax.Array | None,
+        mask: jax.Array,
         key: jax.Array | None,
     ) -> jax.Array:
-        """tokens i32[N, L] -> [N, L, width]; positions i32[N, L] are by default 0 to L - 1."""
+        """tokens i32[N, L] -> [N, L, width]; positions i32[N, L] are by default 0 to L - 1.
+
+        The mask is as in Attention.
+        """
         x = jnp.take(gathered(self.token.embedding[...].astype(self.dtype)), tokens, axis=0)
         table = gathered(self.position[...].astype(x.dtype))
         x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
+        if self.has_convolution:
+            x = x + self.convolution(x, mask)
         return self.dropout(x, deterministic=key is None, rngs=key)
 
     def _padded(self, tokens: jax.Array, mask: jax.Array) -> Rows:
@@ -241,7 +307,7 @@ class Transformer(nnx.Module):
             they have been computed; None if `word_layers` is 1.
         """
         embed_key, stack_key = split_key(key, 2)
-        x = self._embed(rows.tokens, rows.position, embed_key)
+        x = self._embed(rows.tokens, rows.position, rows.mask, embed_key)
         last = self.word_layers if words else 1
         total: jax.Array | None
         if self.pool == "mean":

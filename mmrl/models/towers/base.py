@@ -9,8 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mmrl import build
-from mmrl.models.heads import Projection, l2_normalize
+from mmrl.models.heads import Projection
 from mmrl.types import InputError
+from mmrl.vectors import l2_normalize
 
 Arrays = Mapping[str, jax.Array]
 """Arrays of one input by name, such as {"tokens": i32[B, L], "mask": bool[B, L]}."""

@@ -1,0 +1,1 @@
+"""Poolers, one file each: from the regions of an image to one vector."""
