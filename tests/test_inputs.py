@@ -127,6 +127,7 @@ READERS = {
     "perturbed": "text",
     "impression": "text",
     "labels": "",
+    "sentences": "text",
     "vector": "vector",
 }
 
@@ -158,6 +159,7 @@ NAMES = (
     "text@perturbed.embedding",
     "image@second.embedding",
     "text@impression.embedding",
+    "text@sentences.embedding",
     "vector.embedding",
     "labels.values",
 )

@@ -59,6 +59,16 @@ KEYS: dict[str, Any] = {
         tuple[Mapping[str, Any], ...],
     ),
     "num_perturbed": setting(9, "Perturbed copies of each report and step."),
+    "num_sentences": setting(
+        6,
+        "Sentences of each report and step that the input `sentences` holds. Of a report with more "
+        "of them, training draws some.",
+    ),
+    "sentence_terms": setting(
+        0.0,
+        "Share of those sentences that training replaces by a finding they name, such as `left "
+        "pleural effusion` or `no pneumothorax`, where they name any.",
+    ),
     "crop_scale": setting(
         (1.0, 1.0),
         "Least and greatest area of the random resized crop, as a share of the image. (1, 1): no "
@@ -134,6 +144,9 @@ INPUT_KEYS: dict[str, Any] = {
         "which it replaces.",
         Mapping[str, Any],
     ),
+    "max_tokens": setting(
+        0, "Most tokens of a text, begin and end marks included; 0: as many as the tower reads."
+    ),
     "required": setting(
         True, "Whether records without this text are rejected; else training masks their rows."
     ),
@@ -141,16 +154,38 @@ INPUT_KEYS: dict[str, Any] = {
 """Keys that config.inputs.NAME may set for one input; each kind of input takes some of them."""
 
 
-def check(data: Mapping[str, Any]) -> None:
-    """Refuses values out of range.
+def check_ranges(where: str, given: Mapping[str, Any]) -> None:
+    """Refuses numbers out of range among those options that are given.
+
+    Args:
+      where: config.data, or config.inputs.NAME, which may set some of them anew.
 
     Raises:
       InputError: names the option in one line.
     """
-    least = {"load_size": 0, "num_perturbed": 1, "prefetch": 2, "cache_mib": 0}
+    least = {
+        "load_size": 0,
+        "num_perturbed": 1,
+        "num_sentences": 1,
+        "prefetch": 2,
+        "cache_mib": 0,
+    }
     for key, low in least.items():
-        if data[key] < low:
-            raise InputError(f"config.data.{key}={data[key]} must be at least {low}")
+        if key in given and given[key] < low:
+            raise InputError(f"{where}.{key}={given[key]} must be at least {low}")
+    if not 0 <= given.get("sentence_terms", 0) <= 1:
+        raise InputError(
+            f"{where}.sentence_terms={given['sentence_terms']}; expected a share from 0 to 1"
+        )
+
+
+def check(data: Mapping[str, Any]) -> None:
+    """Refuses values of config.data out of range.
+
+    Raises:
+      InputError: names the option in one line.
+    """
+    check_ranges("config.data", data)
     if not data["stall_seconds"] > 0:
         raise InputError(f"config.data.stall_seconds={data['stall_seconds']} must be above 0")
     views.check(data["views"])

@@ -95,6 +95,9 @@ class Input:
         """Shapes and dtypes of all arrays, which training, planner and tests rely on."""
         raise NotImplementedError
 
+    def link(self, inputs: Mapping[str, "Input"]) -> None:
+        """Told of all inputs, by name, before any of them is opened."""
+
     def names(self) -> Mapping[str, Mapping[str, int]]:
         """Array -> what its numbers stand for (name -> number), for arrays of categories."""
         return {}
@@ -119,6 +122,8 @@ def make(config: Mapping[str, Any], wired: Wiring) -> dict[str, Input]:
     for tower, wanted in wired.wanted().items():
         for name in wanted:
             _check_shared(config, made[name], readers[name], tower)
+    for one in made.values():
+        one.link(made)
     order = sorted(made, key=lambda name: bool(made[name].after))
     return {name: made[name] for name in order}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmrl.data import perturb, stall
 from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
-from mmrl.data.inputs.text import Text, Texts
+from mmrl.data.inputs.text import Text, Texts, text_length
 from mmrl.data.perturb.copies import Copies
 from mmrl.data.perturb.mix import Mix
 
@@ -32,14 +32,16 @@ class Perturbed(Input):
         "num_perturbed",
         "sections",
         "text",
+        "max_tokens",
     )
     required: ClassVar[bool] = True
 
     def __init__(self, name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__(name, tower, data)
         self.mix = Mix.from_config(data["perturbations"], data["perturbation_curriculum"])
-        self.count, self.length = int(data["num_perturbed"]), int(tower["length"])
+        self.count, self.length = int(data["num_perturbed"]), text_length(name, tower, data)
         self.after = ("text",)
+        self.of_text = False
 
     def shapes(self) -> Shapes:
         """See Input."""
@@ -51,6 +53,15 @@ class Perturbed(Input):
             "kind": ((count,), np.int8),
         }
 
+    def link(self, inputs: Mapping[str, Input]) -> None:
+        """See Input. Where the texts are those of the input `text`, they are tokenised once."""
+        text = inputs.get("text")
+        self.of_text = (
+            isinstance(text, Text)
+            and (text.tower_name, text.length) == (self.tower_name, self.length)
+            and all(text.data[key] == self.data[key] for key in ("sections", "text"))
+        )
+
     def names(self) -> Mapping[str, Mapping[str, int]]:
         """See Input."""
         return {"kind": {kind: perturb.KINDS.index(kind) for kind in self.mix.kinds}}
@@ -61,7 +72,7 @@ class Perturbed(Input):
 
 
 class _Copies:
-    """Makes the copies of the texts that the input `text` reads."""
+    """Makes the copies."""
 
     def __init__(self, own: Perturbed, place: Place) -> None:
         assert place.tokenizer is not None
@@ -72,9 +83,7 @@ class _Copies:
     def __call__(self, rows: Rows, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         own = self._own
         texts, _ = self._texts.read(rows)
-        tokens = made.get("text.tokens")
-        if tokens is None:
-            tokens = self._texts(rows, made)["tokens"]
+        tokens = made["text.tokens"] if own.of_text else self._texts(rows, made)["tokens"]
         seeds = rows.stream(f"{own.name}/copies")
         kinds = own.mix.draw(rows.step, own.count, seeds)
 

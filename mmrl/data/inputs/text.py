@@ -8,10 +8,27 @@ import numpy as np
 from mmrl.data import stall
 from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
 from mmrl.data.text.excerpts import Excerpts
+from mmrl.types import InputError
+
+
+def text_length(name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+    """The length L of the texts of an input: its own option `max_tokens`, or that of the tower.
+
+    Raises:
+      InputError: fewer than three tokens, or more than the tower reads.
+    """
+    most = int(tower["length"])
+    length = int(data.get("max_tokens", 0)) or most
+    if not 3 <= length <= most:
+        raise InputError(
+            f"config.inputs.{name}.max_tokens={length}; expected 3 to the {most} tokens that its "
+            "tower reads, or 0 for all of them"
+        )
+    return length
 
 
 class Text(Input):
-    """tokens i32[n, L] and mask bool[n, L]; L is the length of the tower.
+    """tokens i32[n, L] and mask bool[n, L]; L is `max_tokens`, by default that of the tower.
 
     Args: as of Input. `sections` are those of the report, `text` the part of it that training
       reads; evaluation reads all. Unless `required`, records without such a text have
@@ -20,12 +37,12 @@ class Text(Input):
 
     kind: ClassVar[str] = "text"
     tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
-    options: ClassVar[tuple[str, ...]] = ("sections", "text", "required")
+    options: ClassVar[tuple[str, ...]] = ("sections", "text", "max_tokens", "required")
     required: ClassVar[bool] = True
 
     def __init__(self, name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__(name, tower, data)
-        self.length, self.sections = int(tower["length"]), tuple(data["sections"])
+        self.length, self.sections = text_length(name, tower, data), tuple(data["sections"])
         self.optional = not data.get("required", True)
 
     def shapes(self) -> Shapes:

@@ -55,6 +55,8 @@ _NORMAL = re.compile(
     re.IGNORECASE,
 )
 
+_SIDE = re.compile(r"\b(?:left|right|both|bilateral(?:ly)?|either)\b", re.IGNORECASE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
@@ -128,6 +130,45 @@ def analyse(sentence: str) -> Statement:
         hedged=_HEDGE.search(sentence) is not None,
         normal=_NORMAL.search(sentence) is not None,
     )
+
+
+def affirms(sentence: str) -> bool:
+    """Whether a sentence states something that an image shows.
+
+    It names a finding or device that it does not deny, or it neither denies anything nor calls
+    anything normal.
+    """
+    found = analyse(sentence)
+    if any(not mention.negated for mention in found.mentions):
+        return True
+    # "within the right lobe" says where something is, "within normal limits" has other words, too.
+    normal = any(word.lower() != "within" for word in _NORMAL.findall(sentence))
+    return not (found.negated or normal)
+
+
+@functools.lru_cache(_CACHED_SENTENCES)
+def entailed(sentence: str) -> tuple[str, ...]:
+    """Short phrases that follow from a sentence: the findings it names, without their attributes.
+
+    "Small left pleural effusion." entails "pleural effusion" and, as it names one side only, "left
+    pleural effusion"; "There is no pneumothorax." entails "no pneumothorax". A denial with a side
+    entails nothing, because the finding may be on the other one, and neither does a sentence that
+    qualifies or compares anything.
+    """
+    found = analyse(sentence)
+    if found.hedged:
+        return ()
+    sides = {side.lower() for side in _SIDE.findall(sentence)}
+    phrases = []
+    for mention in found.mentions:
+        term = sentence[mention.start : mention.end].lower()
+        if mention.negated:
+            phrases += [] if sides else [f"no {term}"]
+            continue
+        phrases.append(term)
+        if len(sides) == 1 and len(found.mentions) == 1 and sides <= {"left", "right"}:
+            phrases.append(f"{next(iter(sides))} {term}")
+    return tuple(phrases)
 
 
 def statements(report: ParsedReport) -> list[tuple[int, Statement]]:

@@ -62,8 +62,7 @@ class Excerpts:
             return self._texts[index], group
         text = self._draw(self._parts(index), _hash(f"{self._seed}/{step}/{group}"))
         by_text = text and group not in self._mixed
-        name = f"text {reports.canonical(text)}" if by_text else f"group {group}"
-        return text, int(np.int64(_hash(name) & 0xFFFFFFFF).astype(np.int32))
+        return text, text_group(text) if by_text else _number(f"group {group}")
 
     def _draw(self, parts: Sequence[str], drawn: int) -> str:
         """The part that a random number of 64 bits stands for; "" of none."""
@@ -106,6 +105,15 @@ def _sections(text: str, cuts: Sequence[int]) -> tuple[str, ...]:
 @functools.lru_cache(1 << 14)
 def _sentences(text: str) -> tuple[str, ...]:
     return tuple(reports.split_sentences(text))
+
+
+def text_group(text: str) -> int:
+    """A number in the range of i32 that is equal for texts with equal canonical forms."""
+    return _number(f"text {reports.canonical(text)}")
+
+
+def _number(name: str) -> int:
+    return int(np.int64(_hash(name) & 0xFFFFFFFF).astype(np.int32))
 
 
 def _hash(text: str) -> int:

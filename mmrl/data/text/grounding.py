@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mmrl.data.text.reports import normalise
+from mmrl.data.text.reports import normalise, split_sentences
 from mmrl.types import Record
 
 # tokens i32[L] -> (word, positions of its tokens), in reading order.
@@ -60,12 +60,15 @@ class Selected:
       label: the boxed finding, "" without boxes.
       words: (word, positions of its tokens) pairs, most specific first.
       boxes: (x0, y0, x1, y1) in pixels of the original image.
+      sentence: the sentence that states the finding, or the words of its label where none does;
+        without boxes the one with the first of the words.
     """
 
     index: int
     label: str
     words: tuple[Word, ...]
     boxes: tuple[Corners, ...]
+    sentence: str = ""
 
 
 def select_examples(
@@ -113,7 +116,13 @@ def select_examples(
             )
     if not by_label:
         by_label[""] = [
-            Selected(index, "", tuple(rare[:words_per_example]), ())
+            Selected(
+                index,
+                "",
+                tuple(rare[:words_per_example]),
+                (),
+                _sentence_with(rare[0][0], data.texts[index]),
+            )
             for index in order
             if (rare := _rarest(words[index], frequency))
         ]
@@ -156,12 +165,13 @@ def _boxed(
     for (label, sentence), boxes in findings.items():
         parts = re.findall(r"[a-z0-9]+", label.casefold())
         if 0 <= sentence < len(record.sentences):
-            stated = _find(record.sentences[sentence][1], words)
-            ordered = _most_specific(stated, parts, frequency)
+            text = record.sentences[sentence][1]
+            ordered = _most_specific(_find(text, words), parts, frequency)
         else:
+            text = " ".join(parts)
             ordered = [word for word in _rarest(words, frequency) if _names(word[0], parts)]
         if ordered:
-            yield Selected(index, label, tuple(ordered), tuple(boxes))
+            yield Selected(index, label, tuple(ordered), tuple(boxes), text)
 
 
 def _find(sentence: str, words: Sequence[Word]) -> Sequence[Word]:
@@ -175,6 +185,13 @@ def _find(sentence: str, words: Sequence[Word]) -> Sequence[Word]:
     found = "".join(spelled).find(wanted) if wanted else -1
     first, last = starts.get(found), starts.get(found + len(wanted))
     return () if first is None or last is None else words[first:last]
+
+
+def _sentence_with(word: str, text: str) -> str:
+    """The first sentence that holds a word; the whole text if the tokenizer split the word off."""
+    wanted = re.compile(rf"\b{re.escape(word)}\b")
+    sentences = (normalise(sentence) for sentence in split_sentences(text))
+    return next((s for s in sentences if wanted.search(s.casefold())), normalise(text))
 
 
 def _letters(text: str) -> str:
