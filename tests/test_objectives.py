@@ -87,6 +87,71 @@ def test_discrimination_equals_reference():
     )
 
 
+def relative_discrimination(image, candidates, valid, scale, other):
+    """The loss by loops in float64, from its docstring."""
+    losses = []
+    for row in range(len(image)):
+        if not valid[row].any():
+            continue
+        scores = candidates[row] @ image[row]
+        if other[row].any():
+            scores = scores - np.mean(
+                [candidates[row] @ image[j] for j in np.flatnonzero(other[row])], axis=0
+            )
+        kept = np.concatenate([[True], valid[row]])
+        logits = np.exp(scale) * scores[kept]
+        losses.append(references.logsumexp(logits) - logits[0])
+    return np.mean(losses)
+
+
+def test_relative_discrimination_equals_reference():
+    valid = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]], bool)
+    other = np.random.default_rng(4).random((B, B)) < 0.6
+    other[1] = False
+    arguments = (unit(B, D), unit(B, 1 + K, D, seed=1), np.array(SCALE))
+    check(
+        lambda i, c, s: discrimination_loss(i, c, valid, s, other=other),
+        lambda i, c, s: relative_discrimination(i, c, valid, s, other),
+        arguments,
+        (0, 1, 2),
+    )
+
+
+def test_wording_alone_wins_nothing_from_relative_scores():
+    """All images share a direction in which reports differ from copies, whatever the image."""
+    rng = np.random.default_rng(0)
+    image = np.concatenate([np.ones((B, 1)), 0.1 * rng.normal(size=(B, D - 1))], axis=1)
+    candidates = np.zeros((B, 1 + K, D))
+    candidates[:, 0, 0], candidates[:, 1:, 0] = 1.0, -1.0
+    valid, other = np.ones((B, K), bool), ~np.eye(B, dtype=bool)
+    arguments = tuple(x.astype(np.float32) for x in (image, candidates))
+    assert discrimination_loss(*arguments, valid, SCALE) < 1e-3
+    relative = discrimination_loss(*arguments, valid, SCALE, other=other)
+    assert relative == pytest.approx(np.log(1 + K), rel=1e-5)
+
+
+def test_relative_scores_leave_out_the_own_group_and_absent_rows():
+    encoded, batch = encoded_and_batch()
+    module = PerturbedDiscrimination(relative=True)
+    whole = call(module, encoded, batch)
+    assert whole.value != call(PerturbedDiscrimination(), encoded, batch).value
+    one_group = {**batch, "group": jnp.zeros(B, jnp.int32)}
+    # Without another image, the scores are those of the paper.
+    assert call(module, encoded, one_group).value == pytest.approx(
+        float(call(PerturbedDiscrimination(), encoded, batch).value), rel=1e-6
+    )
+    present = jnp.arange(B) != 2
+    nothing = {**encoded, "image.embedding": encoded["image.embedding"].at[2].set(jnp.nan)}
+    arrays = {argument: nothing[name] for argument, name in module.reads.items()}
+    arrays |= {argument: batch[name] for argument, name in module.batch.items()}
+    masked = module(context=Context(jnp.int32(0), None, present), **arrays).value
+    kept = np.flatnonzero(present)
+    fewer = module(
+        context=Context(jnp.int32(0)), **{name: array[kept] for name, array in arrays.items()}
+    )
+    assert masked == pytest.approx(float(fewer.value), rel=1e-6)
+
+
 @pytest.mark.parametrize("group", [None, GROUP])
 def test_siglip_equals_reference(group):
     arguments = (unit(B, D), unit(B, D, seed=1), np.float32(2.3), np.float32(-10.0))

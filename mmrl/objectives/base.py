@@ -1,4 +1,4 @@
-"""What an objective is, and the two-way cross-entropy that several of them share."""
+"""What an objective is, and the cross-entropies and metrics that several of them share."""
 
 import functools
 from collections.abc import Mapping
@@ -195,14 +195,42 @@ def two_way_cross_entropy(
     """
     size = logits.shape[0]
     require(logits.shape == (size, size), f"logits must be square, got {logits.shape}")
-    kept = jnp.where(negatives(group, size, present), logits, -jnp.inf)
-    positive = jnp.diagonal(logits)
-    over_texts = jax.nn.logsumexp(kept, axis=1) - positive
-    over_images = jax.nn.logsumexp(kept, axis=0) - positive
+    included = negatives(group, size, present)
+    over_texts, over_images = diagonal_cross_entropies(logits, included)
     if present is None:
         return 0.5 * (over_texts.mean() + over_images.mean())
     # An absent row keeps its diagonal logit only, so its cross-entropy and its gradient are 0.
     return 0.5 * (over_texts.sum() + over_images.sum()) / row_count(size, present)
+
+
+def diagonal_cross_entropies(logits: jax.Array, included: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropies of the rows and of the columns of matrices, with the diagonal as target.
+
+    Args:
+      logits: f32[..., N, N]. included: bool[..., N, N], which entries the denominators hold; the
+        diagonal must be among them.
+
+    Returns:
+      (f32[..., N], f32[..., N]): of each row, of each column.
+    """
+    kept = jnp.where(included, logits, -jnp.inf)
+    positive = jnp.diagonal(logits, axis1=-2, axis2=-1)
+    rows = jax.nn.logsumexp(kept, axis=-1) - positive
+    return rows, jax.nn.logsumexp(kept, axis=-2) - positive
+
+
+def attention_entropy(logits: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Entropy of softmax(logits) over regions, as a share of that of a uniform one.
+
+    Args:
+      logits: f32[..., R]. valid: bool[...].
+
+    Returns:
+      (sum, weight) over the valid places, without a gradient: a metric.
+    """
+    logs = jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)
+    entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1) / jnp.log(max(logits.shape[-1], 2))
+    return jnp.sum(jnp.where(valid, entropy, 0.0)), valid.sum(dtype=jnp.float32)
 
 
 def batch_mean(

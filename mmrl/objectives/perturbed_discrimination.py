@@ -6,12 +6,24 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives.base import Context, LogitScale, Objective, require
+from mmrl.objectives.base import (
+    Context,
+    LogitScale,
+    Objective,
+    negatives,
+    require,
+    zero_absent,
+)
 from mmrl.types import Loss, Metrics
 
 
 def discrimination_logits(
-    image: jax.Array, candidates: jax.Array, valid: jax.Array, logit_scale: jax.Array
+    image: jax.Array,
+    candidates: jax.Array,
+    valid: jax.Array,
+    logit_scale: jax.Array,
+    *,
+    other: jax.Array | None = None,
 ) -> jax.Array:
     """exp(logit_scale) * cosine of each image with its own candidates, f32[B, 1+K].
 
@@ -29,15 +41,35 @@ def discrimination_logits(
     scores = jnp.einsum(
         "bd,bcd->bc", image.astype(jnp.float32), candidates.astype(jnp.float32)
     )  # B 1+K
+    if other is not None:
+        scores = scores - _of_others(image, candidates, other)
     copies = valid[:, -(count - 1) :] if count > 1 else valid[:, :0]
     kept = jnp.concatenate([jnp.ones((size, 1), dtype=bool), copies], axis=1)
     return jnp.where(kept, jnp.exp(logit_scale) * scores, -jnp.inf)
 
 
+def _of_others(image: jax.Array, candidates: jax.Array, other: jax.Array) -> jax.Array:
+    """Mean cosine of each candidate with the `other` images, f32[B, 1+K]; 0 if there are none."""
+    weights = other.astype(jnp.float32)
+    weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+    # The mean cosine with some images is the cosine with their mean.
+    means = jnp.einsum("bj,jd->bd", weights, image.astype(jnp.float32))
+    return jnp.einsum("bd,bcd->bc", means, candidates.astype(jnp.float32))
+
+
 def discrimination_loss(
-    image: jax.Array, candidates: jax.Array, valid: jax.Array, logit_scale: jax.Array
+    image: jax.Array,
+    candidates: jax.Array,
+    valid: jax.Array,
+    logit_scale: jax.Array,
+    *,
+    other: jax.Array | None = None,
 ) -> jax.Array:
     """Given the image, pick the true report among itself and its K perturbed copies.
+
+    A copy can often be told from a report without the image, by its wording. With `other`, the
+    score of a candidate is its cosine with the image minus its mean cosine with other images. What
+    all images share cancels, so preferring a wording earns nothing.
 
     Args:
       image: f[B, D], L2-normalised.
@@ -45,12 +77,14 @@ def discrimination_loss(
       valid: bool[B, K], False where no perturbed copy could be made: that candidate is out.
         bool[B, 1+K] is accepted too; its first column is taken as True.
       logit_scale: f32[], logarithm of the inverse temperature.
+      other: bool[B, B], at [i, j] whether image j is compared with for the candidates of row i;
+        None: the published loss.
 
     Returns:
       f32[]: cross-entropy of index 0, averaged over the rows that have a valid copy; the others
       weigh nothing. Constant embeddings with all copies valid give log(1+K).
     """
-    logits = discrimination_logits(image, candidates, valid, logit_scale)
+    logits = discrimination_logits(image, candidates, valid, logit_scale, other=other)
     loss = jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
     weight = _row_weight(logits)
     return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
@@ -66,6 +100,8 @@ class PerturbedDiscrimination(Objective):
 
     Args:
       temperature: initial value. The scale is clipped at 100 after each update.
+      relative: whether the scores are relative to those with the other images of the batch, so that
+        nothing can be won without the image; see `discrimination_loss`. The paper's are not.
       names: kinds of perturbation in the batch, and how `kind` numbers them. For each one the
         metrics hold its share of all copies, and the share of its copies that are valid.
     """
@@ -75,15 +111,20 @@ class PerturbedDiscrimination(Objective):
         "text": "text.embedding",
         "perturbed": "text@perturbed.embedding",
     }
-    batch: ClassVar[Mapping[str, str]] = {"valid": "perturbed.valid", "kind": "perturbed.kind"}
+    batch: ClassVar[Mapping[str, str]] = {
+        "valid": "perturbed.valid",
+        "kind": "perturbed.kind",
+        "group": "group",
+    }
 
     def __init__(
         self,
         *,
         temperature: float = 0.07,
+        relative: bool = False,
         names: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
-        self.logit_scale = LogitScale(temperature)
+        self.logit_scale, self.relative = LogitScale(temperature), relative
         self.kinds = tuple((names or {}).get("kind", {}).items())
 
     def __call__(
@@ -95,13 +136,18 @@ class PerturbedDiscrimination(Objective):
         perturbed: jax.Array,
         valid: jax.Array,
         kind: jax.Array,
+        group: jax.Array,
     ) -> Loss:
         """Contrasts each report with its own perturbed copies, given its image."""
         if context.present is not None:  # a row without valid copies weighs nothing
             valid = valid & context.present[:, None]
         candidates = jnp.concatenate([text[:, None], perturbed], axis=1)  # B 1+K D
-        value = discrimination_loss(image, candidates, valid, self.logit_scale())
-        logits = discrimination_logits(image, candidates, valid, self.logit_scale())
+        image = zero_absent(context.present, image)  # others are compared with it, too
+        other = None
+        if self.relative:
+            other = negatives(group, len(group), context.present) & ~jnp.eye(len(group), dtype=bool)
+        value = discrimination_loss(image, candidates, valid, self.logit_scale(), other=other)
+        logits = discrimination_logits(image, candidates, valid, self.logit_scale(), other=other)
         weight = _row_weight(logits)
         # Ties count as wrong, so constant embeddings score 0, not 1.
         correct = (logits[:, :1] > logits[:, 1:]).all(axis=1).astype(jnp.float32)
