@@ -1,6 +1,8 @@
 """Figures and the report page, on made-up data."""
 
+import dataclasses
 import html.parser
+import warnings
 
 import numpy as np
 import pytest
@@ -106,6 +108,15 @@ def test_figures_have_their_size_and_show_something(name, tmp_path):
     pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert 0.5 < (pixels > 250).all(axis=1).mean() < 0.99 or name == "attention"
     assert len(np.unique(pixels, axis=0)) > 50
+
+
+def test_a_sentence_as_label_of_a_map_is_wrapped(tmp_path):
+    long = dataclasses.replace(example(), words=[("$5 long sentence " * 20, np.eye(4))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns when a title leaves no room for panels
+        attention.attention_grid([long, example()], tmp_path / "long.png")
+    with Image.open(tmp_path / "long.png") as image:
+        assert image.size[0] == 1215
 
 
 def test_figures_without_anything_to_draw_say_why(tmp_path):

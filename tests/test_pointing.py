@@ -1,6 +1,7 @@
 """The pointing game: its words and boxes, attention, hits, and the evaluator."""
 
 import json
+import re
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -10,15 +11,10 @@ import pytest
 from mmrl import build
 from mmrl.data.image.images import Preprocess
 from mmrl.data.text.grounding import select_examples
+from mmrl.data.text.reports import split_sentences
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.evaluators.pointing import (
-    Pointed,
-    Pointing,
-    judge,
-    mapped_boxes,
-    word_maps,
-    word_region_attention,
-)
+from mmrl.evaluators.pointing import Pointing, word_maps, word_region_attention
+from mmrl.evaluators.pointing_game import Pointed, judge, mapped_boxes
 from mmrl.evaluators.statistics import Subset
 from mmrl.objectives import local_contrastive
 from mmrl.types import Box, ImageRef, InputError, Record
@@ -154,7 +150,7 @@ def pointing(examples, data, **options):
         )
         for example in examples
     ]
-    return judge(studies, data, **options)
+    return judge(studies, data, protocol="pointing@1", **options)
 
 
 # --- words, maps, hits
@@ -194,6 +190,10 @@ def test_examples_without_boxes_take_rare_words_and_truncated_sentences_do_not_c
     chosen = select_examples(data, data.tokenizer.words, count=4)
     assert len(chosen) == 4 and all(not c.boxes and len(c.words) == 2 for c in chosen)
     assert not {w for c in chosen for w, _ in c.words} & {"the", "normal", "heart"}
+    for choice in chosen:  # the sentence of the first word, to be encoded alone
+        sentences = split_sentences(data.texts[choice.index])
+        holding = [s for s in sentences if choice.words[0][0] in re.findall(r"\w+", s.casefold())]
+        assert len(sentences) > 1 and choice.sentence == holding[0]
     cut = FakeData(9, length=8)
     assert all(not choice.boxes for choice in select_examples(cut, cut.tokenizer.words))
     assert select_examples(FakeData(9), data.tokenizer.words, scan=0) == []
@@ -346,7 +346,9 @@ def test_evaluator_of_attention_that_knows_the_boxes():
     for label in LABELS:
         of_label = values[f"finding/{label}/accuracy"]
         assert (of_label.value, of_label.n, of_label.chance) == (1, 8, pytest.approx(1 / 16))
-    assert len(values) == 3 * (1 + len(LABELS))
+    # Maps of one cell among 16 that the softmax makes sharp; see below for exact values.
+    assert 0 < values["attention_entropy"].value < 1
+    assert len(values) == 3 * (1 + len(LABELS)) + 1
     json.dumps(results.to_dict(), allow_nan=False)
 
 
@@ -406,7 +408,7 @@ def test_a_finding_of_one_patient_has_no_boxes_to_exchange():
     data = FakeData(6, patients=["a", "b", "c", "d", "b", "e"])  # b has all nodules
     values = Pointing(Looks(at_box(data)), data).run(None).values
     assert [name for name in values if "nodule" in name] == ["finding/nodule/accuracy"]
-    assert len(values) == 3 * 3 + 1
+    assert len(values) == 3 * 3 + 1 + 1
 
 
 def test_collapsed_encoders_hit_nothing_however_they_round():

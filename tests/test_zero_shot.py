@@ -10,7 +10,7 @@ import pytest
 from mmrl import build
 from mmrl.data.phantom.findings import KINDS
 from mmrl.evaluators import metrics, statistics
-from mmrl.evaluators.metrics import Ranked, auroc, intervals, weighted_auroc
+from mmrl.evaluators.metrics import Ranked, auroc, draws, intervals, weighted_auroc
 from mmrl.evaluators.zero_shot import ZeroShot, finding_task, laterality_task
 from mmrl.types import Finding, InputError, Record
 from tests import fakes
@@ -369,3 +369,20 @@ def test_records_without_truth_are_refused_and_configs_are_understood():
     broken = FakePredict(code, lambda t: np.full(32, np.nan, np.float32))
     with pytest.raises(FloatingPointError, match=r"text\.embedding is not finite"):
         ZeroShot(broken, corpus(40)).run(None)
+
+
+def test_ranked_scores_and_draws_are_those_of_the_results():
+    data = corpus(48)
+    evaluator = ZeroShot(FakePredict(code, code), data, tasks="findings", bootstrap=200, seed=3)
+    values = evaluator.run(None).values
+    of_set = evaluator.ranked(None)["findings"]
+    drawn = draws(list(of_set.values()), data.patients, samples=200, seed=3)
+    assert drawn.shape == (200, len(of_set)) and len(of_set) == 2
+    for (name, ranked), column in zip(of_set.items(), drawn.T, strict=True):
+        stated = values[f"findings/{name}/auroc"]
+        assert auroc(ranked.scores[0], ranked.positive) == pytest.approx(stated.value, abs=1e-9)
+        assert np.nanquantile(column, (0.025, 0.975)) == pytest.approx((stated.low, stated.high))
+    macro = values["findings/auroc"]
+    ends = np.nanquantile(drawn.mean(axis=1), (0.025, 0.975))
+    assert ends == pytest.approx((macro.low, macro.high))
+    assert draws(list(of_set.values()), ["one"] * 48).shape == (0, 2)

@@ -111,25 +111,45 @@ def intervals(
       One interval per task, and that of their mean. An interval is undefined if the items belong
       to fewer than two patients or all draws are skipped.
     """
+    drawn = draws(tasks, patients, samples=samples, seed=seed, tie=tie)
+    owner = np.asarray(patients)
+    each = [
+        _interval(column, level, several=len(np.unique(owner[task.rows])) > 1)
+        for column, task in zip(drawn.T, tasks, strict=True)
+    ]
+    return each, _interval(drawn.mean(axis=1), level)
+
+
+def draws(
+    tasks: Sequence[Ranked],
+    patients: Sequence[str] | np.ndarray,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    tie: float = 0.0,
+) -> np.ndarray:
+    """f64[samples, tasks]: the AUROCs of the draws from which `intervals` takes its quantiles.
+
+    NaN where a draw lacks a class of a task; no draws if the items belong to fewer than two
+    patients. With the same items and seed the draws are the same, so those of two encoders can be
+    subtracted.
+
+    Args:
+      others: as in `intervals`.
+    """
     used = np.unique(np.concatenate([task.rows for task in tasks]))
     owners = np.unique(np.asarray(patients)[used], return_inverse=True)[1]
     owner = np.full(len(patients), -1)
     owner[used] = owners
     count = int(owners.max()) + 1
     if count < 2 or samples < 1:
-        undefined = Interval(None, None, 0)
-        return [undefined] * len(tasks), undefined
-    drawn = np.concatenate(
+        return np.empty((0, len(tasks)))
+    return np.concatenate(
         [
             np.stack([_draws(task, times[:, owner[task.rows]], tie) for task in tasks], axis=1)
             for times in _patient_draws(count, samples, seed, max(count, len(used)))
         ]
-    )  # S T
-    each = [
-        _interval(column, level, several=len(np.unique(owner[task.rows])) > 1)
-        for column, task in zip(drawn.T, tasks, strict=True)
-    ]
-    return each, _interval(drawn.mean(axis=1), level)
+    )
 
 
 def _patient_draws(count: int, samples: int, seed: int, width: int) -> Iterator[np.ndarray]:

@@ -100,6 +100,18 @@ class Question:
     positive: np.ndarray
 
 
+class Asked(NamedTuple):
+    """The questions about some held-out studies.
+
+    Attributes:
+      sets: task set -> task name -> question.
+      excluded: task set -> name of a task that is not asked -> the reason.
+    """
+
+    sets: dict[str, dict[str, Question]]
+    excluded: dict[str, dict[str, str]]
+
+
 def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
     """The ground truth of each record: findings if the corpus has any, else labels.
 
@@ -124,6 +136,58 @@ def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
         present = {name: frozenset({""}) for name, label in stated.items() if label == 1}
         facts.append(Facts(present, frozenset(name for name, v in stated.items() if v == 0)))
     return facts if any(fact.sides or fact.absent for fact in facts) else []
+
+
+def ask(
+    data: HeldOut,
+    *,
+    tasks: str | Sequence[str] | Mapping[str, Any] = TASK_SETS,
+    min_positives: int = 5,
+    policy: Policy = OPEN,
+) -> Asked:
+    """Applies tasks to the ground truth of the studies.
+
+    Args:
+      tasks, min_positives: as of `ZeroShot`.
+      policy: of labels, see `read_facts`.
+
+    Raises:
+      InputError: records lack findings and labels, no task is left, or a task is invalid.
+    """
+    facts = read_facts([data.record(index) for index in range(len(data))], policy)
+    if not facts:
+        raise InputError(
+            f"no record of {data.name} has findings or labels ({len(data)} examples); "
+            "zero_shot needs them as ground truth"
+        )
+    names = sorted({name for fact in facts for name in {*fact.sides, *(fact.absent or ())}})
+    asked = Asked({}, {})
+    for set_name, of_set in _chosen(tasks, names).items():
+        asked.sets[set_name], asked.excluded[set_name] = {}, {}
+        for name, task in of_set.items():
+            question = _question(task, facts)
+            yes, no = int(question.positive.sum()), int((~question.positive).sum())
+            if set_name in TASK_SETS and name.lower().startswith("no "):
+                asked.excluded[set_name][name] = "is itself a denial"  # such as "No Finding"
+            elif min(yes, no) < min_positives:
+                asked.excluded[set_name][name] = (
+                    f"{yes} positive and {no} negative studies, fewer than {min_positives}"
+                )
+            else:
+                asked.sets[set_name][name] = question
+    if not any(asked.sets.values()):
+        raise InputError(
+            f"no task has {min_positives} positive and {min_positives} negative studies in "
+            f"{data.name} ({len(data)} examples); lower min_positives or choose other tasks"
+        )
+    return asked
+
+
+def _question(task: Task, facts: Sequence[Facts]) -> Question:
+    """The studies for which the answer to a task is known, with the answers."""
+    answers = [fact.answer(task) for fact in facts]
+    rows = np.array([i for i, known in enumerate(answers) if known is not None], np.int64)
+    return Question(task, rows, np.array([answers[row] for row in rows], bool))
 
 
 def finding_task(name: str) -> Task:
@@ -242,39 +306,9 @@ class ZeroShot(Evaluator):
         self.min_positives, self.permutations = min_positives, permutations
         self.bootstrap, self.seed = bootstrap, seed
         self.policy = getattr(data, "label_policy", OPEN)
-        facts = read_facts([data.record(index) for index in range(len(data))], self.policy)
-        if not facts:
-            raise InputError(
-                f"no record of {data.name} has findings or labels ({len(data)} examples); "
-                "zero_shot needs them as ground truth"
-            )
-        names = sorted({name for fact in facts for name in {*fact.sides, *(fact.absent or ())}})
-        self.sets: dict[str, dict[str, Question]] = {}
-        self.tasks_excluded: dict[str, dict[str, str]] = {}
-        for set_name, of_set in _chosen(tasks, names).items():
-            self._ask(set_name, of_set, facts)
-        if not any(self.sets.values()):
-            raise InputError(
-                f"no task has {min_positives} positive and {min_positives} negative studies in "
-                f"{data.name} ({len(data)} examples); lower min_positives or choose other tasks"
-            )
-
-    def _ask(self, set_name: str, tasks: Mapping[str, Task], facts: Sequence[Facts]) -> None:
-        """Adds a set, without the tasks that have too few studies."""
-        self.sets[set_name], self.tasks_excluded[set_name] = {}, {}
-        for name, task in tasks.items():
-            answers = [fact.answer(task) for fact in facts]
-            rows = np.array([i for i, known in enumerate(answers) if known is not None], np.int64)
-            positive = np.array([answers[row] for row in rows], bool)
-            yes, no = int(positive.sum()), int((~positive).sum())
-            if set_name in TASK_SETS and name.lower().startswith("no "):
-                self.tasks_excluded[set_name][name] = "is itself a denial"  # such as "No Finding"
-            elif min(yes, no) < self.min_positives:
-                self.tasks_excluded[set_name][name] = (
-                    f"{yes} positive and {no} negative studies, fewer than {self.min_positives}"
-                )
-            else:
-                self.sets[set_name][name] = Question(task, rows, positive)
+        self.sets, self.tasks_excluded = ask(
+            data, tasks=tasks, min_positives=min_positives, policy=self.policy
+        )
 
     def run(self, state: Any) -> Results:
         """Evaluates `state`; values as in the class.
@@ -283,14 +317,7 @@ class ZeroShot(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        of_image, of_text = self.names["image"], self.names["text"]
-        encoded = self.predict.encode(state, data, [of_image])
-        images = statistics.require_present(encoded, of_image, data)
-        images = statistics.unit_rows(images, of_image, data.ids)
-        prompts = self._prompts()
-        texts = self.predict.encode(state, data.with_texts(prompts), [of_text])[of_text]
-        embedded = statistics.unit_rows(texts, of_text, prompts)
-        prompt = dict(zip(prompts, embedded, strict=True))
+        images, prompt = self._encoded(state)
         rng = statistics.generator(self.seed, "images")
         permutations = [
             statistics.permutation_between_patients(data.patients, rng)
@@ -326,6 +353,37 @@ class ZeroShot(Evaluator):
             },
         )
 
+    def ranked(self, state: Any) -> dict[str, dict[str, metrics.Ranked]]:
+        """Set -> task -> the scores f32[1, n] from which `run` computes its AUROCs.
+
+        Raises:
+          FloatingPointError: an embedding is not finite.
+        """
+        images, prompt = self._encoded(state)
+        return {
+            set_name: {
+                name: metrics.Ranked(
+                    asked.rows,
+                    _scores(images[asked.rows], *_prompted(asked.task, prompt))[None],
+                    asked.positive,
+                )
+                for name, asked in of_set.items()
+            }
+            for set_name, of_set in self.sets.items()
+        }
+
+    def _encoded(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Images f32[N, D] and prompt -> f32[D], all L2-normalised."""
+        data = self.data
+        of_image, of_text = self.names["image"], self.names["text"]
+        encoded = self.predict.encode(state, data, [of_image])
+        images = statistics.require_present(encoded, of_image, data)
+        images = statistics.unit_rows(images, of_image, data.ids)
+        prompts = self._prompts()
+        texts = self.predict.encode(state, data.with_texts(prompts), [of_text])[of_text]
+        embedded = statistics.unit_rows(texts, of_text, prompts)
+        return images, dict(zip(prompts, embedded, strict=True))
+
     def _prompts(self) -> list[str]:
         """Every prompt once."""
         tasks = [question.task for of_set in self.sets.values() for question in of_set.values()]
@@ -343,9 +401,8 @@ class ZeroShot(Evaluator):
         blind: list[metrics.Ranked] = []
         details: dict[str, Any] = {}
         for name, asked in questions.items():
-            yes = np.stack([prompt[text] for text in asked.task.positive])
-            no = np.stack([prompt[text] for text in asked.task.negative])
-            scores = images @ _ensemble(yes) - images @ _ensemble(no)  # N
+            yes, no = _prompted(asked.task, prompt)
+            scores = _scores(images, yes, no)
             own.append(metrics.Ranked(asked.rows, scores[None, asked.rows], asked.positive))
             permuted = scores[foreign[:, asked.rows]]
             blind.append(metrics.Ranked(asked.rows, permuted, asked.positive))
@@ -404,3 +461,14 @@ class ZeroShot(Evaluator):
 def _ensemble(prompts: np.ndarray) -> np.ndarray:
     """f32[P, D], L2-normalised -> the L2-normalised mean f32[D]."""
     return statistics.unit_rows(prompts.mean(axis=0)[None], "prompt ensemble", ["of a task"])[0]
+
+
+def _prompted(task: Task, prompt: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings f32[P, D] of the positive and of the negative prompts."""
+    yes, no = ([prompt[text] for text in texts] for texts in (task.positive, task.negative))
+    return np.stack(yes), np.stack(no)
+
+
+def _scores(images: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    """f32[N]: cosine of each image with the positive minus that with the negative ensemble."""
+    return images @ _ensemble(yes) - images @ _ensemble(no)

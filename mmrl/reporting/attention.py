@@ -53,7 +53,22 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
     columns = 1 + max(len(example.words) for example in examples)
     side, width = 2.7, 2.7 * columns
     texts = [wrapped(example.text, 8.5, width) for example in examples]
-    heights = [size for text in texts for size in (side + 0.3, 0.25 + 0.17 * len(text))]
+    # Sentences take more lines than words.
+    labels = [
+        [
+            wrapped(f"\N{LEFT DOUBLE QUOTATION MARK}{label}\N{RIGHT DOUBLE QUOTATION MARK}", 9, 2.5)
+            for label, _ in example.words
+        ]
+        for example in examples
+    ]
+    heights = [
+        size
+        for text, of_maps in zip(texts, labels, strict=True)
+        for size in (
+            side + 0.15 + 0.15 * max(map(len, of_maps), default=1),
+            0.25 + 0.17 * len(text),
+        )
+    ]
     figure = new_figure(width, sum(heights) + 0.75)
     grid = figure.add_gridspec(2 * len(examples), columns, height_ratios=heights)
     for row, example in enumerate(examples):
@@ -61,16 +76,15 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
             figure.add_subplot(grid[2 * row, column]) for column in range(1 + len(example.words))
         ]
         _image_panel(panels[0], example, readable(example.id)[-40:])
-        for panel, (word, weights) in zip(panels[1:], example.words, strict=True):
-            _map_panel(panel, example, word, weights)
+        for panel, label, (_, weights) in zip(panels[1:], labels[row], example.words, strict=True):
+            _map_panel(panel, example, "\n".join(label), weights)
         text = figure.add_subplot(grid[2 * row + 1, :])
         text.set_axis_off()
         written = text.text(0, 1, "\n".join(texts[row]), va="top", fontsize=8.5)
         written.set_in_layout(False)  # already wrapped; the layout must not widen panels for it
     boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
-    figure.suptitle(
-        f"Attention of report words, {len(examples)} held-out studies{boxes}", fontsize=11
-    )
+    title = f"Attention over image regions, {len(examples)} held-out studies{boxes}"
+    figure.suptitle("\n".join(wrapped(title, 11, width)), fontsize=11)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), _MAP),
         ax=figure.axes,
@@ -80,7 +94,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
         ticks=[0, 1],
         pad=0.01,
     )
-    bar.ax.set_xticklabels(["minimum", "maximum attention of the word"])
+    bar.ax.set_xticklabels(["minimum", "maximum of the map"])
     save(figure, path)
 
 
@@ -114,17 +128,13 @@ def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
     axis.set_axis_off()
 
 
-def _map_panel(axis: Axes, example: AttentionExample, word: str, weights: np.ndarray) -> None:
+def _map_panel(axis: Axes, example: AttentionExample, label: str, weights: np.ndarray) -> None:
     height, width = example.image.shape
     over_uniform = weights.max() * weights.size
     _image_panel(axis, example, "")
     spread = weights.max() - weights.min()
     scaled = (weights - weights.min()) / (spread if spread > 0 else 1.0)
-    axis.set_title(
-        f"\N{LEFT DOUBLE QUOTATION MARK}{readable(word)}\N{RIGHT DOUBLE QUOTATION MARK}"
-        f"\npeak {over_uniform:.1f} x uniform",
-        fontsize=9,
-    )
+    axis.set_title(f"{label}\npeak {over_uniform:.1f} x uniform", fontsize=9)
     axis.imshow(
         scaled,
         cmap=_MAP,
