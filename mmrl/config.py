@@ -179,7 +179,7 @@ _OBJECTIVES = {
     "perturbed_discrimination": {"weight": 0.1, "temperature": 0.07},
 }
 _RULES = (
-    {"match": r".*/(bias|scale|cls|positions?|log|logit_bias)", "weight_decay": 0.0},
+    {"match": r".*/(bias|scale|cls|queries|positions?|log|logit_bias)", "weight_decay": 0.0},
     {"match": r".*"},
 )
 
@@ -235,7 +235,11 @@ KEYS: dict[str, Any] = {
             "Learning rate at the last step, as a fraction of `learning_rate`; the decay is a "
             "cosine.",
         ),
-        "weight_decay": setting(0.05, "Decoupled weight decay."),
+        "weight_decay": setting(
+            0.05,
+            "Weight decay: decoupled in adamw; in sgd a part of the gradient, as in "
+            "torch.optim.SGD.",
+        ),
         "b1": setting(0.9, "Decay of the first moment of adamw."),
         "b2": setting(0.98, "Decay of the second moment of adamw."),
         "momentum": setting(0.9, "Momentum of sgd."),
@@ -466,6 +470,8 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
     settings.check(config.data)
+    for name, given in config.inputs.items():
+        settings.check_ranges(f"config.inputs.{name}", given)
     for key in ("steps", "skip"):
         if config.profile[key] < 0:
             raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")

@@ -262,6 +262,34 @@ def test_factors_scale_learning_rate_and_decay():
     np.testing.assert_array_equal(updates["model"]["dense"]["bias"], 0)
 
 
+def test_sgd_is_that_of_torch():
+    """torch.optim.SGD: decay joins the gradient before the momentum; the rate multiplies last."""
+    settings = optimizer(
+        name="sgd",
+        momentum=0.9,
+        weight_decay=0.1,
+        learning_rate=0.5,
+        warmup_steps=0,
+        clip_norm=0.0,
+        rules=({"match": ".*"},),
+    )
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=3)
+    params = {"scale": jnp.asarray(expected, jnp.float32)}
+    transform, schedule = optim.make(settings, 8, params)
+    state, buffer = transform.init(params), np.zeros(3)
+    for step in range(8):
+        gradient = rng.normal(size=3)
+        buffer = 0.9 * buffer + (gradient + 0.1 * expected)
+        expected = expected - 0.25 * (1 + np.cos(np.pi * step / 8)) * buffer
+        updates, state = transform.update(
+            {"scale": jnp.asarray(gradient, jnp.float32)}, state, params
+        )
+        params = optax.apply_updates(params, updates)
+    assert_close(params["scale"], expected, 1e-6)
+    assert float(schedule(8)) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_the_schedule_warms_up_and_ends_where_it_should():
     settings = optimizer(learning_rate=2.0, warmup_steps=4, end_fraction=0.1)
     _, schedule = optim.make(settings, 20, PARAMS)

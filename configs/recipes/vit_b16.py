@@ -106,10 +106,15 @@ def _phantom(config: ml_collections.ConfigDict) -> None:
 
 def smoke(config: ml_collections.ConfigDict) -> None:
     """A model of the same make in which everything is small."""
+    shrink(config)
+    small = {"variant": None, "width": 32, "depth": 2, "num_heads": 2}
+    config.towers.image.update({**small, "patch_size": 8})
+    config.towers.text.update({**small, "packing_group": 4})
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """20 steps on small inputs, for the variants "smoke" of recipes; encoders are left to them."""
     pretrain.short(config)
     config.batch_size = 32
     config.towers.text.vocab_size = 500
     config.data.num_workers = 0
-    small = {"variant": None, "width": 32, "depth": 2, "num_heads": 2}
-    config.towers.image.update({**small, "patch_size": 8})
-    config.towers.text.update({**small, "packing_group": 4})
