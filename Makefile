@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems compare test test-all lint format clean
+.PHONY: pretrain systems compare curves ceiling real test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -14,6 +14,16 @@ systems: $(VENV)/installed
 
 compare: $(VENV)/installed
 	$(BIN)/python -m benchmarks.compare --workdir=runs/compare --out=docs/results
+
+# Reads the real corpora below MMRL_REAL_DATA.
+curves: $(VENV)/installed
+	$(BIN)/python -m benchmarks.curves --workdir=runs/compare --out=docs/results
+
+ceiling: $(VENV)/installed
+	$(BIN)/python -m benchmarks.ceiling --workdir=runs/ceiling --out=docs/results
+
+real: $(VENV)/installed
+	$(BIN)/python -m benchmarks.real_pairs --workdir=runs/real --out=docs/results
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

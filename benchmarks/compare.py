@@ -1,26 +1,26 @@
-"""Ablation of the objectives: trains five sets of them with several seeds and compares the results.
+"""Ablation of the objectives: trains six sets of them with several seeds and compares the results.
 
     python -m benchmarks.compare --workdir=runs/compare --out=docs/results
 
 Each run is `python -m mmrl.main --config=configs/compare.py:VARIANT --config.seed=SEED`. Corpus,
 steps, batch and architecture are the same in all runs. The seed determines initialisation, order of
 the data and perturbations. Completed runs are not repeated. Several runs execute in parallel, each
-on its own CPU core. Writes a page with tables, the figures as JSON, and a plot.
+on its own CPU core. Writes a page with tables, the figures as JSON, and a plot. The column of the
+supervised ceiling is from place.json of `python -m benchmarks.ceiling`, if --out has it.
 """
 
 import argparse
-import dataclasses
 import datetime
 import hashlib
 import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import runs
+from benchmarks.results import Measure, Runs, Tables, found, spread, stored
 from configs import compare as experiment
 from mmrl import config as configs
 from mmrl.reporting.figures import BLUE, GREY, VERMILION, new_figure, save, styled
@@ -33,24 +33,10 @@ NAMES = {
     "discrimination": "(c) global + discrimination",
     "paper": "(d) all three: the paper",
     "clinical": "(e) all three, clinical kinds added",
+    "recommended": "(f) our recipe",
 }
+_EXCHANGED = "accuracy_boxes_permuted"
 _PROTOCOLS = ("authors-5way@1", "order-10way@1", "clinical@1", "balanced@1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A row of the table.
-
-    Attributes:
-      title: name of the row.
-      evaluator, key: where its value is in the results of a run.
-      needs: an objective without which the value has no meaning, or "".
-    """
-
-    title: str
-    evaluator: str
-    key: str
-    needs: str = ""
 
 
 MEASURES = (
@@ -69,19 +55,29 @@ MEASURES = (
     Measure("structure/control@1 accuracy", "structure", "control@1/accuracy"),
     Measure("zero-shot laterality AUROC", "zero_shot", "laterality/auroc"),
     Measure("zero-shot finding AUROC", "zero_shot", "findings/auroc"),
-    Measure("pointing game accuracy", "pointing", "accuracy", "local_contrastive"),
+    Measure("pointing, words", "pointing", "accuracy", "local_contrastive"),
+    Measure("pointing, words, boxes exchanged", "pointing", _EXCHANGED, "local_contrastive"),
+    Measure("pointing, sentences", "sentence_pointing", "accuracy", "sentence_contrastive"),
+    Measure(
+        "pointing, sentences, boxes exchanged",
+        "sentence_pointing",
+        _EXCHANGED,
+        "sentence_contrastive",
+    ),
 )
 FIGURE = (
     Measure("image to report R@1", "retrieval", "image_to_text/R@1"),
     Measure("order-10way grounded gain", "structure", "order-10way@1/grounded_gain"),
     Measure("clinical grounded gain", "structure", "clinical@1/grounded_gain"),
-    Measure("balanced grounded gain", "structure", "balanced@1/grounded_gain"),
+    Measure("finding AUROC", "zero_shot", "findings/auroc"),
     Measure("laterality AUROC", "zero_shot", "laterality/auroc"),
-    Measure("pointing accuracy", "pointing", "accuracy", "local_contrastive"),
+    Measure("pointing accuracy, words", "pointing", "accuracy", "local_contrastive"),
 )
+SENTENCES = Measure("pointing accuracy", "sentence_pointing", "accuracy", "sentence_contrastive")
+"""What stands in the last panel for variants whose sentences point, not their words."""
 
-Runs = dict[tuple[str, int], dict[str, Any]]
-"""(variant, seed) -> evaluator -> results of that run."""
+CEILING = {"laterality/auroc": "laterality", "findings/auroc": "findings"}
+"""Key of a measure -> task set of the supervised ceiling."""
 
 
 def main() -> None:
@@ -99,9 +95,12 @@ def main() -> None:
     minutes = (time.monotonic() - began) / 60
     args.out.mkdir(parents=True, exist_ok=True)
     draw(results, args.variants, args.seeds, args.out / "compare.png")
-    stored = {f"{variant}-{seed}": result for (variant, seed), result in results.items()}
-    (args.out / "compare.json").write_text(json.dumps(_short(stored), indent=1) + "\n")
-    page = write_page(results, args.variants, args.seeds, minutes, args.options)
+    kept = stored(results, (*MEASURES, *FIGURE))
+    found_ceiling = ceiling(args.out / "place.json")
+    (args.out / "compare.json").write_text(json.dumps(kept, indent=1) + "\n")
+    page = write_page(
+        results, args.variants, args.seeds, minutes, args.options, ceiling=found_ceiling
+    )
     (args.out / "compare.md").write_text(page)
     print(page)
 
@@ -126,24 +125,24 @@ def train(args: argparse.Namespace) -> Runs:
     return {names[name]: result for name, result in results.items()}
 
 
-def value(results: dict[str, Any], measure: Measure, variant: str) -> float | None:
-    """The value of a measure in one run; None if it has no meaning there."""
-    if measure.needs and measure.needs not in experiment.OBJECTIVES[variant]:
-        return None
-    found = results[measure.evaluator]["values"].get(measure.key)
-    return None if found is None else found["value"]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def tables(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -> Tables:
+    """The tables of some variants."""
+    names = {variant: NAMES[variant] for variant in variants}
+    return Tables(results, names, seeds, experiment.OBJECTIVES)
 
 
 def write_page(
-    results: Runs, variants: Sequence[str], seeds: Sequence[int], minutes: float, options: list[str]
+    results: Runs,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    minutes: float,
+    options: list[str],
+    *,
+    ceiling: Mapping[str, str] | None = None,
 ) -> str:
     """The Markdown page with tables of values and differences."""
     first = results[variants[0], seeds[0]]
+    tabulated = tables(results, variants, seeds)
     hashes = ", ".join(f"{NAMES[v]} `{config_sha256(v)[:12]}`" for v in variants)
     suffix = " ".join(["--", *options]) if options else ""
     lines = [
@@ -159,62 +158,42 @@ def write_page(
         "",
         "![Key figures: one dot per seed, bars show the mean](compare.png)",
         "",
-        *_table(results, variants, seeds),
+        *with_ceiling(tabulated.table(MEASURES), ceiling or {}),
+        "",
+        "*Supervised*: the image tower of our recipe, trained on the labels of findings and sides "
+        "for as many steps ([place.md](place.md)). Words point with GLoRIA's attention, sentences "
+        "with that of our recipe.",
         "",
         "## Paired differences to (a)",
         "",
         "Variant minus (a) with the same seed: mean, standard deviation, and their ratio (sd).",
         "",
-        *_differences(results, variants, seeds),
+        # (a) trains the global loss alone; the text-only model is the same for all variants.
+        *tabulated.differences(
+            measure for measure in MEASURES if not measure.needs and "text_only" not in measure.key
+        ),
         "",
     ]
     return "\n".join(lines)
 
 
-def _table(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    lines = [
-        "| | " + " | ".join(NAMES[v] for v in variants) + " | chance | N |",
-        "|---|" + "---|" * (len(variants) + 2),
-    ]
-    for measure in MEASURES:
-        cells, chance, count = [], "", ""
-        for variant in variants:
-            values = [value(results[variant, seed], measure, variant) for seed in seeds]
-            known = [v for v in values if v is not None]
-            if len(known) == len(values):
-                found = results[variant, seeds[0]][measure.evaluator]["values"][measure.key]
-                mean, deviation = spread(known)
-                cells.append(f"{mean:.3f} ± {deviation:.3f}")
-                count = f"{found['n']:,}"
-                chance = "" if found["chance"] is None else f"{found['chance']:.3f}"
-            else:
-                cells.append("not trained" if measure.needs else "none")
-        lines.append(f"| {measure.title} | " + " | ".join(cells) + f" | {chance} | {count} |")
-    return lines
+def ceiling(file: Path) -> dict[str, str]:
+    """Key of a measure -> "mean ± deviation" of the supervised ceiling; empty without the file."""
+    if not file.exists():
+        return {}
+    by_seed = json.loads(file.read_text(encoding="utf-8"))["supervised"]["sides,zones"].values()
+    found = {}
+    for key, name in CEILING.items():
+        mean, deviation = spread([statistics.fmean(one[name].values()) for one in by_seed])
+        found[key] = f"{mean:.3f} ± {deviation:.3f}"
+    return found
 
 
-def _differences(results: Runs, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    base, *others = variants
-    lines = [
-        "| | " + " | ".join(f"{NAMES[v]} - {NAMES[base]}" for v in others) + " |",
-        "|---|" + "---|" * len(others),
-    ]
-    for measure in MEASURES:
-        if measure.needs or "text_only" in measure.key:
-            continue  # (a) has no such value; the text-only model is the same for all variants
-        cells = []
-        for variant in others:
-            own, of_base = (
-                [value(results[name, seed], measure, name) for seed in seeds]
-                for name in (variant, base)
-            )
-            pairs = zip(own, of_base, strict=True)
-            gaps = [a - b for a, b in pairs if a is not None and b is not None]
-            mean, deviation = spread(gaps) if gaps else (0.0, 0.0)
-            ratio = f" ({mean / deviation:+.1f} sd)" if deviation > 1e-9 else ""
-            cells.append(f"{mean:+.3f} ± {deviation:.3f}{ratio}" if gaps else "none")
-        lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
-    return lines
+def with_ceiling(lines: Sequence[str], ceiling: Mapping[str, str]) -> list[str]:
+    """The table with one more column, the supervised ceiling of the measures that have one."""
+    of_title = {measure.title: ceiling.get(measure.key, "") for measure in MEASURES}
+    columns = ["supervised", "---", *(of_title[measure.title] for measure in MEASURES)]
+    return [f"{line} {cell} |" for line, cell in zip(lines, columns, strict=True)]
 
 
 def config_sha256(variant: str) -> str:
@@ -223,54 +202,34 @@ def config_sha256(variant: str) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _short(stored: dict[str, Any]) -> dict[str, Any]:
-    """The values of all measures, without the other results of a run."""
-    wanted = {(measure.evaluator, measure.key) for measure in (*MEASURES, *FIGURE)}
-    return {
-        name: {
-            evaluator: {
-                "protocol": result["protocol"],
-                "data": result["data"],
-                "n": result["n"],
-                "excluded": result["excluded"],
-                "values": {
-                    key: value
-                    for key, value in result["values"].items()
-                    if (evaluator, key) in wanted
-                },
-            }
-            for evaluator, result in results.items()
-        }
-        for name, results in stored.items()
-    }
-
-
 @styled
 def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Path) -> None:
     """One panel per key figure, with a bar for the mean of each variant and a dot for each seed."""
     figure = new_figure(11, 6)
     panels = figure.subplots(2, 3)
-    for axis, measure in zip(panels.flat, FIGURE, strict=True):
+    tabulated = tables(results, variants, seeds)
+    for axis, drawn in zip(panels.flat, FIGURE, strict=True):
         chance = None
         for place, variant in enumerate(variants):
-            values = [value(results[variant, seed], measure, variant) for seed in seeds]
-            known = [v for v in values if v is not None]
+            sentences = drawn is FIGURE[-1] and SENTENCES.needs in experiment.OBJECTIVES[variant]
+            measure = SENTENCES if sentences else drawn
+            known = [v for v in tabulated.values(measure, variant) if v is not None]
             if not known:
                 axis.text(
                     place, 0, "not\ntrained", ha="center", va="bottom", color=GREY, fontsize=9
                 )
                 continue
-            found = results[variant, seeds[0]][measure.evaluator]["values"][measure.key]
-            chance = found["chance"] if chance is None else chance
-            colour = BLUE if variant in ("paper", "clinical") else GREY
+            estimate = found(results[variant, seeds[0]], measure)
+            chance = estimate["chance"] if estimate and chance is None else chance
+            colour = BLUE if variant in ("paper", "clinical", "recommended") else GREY
             axis.bar(place, statistics.fmean(known), 0.7, color=colour)
             axis.plot([place] * len(known), known, "o", color=VERMILION, markersize=4)
         if chance is not None:
             axis.axhline(chance, color="black", linewidth=1, linestyle=(0, (4, 3)))
-        axis.set_title(measure.title)
+        axis.set_title("pointing accuracy" if drawn is FIGURE[-1] else drawn.title)
         axis.set_xlim(-0.6, len(variants) - 0.4)
         axis.set_xticks(range(len(variants)), [NAMES[v].split()[0] for v in variants])
-    for axis in panels.flat[4:5]:
+    for axis in panels.flat[3:5]:
         axis.set_ylim(bottom=0.4)
     key = "; ".join(NAMES[v] for v in variants)
     figure.suptitle(

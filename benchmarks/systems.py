@@ -17,11 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import runs
-from mmrl.evaluators import statistics as resampling
-from mmrl.evaluators.retrieval import best_match_ranks, recall_chance
+from benchmarks.recalls import held_out, recalls
+from benchmarks.results import spread
 from mmrl.training import run
 from mmrl.training.checkpoint import Checkpoints, digest, versions
 from mmrl.training.initial import by_path
@@ -96,7 +94,8 @@ def _retrieval(workdir: Path, seeds: Sequence[int]) -> list[str]:
     ]
     for title, (preset, one, two) in PAIRS.items():
         found = [_recalls(workdir / _name(preset, seed), one, two) for seed in seeds]
-        cells = [_spread([row[key] for row in found]) for key in ("forth", "back", "permuted")]
+        each = [spread([row[key] for row in found]) for key in ("forth", "back", "permuted")]
+        cells = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in each]
         chance = statistics.fmean(row["chance"] for row in found)
         lines.append(
             f"| {title} | {preset} | {' | '.join(cells)} | {chance:.4f} | {found[0]['n']:.0f} |"
@@ -107,26 +106,14 @@ def _retrieval(workdir: Path, seeds: Sequence[int]) -> list[str]:
 def _recalls(folder: Path, one: str, two: str) -> dict[str, float]:
     """R@1 of one trained run."""
     trained = run.restore(folder)
-    data = trained.examples(run.load_corpus(trained.config, "val"))
-    subset = resampling.fixed_subset(data, PAIRED, 0)
-    encoded = trained.predict.encode(trained.state, subset, [one, two])
-    present = encoded["present"]
-    groups = np.asarray(subset.groups)[present]
-    patients = np.asarray(subset.patients)[present]
-    images, others = encoded[one][present], encoded[two][present]
-    order = resampling.permutation_between_patients(patients, np.random.default_rng(0))
+    found = recalls(trained, held_out(trained), one, two, PAIRED)
     return {
-        "forth": float((best_match_ranks(images, others, groups) == 1).mean()),
-        "back": float((best_match_ranks(others, images, groups) == 1).mean()),
-        "permuted": float((best_match_ranks(images[order], others, groups) == 1).mean()),
-        "chance": recall_chance(groups, 1),
-        "n": len(groups),
+        "forth": float(found.forth.mean()),
+        "back": float(found.back.mean()),
+        "permuted": float(found.forth_permuted.mean()),
+        "chance": found.chance,
+        "n": len(found.forth),
     }
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
 
 
 def _state(folder: Path, step: int | None = None) -> dict[str, Any]:

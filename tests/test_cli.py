@@ -85,7 +85,7 @@ def test_a_run_leaves_everything_the_design_promises(finished):
         "figures/retrieval.png",
         "figures/structure_order-10way_v1.png",
         "figures/structure_clinical_v1.png",
-        "figures/attention.png",
+        "figures/sentence_attention.png",
     ):
         assert (workdir / name).exists(), name
     assert list((workdir / "tensorboard").iterdir())
@@ -159,8 +159,8 @@ def test_killed_and_resumed_equals_never_killed(devices, finished, tmp_path):
 def test_another_experiment_in_the_same_folder_is_refused(finished, refusal):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    err = refusal(*train_command(workdir, "--config.towers.text.heads.words=16"))
-    key = "towers.text.heads.words"
+    err = refusal(*train_command(workdir, "--config.towers.text.heads.sentence=16"))
+    key = "towers.text.heads.sentence"
     assert f"holds another experiment; differing keys: {key}: 32 -> 16" in err
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
 

@@ -28,7 +28,7 @@ from configs import pretrain
 from tests import stubs
 
 def get_config(variant):
-    config = pretrain.get_config(variant)
+    config = pretrain.get_config(f"paper,{variant}")
     config.total_steps, config.log_every, config.eval_every, config.checkpoint.every = 4, 1, 2, 2
     config.optimizer.warmup_steps, config.batch_size = 1, 8
     stubs.use(config)
@@ -166,7 +166,7 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
         ),
         (
             ("--config.objectives.siglp.weight=1",),
-            "unknown objective 'siglp' (did you mean 'siglip'?); choices: global_contrastive, ",
+            "unknown objective 'siglp' (did you mean 'siglip'?); choices: concept_alignment, ",
         ),
         (
             ("--config.towers.image.name=vgg",),
@@ -189,7 +189,7 @@ def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_p
         (
             ("mmrl.main", "--config=configs/none.py", "--workdir=x"),
             "--config=configs/none.py: there is no file 'configs/none.py'; presets: "
-            "configs/compare.py, configs/pretrain.py, configs/recipes/vit_b16.py, ",
+            "configs/ceiling.py, configs/compare.py, configs/pretrain.py, configs/real.py, ",
         ),
         (("mmrl.main", "--config=configs/pretrain.py:smok", "--workdir=x"), "did you mean 'smoke'"),
         (

@@ -252,7 +252,7 @@ CONFIG = """
 from configs import pretrain
 
 def get_config():
-    config = pretrain.get_config("smoke")
+    config = pretrain.get_config("paper,smoke")
     config.total_steps, config.log_every, config.batch_size = 8, 1, 8
     config.eval_every, config.checkpoint.every = 0, 1000
     config.data.length, config.data.num_perturbed = 150, 1

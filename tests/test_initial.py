@@ -121,7 +121,7 @@ from configs import pretrain
 from tests import stubs
 
 def get_config(variant=""):
-    config = pretrain.get_config("smoke")
+    config = pretrain.get_config("paper,smoke")
     config.total_steps, config.eval_every, config.checkpoint.every = 2, 0, 2
     config.optimizer.warmup_steps, config.batch_size, config.evaluators = 1, 8, {}
     stubs.use(config)

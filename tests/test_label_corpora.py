@@ -254,7 +254,7 @@ def test_an_image_text_model_is_evaluated_on_labels_alone(
     tmp_path: Path, mesh: jax.sharding.Mesh
 ) -> None:
     options = nih14(tmp_path)
-    config = on(pretrain.get_config("smoke"), "nih14", tmp_path, options)
+    config = on(pretrain.get_config("paper,smoke"), "nih14", tmp_path, options)
     config.evaluators = {"zero_shot": {"tasks": "findings", "min_positives": 2, "bootstrap": 0}}
     with pytest.raises(InputError, match="if it has no texts, choose objectives and evaluators"):
         run.load_corpus(config, "val")

@@ -15,7 +15,7 @@ from mmrl.types import InputError
 from tests import commands
 from tests.conftest import ROOT
 
-PRETRAIN = f"--config={ROOT / 'configs' / 'pretrain.py'}"
+PRETRAIN = f"--config={ROOT / 'configs' / 'pretrain.py'}:paper"
 
 
 def parsed(*arguments: str, preset: str = PRETRAIN) -> ml_collections.ConfigDict:
@@ -369,7 +369,7 @@ def test_texts_become_values(text, accepts, value):
     ],
 )
 def test_names_between_commas_are_a_list(key, text):
-    config = parsed(f"--config.{key}={text}", preset=f"{PRETRAIN}:table")
+    config = parsed(f"--config.{key}={text}", preset=f"{PRETRAIN},table")
     assert at(config, key) == [name.strip() for name in text.split(",")]
 
 
@@ -420,7 +420,7 @@ def test_the_documentation_is_what_the_command_prints(capsys):
 
 def test_a_preset_is_printed_with_its_values(capsys):
     change = "--config.towers.image.name=resnet"
-    assert commands.run_here("mmrl.options", PRETRAIN + ":smoke", change) == 0
+    assert commands.run_here("mmrl.options", PRETRAIN + ",smoke", change) == 0
     out = capsys.readouterr().out
     for line in (
         "config.towers.image: resnet instead of vit; dropped its options depth=1, num_heads=2, "
@@ -439,8 +439,11 @@ def test_a_preset_is_printed_with_its_values(capsys):
 def test_every_variant_that_is_listed_exists():
     shipped = presets.shipped()
     assert [preset.path for preset in shipped] == [
+        "configs/ceiling.py",
         "configs/compare.py",
         "configs/pretrain.py",
+        "configs/real.py",
+        "configs/recipes/paper.py",
         "configs/recipes/vit_b16.py",
         "configs/recipes/vit_l16.py",
         *(f"configs/systems/{name}.py" for name in SYSTEMS),

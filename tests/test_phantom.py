@@ -334,6 +334,28 @@ def test_the_source_adds_laterals_and_vectors_only_if_asked():
     np.testing.assert_array_equal(copy(0, 1), paired.image(0, 1))
 
 
+def test_sided_labels_follow_the_findings_only_if_asked():
+    options = {"split": "val", "length": 900}
+    plain, sided = Phantom(**options), Phantom(**options, sided_labels=True)
+    seen = set()
+    for position in range(len(plain)):
+        one, two = plain[position], sided[position]
+        assert one.label_names == phantom.LABELS
+        assert two.label_names == phantom.LABELS + phantom.SIDED_LABELS
+        present = {name for name, label in zip(two.label_names, two.labels, strict=True) if label}
+        expected = {finding.name for finding in two.findings}
+        expected |= {
+            f"{finding.side} {finding.name}"
+            for finding in two.findings
+            if finding.side in ("left", "right")
+        }
+        assert present == expected
+        seen |= present
+        assert two.labels[: len(phantom.LABELS)] == one.labels
+        np.testing.assert_array_equal(two.images[0].load(), one.images[0].load())
+    assert seen == {*phantom.LABELS, *phantom.SIDED_LABELS}
+
+
 def test_vectors_state_the_findings():
     """A ridge regression on 500 phantoms finds them in others, names and sides."""
     facts = sorted({fact for study in STUDIES for f in study.findings for fact in vector.facts(f)})

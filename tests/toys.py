@@ -120,7 +120,7 @@ def one_device() -> jax.sharding.Mesh:
 
 def config(**changes) -> ml_collections.ConfigDict:
     """A smaller smoke config; `changes` are keys with "__" for dots."""
-    chosen = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("smoke")
+    chosen = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("paper,smoke")
     chosen.batch_size = 8
     chosen.towers.text.length = 24
     chosen.towers.text.vocab_size = tokenizer().vocab_size

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.heads import l2_normalize
 from mmrl.models.layers import Features
 from mmrl.models.text.transformer import word_mask
 from mmrl.objectives.base import Context, contract, matmul_dtype, two_way_cross_entropy
@@ -21,6 +20,7 @@ from mmrl.objectives.local_contrastive import Temperatures
 from mmrl.training.learner import Learner
 from mmrl.training.step import TrainStep
 from mmrl.types import Batch
+from mmrl.vectors import l2_normalize
 
 LOSSES = ("global_contrastive", "local_contrastive", "perturbed_discrimination")
 _READ = ("image.pixels", "text.tokens", "text.mask")

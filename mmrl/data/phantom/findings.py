@@ -41,6 +41,7 @@ EXTENTS = ("small", "moderate", "large")
 DENSITIES = ("patchy", "dense")
 NODULE_MM = (12, 16, 20, 24, 28)
 DEVICES = ("endotracheal tube", "central venous catheter", "pacemaker")
+WITHOUT_SIDE = ("cardiomegaly", "edema", "endotracheal tube")  # edema is always on both
 
 _WEIGHTS = dict(zip(KINDS, (13, 8, 20, 12, 18, 14, 11, 6, 10, 7), strict=True))
 _COUNT_WEIGHTS = (22, 28, 27, 15, 8)  # studies with 0, 1, 2, 3 and 4 findings, per cent

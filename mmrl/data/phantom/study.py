@@ -17,11 +17,21 @@ from mmrl.data.phantom import findings as phantom_findings
 from mmrl.data.phantom import paint as phantom_paint
 from mmrl.data.phantom.canvas import Canvas, draw_normal
 from mmrl.data.phantom.dice import stream
-from mmrl.data.phantom.findings import KINDS, Lesion
+from mmrl.data.phantom.findings import KINDS, WITHOUT_SIDE, Lesion
 from mmrl.data.phantom.grammar import Sentence
 from mmrl.types import Box, Finding
 
 LABELS = KINDS
+
+
+def sided_label(name: str, side: str) -> str:
+    """The label of a finding on one side: "left nodule"."""
+    return f"{side} {name}"
+
+
+SIDED_LABELS = tuple(
+    sided_label(name, side) for name in KINDS if name not in WITHOUT_SIDE for side in anatomy.SIDES
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +66,12 @@ class Study:
         """1 or 0 for each of LABELS."""
         present = {finding.name for finding in self.findings}
         return tuple(int(name in present) for name in LABELS)
+
+    @property
+    def sided_labels(self) -> tuple[int, ...]:
+        """1 or 0 for each of SIDED_LABELS."""
+        present = {sided_label(finding.name, finding.side) for finding in self.findings}
+        return tuple(int(name in present) for name in SIDED_LABELS)
 
     def section(self, name: str) -> str:
         """The text of "findings" or "impression"."""

@@ -51,6 +51,8 @@ class Phantom:
       vector: number of elements of the vector of a record, which codes its findings; 0 for none.
       vector_noise: standard deviation of the noise in each element.
       vector_missing: share of the records that have no vector.
+      sided_labels: whether the labels also state the sides of findings, such as "left nodule"; see
+        SIDED_LABELS of that module.
 
     Attributes:
       rejects, total: as of Source.
@@ -81,6 +83,7 @@ class Phantom:
         vector: int = 0,
         vector_noise: float = 0.5,
         vector_missing: float = 0.0,
+        sided_labels: bool = False,
     ) -> None:
         if split not in _SPLITS:
             raise InputError(f"unknown split {split!r}; choices: {', '.join(_SPLITS)}")
@@ -95,6 +98,7 @@ class Phantom:
             )
         self._split, self._seed, self._size = split, seed, render_size
         self._lateral, self._vector = lateral, (vector, vector_noise, vector_missing)
+        self._sided_labels = sided_labels
         of_patient = functools.cache(
             lambda number: split_of(f"{seed}-{number}", fractions, salt="phantom")
         )
@@ -132,8 +136,8 @@ class Phantom:
                 "findings": study.section("findings"),
                 "impression": study.section("impression"),
             },
-            label_names=phantom.LABELS,
-            labels=study.labels,
+            label_names=phantom.LABELS + (phantom.SIDED_LABELS if self._sided_labels else ()),
+            labels=study.labels + (study.sided_labels if self._sided_labels else ()),
             boxes=LazyBoxes(functools.partial(_boxes, *key)),
             findings=study.findings,
             sentences=tuple((sentence.section, sentence.text) for sentence in study.sentences),
