@@ -48,7 +48,7 @@ class Vit(nnx.Module):
     """Pre-norm vision transformer; regions are the patches after the final norm.
 
     The mean over the patches forgets their places, so a contrastive loss can hardly teach left
-    from right with it; zones and attention keep them (docs/results/place.md).
+    from right with it; zones and attention keep them (docs/training.md, "Our recipe").
 
     Args:
       image_size: side of the square image in pixels, a multiple of `patch_size`.
