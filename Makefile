@@ -15,13 +15,13 @@ systems: $(VENV)/installed
 compare: $(VENV)/installed
 	$(BIN)/python -m benchmarks.compare --workdir=runs/compare --out=docs/results
 
-# Reads the real corpora below MMRL_REAL_DATA.
 curves: $(VENV)/installed
 	$(BIN)/python -m benchmarks.curves --workdir=runs/compare --out=docs/results
 
 ceiling: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ceiling --workdir=runs/ceiling --out=docs/results
 
+# Reads the real corpora below MMRL_REAL_DATA.
 real: $(VENV)/installed
 	$(BIN)/python -m benchmarks.real_pairs --workdir=runs/real --out=docs/results
 

@@ -26,7 +26,8 @@ import cv2
 import numpy as np
 
 from benchmarks import probes, runs
-from benchmarks.compare import spread
+from benchmarks.recalls import held_out as validation
+from benchmarks.results import cell
 from configs import ceiling as experiment
 from mmrl.data.batches.pipeline import Examples
 from mmrl.data.phantom.study import sided_label
@@ -218,7 +219,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def supervised(folder: Path, variant: str) -> Areas:
     """AUROCs of a run that was trained on labels, by the questions of zero_shot."""
     trained = run.restore(folder)
-    data = trained.examples(run.load_corpus(trained.config, "val"))
+    data = validation(trained)
     logits = trained.predict.encode(trained.state, data, ["image.labels"])["image.labels"]
     names = tuple(trained.config.data.label_names)
     return areas_of_logits(ask(data).sets, logits, names, sides=variant.startswith("sides"))
@@ -387,11 +388,6 @@ def write_page(found: Mapping[str, Any], minutes: float) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], *, signed: bool = False) -> str:
-    mean, deviation = spread(values)
-    return f"{mean:+.3f} ± {deviation:.3f}" if signed else f"{mean:.3f} ± {deviation:.3f}"
-
-
 def _supervised(found: Mapping[str, Mapping[str, Areas]]) -> list[str]:
     """Rows of variants, with the paired differences to the mean pool of the same tower."""
     lines = [
@@ -408,12 +404,12 @@ def _supervised(found: Mapping[str, Mapping[str, Areas]]) -> list[str]:
         cells, gaps = [], []
         for name in TASK_SETS:
             own = {seed: macro(areas[name]) for seed, areas in by_seed.items() if name in areas}
-            cells.append(_cell(list(own.values())) if own else "not trained")
+            cells.append(cell(list(own.values())) if own else "not trained")
             if not own or base is None or pool == "mean":
                 gaps.append("")
             else:
                 pairs = [value - macro(base[seed][name]) for seed, value in own.items()]
-                gaps.append(_cell(pairs, signed=True))
+                gaps.append(cell(pairs, signed=True))
         title = {"findings": "findings", "sides": "findings and sides"}[target]
         lines.append(f"| {title} | {SUPERVISED[variant]} | {' | '.join(cells + gaps)} |")
     return lines
@@ -430,7 +426,7 @@ def _contrast(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[st
     ]
     for variant, by_seed in found.items():
         cells = [
-            _cell([values[key] for values in by_seed.values()]) for key in (*_RETRIEVAL, *TASK_SETS)
+            cell([values[key] for values in by_seed.values()]) for key in (*_RETRIEVAL, *TASK_SETS)
         ]
         lines.append(f"| {CONTRAST[variant]} | {' | '.join(cells)} |")
     return lines
@@ -463,7 +459,7 @@ def _macros(of_seeds: Sequence[Areas]) -> list[str]:
     cells = []
     for name in TASK_SETS:
         values = [macro(one[name]) for one in of_seeds]
-        cells.append(_cell(values) if len(values) > 1 else f"{values[0]:.3f}")
+        cells.append(cell(values) if len(values) > 1 else f"{values[0]:.3f}")
     return cells
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import runs
-from benchmarks.results import Measure, Runs, Tables, found, spread, stored
+from benchmarks.results import Measure, Runs, Tables, cell, found, stored
 from configs import compare as experiment
 from mmrl import config as configs
 from mmrl.reporting.figures import BLUE, GREY, VERMILION, new_figure, save, styled
@@ -182,11 +182,10 @@ def ceiling(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     by_seed = json.loads(file.read_text(encoding="utf-8"))["supervised"]["sides,zones"].values()
-    found = {}
-    for key, name in CEILING.items():
-        mean, deviation = spread([statistics.fmean(one[name].values()) for one in by_seed])
-        found[key] = f"{mean:.3f} ± {deviation:.3f}"
-    return found
+    return {
+        key: cell([statistics.fmean(one[name].values()) for one in by_seed])
+        for key, name in CEILING.items()
+    }
 
 
 def with_ceiling(lines: Sequence[str], ceiling: Mapping[str, str]) -> list[str]:

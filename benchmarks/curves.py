@@ -12,14 +12,15 @@ import argparse
 import datetime
 import json
 import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import runs
-from benchmarks.results import Measure, spread
-from mmrl.reporting.figures import new_figure, save, styled
+from benchmarks.results import Measure, cell
+from mmrl.reporting.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure, save, styled
 from mmrl.training.checkpoint import versions
 
 COMMAND = "python -m benchmarks.curves"
@@ -35,12 +36,11 @@ PRESETS = {"demo": "configs/pretrain.py"} | {
 }
 COLOURS = {
     "demo": "black",
-    "recommended": "#0072B2",
-    "mean_pool": "#D55E00",
-    "no_convolution": "#009E73",
-    "gloria": "#CC79A7",
+    "recommended": BLUE,
+    "mean_pool": VERMILION,
+    "no_convolution": GREEN,
+    "gloria": ORANGE,
 }
-"""From the colour-blind safe set of Okabe and Ito."""
 
 # Where a sentence contrast was trained, sentences point; with GLoRIA's loss, words do.
 POINTING = {"gloria": "pointing"}
@@ -127,8 +127,7 @@ def write_page(curves: Curves, seeds: Sequence[int], minutes: float, options: Se
                 of_seeds = [
                     value(variant, curves[variant, seed][step], measure)["value"] for seed in seeds
                 ]
-                mean, deviation = spread(of_seeds)
-                cells.append(f"{mean:.3f} ± {deviation:.3f}")
+                cells.append(cell(of_seeds))
             lines.append(f"| {title} | {step:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -151,7 +150,7 @@ def draw(curves: Curves, seeds: Sequence[int], path: Path) -> None:
                 [value(variant, curves[variant, seed][step], measure)["value"] for seed in seeds]
                 for step in steps
             ]
-            means = [spread(values)[0] for values in of_steps]
+            means = [statistics.fmean(values) for values in of_steps]
             axis.plot(steps, means, color=COLOURS[variant], linewidth=1.6, label=NAMES[variant])
             for step, values in zip(steps, of_steps, strict=True):
                 axis.plot([step] * len(values), values, "o", color=COLOURS[variant], markersize=3)

@@ -40,6 +40,12 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def cell(values: Sequence[float], *, signed: bool = False) -> str:
+    """Mean and deviation as the text of a cell; `signed` for differences."""
+    mean, deviation = spread(values)
+    return f"{mean:{'+' if signed else ''}.3f} ± {deviation:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Tables:
     """Tables of runs of some variants with the same seeds.
@@ -85,9 +91,8 @@ class Tables:
                 if len(known) < len(values):
                     cells.append("not trained" if measure.needs else "none")
                     continue
-                mean, deviation = spread(known)
                 ends = self.interval and self.interval(measure, variant)
-                cells.append(f"{mean:.3f} ± {deviation:.3f}{_ends(ends, '.3f')}")
+                cells.append(cell(known) + _ends(ends, ".3f"))
                 estimate = found(self.runs[variant, self.seeds[0]], measure) or {}
                 count = f"{estimate['n']:,}"
                 chance = "" if estimate["chance"] is None else f"{estimate['chance']:.3f}"
@@ -112,7 +117,7 @@ class Tables:
                 mean, deviation = spread(gaps)
                 ratio = f" ({mean / deviation:+.1f} sd)" if deviation > 1e-9 else ""
                 ends = self.difference and self.difference(measure, variant)
-                cells.append(f"{mean:+.3f} ± {deviation:.3f}{ratio}{_ends(ends, '+.3f')}")
+                cells.append(f"{cell(gaps, signed=True)}{ratio}{_ends(ends, '+.3f')}")
             lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
         return lines
 

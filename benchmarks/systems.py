@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import runs
 from benchmarks.recalls import held_out, recalls
-from benchmarks.results import spread
+from benchmarks.results import cell
 from mmrl.training import run
 from mmrl.training.checkpoint import Checkpoints, digest, versions
 from mmrl.training.initial import by_path
@@ -94,8 +94,7 @@ def _retrieval(workdir: Path, seeds: Sequence[int]) -> list[str]:
     ]
     for title, (preset, one, two) in PAIRS.items():
         found = [_recalls(workdir / _name(preset, seed), one, two) for seed in seeds]
-        each = [spread([row[key] for row in found]) for key in ("forth", "back", "permuted")]
-        cells = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in each]
+        cells = [cell([row[key] for row in found]) for key in ("forth", "back", "permuted")]
         chance = statistics.fmean(row["chance"] for row in found)
         lines.append(
             f"| {title} | {preset} | {' | '.join(cells)} | {chance:.4f} | {found[0]['n']:.0f} |"

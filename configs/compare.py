@@ -41,9 +41,6 @@ VARIANTS = {
 CURVES = ("recommended", "mean_pool", "no_convolution", "gloria")
 """Variants that are evaluated on the way, for `benchmarks.curves`."""
 
-# Of GLoRIA's form, in the paper.
-_LOCAL = {"weight": 0.1, "temperatures": (4.0, 5.0, 10.0)}
-
 
 def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     """The preset of one variant."""
@@ -90,7 +87,7 @@ def _parts_of_the_paper(config: ml_collections.ConfigDict, chosen: str) -> None:
 
 
 def _add_local(config: ml_collections.ConfigDict) -> None:
-    config.objectives.local_contrastive = _LOCAL
+    config.objectives.local_contrastive = defaults.base().objectives.local_contrastive
     config.towers.text.heads.words = config.towers.image.heads.regions
     config.towers.image.region_layer = None  # as published: the last features
     config.evaluators.pointing = {}

@@ -48,7 +48,6 @@ def get_config(variant: str = "roco,zones") -> ml_collections.ConfigDict:
     image, text = config.towers.image, config.towers.text
     image.update({"size": 96, "patch_size": 8, "pool": pool})
     del config.objectives.sentence_image
-    config.objectives.perturbed_discrimination.weight = 0.1
     config.inputs.sentences = {"num_sentences": 4, "max_tokens": 40}
     config.data.fractions = (0.8, 0.2, 0.0)
     config.evaluators = {

@@ -9,7 +9,7 @@ import numpy as np
 from mmrl.data.text.grounding import Selected
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import HeldOut, Predict
-from mmrl.evaluators.pointing_game import Game
+from mmrl.evaluators.pointing_game import Game, softmax
 from mmrl.types import InputError
 
 READS = {"regions": "image.regions", "words": "text.words", "word_mask": "text.word_mask"}
@@ -35,12 +35,7 @@ def word_region_attention(
     scores = np.asarray(words, np.float32) @ np.asarray(regions, np.float32).T
     if word_mask.any():
         scores = np.where(word_mask[:, None], scores, -np.inf)
-    return _softmax(temperature * _softmax(scores, axis=0), axis=1)
-
-
-def _softmax(scores: np.ndarray, axis: int) -> np.ndarray:
-    powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    return softmax(temperature * softmax(scores, axis=0), axis=1)
 
 
 def word_maps(

@@ -175,6 +175,12 @@ def _rows(
     return rows
 
 
+def softmax(scores: np.ndarray, axis: int) -> np.ndarray:
+    """Softmax along an axis, computed on the host."""
+    powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
 def attention_entropy(maps: Sequence[np.ndarray]) -> np.ndarray:
     """f64[maps of all studies]: entropy of each map, as a share of that of a uniform one."""
     flat = np.concatenate([of_study.reshape(len(of_study), -1) for of_study in maps])

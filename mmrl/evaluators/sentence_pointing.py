@@ -7,7 +7,7 @@ import numpy as np
 
 from mmrl.data.text.grounding import Selected
 from mmrl.evaluators import statistics
-from mmrl.evaluators.pointing_game import Game
+from mmrl.evaluators.pointing_game import Game, softmax
 from mmrl.types import InputError
 
 
@@ -23,8 +23,7 @@ def sentence_maps(sentences: np.ndarray, regions: np.ndarray, sharpness: float) 
     sentences, regions = sentences.astype(np.float32), regions.astype(np.float32)
     norms = np.linalg.norm(sentences, axis=1)[:, None] * np.linalg.norm(regions, axis=2)
     scores = np.einsum("nd,nrd->nr", sentences, regions) / np.maximum(norms, 1e-12)
-    powers = np.exp(sharpness * (scores - scores.max(axis=1, keepdims=True)))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return softmax(sharpness * scores, axis=1)
 
 
 class SentencePointing(Game):

@@ -145,6 +145,11 @@ def negatives(group: jax.Array | None, size: int, present: jax.Array | None = No
     return diagonal | (included & present[:, None] & present[None, :])
 
 
+def other_rows(group: jax.Array | None, size: int, present: jax.Array | None = None) -> jax.Array:
+    """`negatives` without the diagonal: bool[B, B]."""
+    return negatives(group, size, present) & ~jnp.eye(size, dtype=bool)
+
+
 def check_group(group: jax.Array | None, size: int) -> jax.Array | None:
     """`group` as an array, after a look at its shape."""
     if group is None:

@@ -10,7 +10,7 @@ from mmrl.objectives.base import (
     Context,
     LogitScale,
     Objective,
-    negatives,
+    other_rows,
     require,
     zero_absent,
 )
@@ -145,7 +145,7 @@ class PerturbedDiscrimination(Objective):
         image = zero_absent(context.present, image)  # others are compared with it, too
         other = None
         if self.relative:
-            other = negatives(group, len(group), context.present) & ~jnp.eye(len(group), dtype=bool)
+            other = other_rows(group, len(group), context.present)
         value = discrimination_loss(image, candidates, valid, self.logit_scale(), other=other)
         logits = discrimination_logits(image, candidates, valid, self.logit_scale(), other=other)
         weight = _row_weight(logits)

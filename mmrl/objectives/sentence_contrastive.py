@@ -15,6 +15,7 @@ from mmrl.objectives.base import (
     check_present,
     contract,
     matmul_dtype,
+    other_rows,
     require,
 )
 from mmrl.types import InputError, Loss, Metrics
@@ -172,13 +173,7 @@ def sentence_negatives(
     Returns:
       bool[B, B, S], True at [i, j, s] if image i and sentence s of report j are a negative pair.
     """
-    size = valid.shape[0]
-    other = ~jnp.eye(size, dtype=bool)
-    if group is not None:
-        other &= group[:, None] != group[None, :]
-    if present is not None:
-        other &= present[:, None]
-    negative = other[..., None] & valid[None]
+    negative = other_rows(group, valid.shape[0], present)[..., None] & valid[None]
     if key is None:
         return negative
     if known is None:

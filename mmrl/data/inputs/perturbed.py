@@ -25,7 +25,7 @@ class Perturbed(Input):
     """
 
     kind: ClassVar[str] = "text"
-    tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
+    tower_options: ClassVar[tuple[str, ...]] = Text.tower_options
     options: ClassVar[tuple[str, ...]] = (
         "perturbations",
         "perturbation_curriculum",

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrl.data import counter, stall
 from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
-from mmrl.data.inputs.text import text_length
+from mmrl.data.inputs.text import Text, text_length
 from mmrl.data.perturb.statements import affirms, entailed
 from mmrl.data.text import reports
 from mmrl.data.text.excerpts import text_group
@@ -39,7 +39,7 @@ class Sentences(Input):
     """
 
     kind: ClassVar[str] = "text"
-    tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
+    tower_options: ClassVar[tuple[str, ...]] = Text.tower_options
     options: ClassVar[tuple[str, ...]] = (
         "sections",
         "num_sentences",

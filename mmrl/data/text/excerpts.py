@@ -107,6 +107,7 @@ def _sentences(text: str) -> tuple[str, ...]:
     return tuple(reports.split_sentences(text))
 
 
+@functools.lru_cache(1 << 16)
 def text_group(text: str) -> int:
     """A number in the range of i32 that is equal for texts with equal canonical forms."""
     return _number(f"text {reports.canonical(text)}")
