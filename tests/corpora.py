@@ -41,6 +41,28 @@ def table(folder: Path) -> Options:
 
 
 @corpus
+def annotated_table(folder: Path) -> Options:
+    """A table with all that may be said of an image; "source" says which source reads it."""
+    rows = [(f"images/{n}.png", f"masks/{n}.png", "ab"[n % 2], "x|y", "F") for n in range(4)]
+    for image, mask, *_ in rows:
+        write_image(folder / image)
+        write_image(folder / mask)
+    write_csv(folder / "t.csv", ("image", "mask", "class", "labels", "sex"), rows)
+    boxes = [(image, "box", n, 1, 2.5, 3) for n, (image, *_) in enumerate(rows)]
+    write_csv(folder / "boxes.csv", ("image", "label", "x", "y", "w", "h"), boxes)
+    return {
+        "source": "table",
+        "path": "t.csv",
+        "boxes": "boxes.csv",
+        "report_columns": (),
+        "class_column": "class",
+        "labels_column": "labels",
+        "attribute_columns": "sex",
+        "mask_column": "mask",
+    }
+
+
+@corpus
 def roco(folder: Path) -> Options:
     for part, natives in {"train": (1, 2), "test": (3,)}.items():
         base = folder / "data" / part / "radiology"

@@ -134,7 +134,7 @@ def request(source: str, folder: Path, options: dict[str, Any]) -> dict[str, Any
     known = {name: value for name, value in options.items() if name in taken}
     if "split" in known and source == "table":
         known["split"] = "train"
-    for name in ("path", "images"):
+    for name in ("path", "images", "boxes"):
         if name in known:
             known[name] = os.path.normpath(folder / options[name])
     return {"source": source, "options": known}

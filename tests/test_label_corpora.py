@@ -331,3 +331,27 @@ def test_real_radiographs_with_labels_train(real_data: Path, tmp_path: Path) -> 
     assert sum(sizes.values()) == len(rows) == 326 and min(sizes.values()) > 100
     assert results["classification"].values["macro_auroc"].n == sizes["val"]
     assert len(results["classification"].details["labels"]) == len(names)
+
+
+def test_all_splits_of_an_evaluation_ask_the_same_of_their_records(tmp_path):
+    """The encoders were trained on reports; a probe of images needs none, in any split."""
+    places = ("train", "train", "val", "test")
+    rows = [(f"{n}.png", split, n % 2) for n, split in enumerate(places)]
+    for name, *_ in rows:
+        write_image(tmp_path / name)
+    write_csv(tmp_path / "t.csv", ("image", "split", "Edema"), [*rows, ("", "val", 1)])
+    config = pretrain.get_config("table")
+    config.data.path = str(tmp_path / "t.csv")
+    config.data.report_columns, config.data.label_columns = (), ("Edema",)
+    config.data.patient_column = config.data.projection_column = ""
+    config.data.split_column, config.data.max_reject_fraction = "split", 0.6
+    config.evaluators = {"probe": {}}
+    of = run.splits(config, wiring.evaluated(config), tmp_path / "out")
+    assert [len(of(split)) for split in ("val", "train", "test")] == [1, 2, 1]
+    assert of("val") is of("val")
+    assert "missing_image" in (tmp_path / "out" / "rejects.jsonl").read_text()
+    whole = Examples(config, of("val"), {}, splits=of)
+    assert whole.split("val").sha256 == whole.sha256
+    config.data.max_reject_fraction = 0.1
+    with pytest.raises(InputError, match="table/val"):
+        run.splits(config, wiring.evaluated(config), tmp_path / "out")("val")

@@ -16,6 +16,7 @@ from mmrl.data.overlap.fingerprints import Collector, Fingerprint
 from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading import rejects
 from mmrl.data.text import reports
+from mmrl.data.text.language import NOT_ENGLISH, is_english
 from mmrl.types import InputError, Record, Reject, Source
 
 
@@ -44,6 +45,7 @@ class Corpus:
       more: sections of a further text -> (texts, cuts) of the examples, "" where there is none.
       label_names, labels: i8[N, C], raw labels, -2 where a record does not state one.
       vectors: f32[N, F], NaN for records without a vector; None if no record has one.
+      foreign: positions of the examples whose text is not English.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Corpus:
     label_names: tuple[str, ...] = ()
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int8))
     vectors: np.ndarray | None = None
+    foreign: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +92,11 @@ class Corpus:
         Computed at the first use, because it needs a signature of every report.
         """
         return self.collector.finish(self.all_texts)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should read before trusting figures of the corpus; results repeat it."""
+        return tuple(getattr(self.source, "warnings", ()))
 
     @property
     def all_texts(self) -> Sequence[str]:
@@ -239,6 +247,7 @@ def read_corpus(
         label_names=tuple(read.label_columns),
         labels=read.label_table(),
         vectors=read.vector_table(),
+        foreign=frozenset(read.foreign),
     )
 
 
@@ -272,6 +281,8 @@ def _scan(
         elif not numbers:
             detail = f"none of {', '.join(views_.FRONTAL)} among {len(record.images)} images"
             refused.append(Reject(record.id, "no_frontal_projection", detail))
+        if not is_english(record.language):
+            read.foreign += range(len(read.ids), len(read.ids) + len(numbers))
         read.positions += [position] * len(numbers)
         read.ids += [views_.example_id(record, number, views) for number in numbers]
         read.patients += [record.patient_id] * len(numbers)
@@ -322,6 +333,7 @@ class _Read:
     label_columns: dict[str, int] = dataclasses.field(default_factory=dict)
     labels: list[tuple[tuple[str, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
     vectors: list[Sequence[float] | None] = dataclasses.field(default_factory=list)
+    foreign: list[int] = dataclasses.field(default_factory=list)
 
     def add_labels(self, record: Record, times: int) -> None:
         """Keeps the labels of a record; records may name different ones."""
@@ -385,6 +397,7 @@ def describe(corpus: Corpus) -> Mapping[str, Any]:
         "records": len(corpus),
         "patients": len(set(corpus.patients)),
         **({"median words": int(np.median(words))} if words.any() else {"texts": "none"}),
+        **({NOT_ENGLISH: len(corpus.foreign)} if corpus.foreign else {}),
         "in duplicate groups": f"{corpus.duplicate_share():.1%}",
         "rejected": rejects.summarise(corpus.rejects) or 0,
     }

@@ -20,7 +20,7 @@ from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
 
 # Options that state the place of files, which is not recorded in a prepared corpus.
-_PLACES = ("path", "root", "key_file", "module")
+_PLACES = ("path", "root", "boxes", "key_file", "module")
 _PLACE_ENDS = ("_dir", "_root", "_path", "_folder", "_file")
 _NO_MATTER = ("num_threads",)
 
@@ -295,8 +295,8 @@ def _places(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Prefixes of file names that depend on the place of the corpus, longest first."""
     found = set()
     for option, value in options.items():
-        if _is_place(option) and isinstance(value, str) and value:
-            folder = value if os.path.isdir(value) else os.path.dirname(value)
+        for one in ((value,) if isinstance(value, str) else value) if _is_place(option) else ():
+            folder = one if os.path.isdir(one) else os.path.dirname(one)
             for given in (folder, os.path.abspath(folder), os.path.realpath(folder)):
                 found.add(os.path.join(given, "") if given else "")
     return tuple(sorted(filter(None, found), key=lambda place: (-len(place), place)))

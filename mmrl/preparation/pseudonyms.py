@@ -14,12 +14,12 @@ import re
 import secrets
 import stat
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from mmrl.preparation.encode import DECODE_ERRORS
 from mmrl.types import InputError, Record, Reject, Source
+
+T = TypeVar("T")
 
 _KEY_BYTES = (32, 64)  # a shorter key can be guessed; BLAKE2b does not take a longer one
 _DISTINCT = 16  # byte values of a key; 32 random bytes practically always have more
@@ -27,7 +27,7 @@ _WITHHELD = "withheld: the corpus is pseudonymised"
 
 
 class UnreadableError(InputError):
-    """An image cannot be read. The message does not name the file."""
+    """An image or a mask cannot be read. The message does not name the file."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(_WITHHELD)
@@ -75,6 +75,7 @@ class Pseudonymised:
                 )
                 for image in record.images
             ),
+            "masks": record.masks and functools.partial(_load_silently, record.masks),
         }
         return dataclasses.replace(record, **hidden)
 
@@ -89,7 +90,7 @@ class Pseudonymised:
         return Reject(self._id(reject.id), reject.reason, _WITHHELD)
 
 
-def _load_silently(load: Callable[[], np.ndarray]) -> np.ndarray:
+def _load_silently(load: Callable[[], T]) -> T:
     try:
         return load()
     except DECODE_ERRORS as error:  # the message may name the file

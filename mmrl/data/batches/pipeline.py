@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from mmrl import wiring
+from mmrl import build, wiring
 from mmrl.data import counter, stall
 from mmrl.data.batches import sequence
 from mmrl.data.batches.example import Make
@@ -155,6 +155,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     rows: np.ndarray | None = None,
+    drawn: np.ndarray | None = None,
 ) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
 
@@ -167,6 +168,7 @@ def training_batches(
       batch_size: of the global batch.
       rows: i64[n], ascending, the rows of the global batch that this process makes, see
         `sharding.local_rows`; None for all.
+      drawn: i64[n], ascending, the examples of the corpus that training uses; None for all.
 
     Raises:
       InputError: the corpus, or a part of a mixture, has fewer records than one global batch takes;
@@ -182,7 +184,7 @@ def training_batches(
         batch_size=batch_size,
         mark=board.mark,
     )
-    order = sequence.order(corpus, seed, batch_size)
+    order = sequence.order(corpus, seed, batch_size, drawn)
     rows = np.arange(batch_size) if rows is None else rows
     dataset = _Batches(order, make, rows, batch_size)
     # Each thread makes one batch, and one more waits, so that few batches are in memory.
@@ -236,12 +238,16 @@ class Examples:
         self.ids: Sequence[str] = corpus.ids
         self.texts: Sequence[str] = corpus.texts
         self.patients: Sequence[str] = corpus.patients
+        self.foreign = corpus.foreign
         self._own = wiring.own_inputs(config["towers"])
         self._inputs: dict[tuple[str, str], Input] = {}
         self._readers: dict[tuple[str, str], Reader] = {}
         self.preprocessing: Mapping[str, Any] = self._describe()
         settings = json.dumps(self.preprocessing, sort_keys=True)
-        self.sha256 = hashlib.sha256((corpus.sha256() + settings).encode()).hexdigest()
+        items = corpus.sha256()
+        self.sha256 = hashlib.sha256((items + settings).encode()).hexdigest()
+        labels = json.dumps(corpus.label_names).encode() + corpus.labels.tobytes()
+        self.items_sha256 = hashlib.sha256(items.encode() + labels).hexdigest()
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -319,6 +325,38 @@ class Examples:
         own = self._own["image"]
         return self.arrays([own], [index], "image")[f"{own}.pixels"][0]
 
+    def labels(self, names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+        """(names, labels i8[N, C], known bool[N, C]), as config.data.label_policy reads them.
+
+        Args:
+          names: of the labels; empty: config.data.label_names or, if that is empty, all of them.
+
+        Raises:
+          InputError: a label that the corpus does not have, or a corpus without labels.
+        """
+        offered = self.corpus.label_names
+        chosen = tuple(names or self._config["data"]["label_names"] or offered)
+        if not chosen:
+            raise InputError(f"{self.name} has no labels ({len(self)} examples)")
+        for name in chosen:
+            if name not in offered:
+                raise InputError(build.unknown(f"label of {self.name}", name, offered))
+        build.check_distinct(f"labels of {self.name}", chosen)
+        columns = [offered.index(name) for name in chosen]
+        values, known = self.label_policy(chosen, self.corpus.labels[:, columns])
+        return chosen, values, known
+
+    def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
+        """u8[n, H, W, 1], the images that an encoding is made of; None: it is made of no image.
+
+        Raises:
+          InputError: a tower or an input that does not exist.
+        """
+        name = wiring.resolve(encoding, self._own)
+        if self.input(name.input, name.tower).kind != "image":
+            return None
+        return self.arrays([name.input], rows, name.tower)[f"{name.input}.pixels"]
+
     def _describe(self) -> dict[str, Any]:
         """What happens to pixels and text before the towers; of further ones under their names."""
         found: dict[str, Any] = {}
@@ -329,6 +367,8 @@ class Examples:
             elif given.kind == "text" and tower in self.tokenizers:
                 digest = self.tokenizers[tower].sha256
                 stated = {"text_length": given.length, "tokenizer_sha256": digest}
+                if getattr(given, "separator", " ") != " ":
+                    stated["separator"] = given.separator
             else:
                 continue
             known = set(stated) & set(found)

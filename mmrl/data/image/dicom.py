@@ -482,7 +482,7 @@ def header_of(file: DicomFile) -> Header:
         spacing=_spacing(file, "PixelSpacing") or _spacing(file, "ImagerPixelSpacing"),
         laterality=_known(laterality, frozenset("LRUB")),
         sex=_known(file.text("PatientSex"), frozenset("MFO")),
-        age=_age(file.text("PatientAge")),
+        age=years(file.text("PatientAge")),
         patient_position=_known(file.text("PatientPosition"), _POSITIONS, "OTHER"),
         body_part=_known(file.text("BodyPartExamined"), _BODY_PARTS, "OTHER"),
         burned_in=_known(file.text("BurnedInAnnotation"), frozenset(("YES", "NO"))),
@@ -506,8 +506,11 @@ def _spacing(file: DicomFile, keyword: str) -> tuple[float, float] | None:
     return row, column
 
 
-def _age(text: str) -> float | None:
-    """Years of 058Y, 012M, 03W or 9D (PS3.5 6.2, AS); some writers omit the Y."""
-    found = re.fullmatch("([0-9]{1,3})([DWMY]?)", text.upper())
-    age = int(found[1]) * _DAYS[found[2]] / _DAYS["Y"] if found else None
+def years(text: str) -> float | None:
+    """Years of 058Y, 012M, 03W or 9D (PS3.5 6.2, AS), or of a number without unit, such as 54.0.
+
+    None for other text, and for more than `MAX_AGE` years.
+    """
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)([DWMY]?)", text.strip().upper())
+    age = float(found[1]) * _DAYS[found[2]] / _DAYS["Y"] if found else None
     return age if age is not None and age <= MAX_AGE else None

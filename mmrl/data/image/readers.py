@@ -46,6 +46,60 @@ def fault(root: str, relative: str, verify: str, *, allow_burned_in: bool = Fals
     return None
 
 
+def size(root: str, relative: str) -> tuple[int, int]:
+    """Height and width of an image file in pixels.
+
+    Raises:
+      InputError: the file or its header cannot be read.
+    """
+    full = os.path.join(root, relative)
+    found = dicom.inspect(full) if _is_dicom(relative) else images.check_file(full)
+    return found.height, found.width
+
+
+def load_mask(
+    root: str, relative: str, image_root: str, image: str, label: str
+) -> dict[str, np.ndarray]:
+    """{label: bool[H, W]} of a PNG file, True where its pixels are not 0.
+
+    Args:
+      root, relative: of the mask. image_root, image: of the image that it belongs to.
+
+    Raises:
+      InputError: no PNG file, it cannot be read, or its size is not that of the image.
+    """
+    full = os.path.join(root, relative)
+    if (kind := images.check_file(full).format) != "PNG":
+        raise InputError(f"{full}: a mask as {kind}, which changes pixels; expected PNG")
+    inside = images.read(full) != 0
+    if inside.shape != (expected := size(image_root, image)):
+        raise InputError(
+            f"{full}: a mask of {inside.shape[1]} x {inside.shape[0]} pixels; expected"
+            f" {expected[1]} x {expected[0]} as its image"
+        )
+    return {label: inside}
+
+
+def mask_fault(root: str, image_root: str, verify: str, pair: tuple[str, str]) -> Fault | None:
+    """The reason and detail for which a mask is refused, or None; None for a blank path.
+
+    Args:
+      verify: "exists" only checks that the file is there; otherwise it is decoded.
+      pair: relative paths of the mask and of its image.
+    """
+    relative, image = pair
+    if not relative:
+        return None
+    if not os.path.isfile(os.path.join(root, relative)):
+        return "missing_mask", f"no file '{relative}'"
+    try:
+        if verify != "exists":
+            load_mask(root, relative, image_root, image, "")
+    except InputError as error:
+        return "bad_mask", str(error)
+    return None
+
+
 def header(root: str, relative: str) -> dicom.Header | None:
     """The header of a DICOM file; None for a file of another kind.
 

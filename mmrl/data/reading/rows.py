@@ -48,6 +48,7 @@ _CHUNK = 1024  # images handed to the thread pool at a time
 _LABELS = (1, 0, -1)
 _NOT_STATED = -2
 _MOST = float(np.finfo(np.float32).max)
+_MOST_NAMES = 1000  # a column with more classes is one of numbers, ids or free text
 
 
 class CellError(ValueError):
@@ -58,7 +59,14 @@ class CellError(ValueError):
 class Columns:
     """The column (or feature) that holds each field.
 
-    `reports` maps section to column; without reports, rows are images with labels or vectors.
+    Attributes:
+      reports: section -> column; without reports, rows are images with labels or vectors.
+      labels: one column for each label.
+      classes: the one class of each row.
+      lists: the labels that are present, several in a cell, divided by `separator`.
+      attributes: attribute -> column.
+      mask: path of a mask. mask_label: what the mask shows.
+      leave_out: column -> cells of rows that are skipped.
     """
 
     image: str
@@ -71,12 +79,36 @@ class Columns:
     license: str | None = None
     labels: tuple[str, ...] = ()
     vector: tuple[str, ...] = ()
+    classes: str | None = None
+    lists: str | None = None
+    separator: str = "|"
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mask: str | None = None
+    mask_label: str | None = None
+    leave_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Every column in use, once."""
         single = (self.patient, self.study, self.projection, self.id, self.split, self.license)
         named = [self.image, *self.reports.values(), *filter(None, single)]
-        return list(dict.fromkeys([*named, *self.labels, *self.vector]))
+        named += [*self.labels, *self.vector, *self.more().values(), *self.leave_out]
+        return list(dict.fromkeys(named))
+
+    def more(self) -> dict[str, str]:
+        """Name -> column of the fields that few tables have and that are kept as text."""
+        single = {
+            "classes": self.classes,
+            "lists": self.lists,
+            "mask": self.mask,
+            "mask_label": self.mask_label,
+        }
+        attributes = {f"attribute.{name}": column for name, column in self.attributes.items()}
+        return {name: column for name, column in single.items() if column} | attributes
+
+    def present(self, field: str, cell: str) -> list[str]:
+        """The labels that a cell of `classes` or `lists` names."""
+        parts = [cell] if field == "classes" else cell.split(self.separator)
+        return [part.strip() for part in parts if part.strip()]
 
     def check(self, present: Sequence[str], where: str, noun: str = "column") -> None:
         """Raises InputError unless `present` has every column in use, and no name twice."""
@@ -113,6 +145,13 @@ def find_faults(
     return found
 
 
+def named_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:
+    """Name -> column; a plain name is both."""
+    if isinstance(columns, str):
+        columns = (columns,)
+    return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+
+
 def section_columns(
     columns: Mapping[str, str] | Sequence[str] | str, others: Sequence[str]
 ) -> dict[str, str]:
@@ -124,9 +163,7 @@ def section_columns(
     Raises:
       InputError: no column at all.
     """
-    if isinstance(columns, str):
-        columns = (columns,)
-    mapping = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+    mapping = named_columns(columns)
     if not mapping and not others:
         raise InputError("no column for the report given; expected at least one, or labels")
     return mapping
@@ -168,10 +205,12 @@ class Rows:
 
     Attributes:
       total: rows of this split before rejection.
+      left_out: column of `columns.leave_out` -> rows of all splits that were skipped.
 
     Raises:
       InputError: no rows, no readable row, an id that occurs twice, a label other than 1, 0, -1,
-        -2 or blank, an unknown split, or a patient in two splits.
+        -2 or blank, an unknown split, a patient in two splits, a label that two columns name, or
+        more than 1,000 classes.
     """
 
     def __init__(
@@ -191,11 +230,18 @@ class Rows:
         scan.finish()
         self._columns, self._source, self._split = columns, source, split
         self._text = {name: pa.array(cells, pa.large_string()) for name, cells in scan.text.items()}
-        self._labels = np.array(scan.labels, np.int8).reshape(len(scan.labels), len(columns.labels))
+        self._label_names = scan.label_names()
+        self._labels = np.concatenate(
+            [
+                np.array(scan.labels, np.int8).reshape(len(scan.labels), len(columns.labels)),
+                *(self._one_hot(field, sorted(names)) for field, names in scan.names.items()),
+            ],
+            axis=1,
+        )
         self._vectors = np.array(scan.vectors, np.float32).reshape(
             len(scan.vectors), len(columns.vector)
         )
-        self._refused = scan.refused
+        self._refused, self.left_out = scan.refused, scan.left_out
         self.total = len(self) + len(self._refused)
 
     def __len__(self) -> int:
@@ -207,8 +253,12 @@ class Rows:
         return [reject for _, reject in sorted(self._refused, key=operator.itemgetter(0))]
 
     def column(self, name: str) -> list[str]:
-        """The cells of number, id, patient, study, projection, image or license."""
+        """The cells of number, id, patient, study, projection, image, license, mask and so on."""
         return self._text[name].to_pylist()
+
+    def cell(self, name: str, position: int) -> str:
+        """The cell of a row, as `column` has it; "" for a column that the table does not use."""
+        return self._text[name][position].as_py() if name in self._text else ""
 
     def drop(self, faults: Sequence[Fault | None]) -> None:
         """Refuses each row that has a fault; `faults` are parallel to the rows."""
@@ -240,11 +290,26 @@ class Rows:
                 ImageRef(cell["image"], loader(cell["image"]), projection_name(cell["projection"])),
             ),
             sections={section: text for section, text in reports.items() if text.strip()},
-            label_names=self._columns.labels,
+            label_names=self._label_names,
             labels=tuple(int(value) for value in self._labels[position]),
             license=cell["license"],
+            attributes={
+                name: text
+                for name in self._columns.attributes
+                if (text := cell[f"attribute.{name}"])
+            },
             vector=self._vector(position),
         )
+
+    def _one_hot(self, field: str, names: Sequence[str]) -> np.ndarray:
+        """i8[N, C]: 1 where a cell names the label, else 0; -2 throughout where it is blank."""
+        place = {name: at for at, name in enumerate(names)}
+        table = np.full((len(self), len(names)), _NOT_STATED, np.int8)
+        for row, cell in zip(table, self._text.pop(field).to_pylist(), strict=True):
+            if found := self._columns.present(field, cell):
+                row[:] = 0
+                row[[place[name] for name in found]] = 1
+        return table
 
     def _vector(self, position: int) -> tuple[float, ...] | None:
         row = self._vectors[position]
@@ -267,10 +332,16 @@ class _Scan:
         self._split, self._fractions, self._salt = split, fractions, salt
         names = ["number", "id", "patient", "study", "projection", "image", "license"]
         names += [f"report.{section}" for section in columns.reports]
-        self.text: dict[str, list[str]] = {name: [] for name in names}
+        self._more = columns.more()
+        self.text: dict[str, list[str]] = {name: [] for name in (*names, *self._more)}
+        # Label names of all splits, so that every split has the same.
+        self.names: dict[str, set[str]] = {
+            field: set() for field in ("classes", "lists") if field in self.text
+        }
         self.labels: list[list[int]] = []
         self.vectors: list[np.ndarray] = []  # NaN for a row without a vector
         self.refused: list[tuple[int, Reject]] = []
+        self.left_out = dict.fromkeys(columns.leave_out, 0)
         self._row_of_id: dict[str, int] = {}
         self._split_of_patient: dict[str, str] = {}
         self._latest = ""  # split of the latest readable row
@@ -278,6 +349,10 @@ class _Scan:
 
     def add(self, number: int, cells: Mapping[str, str], problem: str) -> None:
         """Checks a row and keeps it if it belongs to the split."""
+        for column, unwanted in self._columns.leave_out.items():
+            if not problem and cells[column].strip() in unwanted:
+                self.left_out[column] += 1
+                return
         native = self._cell(cells, self._columns.id, str(number))
         patient = self._cell(cells, self._columns.patient, native)
         if not problem and not (native and patient):
@@ -295,6 +370,13 @@ class _Scan:
             )
         self._latest = self._place(number, cells, patient)
         stated = [self._label(number, name, cells[name]) for name in self._columns.labels]
+        for field, names in self.names.items():
+            names.update(self._columns.present(field, cells[self._more[field]]))
+            if len(names) > _MOST_NAMES:
+                raise InputError(
+                    f"{self._where}: {self._more[field]!r} names more than"
+                    f" {_MOST_NAMES:,} labels; expected a column of classes"
+                )
         if self._latest == self._split:
             for broken, why in self._leading:
                 self._refuse(broken, str(broken), "bad_row", why)
@@ -308,6 +390,20 @@ class _Scan:
             raise InputError(f"{self._where}: no readable row; row {number}: {problem}")
         if not self._latest:
             raise InputError(f"{self._where}: no rows; expected at least one")
+
+    def label_names(self) -> tuple[str, ...]:
+        """The labels in the order of their columns; InputError for one that two columns name."""
+        found = [
+            *self._columns.labels,
+            *(name for own in self.names.values() for name in sorted(own)),
+        ]
+        twice = sorted({name for name in found if found.count(name) > 1})
+        if twice:
+            raise InputError(
+                f"{self._where}: the label {twice[0]!r} comes from two columns; expected every"
+                " label from one"
+            )
+        return tuple(found)
 
     def _cell(self, cells: Mapping[str, str], column: str | None, default: str) -> str:
         return default if column is None else cells.get(column, "").strip()
@@ -374,6 +470,7 @@ class _Scan:
             cells[columns.image].strip(),
             self._cell(cells, columns.license, ""),
             *reports,
+            *(cells[column].strip() for column in self._more.values()),
         )
         for cells_of, value in zip(self.text.values(), kept, strict=True):
             cells_of.append(value)

@@ -23,13 +23,14 @@ class SentencePairs(Listing):
 
     A subclass sets `files`: split -> the names that its file may have. The id of a record is
     "{split}/{pair id}", with the number of the row where a pair has no id. Premise and hypothesis
-    are sections; the pair with its label is `entailment`.
+    are sections; the pair with its label is `entailment`, and the three labels are 1 or 0.
 
     Attributes:
       rejects: reasons are those of `Listing`, bad_row, bad_label and empty_text.
     """
 
     files: ClassVar[Mapping[str, tuple[str, ...]]]
+    label_names = LABELS
 
     def scan(self) -> Iterator[Draft | Reject]:
         """Yields the pairs in the order of their files: train, val, test."""
@@ -67,6 +68,7 @@ class SentencePairs(Listing):
                     leakage_unit=self.leakage_unit_of(premise, hypothesis),
                     split=split,
                     sections={"premise": premise, "hypothesis": hypothesis},
+                    labels=tuple(int(label == name) for name in LABELS),
                     entailment=Entailment(premise, hypothesis, label),
                 )
 

@@ -8,19 +8,34 @@ Given `pairs.csv` and, in the same folder, `images/`
 
 `Table(split="train", path="pairs.csv", patient_column="patient_id", projection_column="view")`
 yields records such as id "table:1", patient "17", sections {"report": "No focal consolidation."}.
+Masks are files that a column names; boxes are rows of a second table, `image,label,x,y,w,h`.
 """
 
+import dataclasses
 import functools
+import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from mmrl import build
 from mmrl.data.image import readers
 from mmrl.data.reading import tabular
+from mmrl.data.reading.boxes import Boxes, check_columns
 from mmrl.data.reading.paths import is_inside
-from mmrl.data.reading.rows import Columns, Row, Rows, check_verify, find_faults, section_columns
+from mmrl.data.reading.rows import (
+    Columns,
+    Row,
+    Rows,
+    check_verify,
+    find_faults,
+    named_columns,
+    section_columns,
+)
 from mmrl.data.reading.splits import Fractions
+from mmrl.data.text import class_rules
 from mmrl.types import InputError, Record, Reject
 
 
@@ -51,8 +66,34 @@ class Table:
       split_column: train, val (valid, validate, validation, dev) or test. Without it patients are
         divided by hash.
       label_columns: columns of 1, 0, -1, and blank or -2.
+      class_column: column of classes that exclude each other. Every class of the table, also of the
+        other splits, is a label: 1 for that of the row, 0 for all others. A row whose cell is blank
+        states none of them.
+      class_rule: rule that reads the class in the text of the report instead, such as modality@1,
+        see `mmrl/data/text/class_rules.py`.
+      labels_column: column of labels, several in a cell, such as "Effusion|Mass". Those in the cell
+        are 1, all others of the table 0; a row whose cell is blank states none of them.
+      labels_separator: what divides the labels of such a cell.
+      attribute_columns: attribute -> column, or columns whose names are also the attributes: facts
+        that identify nobody. Results by subgroup read "sex", "age" and "source". Blank cells are
+        left out.
+      mask_column: path of the mask of an image, relative to `mask_root`: a PNG of the size of the
+        image, not 0 inside. A row whose cell is blank has no mask.
+      mask_root: folder to which paths of masks are relative; `root` by default.
+      mask_label: what masks show.
+      mask_label_column: what the mask of a row shows, instead; `mask_label` where it is blank.
+      boxes: a table, or several, with a box per row: the image as in `image_column`, a label, the
+        upper left corner x, y and the size w, h in pixels of the image. Rows without numbers are
+        no boxes. Boxes that leave the image by at most a pixel are cut off there.
+      box_columns: names of its columns where they differ: image, label, x, y, w, h -> column.
+      leave_out: column -> cells; the rows with one of them are left out, and a warning counts them.
+      name: name of the corpus: the prefix of ids, and `Record.source`. Only records of corpora of
+        equal name are compared by patient in the leak check. The name of a source, such as nih14,
+        states that the rows come from that corpus and have its patient ids.
+      notes: lines to add to the warnings, such as known flaws of the corpus.
       vector_columns: columns of numbers that make up the vector of a record, such as an expression
         profile. A row whose cells are all blank has no vector.
+      language: ISO 639-1 code of the reports. Rules for English words are off for all but "en".
       fractions: shares of train, val and test without `split_column`, in this order or by name,
         see `split_of`.
       split_salt: name of that division; another name gives another division.
@@ -62,14 +103,16 @@ class Table:
 
     Attributes:
       rejects: the refused rows of the split. Reasons are missing_image, unreadable_image,
-        empty_report, bad_vector (a cell that is not a number, or some blank cells), and bad_row
-        (fields that do not fit the header, a blank id or patient).
+        empty_report, bad_vector (a cell that is not a number, or some blank cells), missing_mask,
+        bad_mask (it cannot be read, or has not the size of its image), and bad_row (fields that do
+        not fit the header, a blank id or patient). Refused boxes, whose records are kept, are
+        bad_box (not four numbers, no area, no label, or outside of the image) and unknown_image.
       total: number of rows of the split before rejection.
       warnings: lines that a user should read before trusting the split.
 
     Raises:
-      InputError: the table cannot be used, or an image path leads outside `root`. A table with such
-        a path is refused as a whole, since it should not be trusted.
+      InputError: the table cannot be used, or the path of an image or mask leads outside its root.
+        A table with such a path is refused as a whole, since it should not be trusted.
     """
 
     def __init__(
@@ -87,17 +130,34 @@ class Table:
         split_column: str | None = None,
         label_columns: Sequence[str] | str = (),
         vector_columns: Sequence[str] | str = (),
+        class_column: str | None = None,
+        class_rule: str | None = None,
+        labels_column: str | None = None,
+        labels_separator: str = "|",
+        attribute_columns: Mapping[str, str] | Sequence[str] | str = (),
+        mask_column: str | None = None,
+        mask_root: str | None = None,
+        mask_label: str = "mask",
+        mask_label_column: str | None = None,
+        boxes: Sequence[str] | str = (),
+        box_columns: Mapping[str, str] | None = None,
+        leave_out: Mapping[str, Sequence[str] | str] | None = None,
         license_column: str | None = None,
+        language: str = "en",
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_salt: str = "",
         verify: str = "decode",
         num_threads: int = 2,
+        name: str = "table",
+        notes: Sequence[str] | str = (),
     ) -> None:
-        labels = (label_columns,) if isinstance(label_columns, str) else tuple(label_columns)
-        vector = (vector_columns,) if isinstance(vector_columns, str) else tuple(vector_columns)
+        labels, vector = _several(label_columns), _several(vector_columns)
+        stated = (*labels, *vector, *filter(None, (class_column, labels_column, mask_column)))
+        reports = section_columns(report_columns, stated)
+        _check_rule(class_rule, class_column, reports)
         columns = Columns(
             image=image_column,
-            reports=section_columns(report_columns, (*labels, *vector)),
+            reports=reports,
             patient=patient_column,
             study=study_column,
             projection=projection_column,
@@ -106,18 +166,37 @@ class Table:
             license=license_column,
             labels=labels,
             vector=vector,
+            classes=class_rule or class_column,
+            lists=labels_column,
+            separator=labels_separator,
+            attributes=named_columns(attribute_columns),
+            mask=mask_column,
+            mask_label=mask_label_column,
+            leave_out={column: _several(cells) for column, cells in (leave_out or {}).items()},
         )
         check_verify(verify, num_threads)
+        check_columns(box_columns or {})
+        _check_names(name, labels_separator)
         present = tabular.columns(path)
-        self._path = path
+        if class_rule and class_rule not in present:
+            present = [*present, class_rule]  # its cells are written as rows are read
+        self._path, self._mask_label, self._language = path, mask_label, language
         self._root = os.path.dirname(path) or "." if root is None else root
-        if not os.path.isdir(self._root):
-            raise InputError(f"{path}: root '{self._root}' is not a folder")
+        self._mask_root = self._root if mask_root is None else mask_root
+        for option, folder in {"root": self._root, "mask_root": self._mask_root}.items():
+            if not os.path.isdir(folder):
+                raise InputError(f"{path}: {option} '{folder}' is not a folder")
         columns.check(present, path)
+        known: set[str] = set()  # images, only read by boxes
+        read: Iterable[Row] = tabular.rows(
+            path, [name for name in columns.names() if name != class_rule]
+        )
+        if class_rule:
+            read = _ruled(read, class_rule, list(reports.values()))
         self._rows = Rows(
-            self._confined(tabular.rows(path, columns.names()), image_column),
+            self._confined(read, columns, known if boxes else None),
             columns,
-            source="table",
+            source=name,
             where=path,
             split=split,
             fractions=fractions,
@@ -125,32 +204,116 @@ class Table:
         )
         fault = functools.partial(readers.fault, self._root, verify=verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.warnings = patient_warnings("patient_column", patient_column)
+        self._has_masks = mask_column is not None
+        if self._has_masks:
+            bad = functools.partial(readers.mask_fault, self._mask_root, self._root, verify)
+            pairs = zip(self._rows.column("mask"), self._rows.column("image"), strict=True)
+            self._rows.drop(find_faults(bad, list(pairs), num_threads))
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
+        self.warnings = [*patient_warnings("patient_column", patient_column), *_several(notes)]
+        self.warnings += [
+            f"{count:,} rows are left out, with {' or '.join(map(repr, cells))} in {column!r}"
+            for (column, cells), count in zip(
+                columns.leave_out.items(), self._rows.left_out.values(), strict=True
+            )
+        ]
+        self._boxes: Boxes | None = None
+        if boxes:
+            self._boxes = Boxes(
+                _several(boxes),
+                box_columns or {},
+                images=self._rows.column("image"),
+                ids=[f"{name}:{native}" for native in self._rows.column("id")],
+                known=known,
+                size=functools.lru_cache(maxsize=1)(functools.partial(readers.size, self._root)),
+                source=name,
+            )
+            self.rejects += self._boxes.rejects
+            if self._boxes.clipped:
+                self.warnings.append(
+                    f"{self._boxes.clipped:,} boxes leave their image by at most a pixel and are"
+                    " cut off there"
+                )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._rows.record(index, self._loader)
+        record = self._rows.record(index, self._loader)
+        record = dataclasses.replace(record, language=self._language)
+        position = operator.index(index) % len(self)
+        if self._has_masks:
+            record = dataclasses.replace(record, masks=self._masks(position))
+        if self._boxes is not None:
+            record = dataclasses.replace(record, boxes=self._boxes[position])
+        return record
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
         return readers.loader(self._root, relative)
 
-    def _confined(self, rows: Iterable[Row], column: str) -> Iterator[Row]:
-        """Yields the rows; InputError for an image path that leads outside the root."""
+    def _masks(self, position: int) -> Callable[[], dict[str, np.ndarray]] | None:
+        mask, image = self._rows.cell("mask", position), self._rows.cell("image", position)
+        label = self._rows.cell("mask_label", position) or self._mask_label
+        if not mask:
+            return None
+        return functools.partial(readers.load_mask, self._mask_root, mask, self._root, image, label)
+
+    def _confined(
+        self, rows: Iterable[Row], columns: Columns, images: set[str] | None
+    ) -> Iterator[Row]:
+        """Yields the rows, and adds their images to `images`.
+
+        Raises:
+          InputError: a path that leads outside its root.
+        """
         realpath = functools.cache(os.path.realpath)
+        places = [("image", columns.image, self._root)]
+        if columns.mask is not None:
+            places.append(("mask", columns.mask, self._mask_root))
         for number, cells, problem in rows:
-            relative = cells.get(column, "").strip()
-            if "\0" in relative:
-                problem = problem or "the image path holds a null character"
-            elif not is_inside(self._root, relative, realpath):
-                raise InputError(
-                    f"{self._path} row {number}: image path '{relative}' leads outside root"
-                    f" '{self._root}'; expected a path inside it"
-                )
+            for what, column, root in places:
+                relative = cells.get(column, "").strip()
+                if "\0" in relative:
+                    problem = problem or f"the {what} path holds a null character"
+                elif not is_inside(root, relative, realpath):
+                    raise InputError(
+                        f"{self._path} row {number}: {what} path '{relative}' leads outside root"
+                        f" '{root}'; expected a path inside it"
+                    )
+            if images is not None and (relative := cells.get(columns.image, "").strip()):
+                images.add(os.path.normpath(relative))
             yield number, cells, problem
+
+
+def _several(given: Sequence[str] | str) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _check_rule(rule: str | None, column: str | None, reports: Mapping[str, str]) -> None:
+    """Raises InputError for an unknown rule, a column of classes beside it, or no report."""
+    if not rule:
+        return
+    if rule not in class_rules.RULES:
+        raise InputError(build.unknown("class_rule", rule, class_rules.RULES))
+    if column or not reports:
+        problem = f"class_column {column!r} beside it" if column else "no column of reports"
+        raise InputError(f"class_rule {rule!r} has {problem}; expected reports, and one of the two")
+
+
+def _ruled(rows: Iterable[Row], rule: str, reports: Sequence[str]) -> Iterator[Row]:
+    """The rows with the class that a rule reads in their reports, as the cell of the rule."""
+    for number, cells, problem in rows:
+        text = "\n".join(cells.get(column, "") for column in reports)
+        yield number, {**cells, rule: class_rules.RULES[rule](text)}, problem
+
+
+def _check_names(name: str, separator: str) -> None:
+    """Raises InputError for a name that ids cannot begin with, or a blank separator."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"name {name!r}; expected letters, digits, _, . or -")
+    if not separator:
+        raise InputError("labels_separator is blank; expected what divides the labels of a cell")
 
 
 def patient_warnings(option: str, given: str | None) -> list[str]:
