@@ -1,11 +1,11 @@
 """mmrl: pretrain, judge and ship biomedical image+report encoders in JAX."""
 
-from typing import Any
+from typing import Any, Literal
 
 from mmrl.version import __version__ as __version__
 
 
-def load(workdir: str, *, step: int | None = None) -> Any:
+def load(workdir: str, *, step: int | Literal["best"] | None = None) -> Any:
     """The trained encoders of a run: `embed_images(...)` and `embed_texts(...)`.
 
     See `mmrl.encoder.Encoder`. Imported on call, so that `import mmrl` stays quick.

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmrl import values
 from mmrl.types import InputError
 from mmrl.values import Option, type_of
 
@@ -170,9 +171,12 @@ def check_options(
       InputError: names the option and lists those allowed.
     """
     allowed = {name: one for name, one in options(target).items() if name not in set(supplied)}
-    for name in given:
+    for name, value in given.items():
         if name not in allowed:
             raise InputError(unknown(f"option in {where}", name, sorted(allowed)))
+        if value is not None:
+            plain = value.to_dict() if hasattr(value, "to_dict") else value
+            values.check(f"{where}.{name}={plain!r}", plain, allowed[name].accepts)
     missing = [name for name, one in allowed.items() if one.required and given.get(name) is None]
     if missing:
         raise InputError(f"{where} needs a value for: {', '.join(missing)}")
@@ -184,3 +188,19 @@ def unknown(kind: str, name: str, offered: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), offered, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"unknown {kind} {name!r}{hint}; choices: {', '.join(offered) or 'none'}"
+
+
+def check_distinct(what: str, names: Iterable[str]) -> None:
+    """Refuses a name that is given twice.
+
+    Args:
+      what: the names are of, for the message.
+
+    Raises:
+      InputError: names the first one.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{what}: {name!r} is given twice; expected every name once")
+        seen.add(name)

@@ -23,8 +23,11 @@ from mmrl.values import Option, defaults, setting
 # keys define the experiment, and a run must not change them halfway.
 RESUMABLE_KEYS = (
     "total_steps",
+    "epochs",
     "log_every",
     "eval_every",
+    "validation_loss",
+    "best",
     "checkpoint",
     "evaluators",
     "data.label_policy",
@@ -107,6 +110,11 @@ def _input_options(name: str, given: Mapping[str, Any]) -> dict[str, Option]:
     return {key: settings.INPUT_KEYS[key] for key in target.options}
 
 
+BEST_MODES = ("max", "min")
+"""Choices of config.best.mode."""
+
+_LESS_IS_BETTER = ("loss", "rank", "error")  # ends of names of metrics
+
 _NAME = setting("", "The module; by default the key itself.")
 _READS = setting(
     {}, "Arguments that read something else than by default: argument -> name.", Mapping[str, str]
@@ -120,7 +128,11 @@ _TOWER_KEYS = {
         "heads.",
         bool | str,
     ),
-    "init": setting("", "A run or an exported folder to take the tower's initial values from."),
+    "init": setting(
+        "",
+        "A run or an exported folder to take initial values from: those of the encoder, and of the "
+        "heads that the tower has here.",
+    ),
 }
 MODULES: dict[str, Place] = {
     "data": Place("source", "source", beside=settings.KEYS, supplied=("split",)),
@@ -183,9 +195,17 @@ _RULES = (
     {"match": r".*"},
 )
 
+_FREE = {path for path, place in MODULES.items() if place.many}
+"""Keys that hold a mapping of free names."""
+
 KEYS: dict[str, Any] = {
     "seed": setting(0, "Seed of every random number of the run."),
     "total_steps": setting(1000, "Number of training steps."),
+    "epochs": setting(
+        0,
+        "Passes over the training examples. Above 0 they decide the number of steps instead of "
+        "`total_steps`: epochs x examples / batch_size, rounded up.",
+    ),
     "batch_size": setting(64, "Image-report pairs per step, over all devices and processes."),
     "accumulation": setting(
         1,
@@ -204,6 +224,26 @@ KEYS: dict[str, Any] = {
     ),
     "log_every": setting(20, "Steps between two lines of the log."),
     "eval_every": setting(250, "Steps between two evaluations. 0: only one, after the last step."),
+    "validation_loss": setting(
+        False,
+        "Whether evaluations also compute the losses of the run on the validation split, without "
+        "anything random: val/loss, and val/OBJECTIVE/METRIC.",
+    ),
+    "best": {
+        "metric": setting(
+            "",
+            "The value by which the best checkpoint is chosen, which is kept beside the latest "
+            "ones, such as retrieval/image_to_text/R@1 or, with `validation_loss`, val/loss. "
+            "Empty: none is.",
+        ),
+        "mode": setting("max", "Whether a greater value is better (max) or a lesser one (min)."),
+        "min_delta": setting(
+            0.0, "An evaluation is the new best one if it is better by more than this."
+        ),
+        "patience": setting(
+            0, "Evaluations in a row without a new best one after which training stops. 0: none."
+        ),
+    },
     "compile_cache": setting(
         "~/.cache/mmrl", "Folder of compiled programs, shared by all runs; empty: none."
     ),
@@ -222,7 +262,8 @@ KEYS: dict[str, Any] = {
     "init": setting(
         (),
         'Initial values from runs or exported folders: ({"from": FOLDER, "match": regular '
-        'expression of whole paths, "to": replacement}, ...). The first that matches counts.',
+        'expression of whole paths, "to": replacement, "step": of a checkpoint, or best}, ...). '
+        "The first that matches counts.",
         tuple[Mapping[str, str], ...],
     ),
     "objectives": setting(_OBJECTIVES, "The losses, by free names."),
@@ -245,6 +286,12 @@ KEYS: dict[str, Any] = {
         "momentum": setting(0.9, "Momentum of sgd."),
         "clip_norm": setting(
             1.0, "Greatest norm of the whole gradient; a larger one is scaled down. 0: off."
+        ),
+        "layer_decay": setting(
+            1.0,
+            "Factor on the learning rate from each layer of an encoder to the one before it: with "
+            "n blocks, layer_decay^(n + 1) for the embedding, layer_decay^(n - i) for block i from "
+            "0, and 1 for heads and poolers. 1: off.",
         ),
         "rules": setting(
             _RULES,
@@ -323,14 +370,38 @@ def frozen(value: Any) -> Any:
 
 
 def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a stored run; the inverse of `plain`."""
-    return ml_collections.ConfigDict(frozen(stored))
+    """The config of a stored run; the inverse of `plain`, after `completed`."""
+    return ml_collections.ConfigDict(frozen(completed(stored)))
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the keys that did not exist when it was written, at their defaults.
+
+    A new key has a default that changes nothing, so a run can be read without it.
+    """
+    return _with_defaults(stored, plain(defaults(KEYS)))
+
+
+def _with_defaults(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(default) | dict(given)
+    for key, value in default.items():
+        # Free names, such as those of towers, are not keys: a config has those that it has.
+        if isinstance(value, dict) and isinstance(found[key], dict) and key not in _FREE:
+            found[key] = _with_defaults(found[key], value)
+    return found
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.data -> (pipeline options, source options)."""
+    """config.data -> (pipeline options, source options).
+
+    Mappings among the source options become plain ones, since a ConfigDict is no Mapping.
+    """
     pipeline = {key: data[key] for key in data if key in settings.KEYS}
-    return pipeline, {key: data[key] for key in data if key not in settings.KEYS}
+    source = {key: data[key] for key in data if key not in settings.KEYS}
+    return pipeline, {
+        key: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+        for key, value in source.items()
+    }
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -436,6 +507,11 @@ def _check_tower(name: str, given: Mapping[str, Any]) -> None:
     kind, own, of_encoder = wiring.tower_options(name, given)
     tower, encoder = build.find("tower", kind), build.find("encoder", given["name"])
     build.check_options(where, tower, own, supplied=wiring.GIVEN_TO_TOWERS)
+    if given.get("init", "") is None:
+        raise InputError(
+            f"{where}.init needs a value: the run or exported folder to start from, or an empty "
+            "text for random values"
+        )
     told = ("image_size", "size", "length", "vocab_size", *wiring.GIVEN_TO_ENCODERS)
     build.check_options(where, encoder, of_encoder, supplied=told)
 
@@ -472,6 +548,9 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     settings.check(config.data)
     for name, given in config.inputs.items():
         settings.check_ranges(f"config.inputs.{name}", given)
+    if config.epochs < 0:
+        raise InputError(f"config.epochs={config.epochs} must be at least 0")
+    _check_best(config)
     for key in ("steps", "skip"):
         if config.profile[key] < 0:
             raise InputError(f"config.profile.{key}={config.profile[key]} must be at least 0")
@@ -490,6 +569,49 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for key, value in {"ema": config.ema, "optimizer.b2": config.optimizer.b2}.items():
         if not 0 <= value < 1:
             raise InputError(f"config.{key}={value} must be in [0, 1)")
+
+
+def _check_best(config: ml_collections.ConfigDict) -> None:
+    """Refuses config.best as far as it can be checked before the evaluators exist."""
+    best = config.best
+    if config.validation_loss and "val" in config.evaluators:
+        raise InputError(
+            "config.evaluators.val: with config.validation_loss this name is that of the losses; "
+            "choose another one"
+        )
+    if best.mode not in BEST_MODES:
+        raise InputError(build.unknown("config.best.mode", best.mode, BEST_MODES))
+    for key in ("min_delta", "patience"):
+        if best[key] < 0:
+            raise InputError(f"config.best.{key}={best[key]} must be at least 0")
+    if not best.metric:
+        if best.patience:
+            raise InputError(
+                f"config.best.patience={best.patience} needs config.best.metric: of which value?"
+            )
+        return
+    if best.patience and not config.eval_every:
+        raise InputError(
+            f"config.best.patience={best.patience} counts evaluations; config.eval_every=0 makes "
+            "only one, after the last step"
+        )
+    first, _, rest = best.metric.partition("/")
+    offered = [*config.evaluators, "val"]
+    if first not in offered or not rest:
+        raise InputError(
+            build.unknown("evaluator in config.best.metric", best.metric, offered)
+            + "; a metric is EVALUATOR/VALUE, val/loss or val/OBJECTIVE/METRIC"
+        )
+    if first == "val" and not config.validation_loss:
+        raise InputError(
+            f"config.best.metric={best.metric} needs the losses on the validation split: set "
+            "config.validation_loss=true"
+        )
+    if best.mode == "max" and best.metric.endswith(_LESS_IS_BETTER):
+        raise InputError(
+            f"config.best.metric={best.metric} is better if it is less; with config.best.mode=max "
+            "the worst checkpoint would be kept: set config.best.mode=min"
+        )
 
 
 READ_ANEW = (

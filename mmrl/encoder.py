@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,11 +35,13 @@ class Encoder:
         self.step = trained.step
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike[str], *, step: int | None = None) -> "Encoder":
-        """Loads a checkpoint of a run; the latest unless `step` names another.
+    def load(
+        cls, workdir: str | os.PathLike[str], *, step: int | Literal["best"] | None = None
+    ) -> "Encoder":
+        """Loads a checkpoint of a run; the latest unless `step` names another, or is "best".
 
         Raises:
-          InputError: `workdir` holds no run, or the run has no such step.
+          InputError: `workdir` holds no run, or the run has no such step, or chose no best one.
         """
         return cls(run.restore(Path(workdir), step=step))
 

@@ -43,8 +43,12 @@ _OUT = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     "split", "all", f"SPLIT: The records to embed: {', '.join(SPLITS)}.", flag_values=_FLAGS
 )
-_STEP = flags.DEFINE_integer(
-    "step", None, "N: The checkpoint to use; by default the latest.", flag_values=_FLAGS
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "N: The checkpoint to use, or best: the one chosen by config.best of the run; by default the "
+    "latest.",
+    flag_values=_FLAGS,
 )
 _FORMAT = flags.DEFINE_string(
     "format", "parquet", f"FORMAT: Format of the shards: {', '.join(FORMATS)}.", flag_values=_FLAGS
@@ -254,7 +258,7 @@ def main() -> None:
     ):
         if value not in offered:
             raise InputError(build.unknown(f"value of --{flag}", value, offered))
-    trained = run.restore(workdir, step=_STEP.value)
+    trained = run.restore(workdir, step=checkpoint.parse_step("--step", _STEP.value))
     console = Console()
     if note := compile_cache.use(trained.config.compile_cache):
         console.say(note)

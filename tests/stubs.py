@@ -77,9 +77,9 @@ class Memory(Objective):
 
 
 @contextlib.contextmanager
-def registered() -> Iterator[None]:
-    """Makes the stubs available by name in configs."""
-    known: dict[str, Any] = {"stub": Stub, "memory": Memory}
+def registered(**more: Any) -> Iterator[None]:
+    """Makes the stubs, and `more` modules, available by name in configs."""
+    known: dict[str, Any] = {"stub": Stub, "memory": Memory, **more}
     real = build.find
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "find", lambda kind, name: known.get(name) or real(kind, name))

@@ -23,10 +23,17 @@ def pretrain(variant=""):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path: Path):
     config = runpy.run_path(str(path))["get_config"]()
-    if config.data.source == "table":  # whose table is the user's
+    if config.data.source != "phantom" and config.data.path is None:  # the data are the user's
         with pytest.raises(InputError, match="needs a value for: path"):
             configs.validate(config)
         config.data.path = "pairs.csv"
+    for name, tower in config.towers.items():  # and so is what to start from
+        if "init" in tower and tower.init is None:
+            with pytest.raises(InputError, match=rf"towers\.{name}\.init needs a value"):
+                configs.validate(config)
+            tower.init = "runs/pretrain"
+            if "tokenizer" in tower:
+                tower.tokenizer = "runs/pretrain"
     configs.validate(config)
 
 
@@ -134,8 +141,8 @@ def test_unknown_names_list_all_choices():
         build.find("objective", "global_contrastiv")
     assert str(error.value) == (
         "unknown objective 'global_contrastiv' (did you mean 'global_contrastive'?); choices: "
-        "concept_alignment, global_contrastive, label_classification, local_contrastive, "
-        "perturbed_discrimination, sentence_contrastive, siglip, sub_captions"
+        "class_classification, concept_alignment, global_contrastive, label_classification, "
+        "local_contrastive, perturbed_discrimination, sentence_contrastive, siglip, sub_captions"
     )
 
 
@@ -143,6 +150,16 @@ def test_stored_configs_come_back_equal():
     config = pretrain()
     stored = configs.plain(config)
     assert configs.plain(configs.from_plain(stored)) == stored
+    assert configs.from_plain(stored).to_dict() == config.to_dict()
+
+
+def test_a_stored_config_without_newer_keys_has_their_defaults():
+    config = pretrain()
+    del config.towers.image, config.evaluators.structure
+    stored = configs.plain(config)
+    del stored["epochs"], stored["optimizer"]["layer_decay"], stored["data"]["crop_scale"]
+    assert configs.from_plain(stored).to_dict() == config.to_dict()
+    config.data.crop_scale = stored["data"]["crop_scale"] = (0.5, 1.0)
     assert configs.from_plain(stored).to_dict() == config.to_dict()
 
 
@@ -175,3 +192,23 @@ def test_a_prefix_of_an_allowed_key_is_not_allowed():
     new = {**old, "mesh_kind": 1}
     with pytest.raises(InputError, match="mesh_kind"):
         configs.check_resumable(old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("probe", {"fractions": 0.1}, r"probe\.fractions=0\.1; expected list of float"),
+        ("probe", {"methods": "linear"}, r"probe\.methods='linear'; expected list of str"),
+        ("probe", {"shots": (1.5,)}, r"probe\.shots=\(1\.5,\); expected list of int"),
+        ("segmentation", {"labels": "lesion"}, r"labels='lesion'; expected list of str"),
+        ("grounding", {"prompts": "x"}, r"prompts='x'; expected mapping to str or none"),
+    ],
+)
+def test_a_preset_gives_options_of_the_type_that_the_command_line_asks_for(name, given, message):
+    """A text in place of a list would be read as its letters."""
+    chosen = pretrain("smoke")
+    chosen.evaluators = {name: given}
+    with pytest.raises(InputError, match=message):
+        configs.validate(chosen)
+    chosen.evaluators = {"probe": {"fractions": [1, 0.1], "labels": ()}}
+    configs.validate(chosen)

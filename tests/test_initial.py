@@ -65,6 +65,18 @@ def test_matching_arrays_are_copied_and_no_other(source, short):
     assert set(read.unused) == {path for path in there if not path.startswith("towers/image/")}
 
 
+def test_the_short_form_takes_the_encoder_and_the_heads_that_are_here(source):
+    config = small(init=source[0])
+    with config.unlocked():
+        config.towers.image.heads = {"embedding": 32, "labels": 3}
+        config.objectives = {"global_contrastive": {"weight": 1.0}}
+    _, _, (read,) = started(config)
+    taken = {"/".join(path.split("/")[2:4]) for path in read.arrays if "/heads/" in path}
+    assert taken == {"heads/embedding"}
+    assert any("/encoder/" in path for path in read.arrays)
+    assert any(path.startswith("towers/image/heads/regions/") for path in read.unused)
+
+
 def test_the_first_entry_that_fills_a_path_counts_and_to_renames(source):
     folder, there = source
     kernels = [path for path in there if path.endswith("heads/embedding/out/kernel")]
@@ -87,6 +99,14 @@ def test_the_first_entry_that_fills_a_path_counts_and_to_renames(source):
         ),
         ({"match": "("}, "config.init[0].match='('"),
         ({"match": ""}, "expected from and match"),
+        (
+            {"match": ".*", "step": "last"},
+            "config.init[0].step=last; expected the number",
+        ),
+        (
+            {"match": ".*", "step": "best"},
+            "exported weights, which have no step; given: best",
+        ),
         ({"match": ".*", "into": "x"}, "unknown key in config.init[0] 'into'"),
         ({"match": ".*", "from": "no/such"}, "neither a run (checkpoints/) nor exported weights"),
     ],

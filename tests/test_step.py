@@ -233,7 +233,8 @@ def test_a_parameter_without_a_rule_is_an_error_that_lists_it():
         ({"name": "lion"}, "unknown optimizer in config.optimizer.name 'lion'"),
         (
             {"warmup_steps": 10},
-            "config.optimizer.warmup_steps=10 must be less than config.total_steps=10; lower it, "
+            "config.optimizer.warmup_steps=10 must be less than the 10 steps of the run "
+            "(config.total_steps or config.epochs); lower it, "
             "for example --config.optimizer.warmup_steps=1",
         ),
     ],

@@ -404,6 +404,16 @@ def test_a_further_head_is_an_affine_function_of_the_pooled_features():
     assert found["labels"].dtype == jnp.float32 and tower.heads["embedding"].kind == "mlp"
 
 
+def test_a_normed_head_is_an_affine_function_of_the_layer_norm():
+    head = Projection(8, 3, kind="normed", rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(2.0, 3.0, (4, 8)).astype(np.float32)
+    centred = x - x.mean(axis=1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+    head.out.bias[...] = jnp.arange(3, dtype=jnp.float32)
+    expected = normed @ np.asarray(head.out.kernel[...]) + np.arange(3)
+    np.testing.assert_allclose(head(jnp.asarray(x)), expected, atol=1e-5)
+
+
 def test_takes_a_resnet_with_narrower_regions():
     def make() -> Image:
         rngs = nnx.Rngs(0)
@@ -435,7 +445,7 @@ def test_takes_a_resnet_with_narrower_regions():
         ({"heads": {**HEADS, "text": {"x": {"width": 4, "depth": 2}}}}, "head 'x'="),
         ({"image": {"pixel_std": 0.0}}, "pixel_std 0.0; expected .* pixel_std > 0"),
         ({"image": {"size": 0}}, "image tower: size 0, pixel_std 0.25; expected size >= 1"),
-        ({"head": "deep"}, "Projection: unknown kind 'deep'; choices: linear, affine, mlp"),
+        ({"head": "deep"}, "Projection: unknown kind 'deep'; choices: linear, affine, normed, mlp"),
     ],
 )
 def test_wrong_options_name_the_choices(options, message):

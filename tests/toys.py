@@ -84,6 +84,7 @@ def feed(
     *,
     seed: int = 0,
     rows: np.ndarray | None = None,
+    drawn: np.ndarray | None = None,
 ) -> BatchIterator:
     """The training batches of a run of `config`, by default on the toy corpus."""
     return training_batches(
@@ -94,6 +95,7 @@ def feed(
         seed=seed,
         batch_size=config.batch_size,
         rows=rows,
+        drawn=drawn,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.data import labels, views
+from mmrl.data import draws, labels, views
 from mmrl.data.overlap import leaks
 from mmrl.data.text import excerpts
 from mmrl.types import InputError
@@ -117,6 +117,13 @@ KEYS: dict[str, Any] = {
     "label_names": setting(
         (), "Labels that the input `labels` holds, in this order.", tuple[str, ...]
     ),
+    "train_fraction": setting(
+        1.0,
+        "Share of the patients of the training split that training draws from. Below 1 they are "
+        "drawn among those with a known label, if the run reads labels, and so that every class of "
+        "each label occurs.",
+    ),
+    "train_draw": setting(0, "Number of that draw; another number draws other patients."),
     "num_threads": setting(2, "Threads that read and decode, in each process."),
     "num_workers": setting(0, "Processes that make batches, for each process of the run. 0: none."),
     "stall_seconds": setting(
@@ -146,6 +153,9 @@ INPUT_KEYS: dict[str, Any] = {
     ),
     "max_tokens": setting(
         0, "Most tokens of a text, begin and end marks included; 0: as many as the tower reads."
+    ),
+    "separator": setting(
+        " ", "What stands between the sections of a text, such as ' | '; by default a blank."
     ),
     "required": setting(
         True, "Whether records without this text are rejected; else training masks their rows."
@@ -189,6 +199,8 @@ def check(data: Mapping[str, Any]) -> None:
     if not data["stall_seconds"] > 0:
         raise InputError(f"config.data.stall_seconds={data['stall_seconds']} must be above 0")
     views.check(data["views"])
+    names = ("config.data.train_fraction", "config.data.train_draw")
+    draws.check(data["train_fraction"], data["train_draw"], names=names)
     excerpts.check(data["text"])
     labels.Policy.from_config(data["label_policy"])
     leaks.parse_waivers(data["waive_leaks"])

@@ -151,6 +151,12 @@ def agree(value: Any, what: str) -> None:
         )
 
 
+def of_first(value: float) -> float:
+    """The value of process 0, bit for bit, so that all processes take the same decision."""
+    bits = gather.of_processes(np.frombuffer(np.float64(value).tobytes(), np.uint8))[0]
+    return float(np.frombuffer(np.ascontiguousarray(bits).tobytes(), np.float64)[0])
+
+
 def await_shared(path: Path, seconds: float = 60.0) -> None:
     """Waits until a file that process 0 wrote exists for all processes.
 

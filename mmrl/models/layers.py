@@ -40,6 +40,16 @@ Implementation = Literal["xla", "cudnn", "splash"]
 Remat = Literal["none", "full", "dots"]
 
 
+Layers = tuple[tuple[str, ...], ...]
+"""The layers of an encoder from its input on, for layer-wise decay of the learning rate.
+
+Each is given by the starts of the paths of its parameters within the encoder. The first layer is
+the embedding, each other one a block. A start that several layers have is that of parameters with
+a leading axis over these layers. Parameters of no layer, such as those of poolers, come after the
+last one.
+"""
+
+
 class Features(NamedTuple):
     """The output of an encoder, in its compute dtype.
 
@@ -62,6 +72,7 @@ class ImageEncoder(Protocol):
       width: features of the pooled output.
       local_width: features of the local output.
       grid: rows and columns of regions.
+      layers: see `Layers`; an encoder without them cannot be trained with layer-wise decay.
     """
 
     width: int

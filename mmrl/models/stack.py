@@ -54,6 +54,13 @@ class Stack(nnx.Module):
             if isinstance(variable, nnx.Variable):
                 variable.set_metadata(out_sharding=("layers", *variable.out_sharding))
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The parameters of each block: the start of their paths; all alike if scanned."""
+        if self.scan_layers:
+            return ("blocks",) * self.depth
+        return tuple(f"block_{index:02d}" for index in range(self.depth))
+
     def __call__(
         self,
         x: jax.Array,

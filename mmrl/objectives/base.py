@@ -20,8 +20,9 @@ class Context(NamedTuple):
     Attributes:
       step: i32[], updates done before.
       key: of this objective's own random numbers; None in evaluation.
-      present: bool[B], the rows that have every input this objective reads; None: all of them.
-        The other rows are neither row, column nor denominator of a loss.
+      present: bool[B], the rows that have every input this objective reads, without those that only
+        fill up a batch; None: all of them. The other rows are neither row, column nor denominator
+        of a loss.
     """
 
     step: jax.Array

@@ -156,18 +156,25 @@ class PerturbedDiscrimination(Objective):
             "accuracy": (jnp.sum(correct * weight), weight.sum()),
             "logit_scale": (jnp.exp(self.logit_scale()), jnp.float32(1)),
         }
-        return Loss(value, metrics | self._rates(kind, valid))
+        return Loss(value, metrics | self._rates(kind, valid, context.present))
 
-    def _rates(self, drawn: jax.Array, valid: jax.Array) -> Metrics:
-        """The shares "{kind}/share" and "{kind}/valid"; drawn i8[B, K], valid bool[B, K]."""
+    def _rates(self, drawn: jax.Array, valid: jax.Array, present: jax.Array | None) -> Metrics:
+        """The shares "{kind}/share" and "{kind}/valid", of the rows that are present.
+
+        Args:
+          drawn: i8[B, K]. valid: bool[B, K]. present: bool[B]; None: all.
+        """
         if not self.kinds:
             return {}
         names, numbers = zip(*self.kinds, strict=True)
         # One reduction over the batch for all kinds: on a mesh each one is a collective.
         of_kind = drawn[..., None] == jnp.array(numbers, drawn.dtype)  # B K kinds
+        size = jnp.float32(drawn.size)
+        if present is not None:
+            of_kind &= present[:, None, None]
+            size = present.sum(dtype=jnp.float32) * drawn.shape[1]
         stacked = jnp.stack([of_kind, of_kind & valid[..., None]])
         counts = stacked.sum(axis=(1, 2), dtype=jnp.float32)  # 2 kinds
-        size = jnp.float32(drawn.size)
         rates = {}
         for place, name in enumerate(names):
             rates[f"{name}/share"] = (counts[0, place], size)

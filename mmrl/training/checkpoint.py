@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,6 +22,30 @@ from mmrl.types import InputError
 from mmrl.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+
+
+BEST = "best"
+
+Step = int | Literal["best"]
+"""A checkpoint: its step, or the best one by config.best."""
+
+
+def parse_step(where: str, text: str | None) -> Step | None:
+    """A step as a user writes it: "1200" or "best"; None for none.
+
+    Args:
+      where: the flag or key, for the message.
+
+    Raises:
+      InputError: another text.
+    """
+    if not text:
+        return None
+    if text == BEST:
+        return "best"
+    if not text.isdecimal():
+        raise InputError(f"{where}={text}; expected the number of a step, or {BEST}")
+    return int(text)
 
 
 def versions() -> dict[str, str]:
@@ -41,20 +65,32 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class _Kept(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps one step, however old it is."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """Saves and restores the steps of one run.
 
     Args:
       workdir: the run directory; checkpoints live in its `checkpoints/`.
-      keep: number of latest steps to keep.
+      keep: number of latest steps to keep, beside the best one.
       read_only: create and delete nothing; for evaluation and export.
     """
 
     def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file and mode
-        policy = ocp.checkpoint_managers
+        policies = ocp.checkpoint_managers
+        self._kept = _Kept()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), self._kept]
+            ),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -70,6 +106,29 @@ class Checkpoints:
         """All complete steps, ascending."""
         return sorted(self._manager.all_steps())
 
+    def keep_best(self, step: int | None) -> None:
+        """Keeps a step, in place of the one kept before, until another takes its place."""
+        self._kept.step = step
+
+    def best(self) -> int:
+        """The best step, as the last complete checkpoint states it.
+
+        Raises:
+          InputError: there is no checkpoint, or the run chose none.
+        """
+        latest = self._existing(None)
+        step = (self._position(latest).get(BEST) or {}).get("step")
+        if step is None:
+            raise InputError(
+                f"the run of {self.folder} chose no best checkpoint up to step {latest}; "
+                f"config.best.metric says by which value it does; steps: {self.steps()}"
+            )
+        return step
+
+    def _position(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(data=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["data"]
+
     def save(self, step: int, state: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
         """Writes a step in the background. Readers see it only once it is complete."""
         self._manager.save(
@@ -82,7 +141,7 @@ class Checkpoints:
             force=True,
         )
 
-    def meta(self, step: int | None = None) -> dict[str, Any]:
+    def meta(self, step: Step | None = None) -> dict[str, Any]:
         """Reads `meta` without reading the arrays.
 
         Raises:
@@ -93,7 +152,7 @@ class Checkpoints:
             "meta"
         ]
 
-    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(self, target: Any, step: Step | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns (state laid out like `target`, data position).
 
         Args:
@@ -108,7 +167,7 @@ class Checkpoints:
         )
         return restored["state"], restored["data"]
 
-    def restore_partial(self, target: Any, step: int | None = None) -> Any:
+    def restore_partial(self, target: Any, step: Step | None = None) -> Any:
         """Restores only the parts of the state that `target` names, for evaluation and export.
 
         Raises:
@@ -135,7 +194,7 @@ class Checkpoints:
             raise InputError(f"checkpoint {step} in {self.folder} lacks {', '.join(absent)}")
         return state
 
-    def read_arrays(self, parts: Sequence[str], step: int | None = None) -> dict[str, Any]:
+    def read_arrays(self, parts: Sequence[str], step: Step | None = None) -> dict[str, Any]:
         """Some parts of a state as it was saved, on the first device; absent ones are left out.
 
         Raises:
@@ -166,12 +225,14 @@ class Checkpoints:
         """Finishes pending saves."""
         self._manager.close()
 
-    def _existing(self, step: int | None) -> int:
+    def _existing(self, step: Step | None) -> int:
         steps = self.steps()
         if not steps:
             raise InputError(f"no checkpoint in {self.folder}; train with this --workdir first")
         if step is None:
             return steps[-1]
+        if step == BEST:
+            step = self.best()
         if step not in steps:
             raise InputError(f"no checkpoint of step {step} in {self.folder}; steps: {steps}")
         return step

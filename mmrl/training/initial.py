@@ -2,12 +2,13 @@
 
     config.init = ({"from": "runs/stage1", "match": "towers/image/.*"},)
     config.init = ({"from": "runs/stage1", "match": "towers/image/(.*)", "to": r"towers/cnn/\\1"},)
-    config.towers.image.init = "runs/stage1"      # short for the first line
+    config.init = ({"from": "runs/stage1", "match": "towers/image/.*", "step": "best"},)
+    config.towers.image.init = "runs/stage1"      # the encoder, and heads of the names it has here
 
 `match` is a regular expression for the whole path of a parameter, or of another variable such as a
-batch statistic, in the source. `to` is its path here; by default the same. The first entry that
-fills a path counts. Folders are read once, at the start of a run: a resumed run keeps what its
-checkpoint holds.
+batch statistic, in the source. `to` is its path here; by default the same. `step` is that of a
+checkpoint of a run, or "best"; by default the latest. The first entry that fills a path counts.
+Folders are read once, at the start of a run: a resumed run keeps what its checkpoint holds.
 """
 
 import re
@@ -27,14 +28,14 @@ from mmrl.types import InputError
 WEIGHTS = "weights.npz"
 """The file of an exported folder that holds all arrays by path."""
 
-_KEYS = ("from", "match", "to")
+_KEYS = ("from", "match", "to", "step")
 
 
 class Copied(NamedTuple):
     """What one folder gives.
 
     Attributes:
-      folder: as in the config. sha256: of the arrays read.
+      folder, step: as in the config. sha256: of the arrays read.
       arrays: path here -> its value.
       unused: paths of the source that no entry matches.
     """
@@ -43,16 +44,25 @@ class Copied(NamedTuple):
     sha256: str
     arrays: dict[str, np.ndarray]
     unused: tuple[str, ...]
+    step: str = ""
+
+    def source(self) -> dict[str, str]:
+        """Folder and step as JSON."""
+        return {"from": self.folder, **({"step": self.step} if self.step else {})}
 
 
 def entries(config: Mapping[str, Any]) -> list[dict[str, str]]:
     """config.init, after the short forms of towers.
 
     Raises:
-      InputError: an entry with unknown keys, without "from" or "match", or a broken pattern.
+      InputError: an entry with unknown keys, without "from" or "match", or with a broken pattern or
+        step.
     """
     found = [
-        {"from": tower["init"], "match": f"towers/{name}/.*"}
+        {
+            "from": tower["init"],
+            "match": rf"towers/{name}/(?:encoder|heads/(?:{'|'.join(tower.get('heads', ()))}))/.*",
+        }
         for name, tower in config["towers"].items()
         if tower.get("init")
     ]
@@ -63,6 +73,7 @@ def entries(config: Mapping[str, Any]) -> list[dict[str, str]]:
                 raise InputError(build.unknown(f"key in {where}", key, _KEYS))
         if not (entry.get("from") and entry.get("match")):
             raise InputError(f"{where}={dict(entry)}; expected from and match")
+        checkpoint.parse_step(f"{where}.step", entry.get("step"))
         try:
             re.compile(entry["match"])
         except re.error as error:
@@ -87,11 +98,11 @@ def read(config: Mapping[str, Any], layout: Any) -> list[Copied]:
     copied: list[Copied] = []
     wrong: list[str] = []
     chosen_entries = entries(config)
-    for folder in dict.fromkeys(entry["from"] for entry in chosen_entries):
-        arrays = _arrays_of(Path(folder))
+    for folder, step in dict.fromkeys(map(_source, chosen_entries)):
+        arrays = _arrays_of(Path(folder), checkpoint.parse_step("step", step))
         chosen: dict[str, np.ndarray] = {}
         used: set[str] = set()
-        for entry in (entry for entry in chosen_entries if entry["from"] == folder):
+        for entry in (one for one in chosen_entries if _source(one) == (folder, step)):
             matched = [m for path in arrays if (m := re.fullmatch(entry["match"], path))]
             if not matched:
                 raise InputError(
@@ -112,7 +123,7 @@ def read(config: Mapping[str, Any], layout: Any) -> list[Copied]:
                     filled.add(here)
                     chosen[here] = arrays[path]
         unused = tuple(sorted(set(arrays) - used))
-        copied.append(Copied(folder, checkpoint.digest(chosen), chosen, unused))
+        copied.append(Copied(folder, checkpoint.digest(chosen), chosen, unused, step))
     if wrong:
         raise InputError(f"config.init: {len(wrong)} arrays do not fit: {'; '.join(wrong)}")
     return copied
@@ -150,9 +161,18 @@ def _renamed(match: re.Match[str], entry: Mapping[str, str]) -> str:
         ) from None
 
 
-def _arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays of a run's latest checkpoint, the averaged ones if kept, or of an export."""
+def _source(entry: Mapping[str, str]) -> tuple[str, str]:
+    """Folder and step of an entry."""
+    return entry["from"], entry.get("step", "")
+
+
+def _arrays_of(folder: Path, step: checkpoint.Step | None) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint of a run, the averaged ones if kept, or of an export."""
     if (folder / WEIGHTS).is_file():
+        if step is not None:
+            raise InputError(
+                f"config.init: {folder} holds exported weights, which have no step; given: {step}"
+            )
         try:
             with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
@@ -165,7 +185,7 @@ def _arrays_of(folder: Path) -> dict[str, np.ndarray]:
         )
     saved = checkpoint.Checkpoints(folder, read_only=True)
     try:
-        state = saved.read_arrays(("params", "variables", "ema"))
+        state = saved.read_arrays(("params", "variables", "ema"), step)
     finally:
         saved.close()
     params = state.get("ema", state["params"])

@@ -16,6 +16,7 @@ from mmrl import build, schedules, streams, wiring
 from mmrl.data.inputs import base as inputs
 from mmrl.devices import sharding
 from mmrl.devices.axes import BATCH_AXES
+from mmrl.models.layers import Layers
 from mmrl.models.towers.base import Tower
 from mmrl.objectives.base import Context, Objective
 from mmrl.schedules import Schedule
@@ -25,6 +26,10 @@ from mmrl.wiring import Name, Wiring
 
 Reads = Mapping[str, Mapping[str, Any]]
 """Objective -> its argument -> the encoding or the array of the batch that it gets."""
+
+
+ROWS = "rows"
+"""bool[B] of a batch: the rows that are examples, where some only fill it up."""
 
 
 class Learner(nnx.Module):
@@ -131,6 +136,8 @@ class Learner(nnx.Module):
             if weight.constant is None:
                 metrics[f"{name}/weight"] = (jnp.float32(weight(step)), jnp.float32(1))
         size = jnp.float32(batch["index"].shape[0])
+        if ROWS in batch:
+            size = batch[ROWS].sum().astype(jnp.float32)
         return total, {"loss": (total * size, size), **metrics}
 
     def post_update(self, step: jax.Array) -> None:
@@ -156,7 +163,8 @@ def _arrays_of(batch: Batch, name: str) -> dict[str, jax.Array]:
 def _present(batch: Batch, encodings: Iterable[tuple[str, Name]]) -> jax.Array | None:
     """bool[B]: rows with every input of these encodings; None where no row can lack one."""
     found = dict.fromkeys(name.input for _, name in encodings)
-    masks = [batch[f"{name}.present"] for name in found if f"{name}.present" in batch]
+    names = (ROWS, *(f"{name}.present" for name in found))
+    masks = [batch[name] for name in names if name in batch]
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
@@ -247,6 +255,7 @@ class Layout:
       features: tower -> features that it provides.
       grids: image tower -> rows and columns of its regions.
       frozen: towers whose encoders do not change.
+      layers: tower -> layers of its encoder, empty where it states none.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
     """
 
@@ -255,6 +264,7 @@ class Layout:
     features: Mapping[str, tuple[str, ...]]
     grids: Mapping[str, tuple[int, int]]
     frozen: frozenset[str]
+    layers: Mapping[str, Layers]
     params: dict[str, Any]
     variables: dict[str, Any]
 
@@ -282,6 +292,7 @@ def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
         features={name: tower.features for name, tower in towers.items()},
         grids={name: t.grid for name, t in towers.items() if hasattr(t, "grid")},
         frozen=frozenset(name for name, tower in towers.items() if tower.frozen),
+        layers={name: getattr(tower.encoder, "layers", ()) for name, tower in towers.items()},
         params=placed(parts[1]),
         variables=placed(parts[2]),
     )

@@ -3,6 +3,9 @@
 Rules are regular expressions on the parameter's path ("towers/text/encoder/norm/scale"), matched in
 full; the first match applies. A parameter that no rule matches is an error, so a new module cannot
 silently train without weight decay or inside a frozen encoder.
+
+With `layer_decay`, the learning rate also falls from layer to layer of an encoder, towards its
+input.
 """
 
 import re
@@ -11,10 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from mmrl import build
+from mmrl.models.layers import Layers
 from mmrl.types import InputError
 
 _RULE_KEYS = ("match", "learning_rate", "weight_decay", "freeze")
@@ -98,6 +103,52 @@ def all_frozen(path: str, module: nnx.Module, chosen: tuple[Mapping[str, Any], .
     return not any(jax.tree.leaves(trainable(params, chosen)))
 
 
+def layer_factors(params: Any, layers: Mapping[str, Layers], decay: float) -> Any:
+    """The factor on the learning rate of each parameter that its layer gives.
+
+    As in the fine-tuning of BEiT (Bao et al. 2022, appendix H) and MAE (He et al. 2022, appendix
+    A.1): the embedding of an encoder with n blocks is layer 0, block i (from 0) is layer i + 1, and
+    all that follows, heads and parameters of objectives included, is layer n + 1. The factor of
+    layer l is decay^(n + 1 - l). Every tower counts its own layers.
+
+    Args:
+      params: nested dict of parameters, possibly abstract.
+      layers: tower -> layers of its encoder, from the embedding on.
+      decay: above 0, at most 1.
+
+    Returns:
+      A tree of floats; where the layers of an encoder are scanned, f32[depth, 1, ...], one factor
+      for each slice of the parameter.
+
+    Raises:
+      InputError: a decay out of range; an encoder that does not state its layers.
+    """
+    if not 0 < decay <= 1:
+        raise InputError(f"config.optimizer.layer_decay={decay}; expected above 0 and at most 1")
+    if decay < 1:
+        for name in params.get("towers", {}):
+            if not layers.get(name):
+                raise InputError(
+                    f"config.optimizer.layer_decay={decay}: the encoder of config.towers.{name} "
+                    "does not state its layers (an attribute `layers`); set it to 1"
+                )
+
+    def factor(keys: tuple[Any, ...], leaf: Any) -> float | np.ndarray:
+        _, _, inner = path_of(keys).partition("towers/")
+        tower, _, rest = inner.partition("/encoder/")
+        own = layers.get(tower, ())
+        found = [
+            decay ** (len(own) - number)
+            for number, starts in enumerate(own)
+            if any(f"{rest}/".startswith(f"{start}/") for start in starts)
+        ]
+        if len(found) > 1:
+            return np.asarray(found, np.float32).reshape(-1, *(1,) * (len(leaf.shape) - 1))
+        return found[0] if found else 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
 def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then cosine decay to end_fraction of the peak.
 
@@ -107,8 +158,8 @@ def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     warmup = int(config["warmup_steps"])
     if warmup >= total_steps:
         raise InputError(
-            f"config.optimizer.warmup_steps={warmup} must be less than "
-            f"config.total_steps={total_steps}; lower it, for example "
+            f"config.optimizer.warmup_steps={warmup} must be less than the {total_steps} steps of "
+            f"the run (config.total_steps or config.epochs); lower it, for example "
             f"--config.optimizer.warmup_steps={total_steps // 10}"
         )
     peak = float(config["learning_rate"])
@@ -120,16 +171,21 @@ def schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
 
 
 def make(
-    config: Mapping[str, Any], total_steps: int, params: Any
+    config: Mapping[str, Any],
+    total_steps: int,
+    params: Any,
+    layers: Mapping[str, Layers] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the transformation and its learning-rate schedule.
 
     Args:
       config: `config.optimizer`.
       params: nested dict of parameters, possibly abstract, to assign the rules.
+      layers: tower -> layers of its encoder, for `layer_factors`.
 
     Raises:
-      InputError: the optimizer is unknown, or the rules or the schedule are invalid.
+      InputError: the optimizer is unknown, or the rules, the schedule or the decay over layers are
+        invalid.
     """
     rules = tuple(config["rules"])
     assigned = assign_rules(params, rules)
@@ -138,6 +194,10 @@ def make(
         key: jax.tree.map(lambda n, key=key: float(rules[n].get(key, 1.0)), assigned)
         for key in ("learning_rate", "weight_decay")
     }
+    by_layer = layer_factors(params, layers or {}, float(config["layer_decay"]))
+    factors["learning_rate"] = jax.tree.map(
+        lambda one, other: one * other, factors["learning_rate"], by_layer
+    )
     if config["name"] == "adamw":
         direction = optax.scale_by_adam(b1=config["b1"], b2=config["b2"])
     elif config["name"] == "sgd":
@@ -175,7 +235,9 @@ def _scale_each(factors: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         del params
-        return jax.tree.map(lambda u, f: u * f, updates, _like(updates, factors)), state
+        kept = _like(updates, factors)
+        # In the dtype of the update: an array of factors would widen one that is narrower.
+        return jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, kept), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 

@@ -101,7 +101,7 @@ class Predict:
     ) -> Iterator[dict[str, np.ndarray]]:
         """As `encode`, one block of at most `batch_size` rows after the other; keeps nothing."""
         wired = {tuple(own): Wiring.of(self._own, own) for own in self._by_tower(names)}
-        weights = _weights(state)
+        weights = weights_of(state)
         for start in range(0, max(len(data), 1), self.batch_size):
             rows = range(start, min(start + self.batch_size, len(data)))
             block: dict[str, np.ndarray] = {PRESENT: np.ones(len(rows), bool)}
@@ -148,6 +148,6 @@ def _padded(array: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1)))
 
 
-def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
+def weights_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """The averaged parameters if the run keeps them, else the current ones."""
     return {"params": state.get("ema", state["params"]), "variables": state["variables"]}

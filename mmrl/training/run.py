@@ -63,7 +63,7 @@ def load_corpus(
     more = {**{sections: False for sections, _ in others.more}, **dict(needed.more)}
     source = build.find("source", pipeline["source"])(split=split, **options)
     return read_corpus(
-        f"{pipeline['source']}/{split}",
+        f"{options.get('name') or pipeline['source']}/{split}",
         source,
         sections=needed.sections,
         views=pipeline["views"],
@@ -72,6 +72,33 @@ def load_corpus(
         more=tuple(more.items()),
         allow_empty=allow_empty,
     )
+
+
+def splits(
+    settings: Mapping[str, Any], encodings: Sequence[str], folder: Path
+) -> Callable[[str], Corpus]:
+    """A function that reads the splits of the evaluated source by name, each once.
+
+    All splits make the same demands on their records, those of `encodings`. Otherwise a split that
+    an evaluator learns from or chooses by would have other records than the same split has when it
+    is evaluated. Rejected records of every split read so far are listed in `folder`.
+
+    Args:
+      settings, encodings: as of `load_corpus`.
+
+    Raises:
+      InputError: as of `load_corpus` and `check_rejects`, when a split is read.
+    """
+    read: dict[str, Corpus] = {}
+
+    def of(split: str) -> Corpus:
+        if split not in read:
+            found = load_corpus(settings, split, encodings=encodings, allow_empty=bool(read))
+            read[split] = found
+            check_rejects(read, folder, settings["data"]["max_reject_fraction"])
+        return read[split]
+
+    return of
 
 
 def make_tokenizers(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, Tokenizer]:
@@ -227,7 +254,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
                 f"--workdir={workdir} holds a run of an earlier version of mmrl, which this one "
                 f"cannot read: {sentence}; train again in a new folder"
             )
-        return stored
+        return config.completed(stored)
     others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
     # A first start that failed its data checks leaves only rejects.jsonl.
     if [name for name in others if name != "rejects.jsonl"]:
@@ -268,7 +295,11 @@ class Trained:
         return {
             "step": self.step,
             "weights_sha256": self.weights_sha256(),
-            "data": {"name": examples.name, "sha256": examples.sha256},
+            "data": {
+                "name": examples.name,
+                "sha256": examples.sha256,
+                "warnings": list(examples.corpus.warnings),
+            },
             "tokenizers_sha256": {name: one.sha256 for name, one in self.tokenizers.items()},
             "trained_with": dict(self.meta["versions"]),
             "evaluated_with": checkpoint.versions(),
@@ -280,11 +311,14 @@ class Trained:
         return checkpoint.digest({**used, "variables": self.state["variables"]})
 
 
-def restore(workdir: Path, *, step: int | None = None, mesh: Mesh | None = None) -> Trained:
+def restore(
+    workdir: Path, *, step: checkpoint.Step | None = None, mesh: Mesh | None = None
+) -> Trained:
     """Loads a trained run from its checkpoint alone.
 
     Args:
-      step: the latest by default. mesh: all devices, data-parallel, by default.
+      step: the latest by default; "best": by config.best of the run.
+      mesh: all devices, data-parallel, by default.
 
     Raises:
       InputError: there is no run or no such step, or the checkpoint lacks parameters.

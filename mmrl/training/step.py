@@ -59,7 +59,7 @@ class TrainStep:
         pure = self.layout.params
         rules = optim.rules(config)
         self.optimizer, self.schedule = optim.make(
-            {**config.optimizer, "rules": rules}, config.total_steps, pure
+            {**config.optimizer, "rules": rules}, config.total_steps, pure, self.layout.layers
         )
         self._trainable = optim.trainable(pure, rules)
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
@@ -111,6 +111,11 @@ class TrainStep:
     def _compiled(self) -> jax.stages.Compiled:
         # Calling the jitted function would trace the step a second time.
         return self.traced.lower().compile()
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the loss and of the metrics of the objectives."""
+        return tuple(self._metric_shapes)
 
     def model_flops(self) -> int:
         """FLOPs of one step on all devices together, see `model_flops`."""

@@ -21,27 +21,32 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
+from mmrl import build, files, streams, wiring
 from mmrl import config as configs
-from mmrl import files, streams, wiring
 from mmrl.data.batches.pipeline import BatchIterator, Examples, batch_shapes, training_batches
 from mmrl.data.corpus import Corpus, describe
 from mmrl.data.inputs import base as inputs
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import compile_cache, distributed, sharding
 from mmrl.evaluators.base import Results
-from mmrl.training import checkpoint, initial, run
+from mmrl.training import checkpoint, draw, initial, run
 from mmrl.training import scalars as metrics
 from mmrl.training.clock import Clock
 from mmrl.training.console import Console
 from mmrl.training.predict import Predict
 from mmrl.training.prefetch import Prefetch
 from mmrl.training.profile import Profile
+from mmrl.training.selection import Selection
 from mmrl.training.step import State, TrainStep
+from mmrl.training.validation import Validation
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
 
 class Trainer:
-    """Trains up to config.total_steps, from scratch or from the last checkpoint in `workdir`.
+    """Trains all steps of a run, from scratch or from the last checkpoint in `workdir`.
+
+    The steps are config.total_steps or those of config.epochs, unless config.best.patience ends
+    training before.
 
     The constructor makes all checks; `run` trains.
 
@@ -86,9 +91,14 @@ class Trainer:
         else:
             self.tokenizers = run.make_tokenizers(config, self.corpora["train"])
         self.rows = sharding.local_rows(self.mesh, config.batch_size)
+        self.drawn = draw.training_rows(self.corpora["train"], self.inputs, config.data)
+        self.total = self._total_steps()
         self.batches = self._batches()
         shapes = batch_shapes(self.inputs, config.batch_size)
-        self.step = TrainStep(run.resolved(config, self.tokenizers), self.mesh, shapes)
+        built = run.resolved(config, self.tokenizers)
+        built.total_steps = self.total
+        self.step = TrainStep(built, self.mesh, shapes)
+        self._check_metric()
         # Read before anything is written, so that a wrong folder leaves nothing behind.
         self.initial = initial.read(config, self.step.layout) if meta is None else []
         self.meta = {
@@ -103,10 +113,12 @@ class Trainer:
             "init": meta["init"]
             if meta is not None
             else [
-                {"from": one.folder, "sha256": one.sha256, "copied": sorted(one.arrays)}
+                {**one.source(), "sha256": one.sha256, "copied": sorted(one.arrays)}
                 for one in self.initial
             ],
         }
+        if self.drawn is not None:
+            self.meta["draw"] = self.drawn.facts
         if meta is not None and meta["corpus"] != self.meta["corpus"]:
             raise InputError(
                 f"the data differ from those --workdir={workdir} was trained on (records, texts "
@@ -123,6 +135,8 @@ class Trainer:
         self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
         self.predict = Predict(self.step.layout, self.mesh)
         self.evaluators = run.make_evaluators(config.evaluators, self.predict, self.examples())
+        self.validation = self._validation() if config.validation_loss else None
+        self.selection = Selection.of(config.best, None)
 
     def run(self) -> tuple[run.Trained, dict[str, Results]]:
         """Trains, evaluates and saves; returns the trained encoders and their last results."""
@@ -131,12 +145,13 @@ class Trainer:
             self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
         )
         try:
-            if start >= self.config.total_steps:
-                self.console.say(
-                    f"already complete at step {start}; increase config.total_steps to continue"
-                )
+            if start >= self.total or self.selection.stopped:
+                more = "config.best.patience" if self.selection.stopped else "config.total_steps"
+                if start >= self.total and self.config.epochs:
+                    more = "config.epochs"
+                self.console.say(f"already complete at step {start}; increase {more} to continue")
                 # Without the writer: the log of a complete run stays as it is.
-                results = self._evaluate(state, start)
+                results, _ = self._evaluate(state, start)
             else:
                 traced = Profile(self.workdir, start=start, **self.config.profile)
                 ahead, patience = self.config.data.prefetch, self.config.data.stall_seconds
@@ -148,6 +163,8 @@ class Trainer:
                     contextlib.closing(traced),
                 ):
                     state, results = self._loop(state, start, writer, preemption, feed, traced)
+            if self.selection.metric:
+                self.console.say(f"best checkpoint: {self.selection}")
         finally:
             self.console.stop()
             writer.close()
@@ -168,8 +185,12 @@ class Trainer:
         feed: Prefetch,
         profile: Profile,
     ) -> tuple[State, dict[str, Results]]:
-        config, total = self.config, self.config.total_steps
-        results = self._evaluate(state, start, writer) if self._owes_evaluation else {}
+        config, total = self.config, self.total
+        results: dict[str, Results] = {}
+        if self._owes_evaluation:
+            results, _ = self._evaluate_and_select(state, start, writer)
+            if self.selection.stopped:
+                return state, results
         clock = self._clock()
         recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self.console.start(start, total)
@@ -189,28 +210,37 @@ class Trainer:
             stopping = preemption.reached() and not last
             evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
             saving = last or stopping or step % config.checkpoint.every == 0
+            logging = last or step % config.log_every == 0
             # Reading the flag waits for the device, so it is read only where the loop waits anyway,
             # and always before saving: no checkpoint follows a step that was not finite.
-            if step % config.log_every == 0 or evaluating or saving:
+            if logging or evaluating or saving:
                 self._check_finite(state, recent)
                 recent.clear()
-            if step % config.log_every == 0 or last:
+            if logging:
                 self._log(state, step, writer, clock)
             if evaluating and not stopping:
                 with clock.excluded():
-                    results = self._evaluate(state, step, writer)
+                    results, is_best = self._evaluate_and_select(state, step, writer)
+                last = last or self.selection.stopped
+                saving = saving or last or is_best
+                if last and not logging:
+                    self._log(state, step, writer, clock)
             if saving:
                 # Saved after logging and evaluating: a resumed run does not repeat this step, so
                 # its lines must be on disk before the checkpoint is.
                 with clock.excluded():
                     # Preemption leaves little time, so the resumed run makes up the evaluation.
                     position = {**feed.position, "owes_evaluation": evaluating and stopping}
+                    if self.selection.metric:
+                        position[checkpoint.BEST] = self.selection.state()
                     self.saved.save(step, state, position, self.meta)
             if stopping:
                 self.saved.wait()
                 raise PreemptedError(
                     f"preempted: saved step {step}; start the same command again to resume"
                 )
+            if last:
+                break
         if note := profile.close():
             self.console.say(note)
         return state, results
@@ -235,26 +265,51 @@ class Trainer:
         writer.timing(step, timing)
         self.console.step(step, values, timing)
 
+    def _evaluate_and_select(
+        self, state: State, step: int, writer: metrics.Writer
+    ) -> tuple[dict[str, Results], bool]:
+        """Evaluates and updates the selection; also whether this is the best evaluation."""
+        results, values = self._evaluate(state, step, writer)
+        self.selection = self.selection.after(step, values)
+        self.saved.keep_best(self.selection.step)
+        if self.selection.stopped:
+            self.console.say(
+                f"stops at step {step}: {self.selection.waited} evaluations were no better than "
+                f"that of {self.selection}"
+            )
+        return results, self.selection.step == step
+
     def _evaluate(
         self, state: State, step: int, writer: metrics.Writer | None = None
-    ) -> dict[str, Results]:
+    ) -> tuple[dict[str, Results], dict[str, float]]:
+        """The results of all evaluators; and all their values, with the losses, by name."""
         try:
             results = run.evaluate_all(self.evaluators, state)
+            losses = {} if self.validation is None else self.validation(state)
         except FloatingPointError as error:  # the gradient was finite, the encodings are not
             raise NonFiniteError(
                 f"evaluation at step {step}: {error}; the last checkpoint before it is kept"
             ) from error
+        values = {**run.scalars(results), **losses}
         if writer is not None:
-            writer.scalars(step, "eval", run.scalars(results))
+            writer.scalars(step, "eval", values)
         if self.first:
             content = {
                 "step": step,
                 "leaks": self.leaks,
+                "warnings": self.examples().corpus.warnings,
                 "results": {name: result.to_dict() for name, result in results.items()},
             }
+            if losses:
+                content["losses"] = losses
+            if self.drawn is not None:
+                content["draw"] = self.drawn.facts
             files.write_json(self.workdir / "results" / f"{step:08d}.json", content)
         self.console.results(f"evaluation at step {step} on {self.examples().name}", results)
-        return results
+        if losses:
+            shown = {k: f"{v:.4f}" for k, v in losses.items() if k.endswith("/loss")}
+            self.console.facts("losses", shown)
+        return results, values
 
     def _check_finite(
         self, state: State, recent: "collections.deque[tuple[int, np.ndarray]]"
@@ -288,7 +343,43 @@ class Trainer:
             seed=streams.host_seed(self.config.seed, "data"),
             batch_size=self.config.batch_size,
             rows=self.rows,
+            drawn=None if self.drawn is None else self.drawn.rows,
         )
+
+    def _total_steps(self) -> int:
+        """The steps of the run: config.total_steps, or as many as config.epochs take.
+
+        An epoch ends within a batch, and the next one begins in the same. So E epochs of N examples
+        are E x N / batch_size steps, rounded up: every example is seen E times, and the first ones
+        of the next epoch fill the last batch.
+        """
+        config = self.config
+        if not config.epochs:
+            return config.total_steps
+        count = len(self.corpora["train"]) if self.drawn is None else len(self.drawn.rows)
+        steps = -(-config.epochs * count // config.batch_size)
+        self.console.say(
+            f"epochs: {config.epochs} of {count} examples in batches of {config.batch_size} take "
+            f"{steps} steps; config.total_steps={config.total_steps} does not count"
+        )
+        return steps
+
+    def _validation(self) -> Validation:
+        return Validation(
+            self.step.layout,
+            self.mesh,
+            self.inputs,
+            self.corpora["val"],
+            self.tokenizers,
+            batch_size=self.config.batch_size // self.config.accumulation,
+        )
+
+    def _check_metric(self) -> None:
+        """Refuses a loss in config.best.metric that the run does not have."""
+        metric = self.config.best.metric
+        offered = [f"val/{name}" for name in self.step.metric_names]
+        if metric.startswith("val/") and metric not in offered:
+            raise InputError(build.unknown("value in config.best.metric", metric, offered))
 
     def _say_late(self, where: str) -> None:
         """Prints on every process, not only the first: only the late one knows the cause."""
@@ -317,6 +408,8 @@ class Trainer:
             return initial.apply(self.step.init(), self.initial), 0
         state, position = self.saved.restore(self.step.target())
         self._owes_evaluation = position.pop("owes_evaluation", False)
+        self.selection = Selection.of(self.config.best, position.pop(checkpoint.BEST, None))
+        self.saved.keep_best(self.selection.step)
         self.batches.set_state(position)
         start = int(jax.device_get(state["step"]))
         self.console.say(f"resumed from step {start} in {self.saved.folder}")
@@ -325,7 +418,9 @@ class Trainer:
     def _describe(self) -> None:
         for corpus in self.corpora.values():
             self.console.facts(corpus.name, describe(corpus))
-        for warning in getattr(self.corpora["train"].source, "warnings", ()):
+        if self.drawn is not None:
+            self.console.facts("draw from the training split", self.drawn.facts)
+        for warning in self.corpora["train"].warnings:
             self.console.say(f"warning: {warning}")
         for tower, tokenizer in self.tokenizers.items():
             self._describe_texts(tower, tokenizer)
@@ -362,7 +457,7 @@ class Trainer:
             )
             if self.first:
                 content = [
-                    {"from": one.folder, "copied": sorted(one.arrays), "unused": one.unused}
+                    {**one.source(), "copied": sorted(one.arrays), "unused": one.unused}
                     for one in self.initial
                 ]
                 files.write_json(self.workdir / "init.json", {"read": content, "random": left})

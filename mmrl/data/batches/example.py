@@ -25,6 +25,8 @@ class Make:
       example_seed: see `sequence.example_seed`.
       text_seed: of the choice of excerpts, see `Excerpts`.
       batch_size: of the global batch; it converts a position into a step.
+      train: whether augmentation and other random choices are on; without them every row is of
+        step 0.
       mark: called with each stage before it begins, see `stall.Board.mark`.
     """
 
@@ -37,14 +39,15 @@ class Make:
         example_seed: int,
         text_seed: int,
         batch_size: int,
+        train: bool = True,
         mark: Callable[[int, int], None] = stall.ignore,
     ) -> None:
         self._readers = {}
         for name, one in inputs.items():
-            place = Place(corpus, tokenizers.get(one.tower_name), True, text_seed, mark)
+            place = Place(corpus, tokenizers.get(one.tower_name), train, text_seed, mark)
             self._readers[name] = one.open(place), tuple(one.shapes())
         self._groups, self._mark = corpus.groups, mark
-        self._seed, self._batch_size = example_seed, batch_size
+        self._seed, self._batch_size, self._train = example_seed, batch_size, train
 
     def __call__(self, positions: Sequence[int], indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Makes the rows.
@@ -54,7 +57,8 @@ class Make:
           indices: the index in the corpus of the example at each position.
         """
         seeds = counter.bits(np.uint64(self._seed), np.asarray(positions))
-        rows = Rows(indices, positions[0] // self._batch_size, seeds)
+        step = positions[0] // self._batch_size if self._train else 0
+        rows = Rows(indices, step, seeds)
         batch: dict[str, np.ndarray] = {}
         group = self._groups[np.asarray(indices, np.int64)]
         for name, (reader, arrays) in self._readers.items():

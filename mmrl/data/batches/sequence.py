@@ -19,26 +19,34 @@ def example_seed(seed: int) -> int:
     return _stream(seed, _EXAMPLES)
 
 
-def order(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], int]:
+def order(
+    corpus: Corpus, seed: int, batch_size: int, drawn: np.ndarray | None = None
+) -> Callable[[int], int]:
     """The order of training: position -> index in the corpus, for any position from 0 on.
 
     Every epoch is a new shuffle of all examples. In a mixture with weights, every part has epochs
     of its own.
 
+    Args:
+      drawn: i64[n], ascending, the examples that training uses; None: all.
+
     Raises:
       InputError: the corpus, or a part with a weight, has fewer records than one batch takes.
     """
-    if len(corpus) < batch_size:
+    size, of = (len(corpus), "") if drawn is None else (len(drawn), "the draw from ")
+    if size < batch_size:
         raise InputError(
-            f"{corpus.name} has {len(corpus)} usable records, fewer than "
+            f"{of}{corpus.name} has {size} usable records, fewer than "
             f"config.batch_size={batch_size}; a batch must not repeat a record"
         )
     if corpus.weights is None:
-        return Shuffled(len(corpus), _stream(seed, _SHUFFLE))
+        return Shuffled(size, _stream(seed, _SHUFFLE), drawn)
     weights = proportions(corpus.weights)
     shuffled = []
     for number, weight in enumerate(weights):
         members = np.flatnonzero(corpus.parts == number)
+        if drawn is not None:
+            members = np.intersect1d(members, drawn)
         taken = math.ceil(batch_size * weight / sum(weights))
         if len(members) < taken:
             raise InputError(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmrl import build
+from mmrl.data.corpus import Corpus
 from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
 from mmrl.data.labels import Policy
 from mmrl.types import InputError
@@ -37,15 +38,23 @@ class Labels(Input):
         count = len(self.label_names)
         return {"values": ((count,), np.float32), "mask": ((count,), np.bool_)}
 
-    def open(self, place: Place) -> Reader:
-        """See Input."""
+    def table(self, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+        """values i8[N, C] and mask bool[N, C] of all examples of a corpus.
+
+        Raises:
+          InputError: a name that the corpus does not have.
+        """
         columns = []
         for name in self.label_names:
-            if name not in place.corpus.label_names:
+            if name not in corpus.label_names:
                 where = f"label in config.inputs.{self.name}.label_names"
-                raise InputError(build.unknown(where, name, place.corpus.label_names))
-            columns.append(place.corpus.label_names.index(name))
-        values, mask = self.policy(self.label_names, place.corpus.labels[:, columns])
+                raise InputError(build.unknown(where, name, corpus.label_names))
+            columns.append(corpus.label_names.index(name))
+        return self.policy(self.label_names, corpus.labels[:, columns])
+
+    def open(self, place: Place) -> Reader:
+        """See Input."""
+        values, mask = self.table(place.corpus)
         return _Labels(values.astype(np.float32), mask)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mmrl.models.layers import Features, check_choice, check_image
+from mmrl.models.layers import Features, Layers, check_choice, check_image
 from mmrl.models.pool import base as pools
 from mmrl.types import InputError
 
@@ -229,6 +229,16 @@ class Resnet(nnx.Module):
             rngs=rngs,
         )
         self.width = self.pool.width
+
+    @property
+    def layers(self) -> Layers:
+        """See `mmrl.models.layers.Layers`."""
+        blocks = (
+            (f"stage_{stage}_block_{index:02d}",)
+            for stage, blocks in enumerate(self.blocks_per_stage, start=1)
+            for index in range(blocks)
+        )
+        return (("stem", "stem_norm"), *blocks)
 
     def _grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of the feature map of a stage."""

@@ -15,6 +15,7 @@ from mmrl.models.layers import (
     Features,
     Implementation,
     LayerNorm,
+    Layers,
     Remat,
     check_choice,
     check_image,
@@ -153,6 +154,12 @@ class Vit(nnx.Module):
             self.width = self.pool.width
         if self.region_layer is not None:
             self.region_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+
+    @property
+    def layers(self) -> Layers:
+        """See `mmrl.models.layers.Layers`."""
+        blocks = ((f"stack/{name}",) for name in self.stack.layers)
+        return (("patch", "stem", "position", "cls"), *blocks)
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ from mmrl.models.layers import (
     Features,
     Implementation,
     LayerNorm,
+    Layers,
     Remat,
     check_choice,
     dropout_keys,
@@ -190,6 +191,12 @@ class Transformer(nnx.Module):
             rngs=rngs,
         )
         self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+
+    @property
+    def layers(self) -> Layers:
+        """See `mmrl.models.layers.Layers`."""
+        blocks = ((f"stack/{name}",) for name in self.stack.layers)
+        return (("token", "position", "convolution"), *blocks)
 
     def __call__(
         self,

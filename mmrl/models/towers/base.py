@@ -35,7 +35,8 @@ class Tower(nnx.Module):
 
     Args:
       encoder: with an attribute `width`, and `local_width` where it has local features.
-      heads: name -> number of features, or {"width": n, "kind": k}; k is linear, affine or mlp.
+      heads: name -> number of features, or {"width": n, "kind": k}; k is linear, affine, normed
+        or mlp, see `Projection`.
       head: kind of the heads embedding, regions and words where they state none; linear or mlp.
       make_rngs: name of a part -> its random streams.
 

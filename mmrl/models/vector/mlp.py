@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mmrl.models.layers import Features, LayerNorm, dense, dropout_keys
+from mmrl.models.layers import Features, LayerNorm, Layers, dense, dropout_keys
 from mmrl.types import InputError
 
 
@@ -43,6 +43,11 @@ class Mlp(nnx.Module):
             axes = ("embed", "mlp") if index % 2 == 0 else ("mlp", "embed")
             setattr(self, f"layer_{index:02d}", make(width if index else size, width, axes))
         self.dropout = nnx.Dropout(dropout)
+
+    @property
+    def layers(self) -> Layers:
+        """See `mmrl.models.layers.Layers`."""
+        return (("norm",), *((f"layer_{index:02d}",) for index in range(self.depth)))
 
     def __call__(
         self, values: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
