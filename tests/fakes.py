@@ -6,12 +6,15 @@ import hashlib
 import numpy as np
 
 from mmrl.evaluators import statistics
+from mmrl.types import Finding, Record
 
 
 class FakeData:
     """Held-out texts without images; tokens are word numbers."""
 
-    name, sha256, preprocessing = "fake/test", "0" * 64, {"size": 8}
+    name, preprocessing = "fake/test", {"size": 8}
+    sha256, items_sha256 = "0" * 64, "1" * 64
+    foreign = frozenset()
 
     def __init__(self, texts, *, patients=None, groups=None, length=64, training=()):
         self.texts, self.length = list(texts), length
@@ -22,6 +25,11 @@ class FakeData:
 
     def training_texts(self):
         return self.training
+
+    def record(self, index):
+        patient = self.patients[index]
+        sections = {"findings": self.texts[index]}
+        return Record(self.ids[index], "fake", patient, "", patient, "test", (), sections)
 
     def __len__(self):
         return len(self.texts)
@@ -35,6 +43,51 @@ class FakeData:
             words = [int(hashlib.md5(w.encode()).hexdigest()[:6], 16) + 1 for w in text.split()]
             row[: len(words)] = words[: self.length]
         return tokens, tokens > 0
+
+
+class Studies(FakeData):
+    """Records with findings, or with labels, and nothing else.
+
+    Args:
+      languages: of the records; by default all are English.
+      splits: name -> another `Studies`.
+    """
+
+    def __init__(
+        self,
+        findings=None,
+        labels=None,
+        label_names=("Edema", "COPD"),
+        languages=None,
+        splits=None,
+        **options,
+    ):
+        count = len(findings if findings is not None else labels)
+        super().__init__(["Report."] * count, **options)
+        self.splits = splits or {}
+        self.records = [
+            Record(
+                id=self.ids[i],
+                source="fake",
+                patient_id=self.patients[i],
+                study_id="",
+                leakage_unit="",
+                split="test",
+                images=(),
+                sections={},
+                findings=() if findings is None else tuple(Finding(*f) for f in findings[i]),
+                label_names=() if labels is None else label_names,
+                labels=() if labels is None else labels[i],
+                language=languages[i] if languages else "en",
+            )
+            for i in range(count)
+        ]
+
+    def record(self, index):
+        return self.records[index]
+
+    def split(self, name):
+        return self.splits[name]
 
 
 @dataclasses.dataclass

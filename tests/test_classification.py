@@ -150,7 +150,7 @@ def test_auroc_is_that_of_the_known_labels():
     macro = results.values["macro_auroc"]
     assert macro.value == pytest.approx(np.mean(areas), abs=1e-12)
     assert macro.n == data.mask.any(axis=1).sum()
-    assert list(results.values)[:2] == ["macro_auroc", "macro_auroc_images_permuted"]
+    assert next(iter(results.values)) == "macro_auroc"
     blind = results.values["macro_auroc_images_permuted"]
     assert abs(blind.value - 0.5) < 0.07 and blind.low < 0.5 < blind.high
     assert results.protocol == "classification@1" and results.n == 300 and not results.excluded
@@ -162,7 +162,59 @@ def test_perfect_and_constant_logits():
     values = Classification(predict(data, data.labels - 0.5), data).run(None).values
     assert values["macro_auroc"].value == values["macro_auroc"].low == 1
     constant = Classification(predict(data, np.zeros((300, 3))), data).run(None).values
-    assert all(estimate.value == 0.5 for estimate in constant.values())
+    assert constant["macro_auroc"].value == constant["macro_auroc_constant"].value == 0.5
+    assert constant["macro_auprc"].value == constant["macro_auprc_constant"].value
+    assert constant["macro_auroc_images_permuted"].value == 0.5
+    inverted = Classification(predict(data, 0.5 - data.labels), data).run(None).values
+    assert inverted["macro_auroc"].value == 0
+
+
+def test_intervals_are_those_of_the_bootstrap_over_patients():
+    data, logits = studies()
+    values = Classification(predict(data, logits), data, seed=3).run(None).values
+    tasks = [
+        metrics.Ranked(rows, logits[None, rows, column], data.labels[rows, column] > 0.5)
+        for column in range(3)
+        for rows in (np.flatnonzero(data.mask[:, column]),)
+    ]
+    each, macro = metrics.intervals(tasks, data.patients, seed=3)
+    for name, interval in zip(data.names, each, strict=True):
+        found = values[f"label/{name}/auroc"]
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert values["macro_auroc"].low == pytest.approx(macro.low, abs=1e-12)
+
+
+def test_what_is_stated_beside_the_values():
+    data, logits = studies()
+    results = Classification(predict(data, logits), data).run(None)
+    assert results.details["calibration"]["bins"] == 15
+    assert results.details["prevalence"]["label 0"]["n"] == data.mask[:, 0].sum()
+    gain = results.values["macro_auroc_gain_over_images_permuted"]
+    own, blind = (results.values[f"macro_auroc{row}"] for row in ("", "_images_permuted"))
+    assert gain.value == pytest.approx(own.value - blind.value) and gain.low > 0
+    assert 0 < results.values["calibration_error"].value < 1
+
+
+def test_exclusive_classes():
+    data, _ = studies()
+    data.mask[:] = True
+    truth = np.random.default_rng(4).integers(0, 3, 300)
+    data.labels[:] = np.eye(3)[truth]
+    data.labels[:10] = 0  # none of the classes
+    data.labels[10:15] = 1  # several
+    logits = 3 * np.eye(3)[truth] + np.random.default_rng(5).normal(0, 2, (300, 3))
+    results = Classification(predict(data, logits), data, kind="classes").run(None)
+    right = logits[15:].argmax(axis=1) == truth[15:]
+    assert results.values["accuracy"].value == pytest.approx(right.mean())
+    assert results.values["accuracy"].n == results.n == 285
+    assert results.excluded == {"not exactly one class": 15}
+    perfect = Classification(predict(data, np.eye(3)[truth]), data, kind="classes").run(None)
+    assert perfect.values["macro_f1"].value == perfect.values["accuracy"].low == 1
+    data.labels[:] = [1, 0, 0]
+    with pytest.raises(InputError, match=r"300 of 300 examples .* of 1 classes; classification"):
+        Classification(predict(data, logits), data, kind="classes")
+    with pytest.raises(InputError, match="unknown kind of classification 'class'"):
+        Classification(predict(data, logits), data, kind="class")
 
 
 def test_labels_of_one_class_are_excluded_and_counted():
@@ -173,7 +225,7 @@ def test_labels_of_one_class_are_excluded_and_counted():
     results = Classification(predict(data, logits), data).run(None)
     assert results.excluded == {"labels of one class only": 3}
     assert results.details["labels"] == ["label 0", "label 2"]
-    assert [name for name in results.values if name.startswith("label/")] == [
+    assert [name for name in results.values if name.endswith("/auroc")] == [
         "label/label 0/auroc",
         "label/label 2/auroc",
     ]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mmrl.evaluators import retrieval, statistics
+from mmrl.evaluators import metrics, retrieval, statistics
 from mmrl.evaluators.retrieval import Retrieval, best_match_ranks, rank_chance, recall_chance
 from mmrl.types import InputError
 from tests.fakes import FakeData, FakePredict, code, constant, informed, reports
@@ -60,7 +60,7 @@ def test_bootstrap_columns_share_draws_and_pieces_do_not_matter(monkeypatch):
     for m in range(3):
         one = statistics.patient_bootstrap(values[:, m], patients, samples=50)
         np.testing.assert_allclose((low[m], high[m]), one, rtol=1e-12)
-    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 45)
+    monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", 45)
     in_pieces = statistics.patient_bootstrap(values, patients, samples=50)
     np.testing.assert_allclose(in_pieces, (low, high), rtol=1e-12)
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.data.labels import PRESETS, Policy
-from mmrl.evaluators.zero_shot import Facts, read_facts
+from mmrl.evaluators.truth import Facts, read_facts
 from mmrl.types import InputError
 from tests import toys
 

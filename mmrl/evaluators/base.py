@@ -10,7 +10,7 @@ produce their numbers with the same code.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,6 +19,37 @@ import numpy as np
 from mmrl.types import Record
 from mmrl.wiring import redirected
 
+ROWS: Mapping[str, str] = {
+    "constant": "gives every item the same answer",
+    "most_frequent": "gives the most frequent answer",
+    "first_option": "gives the first option",
+    "constant_map": "is a map of 1 everywhere",
+    "prior_map": "is the mean place of boxes of the class in other patients",
+    "background": "masks nothing",
+    "foreground": "masks everything",
+    "mean_mask": "masks where training masks are",
+    "images_permuted": "answers about images of other patients",
+    "boxes_permuted": "is judged by boxes of other patients",
+    "premises_permuted": "answers with the premises of other pairs",
+    "premise_only": "reads the premise alone",
+    "hypothesis_only": "reads the hypothesis alone",
+    "bag_of_words": "reads word frequencies in place of the features",
+    "text_only": "sees no image",
+    "image_only": "sees no text",
+    "raw_pixels": "reads pixels in place of the features",
+}
+"""What a measure is compared with: "{measure}_{row}" is the measure of a predictor that ..."""
+
+# Last parts of measures of which less is better, and of which neither is.
+_LESS = ("median_rank", "mean_rank", "mean_absolute_error", "calibration_error")
+_NEITHER = ("attention_entropy",)
+
+
+def direction(measure: str) -> int:
+    """1 if more of a measure is better, -1 if less is, 0 if neither."""
+    last = measure.rpartition("/")[2]
+    return 0 if last in _NEITHER else -1 if last in _LESS else 1
+
 
 class HeldOut(Protocol):
     """The held-out examples of one split in a fixed order.
@@ -26,17 +57,22 @@ class HeldOut(Protocol):
     Attributes:
       name: "source/split", for titles.
       sha256: digest over ids, texts and preprocessing; equal digests mean equal inputs.
+      items_sha256: digest over ids, patients, texts, labels and choice of images, without
+        preprocessing; equal for encoders that read the same examples in another size.
       preprocessing: of pixels and text before the encoders, JSON-able.
       ids, texts, patients: one entry per example.
+      foreign: positions of the examples whose text is not English.
       groups: i32[N]; examples of one duplicate group (same report text or study) match each other.
     """
 
     name: str
     sha256: str
+    items_sha256: str
     preprocessing: Mapping[str, Any]
     ids: Sequence[str]
     texts: Sequence[str]
     patients: Sequence[str]
+    foreign: frozenset[int]
     groups: np.ndarray
 
     def __len__(self) -> int: ...
@@ -46,6 +82,23 @@ class HeldOut(Protocol):
 
     def training_texts(self) -> Sequence[str]:
         """The reports of the training split of the same corpus; empty if there is none."""
+
+    def split(self, name: str) -> "HeldOut":
+        """The examples of another split of the same corpus: train, val or test.
+
+        Raises:
+          InputError: there is no such split.
+        """
+
+    def labels(self, names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+        """(names, labels i8[N, C], known bool[N, C]), as the label policy reads them.
+
+        Args:
+          names: of the labels; empty: config.data.label_names or, if that is empty, all of them.
+
+        Raises:
+          InputError: a label that the corpus does not have, or a corpus without labels.
+        """
 
     def arrays(
         self, names: Sequence[str], rows: Sequence[int], tower: str = ""
@@ -62,8 +115,16 @@ class HeldOut(Protocol):
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
 
+    def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
+        """u8[n, H, W, 1], the images that an encoding is made of; None: it is made of no image."""
+
     def image(self, index: int) -> np.ndarray:
         """u8[H, W, 1], preprocessed as for evaluation (no augmentation)."""
+
+
+def identity(data: HeldOut) -> dict[str, str]:
+    """Name, sha256 and items_sha256 of held-out examples, for `Results.data`."""
+    return {"name": data.name, "sha256": data.sha256, "items_sha256": data.items_sha256}
 
 
 class Predict(Protocol):
@@ -77,6 +138,11 @@ class Predict(Protocol):
     def encode(self, state: Any, data: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Encodings by name [N, ...], and "present" bool[N], see `training.predict.Predict`."""
 
+    def stream(
+        self, state: Any, data: Any, names: Sequence[str]
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """As `encode`, in blocks of consecutive examples; remembers nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -87,6 +153,9 @@ class Estimate:
       low, high: ends of the interval; None if it is undefined.
       n: number of items that the value is computed from.
       chance: expected value of random guessing; None if it is undefined.
+      draws: f64[S], the value under every draw of the bootstrap, NaN where undefined. Estimates of
+        the same items with the same seed have the same draws, so their draws can be subtracted.
+        None where they are not kept. Not part of the JSON form.
     """
 
     value: float
@@ -94,6 +163,7 @@ class Estimate:
     high: float | None = None
     n: int = 0
     chance: float | None = None
+    draws: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         text = f"{self.value:.3f}"
@@ -112,7 +182,7 @@ class Results:
       protocol: name and version, e.g. "retrieval@1"; a change that can alter numbers changes it.
       values: name -> Estimate, in order of importance.
       n: examples evaluated. excluded: reason -> count of examples left out.
-      data: name and sha256 of the examples. preprocessing: as in HeldOut.
+      data: what `identity` states of the examples. preprocessing: as in HeldOut.
       details: further facts, JSON-able.
     """
 
@@ -134,8 +204,19 @@ class Results:
         return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, as stored in the run directory."""
-        return dataclasses.asdict(self)
+        """JSON-able form, as stored in the run directory; without the draws."""
+        plain = dataclasses.asdict(self)
+        for estimate in plain["values"].values():
+            del estimate["draws"]
+        return plain
+
+    def draws(self) -> dict[str, np.ndarray]:
+        """Name -> f64[S], of the values whose draws are kept."""
+        return {
+            name: estimate.draws
+            for name, estimate in self.values.items()
+            if estimate.draws is not None
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,81 +1,111 @@
-"""Classification by a trained head: macro AUROC and the AUROC of every label."""
+"""Classification by a trained head: AUROC of labels, or accuracy of exclusive classes."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy import special
 
-from mmrl.evaluators import metrics, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, Predict, Results
+from mmrl import build
+from mmrl.evaluators import scoring, statistics
+from mmrl.evaluators.base import Evaluator, Predict, Results, identity
+from mmrl.evaluators.subgroups import subgroups
 from mmrl.types import InputError
 
 PROTOCOL = "classification@1"
+KINDS = ("labels", "classes")
 
 
 class Classification(Evaluator):
-    """AUROC of logits against the labels of the record.
+    """Logits of a trained head against the labels of the record.
 
     A label is evaluated on the studies in which it is known to be absent or present. Labels without
-    both classes, and studies without the encoded input, are excluded and counted. `macro_auroc` is
-    the mean over labels, and `macro_auroc_images_permuted` the same with the logits of another
-    patient's image. Intervals are from a bootstrap over patients. Protocol "classification@1".
+    both classes, and studies without the encoded input, are excluded and counted. With
+    kind="classes" the labels exclude each other; studies of which not exactly one is known to be
+    present are excluded and counted. Values are those of `scoring.report`: of labels `macro_auroc`,
+    the mean over them, first; with `_images_permuted` the same by the logits of another patient's
+    image. Decisions are those at a probability of one half, or the most likely class. Intervals are
+    from a bootstrap over patients. Protocol "classification@1".
 
     Args:
       predict, data: as for every evaluator.
+      kind: labels, any number of which may be present, or classes, of which one is.
       input: the input of labels whose names and policy count, as in config.inputs.
       bootstrap: resamples of the patients for the intervals; 0: no intervals.
       seed: seed of the permutation and the resamples.
 
     Raises:
-      InputError: no label with both classes, or options out of range.
+      InputError: no label with both classes, studies of fewer than two classes, or options out of
+        range.
     """
 
     reads: ClassVar[Mapping[str, str]] = {"logits": "image.labels"}
-    headline: ClassVar[Mapping[str, str]] = {"macro_auroc": "mean AUROC over labels"}
+    headline: ClassVar[Mapping[str, str]] = {
+        "macro_auroc": "mean AUROC over labels",
+        "accuracy": "share of studies whose class is the most likely one",
+    }
 
     def __init__(
         self,
         predict: Predict,
         data: Any,
         *,
+        kind: str = "labels",
         reads: Mapping[str, str] | None = None,
         input: str = "labels",
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> None:
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
+        if kind not in KINDS:
+            raise InputError(build.unknown("kind of classification", kind, KINDS))
         super().__init__(predict, data, reads=reads)
-        self.bootstrap, self.seed = bootstrap, seed
-        self.label_names = data.input(input).label_names
+        self.kind, self.bootstrap, self.seed = kind, bootstrap, seed
+        self.label_names = tuple(data.input(input).label_names)
         arrays = data.arrays((input,), range(len(data)))
         self.values = arrays[f"{input}.values"]
         # Uncertain labels may be a class of their own, 2, which is neither absent nor present.
         self.known = arrays[f"{input}.mask"] & (self.values <= 1)
-        self._kept(self.known)
+        self._truth(np.ones(len(data), bool))
+        self.subgroups = subgroups(data)
 
-    def _kept(self, known: np.ndarray) -> list[int]:
-        """The labels with both classes among the known ones.
+    def _truth(self, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """The studies that count i64[n], their truth for `scoring.Answers`, and the labels kept.
 
         Raises:
-          InputError: there are none.
+          InputError: nothing can be ranked.
         """
+        known = self.known & present[:, None]
+        stated = known & (self.values > 0.5)
+        if self.kind == "classes":
+            rows = np.flatnonzero(stated.sum(axis=1) == 1)
+            truth = stated[rows].argmax(axis=1)
+            if len(np.unique(truth)) < 2:
+                raise InputError(
+                    f"{len(rows)} of {len(self.data)} examples of {self.data.name} have exactly "
+                    f"one of {', '.join(self.label_names)}, of {len(np.unique(truth))} classes; "
+                    "classification needs at least two"
+                )
+            return rows, truth, list(range(len(self.label_names)))
         kept = [
             column
             for column in range(len(self.label_names))
-            if len(np.unique(self.values[known[:, column], column] > 0.5)) == 2
+            if len(np.unique(stated[known[:, column], column])) == 2
         ]
         if not kept:
             raise InputError(
                 f"no label of {self.data.name} has both classes among {len(self.data)} examples "
                 f"({', '.join(self.label_names)}); classification needs at least one"
             )
-        return kept
+        rows = np.flatnonzero(known[:, kept].any(axis=1))
+        truth = np.where(known, stated, scoring.UNKNOWN).astype(np.int8)
+        return rows, truth[rows][:, kept], kept
 
     def run(self, state: Any) -> Results:
-        """Evaluates `state`; values as in the class, then "label/{name}/auroc".
+        """Evaluates `state`; values as in the class.
 
         Raises:
-          InputError: the logits are not one for each label; no label is left.
+          InputError: the logits are not one for each label; nothing is left to rank.
           FloatingPointError: a logit is not finite.
         """
         data, name = self.data, self.names["logits"]
@@ -91,47 +121,48 @@ class Classification(Evaluator):
             raise FloatingPointError(
                 f"{name} is not finite, first {data.ids[int(np.argmin(finite))]}"
             )
-        known = self.known & present[:, None]
-        kept = self._kept(known)
-        rows = np.flatnonzero(present)
+        rows, truth, kept = self._truth(present)
+        classes = self.kind == "classes"
+        chances = special.softmax(scores, axis=1) if classes else special.expit(scores)
+        there = np.flatnonzero(present)
         rng = statistics.generator(self.seed, "images")
-        patients = [data.patients[row] for row in rows.tolist()]
-        foreign = scores.copy()
-        foreign[rows] = scores[rows[statistics.permutation_between_patients(patients, rng)]]
-        values: dict[str, Estimate] = {}
-        of_labels: dict[str, Estimate] = {}
-        for row, given in (("macro_auroc", scores), ("macro_auroc_images_permuted", foreign)):
-            tasks = [self._task(given, known, column) for column in kept]
-            areas = [metrics.auroc(task.scores[0], task.positive) for task in tasks]
-            each, macro = metrics.intervals(
-                tasks, data.patients, samples=self.bootstrap, seed=self.seed
-            )
-            studies = int(known[:, kept].any(axis=1).sum())
-            values[row] = Estimate(float(np.mean(areas)), macro.low, macro.high, studies, 0.5)
-            if given is scores:
-                for column, area, one, task in zip(kept, areas, each, tasks, strict=True):
-                    of_labels[f"label/{self.label_names[column]}/auroc"] = Estimate(
-                        area, one.low, one.high, len(task.rows), 0.5
-                    )
+        patients = [data.patients[row] for row in there.tolist()]
+        blind = []
+        for order in statistics.permutations_between_patients(patients, rng, 1):
+            foreign = chances.copy()
+            foreign[there] = chances[there[order]]
+            blind.append(foreign[rows][:, kept])
+        answers = scoring.Answers(
+            "classes" if classes else "labels",
+            chances[rows][:, kept],
+            truth,
+            np.asarray(data.patients)[rows],
+            [self.label_names[column] for column in kept],
+            threshold=None if classes else 0.5,
+            probabilities=True,
+        )
+        values, details = scoring.report(
+            answers,
+            rows={"images_permuted": blind},
+            subgroups={group: inside[rows] for group, inside in self.subgroups.items()},
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+        )
         excluded = {
             "labels of one class only": len(self.label_names) - len(kept),
             "an input is missing": int((~present).sum()),
+            "not exactly one class": int(present.sum()) - len(rows) if classes else 0,
         }
         return Results(
             protocol=PROTOCOL,
-            values=values | of_labels,
-            n=int(present.sum()),
-            data={"name": data.name, "sha256": data.sha256},
+            values=values,
+            n=len(rows) if classes else int(present.sum()),
+            data=identity(data),
             preprocessing=data.preprocessing,
             excluded={reason: count for reason, count in excluded.items() if count},
             details={
+                **details,
                 "labels": [self.label_names[column] for column in kept],
-                "bootstrap": self.bootstrap,
-                "seed": self.seed,
+                "options": {"kind": self.kind, "bootstrap": self.bootstrap, "seed": self.seed},
             },
         )
-
-    def _task(self, scores: np.ndarray, known: np.ndarray, column: int) -> metrics.Ranked:
-        """The studies in which a label is known."""
-        rows = np.flatnonzero(known[:, column])
-        return metrics.Ranked(rows, scores[None, rows, column], self.values[rows, column] > 0.5)

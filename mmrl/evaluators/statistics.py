@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmrl.data.text.language import NOT_ENGLISH
+from mmrl.evaluators import metrics, scoring
 from mmrl.evaluators.base import Estimate, HeldOut
 from mmrl.types import InputError, Record
 
@@ -17,9 +19,6 @@ from mmrl.types import InputError, Record
 # blocking a matrix product differently, changes a float32 cosine by a few 1e-7. Without the
 # margin, rounding errors would decide the results of a collapsed encoder.
 TIE = 1e-6
-
-# Number of counts that the bootstrap holds at once; bounds memory, does not change results.
-_DRAWS_AT_ONCE = 2_000_000
 
 
 def unit_rows(embedding: np.ndarray, name: str, ids: Sequence[str]) -> np.ndarray:
@@ -44,6 +43,25 @@ def unit_rows(embedding: np.ndarray, name: str, ids: Sequence[str]) -> np.ndarra
     return embedding / np.maximum(norm, np.finfo(np.float32).tiny)
 
 
+def snapped(scores: np.ndarray) -> np.ndarray:
+    """Scores on a grid of width `TIE`, so that scores which differ by rounding only are equal.
+
+    The grid of a column begins at the score of its first item. A collapsed encoder thus gives all
+    items exactly the same score, and measures that compare scores exactly count them as tied.
+
+    Args:
+      scores: f[N] or f[N, C], finite.
+
+    Returns:
+      f64 of the same shape; no score moves by more than `TIE`.
+    """
+    scores = np.asarray(scores, np.float64)
+    first = scores[:1]
+    origin = first.ravel()[0]
+    start = origin + TIE * np.round((first - origin) / TIE)
+    return start + TIE * np.round((scores - first) / TIE)
+
+
 def generator(seed: int, *names: str) -> np.random.Generator:
     """A random generator that depends only on `seed` and `names`."""
     digest = hashlib.sha256("\x00".join(names).encode()).digest()
@@ -56,17 +74,34 @@ class Subset:
     def __init__(self, data: HeldOut, indices: Sequence[int]) -> None:
         self._data, self._indices = data, list(indices)
         self.name = data.name
-        self.sha256 = hashlib.sha256(f"{data.sha256}{self._indices}".encode()).hexdigest()
+        self.sha256, self.items_sha256 = (
+            hashlib.sha256(f"{digest}{self._indices}".encode()).hexdigest()
+            for digest in (data.sha256, data.items_sha256)
+        )
         self.preprocessing: Mapping[str, Any] = data.preprocessing
         self.ids: Sequence[str] = [data.ids[i] for i in self._indices]
         self.texts: Sequence[str] = [data.texts[i] for i in self._indices]
         self.patients: Sequence[str] = [data.patients[i] for i in self._indices]
         self.groups = np.asarray(data.groups)[self._indices]
-        if hasattr(data, "label_policy"):
-            self.label_policy = data.label_policy
+        places = enumerate(self._indices)
+        self.foreign = frozenset(place for place, index in places if index in data.foreign)
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def label_policy(self) -> Any:
+        """How labels are read."""
+        return self._data.label_policy  # type: ignore[attr-defined]
+
+    @property
+    def preprocess(self) -> Any:
+        """The image preparation."""
+        return self._data.preprocess  # type: ignore[attr-defined]
+
+    def input(self, name: str, tower: str = "") -> Any:
+        """An input, as `tower` reads it."""
+        return self._data.input(name, tower)  # type: ignore[attr-defined]
 
     def record(self, index: int) -> Record:
         """The record of example `index` of the subset."""
@@ -75,6 +110,15 @@ class Subset:
     def training_texts(self) -> Sequence[str]:
         """As in `HeldOut`."""
         return self._data.training_texts()
+
+    def split(self, name: str) -> HeldOut:
+        """As in `HeldOut`, of all examples."""
+        return self._data.split(name)
+
+    def labels(self, names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+        """As in `HeldOut`."""
+        names, values, known = self._data.labels(names)
+        return names, values[self._indices], known[self._indices]
 
     def arrays(
         self, names: Sequence[str], rows: Sequence[int], tower: str = ""
@@ -89,6 +133,10 @@ class Subset:
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As in `HeldOut`."""
         return self._data.tokenize(texts)
+
+    def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
+        """As in `HeldOut`."""
+        return self._data.pixels(encoding, [self._indices[row] for row in rows])
 
     def image(self, index: int) -> np.ndarray:
         """u8[H, W, 1] of example `index` of the subset."""
@@ -119,6 +167,26 @@ def fixed_subset(data: HeldOut, limit: int | None, seed: int) -> HeldOut:
         return data
     chosen = generator(seed, "subset").choice(len(data), limit, replace=False)
     return Subset(data, np.sort(chosen).tolist())
+
+
+def in_english(data: HeldOut, who: str) -> tuple[HeldOut, dict[str, int]]:
+    """The examples whose text is English, and how many are not, by the reason to exclude them.
+
+    Args:
+      who: the evaluator, for the message.
+
+    Raises:
+      InputError: there are no others.
+    """
+    if not data.foreign:
+        return data, {}
+    kept = [index for index in range(len(data)) if index not in data.foreign]
+    if not kept:
+        raise InputError(
+            f"no text of {data.name} is English ({len(data)} examples); {who} relies on English "
+            "words"
+        )
+    return Subset(data, kept), {NOT_ENGLISH: len(data) - len(kept)}
 
 
 def at_least(low: int, **options: int | None) -> None:
@@ -172,6 +240,14 @@ def permutation_between_patients(
     return permutation
 
 
+def permutations_between_patients(
+    patients: Sequence[str] | np.ndarray, rng: np.random.Generator, count: int
+) -> list[np.ndarray]:
+    """As many permutations as `count` says; none if all items belong to one patient."""
+    several = len(np.unique(np.asarray(patients))) > 1
+    return [permutation_between_patients(patients, rng) for _ in range(count if several else 0)]
+
+
 def patient_bootstrap(
     values: np.ndarray,
     patients: Sequence[str] | np.ndarray,
@@ -181,22 +257,48 @@ def patient_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a statistic, from a bootstrap over patients.
+    """Percentile interval of a statistic, from the draws of `bootstrap_draws`.
+
+    Args:
+      level: probability inside the interval. others: as of `bootstrap_draws`.
+
+    Returns:
+      (low, high), each f64[] or f64[M]; NaN if there are fewer than two patients or no draws.
+    """
+    drawn = bootstrap_draws(values, patients, statistic=statistic, samples=samples, seed=seed)
+    return _interval(drawn, level)
+
+
+def _interval(drawn: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the percentile interval over the first axis; NaN without draws."""
+    if not len(drawn):
+        undefined = np.full(drawn.shape[1:], np.nan)
+        return undefined, undefined.copy()
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def bootstrap_draws(
+    values: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    *,
+    statistic: Literal["mean", "median"] = "mean",
+    samples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """f64[S] or f64[S, M]: a statistic under every draw of a bootstrap over patients.
 
     Each draw takes as many patients as there are, with replacement, and all items of each (Efron
     and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). All columns use the same
-    draws. For a paired difference of means, pass `a - b`.
+    draws, and so do all values of the same patients with the same seed: their draws pair.
 
     Args:
       values: [N] or [N, M], finite.
       patients: N patient ids.
       statistic: of all drawn items together; "median" as numpy defines it.
-      samples: number of draws.
+      samples: number S of draws; there are none if there are fewer than two patients.
       seed: of the draws.
-      level: probability inside the interval.
-
-    Returns:
-      (low, high), each f64[] or f64[M]; NaN if there are fewer than two patients or no draws.
     """
     values = np.asarray(values, np.float64)
     if len(values) != len(patients):
@@ -204,25 +306,77 @@ def patient_bootstrap(
     _, owner = np.unique(np.asarray(patients), return_inverse=True)
     count = int(owner.max()) + 1 if len(owner) else 0
     if count < 2 or samples < 1:
-        undefined = np.full(values.shape[1:], np.nan)
-        return undefined, undefined.copy()
+        return np.empty((0, *values.shape[1:]))
     columns = values.reshape(len(values), -1)
     per_row = max(count, len(values) if statistic == "median" else 0)
-    rows = max(1, _DRAWS_AT_ONCE // per_row)
-    rng = np.random.default_rng(seed)
-    drawn: list[np.ndarray] = []
-    for start in range(0, samples, rows):
-        size = min(rows, samples - start)
-        picks = rng.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
-        times = np.bincount(picks.ravel(), minlength=size * count).reshape(size, count)
-        drawn.append(
-            _means(columns, owner, times)
-            if statistic == "mean"
-            else _medians(columns, owner, times)
+    of_draws = _means if statistic == "mean" else _medians
+    drawn = [
+        of_draws(columns, owner, times)
+        for times in metrics.patient_draws(count, samples, seed, per_row)
+    ]
+    return np.concatenate(drawn).reshape(-1, *values.shape[1:])
+
+
+def class_means(
+    columns: Mapping[str, tuple[np.ndarray, float | None]],
+    members: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """The mean over classes of the means of each class, with intervals from patients.
+
+    All columns use the same draws, so a column of differences gives a paired interval. A class of
+    which a draw has no item is left out of that draw.
+
+    Args:
+      columns: name -> (values f[N], chance). A value of NaN does not count in its column.
+      members: bool[N, C], the classes of each item: one or more.
+      patients: N patient ids.
+      samples: draws of patients. seed: of the draws.
+
+    Returns:
+      name -> estimate whose `n` is the number of values; columns without any value are left out.
+    """
+    kept = {name: column for name, column in columns.items() if np.isfinite(column[0]).any()}
+    if not kept:
+        return {}
+    values = np.stack([np.asarray(column, np.float64) for column, _ in kept.values()], axis=1)
+    finite = np.isfinite(values)
+    known = (finite[:, None] & members[..., None]).astype(np.float64)  # N C M
+    owner = np.unique(np.asarray(patients), return_inverse=True)[1]
+    sums, counts = np.zeros((2, int(owner.max()) + 1, *known.shape[1:]))
+    np.add.at(sums, owner, known * np.where(finite, values, 0.0)[:, None])
+    np.add.at(counts, owner, known)
+    value = _mean_over_classes(sums.sum(axis=0), counts.sum(axis=0))
+    drawn = np.full((0, len(value)), np.nan)
+    if len(sums) > 1 and samples:
+        blocks = [
+            _mean_over_classes(
+                np.tensordot(times, sums, axes=1), np.tensordot(times, counts, axes=1)
+            )
+            for times in metrics.patient_draws(len(sums), samples, seed, max(sums.size, 1))
+        ]
+        drawn = np.concatenate(blocks)
+    found = {}
+    for m, (name, (_, chance)) in enumerate(kept.items()):
+        several = len(np.unique(owner[finite[:, m]])) > 1
+        found[name] = scoring.estimate(
+            float(value[m]),
+            drawn[:, m] if several else None,
+            n=int(finite[:, m].sum()),
+            chance=chance,
         )
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+    return found
+
+
+def _mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[..., C, M] -> [..., M]: mean over the classes with items; NaN where there is none."""
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    classes = (counts > 0).sum(axis=-2)
+    undefined = np.full(classes.shape, np.nan)
+    return np.divide(means.sum(axis=-2), classes, out=undefined, where=classes > 0)
 
 
 def _means(columns: np.ndarray, owner: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -263,12 +417,14 @@ def estimate(
     values = np.asarray(values, np.float64)
     if not len(values):
         raise ValueError("no values to estimate from")
-    low, high = patient_bootstrap(values, patients, statistic=statistic, samples=samples, seed=seed)
-    defined = bool(np.isfinite(low))
+    drawn = bootstrap_draws(values, patients, statistic=statistic, samples=samples, seed=seed)
+    low, high = _interval(drawn)
+    defined = bool(len(drawn))
     return Estimate(
         value=float(np.mean(values) if statistic == "mean" else np.median(values)),
         low=float(low) if defined else None,
         high=float(high) if defined else None,
         n=len(values),
         chance=chance,
+        draws=drawn if defined else None,
     )
