@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from benchmarks import probes, runs
@@ -31,6 +30,7 @@ from benchmarks.results import cell
 from configs import ceiling as experiment
 from mmrl.data.batches.pipeline import Examples
 from mmrl.data.phantom.study import sided_label
+from mmrl.evaluators.probe import SIDE, small_pixels
 from mmrl.evaluators.zero_shot import TASK_SETS, Question, ask
 from mmrl.training import run
 from mmrl.training.checkpoint import versions
@@ -66,8 +66,7 @@ DEFAULT = (
 )
 CEILING = "sides,zones"  # stands beside the probes, finding by finding
 
-PIXELS = "pixels 32 x 32"
-_SIDE = 32
+PIXELS = f"pixels {SIDE} x {SIDE}"
 ZERO_SHOT = "zero-shot"
 
 
@@ -263,7 +262,7 @@ def zero_shot(results: Mapping[str, Any]) -> Areas:
     for key, value in values.items():
         name, _, rest = key.partition("/")
         finding, _, row = rest.rpartition("/")
-        if finding and row == "auroc":
+        if name in found and finding and row == "auroc":
             found[name][finding] = value["value"]
     return found
 
@@ -295,7 +294,11 @@ def of_pixels() -> dict[str, Any]:
         stated = {finding.name for finding in record.findings}
         hidden += len(stated - {box.label for box in record.boxes})
     return {
-        "pixels": _answered(train, held_out, _ridge(train, _pixels(train), _pixels(held_out))),
+        "pixels": _answered(
+            train,
+            held_out,
+            _ridge(train, *(small_pixels(data, "image.pooled") for data in (train, held_out))),
+        ),
         "studies": {
             name: {
                 finding: [int(one.positive.sum()), int((~one.positive).sum())]
@@ -305,15 +308,6 @@ def of_pixels() -> dict[str, Any]:
         },
         "hidden": hidden,
     }
-
-
-def _pixels(data: Examples) -> np.ndarray:
-    """f32[N, F]: all images, scaled down by averaging."""
-    small = [
-        cv2.resize(data.image(index), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-        for index in range(len(data))
-    ]
-    return np.stack(small).reshape(len(data), -1).astype(np.float32)
 
 
 def of_run(trained: run.Trained) -> dict[str, Any]:

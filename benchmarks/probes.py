@@ -1,15 +1,12 @@
-"""Linear probes: what can be read from frozen features, in closed form."""
+"""Probes of the questions of zero_shot, each about studies of its own, by ridge regression."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmrl.evaluators import metrics
+from mmrl.evaluators import linear, metrics
 from mmrl.evaluators.zero_shot import Question
 from mmrl.types import InputError
-
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Ridge strengths to choose from, in units of the mean eigenvalue of the features' covariance."""
 
 TUNING = 5  # every fifth patient of the training split chooses the strength
 
@@ -38,10 +35,8 @@ def probe(
     Raises:
       InputError: a question without both answers among the patients that choose the strength.
     """
-    mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    deviation[deviation == 0] = 1.0
-    scale = deviation * np.sqrt(train.shape[1])
-    train, held_out = (train - mean) / scale, (held_out - mean) / scale
+    train, mean, deviation = linear.standardised(train.astype(np.float64))
+    held_out = (held_out - mean) / deviation
     tuning = np.unique(np.asarray(patients), return_inverse=True)[1] % TUNING == 0
     scores = {}
     for names in _of_equal_rows(questions):
@@ -49,7 +44,8 @@ def probe(
         answers = np.stack([questions[name].positive for name in names], axis=1)
         chosen = _choose(names, train[rows], answers, tuning[rows])
         needed = sorted(set(chosen))
-        fits = dict(zip(needed, _fits(train[rows], answers, needed), strict=True))
+        signs = np.where(answers, 1.0, -1.0)
+        fits = dict(zip(needed, linear.ridge_weights(train[rows], signs, needed), strict=True))
         for column, (name, strength) in enumerate(zip(names, chosen, strict=True)):
             scores[name] = held_out @ fits[strength][:, column]
     return {name: scores[name] for name in questions}
@@ -105,24 +101,8 @@ def _choose(
                 "expected both answers, so more training studies"
             )
     found = []  # strengths T
-    for weights in _fits(x[~tuning], answers[~tuning], STRENGTHS):
+    signs = np.where(answers[~tuning], 1.0, -1.0)
+    for weights in linear.ridge_weights(x[~tuning], signs, linear.RIDGE_STRENGTHS):
         scores = x[tuning] @ weights
         found.append([metrics.auroc(scores[:, t], answers[tuning, t]) for t in range(len(names))])
-    return [STRENGTHS[best] for best in np.argmax(found, axis=0)]
-
-
-def _fits(x: np.ndarray, answers: np.ndarray, strengths: Sequence[float]) -> Iterator[np.ndarray]:
-    """Weights f64[F, T] for each strength, of regressions with an intercept on +1 and -1.
-
-    Solves (X'X + s I) W = X'Y or, for more features than items, W = X' (X X' + s I)^-1 Y, with
-    s = strength * trace(X'X) / F.
-    """
-    y = np.where(answers, 1.0, -1.0)
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    wide = x.shape[1] > x.shape[0]
-    gram = x @ x.T if wide else x.T @ x
-    unit = np.trace(gram) / x.shape[1]
-    right = y if wide else x.T @ y
-    for strength in strengths:
-        solved = np.linalg.solve(gram + strength * unit * np.eye(len(gram)), right)
-        yield x.T @ solved if wide else solved
+    return [linear.RIDGE_STRENGTHS[best] for best in np.argmax(found, axis=0)]

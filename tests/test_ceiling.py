@@ -84,21 +84,6 @@ def asked(rows, positive):
     return Question(finding_task("nodule"), np.asarray(rows), np.asarray(positive, bool))
 
 
-@pytest.mark.parametrize("features", [5, 200])
-def test_fits_are_ridge_regressions_with_an_intercept(features):
-    """Against least squares with the penalty as further rows, for few and for many features."""
-    rng = np.random.default_rng(0)
-    x, answers = rng.normal(size=(60, features)) + 3, rng.random((60, 2)) < 0.4
-    (weights,) = probes._fits(x, answers, (0.5,))
-    centred = x - x.mean(axis=0)
-    strength = 0.5 * (centred**2).sum() / features
-    design = np.concatenate([np.c_[x, np.ones(60)], np.zeros((features, features + 1))])
-    design[60:, :features] = np.sqrt(strength) * np.eye(features)
-    y = np.concatenate([np.where(answers, 1.0, -1.0), np.zeros((features, 2))])
-    expected = np.linalg.lstsq(design, y, rcond=None)[0][:features]
-    np.testing.assert_allclose(weights, expected, atol=1e-10)
-
-
 def test_probe_finds_what_is_there_and_nothing_else():
     """A side that one of 40 features states, in a few studies, beside a coin."""
     rng = np.random.default_rng(0)
