@@ -35,7 +35,9 @@ class AttentionExample:
 
 
 @styled
-def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
+def attention_grid(
+    examples: Sequence[AttentionExample], path: Path, *, title: str = "Attention over image regions"
+) -> None:
     """Draws one row per study: the image with its boxes, a map per word, and the text below.
 
     Each map is scaled from its minimum to its maximum, because attention is often nearly uniform.
@@ -44,6 +46,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
     Args:
       examples: at least one.
       path: PNG to write, about 400 pixels per panel.
+      title: what the maps are.
 
     Raises:
       InputError: no examples.
@@ -83,7 +86,7 @@ def attention_grid(examples: Sequence[AttentionExample], path: Path) -> None:
         written = text.text(0, 1, "\n".join(texts[row]), va="top", fontsize=8.5)
         written.set_in_layout(False)  # already wrapped; the layout must not widen panels for it
     boxes = "; dashed: annotated boxes" if any(example.boxes for example in examples) else ""
-    title = f"Attention over image regions, {len(examples)} held-out studies{boxes}"
+    title = f"{title}, {len(examples)} held-out studies{boxes}"
     figure.suptitle("\n".join(wrapped(title, 11, width)), fontsize=11)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), _MAP),
