@@ -10,11 +10,11 @@ import pytest
 from mmrl import build
 from mmrl.data.phantom.findings import KINDS
 from mmrl.evaluators import metrics, statistics
-from mmrl.evaluators.metrics import Ranked, auroc, draws, intervals, weighted_auroc
+from mmrl.evaluators.metrics import Interval, Ranked, auroc, draws, intervals, weighted_auroc
 from mmrl.evaluators.zero_shot import ZeroShot, finding_task, laterality_task
-from mmrl.types import Finding, InputError, Record
+from mmrl.types import InputError
 from tests import fakes
-from tests.fakes import FakePredict, code
+from tests.fakes import FakePredict, Studies, code
 
 # --- AUROC
 
@@ -85,7 +85,9 @@ def test_intervals_equal_drawing_patients_one_by_one():
     for values, interval in zip([*drawn.T, drawn.mean(axis=1)], [*each, macro], strict=True):
         kept = values[~np.isnan(values)]
         assert interval.skipped == 300 - len(kept)
-        np.testing.assert_allclose(interval[:2], np.quantile(kept, [0.1, 0.9]), rtol=1e-12)
+        np.testing.assert_allclose(
+            (interval.low, interval.high), np.quantile(kept, [0.1, 0.9]), rtol=1e-12
+        )
     assert macro.skipped >= each[1].skipped > 0
 
 
@@ -104,7 +106,8 @@ def test_interval_of_two_patients_is_exact():
     assert (interval.low, interval.high) == (1, 1) and macro == interval
     assert interval.skipped == pytest.approx(1000, abs=100)
     for patients, samples in ((["a", "a"], 100), (["a", "b"], 0)):
-        assert intervals([task], patients, samples=samples) == ([(None, None, 0)], (None, None, 0))
+        nothing = Interval(None, None, 0)
+        assert intervals([task], patients, samples=samples) == ([nothing], nothing)
 
 
 def test_interval_has_the_width_of_delong():
@@ -121,37 +124,10 @@ def test_interval_has_the_width_of_delong():
 # --- zero-shot
 
 
-class FakeData(fakes.FakeData):
-    """Records with findings, or with labels, and nothing else."""
-
-    def __init__(self, findings=None, labels=None, label_names=("Edema", "COPD"), **options):
-        count = len(findings if findings is not None else labels)
-        super().__init__(["Report."] * count, **options)
-        self.records = [
-            Record(
-                id=self.ids[i],
-                source="fake",
-                patient_id=self.patients[i],
-                study_id="",
-                leakage_unit="",
-                split="test",
-                images=(),
-                sections={},
-                findings=() if findings is None else tuple(Finding(*f) for f in findings[i]),
-                label_names=() if labels is None else label_names,
-                labels=() if labels is None else labels[i],
-            )
-            for i in range(count)
-        ]
-
-    def record(self, index):
-        return self.records[index]
-
-
 def corpus(count=120):
     """Nodules left, right, on both sides or nowhere; edema in every third study."""
     sides = ((), ("left",), ("right",), ("left", "right"))
-    return FakeData(
+    return Studies(
         [
             [("nodule", side) for side in sides[i % 4]] + [("edema", "bilateral")] * (i % 3 == 0)
             for i in range(count)
@@ -182,8 +158,14 @@ def reads(data, *, sides=True):
 
 
 def values_of(predict, data, **options):
+    """The AUROCs and the results."""
     results = ZeroShot(predict, data, **options).run(None)
-    return {name: estimate.value for name, estimate in results.values.items()}, results
+    return {name: results.values[name].value for name in aurocs(results)}, results
+
+
+def aurocs(results):
+    ends = ("/auroc", "/auroc_images_permuted")
+    return [n for n in results.values if n.endswith(ends)]
 
 
 def test_encoder_that_sees_everything():
@@ -198,7 +180,8 @@ def test_encoder_that_sees_everything():
         assert values[f"{name}/auroc"] == 1
         assert values[f"{name}/auroc_images_permuted"] == pytest.approx(0.5, abs=0.1)
     assert results.protocol == "zero_shot@1" and results.n == 120
-    assert all(row.chance == 0.5 and row.low is not None for row in results.values.values())
+    areas = [results.values[name] for name in aurocs(results)]
+    assert all(row.chance == 0.5 and row.low is not None for row in areas)
     sided = results.details["tasks"]["laterality"]["by_task"]["nodule"]
     assert (sided["n"], sided["positives"], sided["left_out"]) == (60, 30, 60)
     assert (sided["prevalence"], sided["patients"]) == (0.5, 60)
@@ -258,7 +241,7 @@ def test_ensembles_and_single_prompts_are_what_they_claim():
 
 def test_macro_is_the_mean_over_tasks_and_skipped_draws_are_counted():
     findings = [[("edema",)] * (i < 6) + [("nodule", "left")] * (i % 2) for i in range(40)]
-    data = FakeData(findings, patients=[f"p{i // 3}" for i in range(40)])
+    data = Studies(findings, patients=[f"p{i // 3}" for i in range(40)])
     values, results = values_of(FakePredict(code, code), data, tasks="findings")
     of_tasks = [values["findings/edema/auroc"], values["findings/nodule/auroc"]]
     assert values["findings/auroc"] == pytest.approx(np.mean(of_tasks))
@@ -273,7 +256,7 @@ def test_macro_is_the_mean_over_tasks_and_skipped_draws_are_counted():
 
 def test_labels_are_truth_where_there_are_no_findings():
     labels = [(i % 4 - 2, i % 2, 1) for i in range(40)]
-    data = FakeData(labels=labels, label_names=("Pleural_Effusion", "COPD", "No Finding"))
+    data = Studies(labels=labels, label_names=("Pleural_Effusion", "COPD", "No Finding"))
     results = ZeroShot(FakePredict(code, code), data).run(None)
     assert list(results.details["tasks"]) == ["findings"]
     tasks = results.details["tasks"]["findings"]["by_task"]
@@ -294,7 +277,7 @@ def test_labels_are_truth_where_there_are_no_findings():
 def test_sides_that_are_not_stated_leave_laterality_open():
     sides = ("left", "right", "", "bilateral")
     findings = [[("nodule", side)] for side in sides] * 6 + [[("nodule", "left"), ("nodule", "")]]
-    data = FakeData([*findings, []])
+    data = Studies([*findings, []])
     predict = FakePredict(code, code)
     sided = ZeroShot(predict, data, tasks="laterality").sets["laterality"]["nodule"]
     assert sided.rows.tolist() == [i for i in range(24) if i % 4 < 2]
@@ -351,7 +334,7 @@ def test_wrong_options_are_refused_in_one_line(options, message):
 
 
 def test_records_without_truth_are_refused_and_configs_are_understood():
-    for data in (FakeData([[]] * 9), FakeData(labels=[(-1, -2)] * 9)):
+    for data in (Studies([[]] * 9), Studies(labels=[(-1, -2)] * 9)):
         with pytest.raises(InputError, match="no record of fake/test has findings or labels"):
             ZeroShot(FakePredict(code, code), data)
     config = ml_collections.ConfigDict({"tasks": {"x": OWN}, "bootstrap": 10})
@@ -360,8 +343,14 @@ def test_records_without_truth_are_refused_and_configs_are_understood():
     assert list(evaluator.run(None).values) == [
         "tasks/auroc",
         "tasks/auroc_images_permuted",
+        "tasks/auprc",
+        "tasks/auroc_constant",
+        "tasks/auprc_constant",
+        "tasks/auprc_images_permuted",
+        "tasks/auroc_gain_over_images_permuted",
         "tasks/x/auroc",
         "tasks/x/auroc_images_permuted",
+        "tasks/x/auprc",
     ]
     partial = FakePredict(code, code, absent=("fake:0",))
     with pytest.raises(InputError, match=r"1 of 40 .* have no image\.embedding"):

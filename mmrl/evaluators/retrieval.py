@@ -1,13 +1,15 @@
 """Image-report retrieval in both directions, with exact handling of duplicates and ties."""
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from mmrl.data.text import reports
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
 from mmrl.types import InputError
 
 PROTOCOL = "retrieval@1"
@@ -62,6 +64,16 @@ def matches_per_item(groups: np.ndarray) -> np.ndarray:
     return counts[inverse]
 
 
+def identical_share(texts: Sequence[str]) -> float:
+    """The share of examples whose text is that of another one, but for case and white space.
+
+    Examples without a text count as not identical.
+    """
+    canonical = [reports.canonical(text) for text in texts]
+    counts = collections.Counter(text for text in canonical if text)
+    return sum(count for count in counts.values() if count > 1) / max(len(texts), 1)
+
+
 def recall_chance(groups: np.ndarray, k: int) -> float:
     """Expected R@k of a random order of all candidates.
 
@@ -106,9 +118,11 @@ class Retrieval(Evaluator):
     """Ranks all reports for each image, and all images for each report.
 
     A query's rank is the rank of its best match. All examples of its duplicate group match,
-    because identical reports cannot be distinguished. Values depend on the number of pairs N and
-    are comparable only at equal N. Intervals are from a bootstrap over patients; they ignore the
-    correlation between patients with the same report text. Protocol "retrieval@1".
+    because identical reports cannot be distinguished and every image and report of a study belong
+    together. Values depend on the number of pairs N and are comparable only at equal N. Intervals
+    are from a bootstrap over patients; they ignore the correlation between patients with the same
+    report text. `R@{k}_images_permuted` gives every example an image of another patient. Protocol
+    "retrieval@1".
 
     Args:
       predict, data: as for every evaluator.
@@ -116,7 +130,7 @@ class Retrieval(Evaluator):
       ks: the values of k for which R@k is computed.
       chunk: rows and columns of one block of scores; it bounds the memory and changes no result.
       bootstrap: resamples of the patients for the intervals; 0: no intervals.
-      seed: seed of the subset and the resamples.
+      seed: seed of the subset, the permutation and the resamples.
 
     Raises:
       InputError: there are no examples, or an option is out of range.
@@ -168,6 +182,15 @@ class Retrieval(Evaluator):
             "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
             "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
         }
+        patients = np.asarray(data.patients)[present]
+        rng = statistics.generator(self.seed, "images")
+        blind = {}
+        for order in statistics.permutations_between_patients(patients, rng, 1):
+            foreign = images[order]
+            blind = {
+                "image_to_text": best_match_ranks(foreign, texts, groups, chunk=self.chunk),
+                "text_to_image": best_match_ranks(texts, foreign, groups, chunk=self.chunk),
+            }
         matches = matches_per_item(groups)
         excluded = {
             "not drawn (max_pairs)": self.not_drawn,
@@ -175,15 +198,18 @@ class Retrieval(Evaluator):
         }
         return Results(
             protocol=PROTOCOL,
-            values=self._values(ranks, groups, np.asarray(data.patients)[present]),
+            values=self._values(ranks, groups, patients) | self._blind(blind, groups, patients),
             n=len(groups),
-            data={"name": data.name, "sha256": data.sha256},
+            data=identity(data),
             preprocessing=data.preprocessing,
             excluded={reason: count for reason, count in excluded.items() if count},
             details={
                 "duplicates": int((matches > 1).sum()),
                 "duplicate_share": float((matches > 1).mean()),
                 "groups": len(np.unique(groups)),
+                "identical_report_share": identical_share(
+                    [text for text, kept in zip(data.texts, present, strict=True) if kept]
+                ),
                 # All candidates are tied, so all non-matching ones rank ahead.
                 "constant_predictor": {
                     f"R@{k}": float((len(groups) - matches + 1 <= k).mean()) for k in self.ks
@@ -205,6 +231,21 @@ class Retrieval(Evaluator):
         caption = f"Held-out recall at {ks} in both directions, with 95 % intervals and chance."
         draw = functools.partial(figures.retrieval_over_time, history, results=results.to_dict())
         return [Figure("retrieval", "Retrieval over time", caption, draw)]
+
+    def _blind(
+        self, ranks: Mapping[str, np.ndarray], groups: np.ndarray, patients: np.ndarray
+    ) -> dict[str, Estimate]:
+        return {
+            f"{direction}/R@{k}_images_permuted": statistics.estimate(
+                rank <= k,
+                patients,
+                chance=recall_chance(groups, k),
+                samples=self.bootstrap,
+                seed=self.seed,
+            )
+            for direction, rank in ranks.items()
+            for k in self.ks
+        }
 
     def _values(
         self, ranks: dict[str, np.ndarray], groups: np.ndarray, patients: np.ndarray

@@ -8,41 +8,16 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.labels import Policy
-from mmrl.evaluators import metrics, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results
-from mmrl.types import InputError, Record
+from mmrl.evaluators import metrics, prompt_sets, scoring, statistics
+from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
+from mmrl.evaluators.prompt_sets import DENIED, SIDED, STATED, worded
+from mmrl.evaluators.scoring import UNKNOWN, Answers
+from mmrl.evaluators.subgroups import subgroups
+from mmrl.evaluators.truth import ENGLISH, OPEN, SIDES, Facts, Selector, know
+from mmrl.types import InputError
 
 PROTOCOL = "zero_shot@1"
 TASK_SETS = ("findings", "laterality")
-
-# Without articles, so that they fit countable and uncountable findings.
-STATED = (
-    "{finding}.",
-    "{finding} is present.",
-    "{finding} is seen.",
-    "there is {finding}.",
-    "findings consistent with {finding}.",
-)
-DENIED = (
-    "no {finding}.",
-    "there is no {finding}.",
-    "no evidence of {finding}.",
-    "no {finding} is seen.",
-    "no signs of {finding}.",
-)
-SIDED = (
-    "{side} {finding}.",
-    "{side} {finding} is present.",
-    "there is {side} {finding}.",
-    "{finding} on the {side}.",
-    "there is {finding} on the {side}.",
-    "{side}-sided {finding}.",
-)
-_SIDES = ("left", "right")
-OPEN = Policy()  # uncertain and unstated labels leave the finding unknown
-
-# (finding name, side); side "" means any side.
-Selector = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,35 +37,6 @@ class Task:
     absent: Selector | None = None
 
 
-class Facts(NamedTuple):
-    """The known findings of one study.
-
-    Attributes:
-      sides: finding present -> its sides; "" stands for a side that is not stated.
-      absent: findings known to be absent; None: all that are not present.
-    """
-
-    sides: Mapping[str, frozenset[str]]
-    absent: frozenset[str] | None
-
-    def has(self, selector: Selector) -> bool | None:
-        """Whether the study has the finding on that side; None if unknown."""
-        name, side = selector
-        if name not in self.sides:
-            return False if self.absent is None or name in self.absent else None
-        if not side or side in self.sides[name]:
-            return True
-        return None if "" in self.sides[name] else False
-
-    def answer(self, task: Task) -> bool | None:
-        """Whether the study is positive for the task; None if it is excluded."""
-        present = self.has(task.present)
-        if task.absent is None:
-            return present
-        absent = self.has(task.absent)
-        return None if present is None or absent is None or present == absent else present
-
-
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A task with its studies: rows i64[n] in the held-out data, classes positive bool[n]."""
@@ -106,36 +52,12 @@ class Asked(NamedTuple):
     Attributes:
       sets: task set -> task name -> question.
       excluded: task set -> name of a task that is not asked -> the reason.
+      left_out: reason -> number of studies that no question is about.
     """
 
     sets: dict[str, dict[str, Question]]
     excluded: dict[str, dict[str, str]]
-
-
-def read_facts(records: Sequence[Record], policy: Policy = OPEN) -> list[Facts]:
-    """The ground truth of each record: findings if the corpus has any, else labels.
-
-    Findings are assumed to be complete; "bilateral" means both sides. Labels have no side. A
-    finding is unknown if `policy` masks its label or maps it to neither 1 nor 0.
-
-    Returns:
-      One entry per record; empty if no record has a finding or a label of 1 or 0.
-    """
-    if any(record.findings for record in records):
-        facts = []
-        for record in records:
-            sides: dict[str, frozenset[str]] = {}
-            for finding in record.findings:
-                on = _SIDES if finding.side == "bilateral" else (finding.side,)
-                sides[finding.name] = sides.get(finding.name, frozenset()) | set(on)
-            facts.append(Facts(sides, None))
-        return facts
-    facts = []
-    for record in records:
-        stated = policy.of(record)
-        present = {name: frozenset({""}) for name, label in stated.items() if label == 1}
-        facts.append(Facts(present, frozenset(name for name, v in stated.items() if v == 0)))
-    return facts if any(fact.sides or fact.absent for fact in facts) else []
+    left_out: dict[str, int]
 
 
 def ask(
@@ -144,28 +66,24 @@ def ask(
     tasks: str | Sequence[str] | Mapping[str, Any] = TASK_SETS,
     min_positives: int = 5,
     policy: Policy = OPEN,
+    language: str = ENGLISH,
 ) -> Asked:
     """Applies tasks to the ground truth of the studies.
 
     Args:
-      tasks, min_positives: as of `ZeroShot`.
-      policy: of labels, see `read_facts`.
+      tasks, min_positives, language: as of `ZeroShot`.
+      policy: of labels, see `truth.read_facts`.
 
     Raises:
       InputError: records lack findings and labels, no task is left, or a task is invalid.
     """
-    facts = read_facts([data.record(index) for index in range(len(data))], policy)
-    if not facts:
-        raise InputError(
-            f"no record of {data.name} has findings or labels ({len(data)} examples); "
-            "zero_shot needs them as ground truth"
-        )
-    names = sorted({name for fact in facts for name in {*fact.sides, *(fact.absent or ())}})
-    asked = Asked({}, {})
-    for set_name, of_set in _chosen(tasks, names).items():
+    known = know(data, purpose="zero_shot", policy=policy, language=language)
+    names = known.names
+    asked = Asked({}, {}, known.excluded)
+    for set_name, of_set in _chosen(tasks, names, language).items():
         asked.sets[set_name], asked.excluded[set_name] = {}, {}
         for name, task in of_set.items():
-            question = _question(task, facts)
+            question = _question(task, known.facts)
             yes, no = int(question.positive.sum()), int((~question.positive).sum())
             if set_name in TASK_SETS and name.lower().startswith("no "):
                 asked.excluded[set_name][name] = "is itself a denial"  # such as "No Finding"
@@ -185,31 +103,23 @@ def ask(
 
 def _question(task: Task, facts: Sequence[Facts]) -> Question:
     """The studies for which the answer to a task is known, with the answers."""
-    answers = [fact.answer(task) for fact in facts]
+    answers = [fact.answer(task.present, task.absent) for fact in facts]
     rows = np.array([i for i, known in enumerate(answers) if known is not None], np.int64)
     return Question(task, rows, np.array([answers[row] for row in rows], bool))
 
 
 def finding_task(name: str) -> Task:
     """Task: is the finding present? Prompts from `STATED` and `DENIED`."""
-    return Task(_worded(STATED, name), _worded(DENIED, name), (name, ""))
+    return Task(worded(STATED, name), worded(DENIED, name), (name, ""))
 
 
 def laterality_task(name: str) -> Task:
     """Task: is the finding left or right? Prompts from `SIDED`; studies with one side only."""
-    left, right = (_worded(SIDED, name, side) for side in _SIDES)
+    left, right = (worded(SIDED, name, side) for side in SIDES)
     return Task(left, right, (name, "left"), (name, "right"))
 
 
-def _worded(templates: Iterable[str], name: str, side: str = "") -> tuple[str, ...]:
-    """Fills and capitalises templates; name "Pleural_Effusion" becomes "pleural effusion"."""
-    words = name.replace("_", " ").split()
-    finding = " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
-    filled = (template.format(finding=finding, side=side) for template in templates)
-    return tuple(text[0].upper() + text[1:] for text in filled)
-
-
-def _chosen(tasks: Any, names: Sequence[str]) -> dict[str, dict[str, Task]]:
+def _chosen(tasks: Any, names: Sequence[str], language: str) -> dict[str, dict[str, Task]]:
     """Task set -> task name -> task, from the option `tasks` and the finding names.
 
     Raises:
@@ -220,10 +130,25 @@ def _chosen(tasks: Any, names: Sequence[str]) -> dict[str, dict[str, Task]]:
     sets = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     chosen: dict[str, dict[str, Task]] = {}
     for name in sets:
-        if name not in TASK_SETS:
-            raise InputError(build.unknown("task set", name, TASK_SETS))
-        make = finding_task if name == "findings" else laterality_task
-        chosen[name] = {finding: make(finding) for finding in names}
+        if name in TASK_SETS:
+            if language != ENGLISH:
+                raise InputError(
+                    f"the prompts of {name} are in {ENGLISH}, language is {language}; expected own "
+                    "tasks"
+                )
+            make = finding_task if name == "findings" else laterality_task
+            chosen[name] = {finding: make(finding) for finding in names}
+            continue
+        published = (*TASK_SETS, *prompt_sets.names("tasks"))
+        if name not in published and not name.endswith(".json"):
+            raise InputError(build.unknown("task set", name, published))
+        given = prompt_sets.load(name, "tasks", where="task set")
+        if given.language != language:
+            raise InputError(
+                f"the prompts of {name} are in {given.language}, language is {language}; "
+                "expected the same"
+            )
+        chosen[name] = {task: _parsed(task, one, names) for task, one in given.tasks.items()}
     return chosen
 
 
@@ -246,7 +171,7 @@ def _parsed(name: str, given: Any, names: Sequence[str]) -> Task:
         if fields.get(key) is None:
             continue
         selector = fields[key]
-        if isinstance(selector, str) or len(selector) != 2 or selector[1] not in ("", *_SIDES):
+        if isinstance(selector, str) or len(selector) != 2 or selector[1] not in ("", *SIDES):
             raise InputError(
                 f"{where}.{key} is {selector!r}, expected (finding, side) with side left, right "
                 'or ""'
@@ -268,15 +193,26 @@ class ZeroShot(Evaluator):
     every image is replaced by one of another patient. Chance is 0.5. Protocol "zero_shot@1";
     values "{set}/auroc", "{set}/auroc_images_permuted", then "{set}/{task}/..." for each task.
 
+    Beside them stand, for sets and tasks, the area under the precision-recall curve (auprc), and
+    f1, accuracy and balanced_accuracy if `threshold_from` names a split to choose thresholds on;
+    for sets also the rows of a constant predictor and of images of other patients (permuted
+    once), and "subgroup/{subgroup}/{set}/...", see `subgroups`.
+
     Sets: "findings" has one task per finding, whether it is present; "laterality" has one task per
-    finding, left or right, over studies with the finding on exactly one side.
+    finding, left or right, over studies with the finding on exactly one side; published ones are
+    in the folder `prompts`, see `prompt_sets`.
 
     Args:
       predict, data: as for every evaluator.
-      tasks: names of sets (findings, laterality), or own tasks: name -> {"positive": prompts,
+      tasks: names of sets (findings, laterality, rsna_pneumonia@1, or FILE.json, see
+        `prompt_sets`), or own tasks: name -> {"positive": prompts,
         "negative": prompts, "present": (finding, side or "")} and, optionally, "absent" in the
         same form; see `Task`.
       min_positives: tasks with fewer positives or negatives are excluded and listed.
+      threshold_from: split on which the threshold of each task is chosen, the one with the best F1,
+        such as val; "": no measure that needs a threshold. There is none, and the results say so,
+        when that split itself is evaluated.
+      language: language of the prompts, ISO 639-1; studies in another one are excluded and counted.
       permutations: how often the images are permuted between patients.
       bootstrap: resamples of the patients for the intervals; 0: no intervals.
       seed: seed of the permutations and the resamples.
@@ -295,6 +231,8 @@ class ZeroShot(Evaluator):
         *,
         tasks: str | Sequence[str] | Mapping[str, Any] = TASK_SETS,
         min_positives: int = 5,
+        threshold_from: str = "",
+        language: str = ENGLISH,
         permutations: int = 5,
         bootstrap: int = 1000,
         seed: int = 0,
@@ -306,9 +244,26 @@ class ZeroShot(Evaluator):
         self.min_positives, self.permutations = min_positives, permutations
         self.bootstrap, self.seed = bootstrap, seed
         self.policy = getattr(data, "label_policy", OPEN)
-        self.sets, self.tasks_excluded = ask(
-            data, tasks=tasks, min_positives=min_positives, policy=self.policy
+        self.sets, self.tasks_excluded, self.left_out = ask(
+            data, tasks=tasks, min_positives=min_positives, policy=self.policy, language=language
         )
+        self.language, self.groups = language, subgroups(data)
+        self.chosen_on = data.split(threshold_from) if threshold_from else None
+        self.no_thresholds = "" if threshold_from else "threshold_from is not set"
+        if self.chosen_on is not None and self.chosen_on.name == data.name:
+            self.no_thresholds = f"{data.name} is evaluated itself"
+        self.to_choose = Asked({}, {}, {})
+        if self.chosen_on is not None and not self.no_thresholds:
+            self.to_choose = ask(
+                self.chosen_on, tasks=tasks, min_positives=1, policy=self.policy, language=language
+            )
+            for set_name, of_set in self.sets.items():
+                for name in of_set:
+                    if name not in self.to_choose.sets[set_name]:
+                        raise InputError(
+                            f"no threshold for {set_name}/{name}: {self.chosen_on.name} lacks "
+                            "positive or negative studies; choose other tasks or threshold_from"
+                        )
 
     def run(self, state: Any) -> Results:
         """Evaluates `state`; values as in the class.
@@ -317,30 +272,39 @@ class ZeroShot(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        images, prompt = self._encoded(state)
+        images, prompt = self._encoded(state, data)
         rng = statistics.generator(self.seed, "images")
-        permutations = [
-            statistics.permutation_between_patients(data.patients, rng)
-            for _ in range(self.permutations)
-        ]
+        orders = statistics.permutations_between_patients(data.patients, rng, self.permutations)
+        permutations = np.array(orders, np.int64).reshape(-1, len(data))
+        thresholds = self._thresholds(state)
         values: dict[str, Estimate] = {}
+        beside: dict[str, Estimate] = {}
         details: dict[str, Any] = {}
         for set_name, questions in self.sets.items():
             if questions:
-                rows, details[set_name] = self._set(
-                    questions, images, prompt, np.stack(permutations)
-                )
+                rows, details[set_name] = self._set(questions, images, prompt, permutations)
                 values |= {f"{set_name}/{name}": row for name, row in rows.items()}
+                more, details[set_name]["beside"] = self._beside(
+                    set_name, images, prompt, permutations, thresholds.get(set_name)
+                )
+                beside |= more
         return Results(
             protocol=PROTOCOL,
-            # The macro AUROCs of all sets come before those of tasks.
-            values=dict(sorted(values.items(), key=lambda item: item[0].count("/") > 1)),
-            n=len(data),
-            data={"name": data.name, "sha256": data.sha256},
+            # The macro AUROCs of all sets come before other measures, and those before tasks.
+            values=dict(
+                sorted(
+                    (values | beside).items(),
+                    key=lambda item: (item[0].count("/") > 1, item[0] in beside),
+                )
+            ),
+            n=len(data) - sum(self.left_out.values()),
+            data=identity(data),
             preprocessing=data.preprocessing,
+            excluded=self.left_out,
             details={
                 "tasks": details,
                 "tasks_excluded": self.tasks_excluded,
+                "thresholds": self._thresholds_told(thresholds),
                 "constant_predictor": {"auroc": 0.5},
                 "ties": f"half, within {statistics.TIE:g}",
                 "options": {
@@ -348,6 +312,7 @@ class ZeroShot(Evaluator):
                     "permutations": self.permutations,
                     "bootstrap": self.bootstrap,
                     "seed": self.seed,
+                    "language": self.language,
                 }
                 | ({} if self.policy == OPEN else {"label_policy": self.policy.to_dict()}),
             },
@@ -359,7 +324,7 @@ class ZeroShot(Evaluator):
         Raises:
           FloatingPointError: an embedding is not finite.
         """
-        images, prompt = self._encoded(state)
+        images, prompt = self._encoded(state, self.data)
         return {
             set_name: {
                 name: metrics.Ranked(
@@ -372,9 +337,8 @@ class ZeroShot(Evaluator):
             for set_name, of_set in self.sets.items()
         }
 
-    def _encoded(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _encoded(self, state: Any, data: HeldOut) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Images f32[N, D] and prompt -> f32[D], all L2-normalised."""
-        data = self.data
         of_image, of_text = self.names["image"], self.names["text"]
         encoded = self.predict.encode(state, data, [of_image])
         images = statistics.require_present(encoded, of_image, data)
@@ -408,8 +372,72 @@ class ZeroShot(Evaluator):
             blind.append(metrics.Ranked(asked.rows, permuted, asked.positive))
             details[name] = self._task_details(asked, images[asked.rows], yes, no)
         values, skipped = self._estimates("auroc", questions, own)
-        values |= self._estimates("auroc_images_permuted", questions, blind)[0]
+        if len(foreign):
+            values |= self._estimates("auroc_images_permuted", questions, blind)[0]
         return values, {"skipped_draws": skipped, "by_task": details}
+
+    def _thresholds(self, state: Any) -> dict[str, dict[str, float]]:
+        """Set -> task -> the threshold with the best F1 on the split to choose on; else empty."""
+        if self.chosen_on is None or self.no_thresholds:
+            return {}
+        images, prompt = self._encoded(state, self.chosen_on)
+        found: dict[str, dict[str, float]] = {}
+        for set_name, questions in self.sets.items():
+            found[set_name] = {}
+            for name in questions:
+                asked = self.to_choose.sets[set_name][name]
+                scores = _scores(images[asked.rows], *_prompted(asked.task, prompt))
+                found[set_name][name] = scoring.best_f1_threshold(
+                    np.asarray(scores, np.float64), asked.positive
+                )
+        return found
+
+    def _thresholds_told(self, thresholds: Mapping[str, Any]) -> dict[str, Any]:
+        """The thresholds with the split they are chosen on, or why there are none."""
+        if self.chosen_on is None or self.no_thresholds:
+            return {"none": self.no_thresholds}
+        excluded = self.to_choose.left_out
+        return {"chosen_on": self.chosen_on.name, "excluded": excluded, "values": thresholds}
+
+    def _beside(
+        self,
+        set_name: str,
+        images: np.ndarray,
+        prompt: Mapping[str, np.ndarray],
+        foreign: np.ndarray,
+        thresholds: Mapping[str, float] | None,
+    ) -> tuple[dict[str, Estimate], dict[str, Any]]:
+        """Measures of a set beside the AUROC, by full name, and their details."""
+        questions = self.sets[set_name]
+        truth = np.full((len(images), len(questions)), UNKNOWN, np.int8)
+        scores = np.empty(truth.shape, np.float64)
+        for place, asked in enumerate(questions.values()):
+            truth[asked.rows, place] = asked.positive
+            scores[:, place] = _scores(images, *_prompted(asked.task, prompt))
+        scores = statistics.snapped(scores)
+        some = np.flatnonzero((truth != UNKNOWN).any(axis=1))
+        answers = Answers(
+            "labels",
+            scores[some],
+            truth[some],
+            np.asarray(self.data.patients)[some],
+            tuple(questions),
+            np.array([thresholds[name] for name in questions]) if thresholds else None,
+        )
+        values, details = scoring.report(
+            answers,
+            # One permutation: five would take most of the time of an evaluation.
+            rows={"images_permuted": [scores[order[some]] for order in foreign[:1]]},
+            subgroups={name: inside[some] for name, inside in self.groups.items()},
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+        )
+        return {
+            _full_name(set_name, name): value
+            for name, value in values.items()
+            if name not in ("macro_auroc", "macro_auroc_images_permuted")
+            and not (name.startswith("label/") and name.endswith("/auroc"))
+        }, details
 
     def _estimates(
         self, row: str, names: Iterable[str], tasks: Sequence[metrics.Ranked]
@@ -430,7 +458,9 @@ class ZeroShot(Evaluator):
         )
         values, skipped = {}, {}
         for name, value, interval, n in rows:
-            values[name] = Estimate(value, interval.low, interval.high, n, chance=0.5)
+            values[name] = Estimate(
+                value, interval.low, interval.high, n, chance=0.5, draws=interval.draws
+            )
             skipped[name] = interval.skipped
         return values, skipped
 
@@ -456,6 +486,16 @@ class ZeroShot(Evaluator):
             # AUROCs with one positive and one negative prompt, over all such pairs.
             "single_prompts": {"min": min(single), "max": max(single), "pairs": len(single)},
         }
+
+
+def _full_name(set_name: str, name: str) -> str:
+    """The name of a value of `scoring.report` among those of all sets."""
+    if name.startswith("subgroup/"):
+        of_group, _, measure = name.rpartition("/")
+        return f"{of_group}/{set_name}/{measure.removeprefix('macro_')}"
+    if name.startswith("label/"):
+        return f"{set_name}/{name.removeprefix('label/')}"
+    return f"{set_name}/{name.removeprefix('macro_')}"
 
 
 def _ensemble(prompts: np.ndarray) -> np.ndarray:
