@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint and writes results.json, figures and a summary page.
+"""Evaluates a checkpoint and writes results.json, draws.npz, figures and a summary page.
 
 Model, tokenizer, preprocessing, data and evaluators are those of the run. --config takes the data
 and the evaluators from a preset instead; --config.KEY=VALUE without it changes those of the run.
@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from mmrl import cli, config, files, wiring
+from mmrl import cli, config, wiring
 from mmrl.types import InputError
 
 SPLITS = ("train", "val", "test")
@@ -23,8 +23,12 @@ _WORKDIR = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     "split", "test", f"SPLIT: The records to evaluate: {', '.join(SPLITS)}.", flag_values=_FLAGS
 )
-_STEP = flags.DEFINE_integer(
-    "step", None, "N: The checkpoint to evaluate; by default the latest.", flag_values=_FLAGS
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "N: The checkpoint to evaluate, or best: the one chosen by config.best of the run; by default "
+    "the latest.",
+    flag_values=_FLAGS,
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -47,27 +51,29 @@ def main() -> None:
     import jax
 
     from mmrl.devices import compile_cache
+    from mmrl.evaluators import stored
     from mmrl.reporting import write as reporting
-    from mmrl.training import run
+    from mmrl.training import checkpoint, run
     from mmrl.training.console import Console
 
+    step = checkpoint.parse_step("--step", _STEP.value)
     first = jax.process_index() == 0
     console = Console(active=first)
-    trained = run.restore(workdir, step=_STEP.value)
+    trained = run.restore(workdir, step=step)
     if note := compile_cache.use(trained.config.compile_cache):
         console.say(note)
     chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
-    corpus = run.load_corpus(chosen, _SPLIT.value, encodings=wiring.evaluated(chosen))
     default = trained.workdir / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
     folder = cli.folder("out", _OUT.value) if _OUT.value else default
-    run.check_rejects({_SPLIT.value: corpus}, folder, chosen.data.max_reject_fraction)
+    splits = run.splits(chosen, wiring.evaluated(chosen), folder)
+    corpus = splits(_SPLIT.value)
+    for warning in corpus.warnings:
+        console.say(f"warning: {warning}")
     leaks: dict[str, Any] = {"note": "the evaluated split is the training split"}
     if _SPLIT.value != "train":
         training = run.training_fingerprint(trained)
         leaks = run.check_leaks(training, corpus.fingerprint, chosen.data, console)
-    examples = trained.examples(
-        corpus, lambda split: run.load_corpus(chosen, split, allow_empty=True)
-    )
+    examples = trained.examples(corpus, splits)
     console.say(f"evaluating step {trained.step} of {trained.workdir} on {examples.name}")
     evaluators = run.make_evaluators(chosen.evaluators, trained.predict, examples)
     results = run.evaluate_all(evaluators, trained.state)
@@ -76,10 +82,11 @@ def main() -> None:
         "step": trained.step,
         "weights_sha256": trained.weights_sha256(),
         "leaks": leaks,
-        "results": {name: result.to_dict() for name, result in results.items()},
+        "warnings": corpus.warnings,
+        "headline": {name: dict(one.headline) for name, one in evaluators.items()},
     }
     if first:
-        files.write_json(folder / "results.json", content)
+        stored.write(folder, content, results)
     page = reporting.write(
         folder,
         trained,
@@ -90,7 +97,7 @@ def main() -> None:
         config=config.plain(chosen),
         leaks=leaks,
     )
-    console.say(f"results: {folder / 'results.json'}\nsummary page: {page}")
+    console.say(f"results: {folder / stored.RESULTS}\nsummary page: {page}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ SENTENCES = ("Small left pleural effusion.", "Right upper lobe nodules.", "Tiny 
 class FakeData:
     """Studies with one boxed finding each; the box fills one cell of the grid."""
 
-    name, sha256, preprocessing = "fake/test", "0" * 64, {"size": 16}
+    name, preprocessing = "fake/test", {"size": 16}
+    sha256, items_sha256 = "0" * 64, "1" * 64
+    foreign = frozenset()
 
     def __init__(self, count, *, boxes=True, sentence=1, length=64, patients=None):
         self.boxes, self.sentence, self.length = boxes, sentence, length

@@ -45,6 +45,8 @@ def test_pairs_are_sections_and_entailment(radnli):
         "contradiction",
         "neutral",
     ]
+    assert [record.labels for record in records[:3]] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert records[0].label_names == ("entailment", "neutral", "contradiction")
     assert [record.split for record in records] == ["val", "val", "val", "test"]
     assert records[0].images == () and Radnli.facts.within == ("mimic_cxr",)
     assert any("3 records/val found, 480 in the published" in line for line in corpus.warnings)

@@ -10,9 +10,10 @@ import numpy as np
 
 from mmrl.data.image.images import Geometry, Preprocess
 from mmrl.data.text.grounding import Corners, Selected, select_examples
+from mmrl.data.text.language import NOT_ENGLISH
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
 from mmrl.types import InputError
 from mmrl.wiring import parse
 
@@ -99,7 +100,7 @@ def judge(
         protocol=protocol,
         values=_values(kept, inside, permutations, bootstrap, seed) if kept else {},
         n=len(kept),
-        data={"name": data.name, "sha256": data.sha256},
+        data=identity(data),
         preprocessing=data.preprocessing,
         excluded=dict(excluded),
         details={
@@ -249,7 +250,8 @@ class Game(Evaluator):
     greatest value lies inside a box. If several regions share the maximum, all must. Chance is the
     share of region centres inside the boxes. Findings have typical locations, so accuracy is also
     measured with the boxes exchanged between patients; `grounded_gain` is the paired difference.
-    Studies whose boxes contain no region centre are excluded and counted. Intervals are from a
+    Studies whose boxes contain no region centre, and those whose text is not English, are excluded
+    and counted. Intervals are from a
     bootstrap over patients.
 
     Values "accuracy", "accuracy_boxes_permuted", "grounded_gain", "attention_entropy" (mean entropy
@@ -306,7 +308,9 @@ class Game(Evaluator):
         self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
         self.chosen: list[Selected] = []
         if self.has_local_features:
-            self.chosen = select_examples(data, data.tokenizer.words, count=count)
+            self.chosen = select_examples(
+                data, data.tokenizer.words, count=count, skip=data.foreign
+            )
         if not (optional or any(choice.boxes for choice in self.chosen)):
             raise InputError(
                 f"no report of {data.name} states a finding that has a box ({len(data)} examples); "
@@ -365,10 +369,9 @@ class Game(Evaluator):
             seed=self.seed,
             options=self.options(),
         )
-        if without := len(self.chosen) - len(chosen):
-            excluded = {**results.excluded, "no boxes": without}
-            results = dataclasses.replace(results, excluded=excluded)
-        return results
+        more = {"no boxes": len(self.chosen) - len(chosen), NOT_ENGLISH: len(self.data.foreign)}
+        excluded = {**results.excluded, **{why: count for why, count in more.items() if count}}
+        return dataclasses.replace(results, excluded=excluded)
 
     def figures(
         self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]

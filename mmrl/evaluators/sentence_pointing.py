@@ -9,6 +9,7 @@ from mmrl.data.text.grounding import Selected
 from mmrl.evaluators import statistics
 from mmrl.evaluators.pointing_game import Game, softmax
 from mmrl.types import InputError
+from mmrl.wiring import parse
 
 
 def sentence_maps(sentences: np.ndarray, regions: np.ndarray, sharpness: float) -> np.ndarray:
@@ -30,7 +31,8 @@ class SentencePointing(Game):
     """How often the map of a sentence peaks inside the boxes of the finding it states.
 
     The sentence that states a finding is encoded alone, and its map is the attention of
-    `sentence_contrastive`. For a box without such a sentence it is the name of the finding. The
+    `sentence_contrastive`. For a box without such a sentence it is the name of the finding. With
+    `reads` set to sentences=text.words the map is the mean over those of the sentence's words. The
     studies are those of `pointing`, and the rest is as in `Game`. Protocol "sentence_pointing@1".
 
     Args:
@@ -72,8 +74,27 @@ class SentencePointing(Game):
         encoded = self.predict.encode(state, subset, [of_image])
         regions = statistics.require_present(encoded, of_image, subset)  # N R D
         texts = list(dict.fromkeys(choice.sentence for choice in chosen))
-        rows = self.predict.encode(state, self.data.with_texts(texts), [of_text])[of_text]
+        asked = [of_text, *([of_mask] if (of_mask := _mask_of(of_text)) else [])]
+        rows = self.predict.encode(state, self.data.with_texts(texts), asked)
         place = {text: row for row, text in enumerate(texts)}
-        sentences = rows[[place[choice.sentence] for choice in chosen]]
-        maps = sentence_maps(sentences, regions, self.sharpness)
+        chosen_rows = [place[choice.sentence] for choice in chosen]
+        sentences = rows[of_text][chosen_rows]
+        if of_mask:
+            mask = rows[of_mask][chosen_rows]
+            maps = np.stack(list(map(self._map_of_words, sentences, mask, regions)))
+        else:
+            maps = sentence_maps(sentences, regions, self.sharpness)
         return list(maps.reshape(len(chosen), 1, *self.grid))
+
+    def _map_of_words(self, words: np.ndarray, mask: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        """f32[R]: the mean of the maps of the valid words f[W, D] of one sentence."""
+        kept = words[mask]
+        return sentence_maps(
+            kept, np.broadcast_to(regions, (len(kept), *regions.shape)), self.sharpness
+        ).mean(axis=0)
+
+
+def _mask_of(encoding: str) -> str:
+    """The name of the mask of word features; "" for features of whole sentences."""
+    parsed = parse(encoding)
+    return str(parsed._replace(feature="word_mask")) if parsed.feature == "words" else ""

@@ -9,9 +9,10 @@ import numpy as np
 
 from mmrl import build
 from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
 from mmrl.evaluators.ngrams import LanguageModel
 from mmrl.evaluators.protocols import PROTOCOLS, SEED, Questions, draw
+from mmrl.evaluators.subgroups import subgroups
 from mmrl.types import InputError
 
 PERMUTATIONS = 5  # of the images; `accuracy_images_permuted` is the mean over them
@@ -53,8 +54,10 @@ class Structure(Evaluator):
     * `grounded_gain`: the paired difference of the first two, the contribution of the image.
 
     Values are named "{protocol}/{row}" and, for the report against the copy of one kind,
-    "{protocol}/kind/{kind}/{row}"; chance is 1 / options. Intervals are from a bootstrap over
-    patients. The published test counts ties as correct; `accuracy_ties_right` does the same.
+    "{protocol}/kind/{kind}/{row}"; those of subgroups "subgroup/{group}/{protocol}/{row}"; chance
+    is 1 / options. Intervals are from a bootstrap over patients. Copies are made by rules for
+    English, so other texts are excluded and counted. The published test counts ties as correct;
+    `accuracy_ties_right` does the same.
 
     Args:
       predict, data: as for every evaluator.
@@ -92,9 +95,11 @@ class Structure(Evaluator):
                 raise InputError(build.unknown("structure protocol", name, PROTOCOLS))
         if not protocols:
             raise InputError(f"structure: no protocols given; choices: {', '.join(PROTOCOLS)}")
-        subset = statistics.fixed_subset(data, max_reports, SEED)
+        drawn = statistics.fixed_subset(data, max_reports, SEED)
+        subset, self.foreign = statistics.in_english(drawn, "structure")
         super().__init__(predict, subset, reads=reads)
-        self.bootstrap, self.not_drawn = bootstrap, len(data) - len(subset)
+        self.bootstrap, self.not_drawn = bootstrap, len(data) - len(drawn)
+        self.subgroups = subgroups(subset)
         self.training_texts = _limited(data.training_texts())
         halves = [self._half_model(half) for half in (0, 1)]
         self._halves = [model for model in halves if model] if all(halves) else []
@@ -145,7 +150,7 @@ class Structure(Evaluator):
             protocol="structure",
             values=values,
             n=len(data),
-            data={"name": data.name, "sha256": data.sha256},
+            data=identity(data),
             preprocessing=data.preprocessing,
             excluded=self._excluded(),
             details=self._details(),
@@ -205,13 +210,16 @@ class Structure(Evaluator):
         values = {}
         whole = np.ones(len(asked), bool)
         if asked.protocol.form == "choice":
-            groups = {"": (whole, 0, 1 / asked.protocol.options)}
+            groups = {f"{name}/": (whole, 0, 1 / asked.protocol.options)}
             for position, kind in enumerate(asked.protocol.kinds):
-                groups[f"kind/{kind}/"] = (whole, 1 + position, 0.5)
+                groups[f"{name}/kind/{kind}/"] = (whole, 1 + position, 0.5)
         else:
-            groups = {"": (whole, 1, 0.5)}
+            groups = {f"{name}/": (whole, 1, 0.5)}
             for kind in asked.protocol.kinds:
-                groups[f"kind/{kind}/"] = (asked.kinds[:, 0] == kind, 1, 0.5)
+                groups[f"{name}/kind/{kind}/"] = (asked.kinds[:, 0] == kind, 1, 0.5)
+        _, column, chance = groups[f"{name}/"]
+        for group, inside in self.subgroups.items():
+            groups[f"subgroup/{group}/{name}/"] = (inside[asked.rows], column, chance)
         for prefix, (chosen, column, chance) in groups.items():
             if not chosen.any():
                 continue
@@ -220,7 +228,7 @@ class Structure(Evaluator):
                 rows["accuracy_text_only"] = (blind, chance)
             rows["grounded_gain"] = (own - foreign, 0.0)
             for row, (of_questions, expected) in rows.items():
-                values[f"{name}/{prefix}{row}"] = statistics.estimate(
+                values[f"{prefix}{row}"] = statistics.estimate(
                     of_questions[chosen, column],
                     patients[chosen],
                     chance=expected,
@@ -261,7 +269,7 @@ class Structure(Evaluator):
         }
         if self.not_drawn:
             excluded["not drawn (max_reports)"] = self.not_drawn
-        return excluded
+        return excluded | self.foreign
 
     def _details(self) -> dict[str, Any]:
         patients = np.asarray(self.data.patients)

@@ -66,8 +66,12 @@ def write_report(
       config: the run's configuration, JSON-able.
       provenance: step, data digests, package versions; may be nested.
     """
+    limits = (
+        '<p class="quiet">docs/limits.md of mmrl says what these figures do not show; none of them '
+        "is clinical evidence.</p>"
+    )
     sections = [
-        section("Summary", table(("", "value", "note"), summary, numbers=(1,))),
+        section("Summary", table(("", "value", "note"), summary, numbers=(1,)), limits),
         section("Results", *(_result(name, result) for name, result in results.items())),
         section("Excluded examples", _excluded(results)),
         section("Figures", *(figure(*one) for one in figures)),

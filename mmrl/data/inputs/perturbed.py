@@ -15,7 +15,8 @@ from mmrl.data.perturb.mix import Mix
 class Perturbed(Input):
     """tokens i32[n, K, L], mask bool[n, K, L], valid bool[n, K] and kind i8[n, K].
 
-    A copy is not valid where it equals the report. `kind` is an index into perturb.KINDS.
+    A copy is not valid where it equals the report, nor where its kind is for English and the report
+    is not. `kind` is an index into perturb.KINDS.
 
     Args: as of Input. `perturbations`, `perturbation_curriculum` and `num_perturbed` K: what the
       copies are.
@@ -59,6 +60,7 @@ class Perturbed(Input):
         self.of_text = (
             isinstance(text, Text)
             and (text.tower_name, text.length) == (self.tower_name, self.length)
+            and text.separator == " "
             and all(text.data[key] == self.data[key] for key in ("sections", "text"))
         )
 
@@ -71,12 +73,15 @@ class Perturbed(Input):
         return _Copies(self, place)
 
 
+_FOR_ENGLISH = np.array([kind in perturb.ENGLISH_KINDS for kind in perturb.KINDS])
+
+
 class _Copies:
     """Makes the copies."""
 
     def __init__(self, own: Perturbed, place: Place) -> None:
         assert place.tokenizer is not None
-        self._own, self._mark = own, place.mark
+        self._own, self._mark, self._foreign = own, place.mark, place.corpus.foreign
         self._texts = Texts(Text(own.name, own.tower, own.data), place)
         self._copies = Copies(place.tokenizer, own.length)
 
@@ -90,4 +95,8 @@ class _Copies:
         def mark(row: int) -> None:
             self._mark(stall.PERTURB, rows.indices[row])
 
-        return self._copies(texts, tokens, kinds, seeds, mark)
+        copies = self._copies(texts, tokens, kinds, seeds, mark)
+        if self._foreign:
+            foreign = np.array([index in self._foreign for index in rows.indices])
+            copies["valid"] &= ~(foreign[:, None] & _FOR_ENGLISH[kinds])
+        return copies

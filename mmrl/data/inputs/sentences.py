@@ -35,6 +35,9 @@ class Sentences(Input):
     of sentences that are replaced by a phrase that they entail, see `statements.entailed`. Such a
     phrase is never `affirmed`, as it says less of where its finding is.
 
+    What a sentence states, denies and entails is read by rules for English. Sentences of other
+    reports are never `affirmed` and entail nothing.
+
     Args: as of Input.
     """
 
@@ -78,15 +81,17 @@ def phrases(report: str) -> tuple[str, ...]:
     return tuple(part for part in parts if re.search(r"\w", part))
 
 
-def _whole(sentence: str) -> tuple[str, bool]:
-    return sentence, affirms(sentence)
+def _whole(sentence: str, english: bool) -> tuple[str, bool]:
+    return sentence, english and affirms(sentence)
 
 
 @functools.lru_cache(1 << 14)
-def _known(report: str) -> tuple[int, ...]:
+def _known(report: str, english: bool) -> tuple[int, ...]:
     """KNOWN keys; the first one fills the places that are left."""
     found = phrases(report)
-    texts = (*found, *(short for text in found for short in entailed(text)))
+    texts = found
+    if english:
+        texts = (*found, *(short for text in found for short in entailed(text)))
     keys = list(dict.fromkeys(map(text_group, texts or ("",))))[:KNOWN]
     return (*keys, *keys[:1] * (KNOWN - len(keys)))
 
@@ -101,16 +106,20 @@ class _Sentences:
     def _of(self, index: int, seed: int) -> list[tuple[str, bool]]:
         """The texts of one report that a row holds, and which are whole sentences that affirm."""
         own, found = self._own, phrases(self._texts[index])
+        english = self._english(index)
         if not self._place.train:
-            return list(map(_whole, found[: own.count]))
+            return [_whole(sentence, english) for sentence in found[: own.count]]
         draws = counter.bits(np.uint64(seed), np.arange(3 * len(found)).reshape(3, -1))
         chosen = np.sort(np.argsort(draws[0], kind="stable")[: own.count]).tolist()
-        return [self._draw(found[i], int(draws[1, i]), int(draws[2, i])) for i in chosen]
+        return [self._draw(found[i], english, int(draws[1, i]), int(draws[2, i])) for i in chosen]
 
-    def _draw(self, sentence: str, first: int, second: int) -> tuple[str, bool]:
+    def _draw(self, sentence: str, english: bool, first: int, second: int) -> tuple[str, bool]:
         """The sentence, or a phrase that it entails; the draws are of 64 bits."""
-        short = entailed(sentence) if first < self._own.terms * 2**64 else ()
-        return (short[second % len(short)], False) if short else _whole(sentence)
+        short = entailed(sentence) if english and first < self._own.terms * 2**64 else ()
+        return (short[second % len(short)], False) if short else _whole(sentence, english)
+
+    def _english(self, index: int) -> bool:
+        return index not in self._place.corpus.foreign
 
     def __call__(self, rows: Rows, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         own = self._own
@@ -130,5 +139,8 @@ class _Sentences:
             "valid": np.array([bool(text) for text in texts]).reshape(shape),
             "affirmed": np.array(affirmed).reshape(shape),
             "key": np.array([text_group(text) for text in texts], np.int32).reshape(shape),
-            "known": np.array([_known(self._texts[index]) for index in rows.indices], np.int32),
+            "known": np.array(
+                [_known(self._texts[index], self._english(index)) for index in rows.indices],
+                np.int32,
+            ),
         }

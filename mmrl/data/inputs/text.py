@@ -1,6 +1,6 @@
 """Texts: the report of each record, or a part of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,19 +31,31 @@ class Text(Input):
     """tokens i32[n, L] and mask bool[n, L]; L is `max_tokens`, by default that of the tower.
 
     Args: as of Input. `sections` are those of the report, `text` the part of it that training
-      reads; evaluation reads all. Unless `required`, records without such a text have
-      `present` False and the tokens of an empty one.
+      reads; evaluation reads all. `separator` stands between the sections. Unless `required`,
+      records without such a text have `present` False and the tokens of an empty one.
     """
 
     kind: ClassVar[str] = "text"
     tower_options: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_model", "vocab_size")
-    options: ClassVar[tuple[str, ...]] = ("sections", "text", "max_tokens", "required")
+    options: ClassVar[tuple[str, ...]] = (
+        "sections",
+        "text",
+        "max_tokens",
+        "separator",
+        "required",
+    )
     required: ClassVar[bool] = True
 
     def __init__(self, name: str, tower: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__(name, tower, data)
         self.length, self.sections = text_length(name, tower, data), tuple(data["sections"])
         self.optional = not data.get("required", True)
+        self.separator = str(data.get("separator", " "))
+        if self.separator != " " and data["text"] != "report":
+            raise InputError(
+                f"config.inputs.{name}.separator={self.separator!r} with text={data['text']}; "
+                "parts of a report have no separator: expected text=report"
+            )
 
     def shapes(self) -> Shapes:
         """See Input."""
@@ -58,6 +70,12 @@ class Text(Input):
         return Texts(self, place)
 
 
+def _separated(text: str, cuts: Sequence[int], separator: str) -> str:
+    """A text with `separator` in place of the blanks between its sections."""
+    starts, ends = [0, *(cut + 1 for cut in cuts)], [*cuts, len(text)]
+    return separator.join(text[a:b] for a, b in zip(starts, ends, strict=True))
+
+
 class Texts:
     """Reads and tokenises texts."""
 
@@ -65,6 +83,9 @@ class Texts:
         self._own, self._place = own, place
         choice = own.data["text"] if place.train else "report"
         texts, cuts = place.corpus.texts_of(own.sections)
+        if own.separator != " ":
+            each = zip(texts, cuts, strict=True)
+            texts, cuts = [_separated(*one, own.separator) for one in each], [()] * len(texts)
         self._excerpts = Excerpts(texts, place.corpus.groups, cuts, choice, place.seed)
 
     def read(self, rows: Rows) -> tuple[list[str], list[int]]:

@@ -46,6 +46,14 @@ _REGISTRY: dict[str, Kind] = {
 KINDS: tuple[str, ...] = tuple(_REGISTRY)
 """Names of all kinds. A batch stores the index into this tuple."""
 
+ENGLISH_KINDS = tuple(
+    kind
+    for kind in KINDS
+    if kind not in CONTROL_KINDS
+    and (kind not in order_rules.RULES or order_rules.RULES[kind].classes)
+)
+"""Kinds that rely on English words or their parts of speech; the others hold in any language."""
+
 NEGATIVE_KINDS = tuple(kind for kind in KINDS if kind not in CONTROL_KINDS)
 """Kinds whose copies are wrong for the image, so that they can serve as negatives."""
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -78,6 +78,7 @@ def select_examples(
     count: int = 6,
     words_per_example: int = 2,
     scan: int = 2000,
+    skip: Container[int] = frozenset(),
 ) -> list[Selected]:
     """Selects studies with boxed findings, spread over findings and patients.
 
@@ -94,11 +95,13 @@ def select_examples(
       count: of studies, at most.
       words_per_example: of words per study, at most.
       scan: number of examples to search, the first by the hash of their ids.
+      skip: positions of examples that are not selected.
 
     Returns:
       At most `count` studies, a function of the data alone.
     """
-    order = sorted(range(len(data)), key=lambda i: hashlib.sha256(data.ids[i].encode()).digest())
+    among = [index for index in range(len(data)) if index not in skip]
+    order = sorted(among, key=lambda i: hashlib.sha256(data.ids[i].encode()).digest())
     order = order[:scan]
     if not order:
         return []

@@ -1,0 +1,417 @@
+"""One table of several evaluations with paired differences; what does not compare is refused."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmrl import build
+from mmrl.evaluators import scoring
+from mmrl.evaluators.base import ROWS, Estimate, direction
+from mmrl.evaluators.stored import Evaluation
+from mmrl.types import InputError
+
+OWN = ("size", "text_length", "tokenizer_sha256")
+"""Keys of the preprocessing that are an encoder's own; they may differ, and the table states them.
+Every other difference between two evaluations is refused unless it is named."""
+
+CHANCE = "chance"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table: an encoder, or what encoders are compared with.
+
+    Attributes:
+      name: of the row. cells: measure -> estimate; measures that the row lacks are left out.
+      encoder: whether it is the row of an encoder, not of a blind or simpler predictor.
+    """
+
+    name: str
+    cells: Mapping[str, Estimate]
+    encoder: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A table of K encoders and what they are compared with.
+
+    Attributes:
+      measures: "{evaluator}/{measure}", the columns.
+      rows: of the encoders, in the order given, then of the other predictors.
+      best: measure -> the encoder that beats every other row: the interval of each paired
+        difference excludes 0. Measures without such an encoder are left out.
+      differences: encoder, all but the first -> measure -> paired difference to the first one.
+      facts: of what was compared; notes: sentences to read with it.
+    """
+
+    measures: tuple[str, ...]
+    rows: tuple[Row, ...]
+    best: Mapping[str, str]
+    differences: Mapping[str, Mapping[str, Estimate]]
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, without the draws."""
+        return {
+            "measures": list(self.measures),
+            "rows": [
+                {"name": row.name, "encoder": row.encoder, "values": _plain(row.cells)}
+                for row in self.rows
+            ],
+            "best": dict(self.best),
+            "differences": {name: _plain(cells) for name, cells in self.differences.items()},
+            "facts": dict(self.facts),
+            "notes": list(self.notes),
+        }
+
+    def markdown(self) -> str:
+        """The table, that of the differences, and the notes."""
+        first = next(row.name for row in self.rows if row.encoder)
+        body = [
+            [
+                row.name,
+                *(
+                    _shown(row.cells.get(measure), bold=self.best.get(measure) == row.name)
+                    for measure in self.measures
+                ),
+            ]
+            for row in self.rows
+        ]
+        counts = [str(self.rows[0].cells[measure].n) for measure in self.measures]
+        lines = _table(["", *self.measures], [*body, ["N", *counts]])
+        if self.differences:
+            lines += ["", f"Paired differences to {first}:", ""]
+            lines += _table(
+                ["", *self.measures],
+                [
+                    [name, *(_shown(cells[measure], sign=True) for measure in self.measures)]
+                    for name, cells in self.differences.items()
+                ],
+            )
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+
+
+def compare(
+    given: Mapping[str, Evaluation],
+    *,
+    measures: Sequence[str] = (),
+    may_differ: Sequence[str] = (),
+) -> Comparison:
+    """Compares evaluations of the same examples under the same protocols.
+
+    Args:
+      given: name -> evaluation; the first is the one that differences are to.
+      measures: "{evaluator}/{measure}"; by default those that evaluators show first.
+      may_differ: facts that are allowed to differ, such as preprocessing.resize; the notes then
+        state them. `OWN` are always allowed, and what intervals depend on never is.
+
+    Raises:
+      InputError: no evaluation, an unknown measure, or evaluations that do not compare: the message
+        names the fact that differs.
+    """
+    if not given:
+        raise InputError("no evaluation was given; expected at least one results.json")
+    chosen = _chosen(given, measures)
+    notes: list[str] = []
+    differing: set[str] = set()
+    for evaluator in dict.fromkeys(_split(given, measure)[0] for measure in chosen):
+        parts = [_split(given, one)[1] for one in chosen if _split(given, one)[0] == evaluator]
+        found = _check(given, evaluator, parts, may_differ)
+        differing |= set(found)
+        notes += found.values()
+    for fact in sorted(set(may_differ) - differing):
+        raise InputError(
+            f"may_differ names {fact!r}, which does not differ; leave it out so that the table "
+            "states only what it rests on"
+        )
+    values = {name: _estimates(one, chosen, given) for name, one in given.items()}
+    for measure in chosen:
+        counts = {name: cells[measure].n for name, cells in values.items()}
+        if len(set(counts.values())) > 1:
+            raise InputError(f"{measure} is of {_listed(counts)} items; expected equally many")
+    others = _references(given, chosen)
+    encoders = [Row(name, cells) for name, cells in values.items()]
+    first, *rest = encoders
+    best = {m: name for m in chosen if (name := _best(m, encoders, others)) is not None}
+    return Comparison(
+        measures=chosen,
+        rows=(*encoders, *others),
+        best=best,
+        differences={
+            row.name: {m: scoring.difference(row.cells[m], first.cells[m]) for m in chosen}
+            for row in rest
+        },
+        facts=_facts(given, chosen),
+        notes=(*_explained(encoders, best), *notes, *_provenance(given)),
+    )
+
+
+def _chosen(given: Mapping[str, Evaluation], measures: Sequence[str]) -> tuple[str, ...]:
+    """The measures to show, all of which every evaluation has."""
+    first = next(iter(given.values()))
+    wanted = list(measures)
+    for evaluator in () if measures else first.results:
+        if any(evaluator not in one.results for one in given.values()):
+            continue
+        values = list(first.results[evaluator]["values"])
+        shown = [m for m in first.content.get("headline", {}).get(evaluator, ()) if m in values]
+        wanted += [f"{evaluator}/{measure}" for measure in shown or values[:1]]
+    if not wanted:
+        raise InputError("the evaluations have no evaluator with values in common")
+    for measure in wanted:
+        evaluator, name = _split(given, measure)
+        for label, one in given.items():
+            offered = list(one.results.get(evaluator, {"values": {}})["values"])
+            if name not in offered:
+                raise InputError(
+                    f"{label}: {build.unknown(f'measure of {evaluator}', name, offered)}"
+                )
+    return tuple(dict.fromkeys(wanted))
+
+
+def _split(given: Mapping[str, Evaluation], measure: str) -> tuple[str, str]:
+    """(evaluator, name of the value)."""
+    evaluator, _, name = measure.partition("/")
+    known = list(dict.fromkeys(e for one in given.values() for e in one.results))
+    if evaluator not in known or not name:
+        choices = ", ".join(f"{one}/MEASURE" for one in known)
+        raise InputError(f"unknown measure {measure!r}; expected one of {choices}")
+    return evaluator, name
+
+
+def _check(
+    given: Mapping[str, Evaluation], evaluator: str, measures: Sequence[str], allowed: Sequence[str]
+) -> dict[str, str]:
+    """The facts in which evaluations differ and are allowed to, each with a note.
+
+    Raises:
+      InputError: another difference; names the fact and what each evaluation states.
+    """
+    stated = {name: dict(_compared(one, evaluator, measures)) for name, one in given.items()}
+    notes = {}
+    for key in dict.fromkeys(key for facts in stated.values() for key in facts):
+        values = {name: facts.get(key) for name, facts in stated.items()}
+        if all(value == next(iter(values.values())) for value in values.values()):
+            continue
+        own = key.startswith("preprocessing.") and key.rpartition(".")[2] in OWN
+        if not own and not (_may_be_named(key) and key in allowed):
+            way = f"; --may_differ={key} allows it" if _may_be_named(key) else ""
+            raise InputError(
+                f"{evaluator}: {key} differs: {_listed(values)}; one table would compare what does "
+                f"not compare{way}"
+            )
+        notes[key] = f"{evaluator}: {key} differs: {_listed(values)}."
+    return notes
+
+
+def _may_be_named(key: str) -> bool:
+    """Whether a user may allow a difference: in preprocessing, or in options that draw nothing."""
+    draws = ("options.seed", "options.bootstrap")
+    return key.startswith(("preprocessing.", "options.")) and key not in draws
+
+
+def _compared(
+    one: Evaluation, evaluator: str, measures: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    """The facts of an evaluation that measures depend on, by dotted names."""
+    result = one.results[evaluator]
+    details = result["details"]
+    yield "protocol", result["protocol"]
+    yield "data.items_sha256", result["data"].get("items_sha256", "not stated")
+    yield "n", result["n"]
+    yield from _flat(result["excluded"], "excluded.")
+    options = details.get("options", {})
+    direct = {key: details[key] for key in ("bootstrap", "seed") if key in details}
+    yield from _flat({**direct, **options}, "options.")
+    # Digests of questions and truths; those of a part only if a measure is of that part.
+    parts = {name.partition("/")[0] for name in result["values"] if "/" in name}
+    for key, value in _flat(details, ""):
+        within = [part for part in parts if f".{part}." in f".{key}"]
+        if key.endswith("sha256") and all(
+            any(name.startswith(f"{part}/") for name in measures) for part in within
+        ):
+            yield key, value
+    yield from _flat(result["preprocessing"], "preprocessing.")
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _estimates(
+    one: Evaluation, chosen: Sequence[str], given: Mapping[str, Evaluation]
+) -> dict[str, Estimate]:
+    found = {}
+    for measure in chosen:
+        evaluator, name = _split(given, measure)
+        found[measure] = one.estimates(evaluator)[name]
+    return found
+
+
+def _references(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> list[Row]:
+    """Rows of blind and simpler predictors, and chance; one for all encoders where they agree."""
+    rows = []
+    for suffix in ROWS:
+        cells = {
+            label: {
+                measure: found
+                for measure in chosen
+                if (found := _reference(one, measure, suffix)) is not None
+            }
+            for label, one in given.items()
+        }
+        name, several = suffix.replace("_", " "), len(given) > 1
+        if all(of == next(iter(cells.values())) for of in cells.values()):
+            cells = dict(list(cells.items())[:1])
+            several = False
+        rows += [
+            Row(f"{label}, {name}" if several else name, of, encoder=False)
+            for label, of in cells.items()
+            if of
+        ]
+    first = next(iter(given.values()))
+    chances = {}
+    for measure in chosen:
+        own = first.estimates(_split(given, measure)[0])[_split(given, measure)[1]]
+        if own.chance is not None:
+            chances[measure] = Estimate(own.chance, n=own.n)
+    return [*rows, Row(CHANCE, chances, encoder=False)] if chances else rows
+
+
+def _reference(one: Evaluation, measure: str, suffix: str) -> Estimate | None:
+    """The measure of another predictor; a constant one may be stated in the details alone."""
+    evaluator, _, name = measure.partition("/")
+    values = one.estimates(evaluator)
+    if f"{name}_{suffix}" in values:
+        return values[f"{name}_{suffix}"]
+    stated = one.results[evaluator]["details"].get("constant_predictor", {})
+    last = name.rpartition("/")[2]
+    if suffix == "constant" and last in stated:
+        return Estimate(float(stated[last]), n=values[name].n)
+    return None
+
+
+def _best(measure: str, encoders: Sequence[Row], others: Sequence[Row]) -> str | None:
+    """The encoder that is better than every other row; None if there is no such encoder."""
+    sign = direction(measure)
+    if not sign or len(encoders) < 2:
+        return None
+    best = max(encoders, key=lambda row: sign * row.cells[measure].value)
+    own = best.cells[measure]
+    for row in (*encoders, *others):
+        if row is best or measure not in row.cells:
+            continue
+        if not _better(own, row.cells[measure], sign):
+            return None
+    return best.name
+
+
+def _better(one: Estimate, two: Estimate, sign: int) -> bool:
+    """Whether the interval of the difference excludes 0, in favour of `one`.
+
+    A row without draws is a fixed number, such as chance; the interval of `one` must exclude it.
+    """
+    if one.low is None or one.high is None:
+        return False
+    if two.draws is None:
+        if two.low is not None:
+            return False  # draws of this row were not kept
+        return one.low > two.value if sign > 0 else one.high < two.value
+    gap = scoring.difference(one, two)
+    if gap.low is None or gap.high is None:
+        return False
+    return gap.low > 0 if sign > 0 else gap.high < 0
+
+
+def _explained(encoders: Sequence[Row], best: Mapping[str, str]) -> list[str]:
+    if len(encoders) < 2:
+        return []
+    if not best:
+        return [
+            "Nothing is bold: no encoder is better than every other row of its column, with an "
+            "interval of the paired difference that excludes 0."
+        ]
+    return [
+        "Bold: better than every other row of the column; the 95 % interval of each paired "
+        "difference excludes 0."
+    ]
+
+
+def _facts(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> dict[str, Any]:
+    first = next(iter(given.values()))
+    used = dict.fromkeys(_split(given, measure)[0] for measure in chosen)
+    return {
+        "evaluators": {
+            name: {key: first.results[name][key] for key in ("protocol", "n", "excluded")}
+            | {"data": {k: first.results[name]["data"][k] for k in ("name", "items_sha256")}}
+            for name in used
+        },
+        "encoders": {
+            name: {
+                **{key: one.content.get(key) for key in ("step", "weights_sha256", "leaks")},
+                "preprocessing": {e: one.results[e]["preprocessing"] for e in used},
+            }
+            for name, one in given.items()
+        },
+    }
+
+
+def _provenance(given: Mapping[str, Evaluation]) -> list[str]:
+    notes = []
+    for name, one in given.items():
+        waived = (one.content.get("leaks") or {}).get("waived") or {}
+        leaks = f"; accepted overlap with training: {', '.join(waived)}" if waived else ""
+        notes.append(
+            f"{name}: step {one.content.get('step')}, weights "
+            f"{str(one.content.get('weights_sha256'))[:16]}{leaks}."
+        )
+    first = next(iter(given.values()))
+    for evaluator, result in first.results.items():
+        if all(evaluator in one.results for one in given.values()):
+            data = result["data"]
+            notes.append(
+                f"{evaluator}: {result['protocol']} on {data['name']}, items "
+                f"{data.get('items_sha256', '')[:16]}."
+            )
+    return notes
+
+
+def _plain(cells: Mapping[str, Estimate]) -> dict[str, Any]:
+    plain = {}
+    for measure, cell in cells.items():
+        plain[measure] = {
+            field.name: getattr(cell, field.name)
+            for field in dataclasses.fields(cell)
+            if field.name != "draws"
+        }
+    return plain
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value[:16] if isinstance(value, str) and len(value) == 64 else value}"
+        for name, value in values.items()
+    )
+
+
+def _shown(cell: Estimate | None, *, bold: bool = False, sign: bool = False) -> str:
+    if cell is None:
+        return ""
+    form = "+.3f" if sign else ".3f"
+    value = f"{cell.value:{form}}"
+    value = f"**{value}**" if bold else value
+    if cell.low is None or cell.high is None:
+        return value
+    return f"{value} ({cell.low:{form}} to {cell.high:{form}})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [line(header), line(["---"] * len(header)), *map(line, rows)]
