@@ -49,8 +49,9 @@ _ABOUT = {
     "modality, so a figure has the one that its caption names; figures whose captions name none or "
     "several are left out of the zero-shot tasks. Each task sets the prompts of one modality "
     "against those of the three others.",
-    "covid": f"Divided into {real_tables.FOLDS} parts by patient; the run with seed N is judged on "
-    "part N, so every pair is held out once. The deviation over seeds is also one over parts.",
+    "covid": f"Divided into {real_tables.FOLDS} parts by patient and note; the run with seed N is "
+    "judged on part N, so every pair is held out once. The deviation over seeds is also one over "
+    "parts.",
 }
 
 

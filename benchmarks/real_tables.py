@@ -6,36 +6,22 @@ captions (`roco_pairs`) and 196 chest radiographs with clinical notes (`covid_cx
 
 import csv
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmrl.data.overlap import duplicates
+from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading.splits import hash_unit
+from mmrl.data.text import class_rules
 from mmrl.types import InputError
 
 FOLDS = 3
 """Parts into which the patients of covid_cxr are divided; each is held out once."""
 
+_NEAR = 0.6  # shared 3-word shingles; below what the leak check calls nearly the same report
+
 FOLDERS = {"roco": "roco_pairs", "covid": "covid_cxr"}
 _INDEX = {"roco": "index.csv", "covid": "pairs.csv"}
-
-_MODALITIES = {
-    "CT": r"\b(?:CT|CTA|HRCT|MDCT|CBCT)\b|\bcompute(?:d|ri[sz]ed)\b[\w -]{0,20}tomogra",
-    "MRI": r"\b(?:f?MRI|MRA|MRCP)\b|\bMR[- ](?:imag|scan|angio|chol|arthro|uro|entero|veno)|"
-    r"\bmagnetic[- ]resonance\b",
-    "X-ray": r"\bx[- ]?rays?\b|\bradiographs?\b|\broentgenogra|\bplain films?\b",
-    "ultrasound": r"ultraso|sonogra|echocardiogra|\bdoppler\b",
-}
-_NUCLEAR = r"\b(?:PET|SPECT|positron)\b|scintigra"
-
-
-def modality(caption: str) -> str:
-    """The one modality that a caption names, a key of `configs.real.MODALITIES`; "" otherwise.
-
-    Captions that name several, or nuclear imaging beside one, are left out.
-    """
-    named = [name for name, words in _MODALITIES.items() if re.search(words, caption, re.I)]
-    return named[0] if len(named) == 1 and not re.search(_NUCLEAR, caption, re.I) else ""
 
 
 def is_lateral(view: str) -> bool | None:
@@ -74,21 +60,31 @@ def read(corpus: str) -> list[dict[str, str]]:
 
 def _figures(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, str]]:
     for row in rows:
-        named = modality(row["report"])
-        labels = {name: str(int(name == named)) if named else "" for name in _MODALITIES}
+        named = class_rules.modality(row["report"])
+        labels = {name: str(int(name == named)) if named else "" for name in class_rules.MODALITIES}
         yield {**{key: row[key] for key in ("image", "report", "article_id", "license")}, **labels}
 
 
 def _radiographs(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, str]]:
-    patients = sorted({row["patient_id"] for row in rows}, key=hash_unit)
-    part = {patient: place % FOLDS for place, patient in enumerate(patients)}
-    for row in rows:
-        lateral, own = is_lateral(row["view"]), part[row["patient_id"]]
+    for row, own in zip(rows, _parts(rows), strict=True):
+        lateral = is_lateral(row["view"])
         yield {
             **{key: row[key] for key in ("image", "report", "patient_id", "view", "license")},
             "lateral": "" if lateral is None else str(int(lateral)),
             **{f"fold-{n}": "val" if n == own else "train" for n in range(FOLDS)},
         }
+
+
+def _parts(rows: Sequence[Mapping[str, str]]) -> list[int]:
+    """The part of each row. Rows of one patient, or with nearly the same note, share a part."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(row["patient_id"], n), n) for n, row in enumerate(rows)]
+    near = duplicates.near_texts([row["report"] for row in rows], threshold=_NEAR)
+    pairs += zip(near.first.tolist(), near.second.tolist(), strict=True)
+    component = connected_components(len(rows), pairs).tolist()
+    order = sorted(set(component), key=lambda n: hash_unit(rows[n]["patient_id"]))
+    part = {own: place % FOLDS for place, own in enumerate(order)}
+    return [part[own] for own in component]
 
 
 def write(corpus: str, path: Path) -> None:

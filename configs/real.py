@@ -49,6 +49,7 @@ def get_config(variant: str = "roco,zones") -> ml_collections.ConfigDict:
     image.update({"size": 96, "patch_size": 8, "pool": pool})
     del config.objectives.sentence_image
     config.inputs.sentences = {"num_sentences": 4, "max_tokens": 40}
+    config.data.name = corpus
     config.data.fractions = (0.8, 0.2, 0.0)
     config.evaluators = {
         "retrieval": {},

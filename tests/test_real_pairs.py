@@ -12,6 +12,8 @@ from benchmarks import real_pairs, real_tables, results
 from configs import real as experiment
 from mmrl import config as configs
 from mmrl.data.image import readers
+from mmrl.data.overlap.duplicates import near_texts
+from mmrl.data.text import class_rules
 from mmrl.evaluators import statistics
 from mmrl.types import InputError
 from tests.commands import COMPILATIONS, run_here
@@ -42,7 +44,7 @@ SEEDS = [0, 1, 2]
     ],
 )
 def test_modality_is_the_only_one_that_the_caption_names(caption, expected):
-    assert real_tables.modality(caption) == expected
+    assert class_rules.modality(caption) == expected
 
 
 def test_tables_of_the_real_corpora(real_data, monkeypatch, tmp_path):
@@ -57,6 +59,8 @@ def test_tables_of_the_real_corpora(real_data, monkeypatch, tmp_path):
         others = [row for row in notes if row[f"fold-{part}"] == "train"]
         assert len(held_out) + len(others) == 196 and 50 < len(held_out) < 80
         assert not {r["patient_id"] for r in held_out} & {r["patient_id"] for r in others}
+        given, other = ([row["report"] for row in part] for part in (held_out, others))
+        assert not len(near_texts(given, other).first)
         assert min(sum(r["lateral"] == label for r in held_out) for label in "01") >= 5
     for row in notes:
         assert sorted(row[f"fold-{n}"] for n in range(3)) == ["train", "train", "val"]
