@@ -1,4 +1,4 @@
-"""Trains several runs in parallel, each on its own CPU core."""
+"""Executes several commands in parallel, each on its own CPU core."""
 
 import concurrent.futures
 import json
@@ -17,6 +17,34 @@ _ON_CORE = (
 )
 
 
+def execute(
+    commands: Mapping[str, Sequence[str]], workdir: Path, at_once: int, *, module: str
+) -> None:
+    """Executes a module with several lists of arguments, each in a process on its own core.
+
+    Args:
+      commands: name -> arguments. Output goes to NAME.log in `workdir`.
+      at_once: number of processes in parallel.
+      module: that every process executes, such as mmrl.main.
+
+    Raises:
+      SystemExit: a process failed; names it and its log.
+    """
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[:at_once]:
+        cores.put(core)
+
+    def run(name: str) -> None:
+        core = cores.get()
+        try:
+            _execute(name, [module, *commands[name]], workdir, core)
+        finally:
+            cores.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, commands))
+
+
 def train_all(
     runs: Mapping[str, Sequence[str]], workdir: Path, at_once: int
 ) -> dict[str, dict[str, Any]]:
@@ -32,35 +60,23 @@ def train_all(
     Raises:
       SystemExit: a run failed; names it and its log.
     """
-    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[:at_once]:
-        cores.put(core)
-
-    def run(name: str) -> dict[str, Any]:
-        core = cores.get()
-        try:
-            return _train(name, runs[name], workdir, core)
-        finally:
-            cores.put(core)
-
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(runs, pool.map(run, runs), strict=True))
+    cache = f"--config.compile_cache={(workdir / 'compile_cache').resolve()}"
+    commands = {
+        name: [*given, f"--workdir={workdir / name}", "--nosummary", cache]
+        for name, given in runs.items()
+    }
+    execute(commands, workdir, at_once, module="mmrl.main")
+    last = {name: sorted((workdir / name / "results").glob("*.json"))[-1] for name in runs}
+    return {name: json.loads(path.read_text())["results"] for name, path in last.items()}
 
 
-def _train(name: str, arguments: Sequence[str], workdir: Path, core: int) -> dict[str, Any]:
-    folder = workdir / name
-    command = [
-        *(sys.executable, "-c", _ON_CORE, str(core), "-m", "mmrl.main"),
-        *(*arguments, f"--workdir={folder}", "--nosummary"),
-        f"--config.compile_cache={(workdir / 'compile_cache').resolve()}",
-    ]
+def _execute(name: str, arguments: Sequence[str], workdir: Path, core: int) -> None:
+    command = [sys.executable, "-c", _ON_CORE, str(core), "-m", *arguments]
     began = time.monotonic()
-    workdir.mkdir(parents=True, exist_ok=True)
     log = workdir / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         code = subprocess.call(command, stdout=out, stderr=subprocess.STDOUT)
     if code:
         raise SystemExit(f"{name} failed with exit status {code}; see {log}")
-    last = sorted((folder / "results").glob("*.json"))[-1]
     print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    return json.loads(last.read_text())["results"]
