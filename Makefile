@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems compare curves ceiling real test test-all lint format clean
+.PHONY: pretrain systems compare curves ceiling local finetune real real-sets test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -21,9 +21,31 @@ curves: $(VENV)/installed
 ceiling: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ceiling --workdir=runs/ceiling --out=docs/results
 
+local: $(VENV)/installed
+	$(BIN)/python -m benchmarks.local_objectives --workdir=runs/local --out=docs/results
+
+# Takes the pretrained runs in FROM.
+FROM ?= $(WORKDIR)
+finetune: $(VENV)/installed
+	$(BIN)/python -m benchmarks.finetune --from $(FROM) --workdir=runs/finetune --out=docs/results
+
 # Reads the real corpora below MMRL_REAL_DATA.
 real: $(VENV)/installed
 	$(BIN)/python -m benchmarks.real_pairs --workdir=runs/real --out=docs/results
+
+# Judges the runs of `make compare` and `make real` on the real sets below MMRL_REAL_DATA. MOBILENET
+# is the file of its weights; without it, its column is left out.
+MOBILENET ?= mobilenet_v2-b0353104.pth
+SEEDS := 0 1 2
+comma := ,
+empty :=
+space := $(empty) $(empty)
+runs_of = $(subst $(space),$(comma),$(foreach seed,$(SEEDS),$(1)-$(seed)))
+real-sets: $(VENV)/installed
+	$(BIN)/python -m benchmarks.real_sets --workdir=runs/real_sets --out=docs/results \
+		--random $(SEEDS) --mobilenet=$(MOBILENET) \
+		--encoder phantom=$(call runs_of,runs/compare/demo) \
+		--encoder roco=$(call runs_of,runs/real/roco-zones)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -320,3 +320,36 @@ def test_the_records_of_a_run_are_encoded_without_their_sentences():
     """Only what is read of the records is encoded in a pass; sentences are the evaluator's own."""
     chosen = toys.config(evaluators={"sentence_pointing": {}})
     assert wiring.evaluated(chosen) == ["image@image.regions"]
+
+
+# --- words that have read the sentence alone
+
+
+class WordPredict(Predict):
+    """A sentence has three words, the last of them padding with features of its own."""
+
+    provides = ("image.regions", "text.words", "text.word_mask")
+
+    def encode(self, state, data, names):
+        if names == ["image.regions"]:
+            return super().encode(state, data, names)
+        assert names == ["text.words", "text.word_mask"]
+        first = super().sentences(data.texts)
+        other = np.broadcast_to(np.eye(WIDTH, dtype=np.float32)[-2], first.shape)
+        garbage = np.full(first.shape, 7.0, np.float32)
+        mask = np.tile([True, True, False], (len(first), 1))
+        words = np.stack([first, other, garbage], axis=1)
+        return {"present": np.ones(len(data), bool), names[0]: words, names[1]: mask}
+
+
+def test_words_of_a_sentence_share_its_map_and_padding_has_no_part():
+    data = Data(12)
+    predict = WordPredict(data, at_box(data))
+    evaluator = SentencePointing(predict, data, reads={"sentences": "text.words"})
+    assert evaluator.run(None).values["accuracy"].value == 1
+    maps = evaluator.maps(None, evaluator.chosen[:2])
+    for choice, found in zip(evaluator.chosen[:2], maps, strict=True):
+        words = np.stack([predict.direction(choice.sentence), np.eye(WIDTH)[-2]])
+        regions = predict.regions(evaluator.data)[choice.index]
+        by_hand = sentence_maps(words, np.stack([regions, regions]), 20.0).mean(axis=0)
+        np.testing.assert_allclose(found.ravel(), by_hand, rtol=1e-5)
