@@ -166,7 +166,7 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
         ),
         (
             ("--config.objectives.siglp.weight=1",),
-            "unknown objective 'siglp' (did you mean 'siglip'?); choices: concept_alignment, ",
+            "unknown objective 'siglp' (did you mean 'siglip'?); choices: class_classification, ",
         ),
         (
             ("--config.towers.image.name=vgg",),
@@ -189,7 +189,7 @@ def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_p
         (
             ("mmrl.main", "--config=configs/none.py", "--workdir=x"),
             "--config=configs/none.py: there is no file 'configs/none.py'; presets: "
-            "configs/ceiling.py, configs/compare.py, configs/pretrain.py, configs/real.py, ",
+            "configs/ceiling.py, configs/compare.py, configs/finetune.py, configs/judge.py, ",
         ),
         (("mmrl.main", "--config=configs/pretrain.py:smok", "--workdir=x"), "did you mean 'smoke'"),
         (

@@ -73,12 +73,8 @@ NEEDED = {
     "resnet": {"depth": 18},
 }
 # Presets of the smallest change in which a module is read.
-READ = {
-    "label_classification": (
-        "--config.towers.image.heads.labels=1",
-        "--config.data.label_names=('nodule',)",
-    ),
-}
+_LABELS = ("--config.towers.image.heads.labels=1", "--config.data.label_names=('nodule',)")
+READ = {"class_classification": _LABELS, "label_classification": _LABELS}
 
 
 def sample(option: values.Option):
@@ -87,7 +83,8 @@ def sample(option: values.Option):
         return option.default
     kind = next(part for part in values.members(option.accepts) if part is not type(None))
     if typing.get_origin(kind) is Mapping:
-        return {} if typing.get_args(kind)[1] is str else {"embedding": 8}
+        texts = str in values.members(typing.get_args(kind)[1])
+        return {} if texts else {"embedding": 8}
     if typing.get_origin(kind) is not None:
         return PARTS
     return {str: "x", int: 8, float: 0.5}[kind]
@@ -441,12 +438,15 @@ def test_every_variant_that_is_listed_exists():
     assert [preset.path for preset in shipped] == [
         "configs/ceiling.py",
         "configs/compare.py",
+        "configs/finetune.py",
+        "configs/judge.py",
         "configs/pretrain.py",
         "configs/real.py",
         "configs/recipes/paper.py",
         "configs/recipes/vit_b16.py",
         "configs/recipes/vit_l16.py",
         *(f"configs/systems/{name}.py" for name in SYSTEMS),
+        "configs/text_inference.py",
     ]
     for preset in shipped:
         assert preset.title.endswith(".") and preset.variants
@@ -462,6 +462,7 @@ PRESETS = [preset.path for preset in presets.shipped()] + [":discrimination", ":
     [
         (("mmrl.main",), ("--config.KEY=VALUE", "--workdir=", "--[no]summary", *PRESETS)),
         (("mmrl.evaluate",), ("--split=SPLIT", "train, val, test", "Default: test.", *PRESETS)),
+        (("mmrl.compare",), ("--measures=MEASURE,...", "--may_differ=KEY,...")),
         (("mmrl.export",), ("--names=NAME,...", "--shard_size=N", *PRESETS)),
         (("mmrl.plan",), ("--topology=DEVICES", "--sweep[=SWEEP]", *PRESETS)),
         (("mmrl.options",), ("--markdown", *PRESETS)),

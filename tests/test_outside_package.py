@@ -84,7 +84,7 @@ MODULES = {
         """,
     "closeness": """
         import numpy as np
-        from mmrl.evaluators.base import Estimate, Evaluator, Results
+        from mmrl.evaluators.base import Estimate, Evaluator, Results, identity
 
         class Closeness(Evaluator):
             reads = {"one": "image.embedding", "two": "sound.embedding"}
@@ -93,9 +93,8 @@ MODULES = {
                 found = self.predict.encode(state, self.data, list(self.names.values()))
                 one, two = (found[name] for name in self.names.values())
                 value = float(np.mean(np.sum(one * two, axis=1)))
-                data = {"name": self.data.name, "sha256": self.data.sha256}
-                return Results("closeness@1", {"cosine": Estimate(value)}, len(one), data,
-                               self.data.preprocessing)
+                return Results("closeness@1", {"cosine": Estimate(value)}, len(one),
+                               identity(self.data), self.data.preprocessing)
         """,
 }
 

@@ -20,6 +20,7 @@ BASE = {
     "build",
     "durations",
     "files",
+    "masks",
     "schedules",
     "streams",
     "vectors",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "types": set(),
     "streams": set(),
     "vectors": set(),
+    "masks": set(),
     "values": {"types"},
     "build": {"types", "values"},
     "wiring": {"types", "build"},
@@ -49,7 +51,8 @@ MAY_IMPORT = {
     "data": BASE,
     "models": BASE | AXES,
     "objectives": BASE | AXES,
-    "evaluators": BASE | {"data"} | DRAWING,
+    # Of models, the decoder alone, which an evaluator trains on frozen regions.
+    "evaluators": BASE | {"data", "models.decoder"} | DRAWING,
     "training": TRAINING,
     "planning": TRAINING | {"training"},
     "reporting": TRAINING | {"training"},
@@ -61,6 +64,7 @@ WITHIN_DATA = {
     "counter": set(),
     "stall": set(),
     "labels": set(),
+    "draws": {"labels"},
     "text": set(),
     "image": {"reading"},
     "image.load": {"corpus", "image.images", "stall"},
@@ -73,7 +77,7 @@ WITHIN_DATA = {
     "corpus": {"overlap", "reading", "text", "views"},
     "inputs": {"corpus", "counter", "image", "labels", "perturb", "stall", "text"},
     "batches": {"corpus", "counter", "image.images", "inputs", "labels", "stall", "text"},
-    "settings": {"labels", "overlap", "text", "views"},
+    "settings": {"draws", "labels", "overlap", "text", "views"},
 }
 
 
