@@ -202,8 +202,8 @@ def write_page(found: Mapping[str, Any], minutes: float, ceiling: Mapping[str, s
     ]
     if ceiling:
         lines += [
-            "The same tower, trained on all labels for as long as the recipe trains, with "
-            f"evaluation on the validation split ([place.md](place.md)): findings "
+            "The same tower, trained on all labels for as many steps as that page states, "
+            f"evaluated on the validation split ([place.md](place.md)): findings "
             f"{ceiling['findings/auroc']}, left or right {ceiling['laterality/auroc']}.",
             "",
         ]
