@@ -66,13 +66,9 @@ def _table(config: ml_collections.ConfigDict) -> None:
 
 def _schedule(config: ml_collections.ConfigDict, *, short: bool) -> None:
     """Warm-up over 50 steps; stops when ten evaluations in a row bring no better AUROC."""
-    config.validation_loss = True
-    config.best.metric = "classification/macro_auroc"
-    config.best.patience = 10
-    config.checkpoint.keep = 1
-    config.tensorboard = False
+    stop_early(config, "classification/macro_auroc", patience=2 if short else 10)
     if short:
-        config.eval_every, config.best.patience = 5, 2
+        config.eval_every = 5
         return
     config.total_steps = 600
     config.eval_every = 30
@@ -80,14 +76,26 @@ def _schedule(config: ml_collections.ConfigDict, *, short: bool) -> None:
     config.optimizer.clip_norm = 1.0
 
 
+def stop_early(config: ml_collections.ConfigDict, metric: str, *, patience: int) -> None:
+    """Keeps the checkpoint with the best `metric`, and the last one; logs the validation loss."""
+    config.validation_loss = True
+    config.best.metric, config.best.patience = metric, patience
+    config.checkpoint.keep = 1
+    config.tensorboard = False
+
+
 def _rates(config: ml_collections.ConfigDict, *, layers: bool) -> None:
     """What is pretrained learns slower than the head."""
     if layers:
         config.optimizer.layer_decay = 0.75
-        return
-    tenth = {"learning_rate": 0.1}
-    pretrained = [
-        {**rule, **tenth, "match": rf"(?=towers/image/encoder/){rule['match']}"}
+    else:
+        slow_encoder(config, "image")
+
+
+def slow_encoder(config: ml_collections.ConfigDict, tower: str) -> None:
+    """A tenth of the learning rate for the encoder of a tower."""
+    slow = [
+        {**rule, "learning_rate": 0.1, "match": rf"(?=towers/{tower}/encoder/){rule['match']}"}
         for rule in config.optimizer.rules
     ]
-    config.optimizer.rules = (*pretrained, *config.optimizer.rules)
+    config.optimizer.rules = (*slow, *config.optimizer.rules)

@@ -12,7 +12,7 @@ options. `VARIANTS` are given after a colon, separated by commas.
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from configs import pretrain
+from configs import finetune, pretrain
 from mmrl import config as defaults
 from mmrl.data.reading.sentence_pairs import LABELS
 
@@ -52,20 +52,12 @@ def _finetune(config: ml_collections.ConfigDict, *, pretrained: bool, short: boo
     logits = {"reads": {"logits": "text.labels"}}
     config.objectives = {"class_classification": {"weight": 1.0, **logits}}
     config.evaluators = {"classification": {"kind": "classes", "bootstrap": 0, **logits}}
-    config.validation_loss = True
-    config.best.metric = "classification/accuracy"
-    config.best.patience = 10
-    config.checkpoint.keep = 1
-    config.tensorboard = False
+    finetune.stop_early(config, "classification/accuracy", patience=2 if short else 10)
     if short:
-        config.eval_every, config.best.patience = 10, 2
+        config.eval_every = 10
     else:
         config.total_steps, config.eval_every = 2000, 100
         config.optimizer.warmup_steps, config.optimizer.clip_norm = 50, 1.0
     if pretrained:
         text.init = text.tokenizer = placeholder(str)  # required
-        tenth = [
-            {**rule, "learning_rate": 0.1, "match": rf"(?=towers/text/encoder/){rule['match']}"}
-            for rule in config.optimizer.rules
-        ]
-        config.optimizer.rules = (*tenth, *config.optimizer.rules)
+        finetune.slow_encoder(config, "text")

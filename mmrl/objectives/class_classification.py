@@ -1,13 +1,13 @@
 """Classification into mutually exclusive classes: logits against the one label that is present."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmrl.objectives.base import Context, Objective, require
-from mmrl.types import InputError, Loss
+from mmrl.objectives.base import Context
+from mmrl.objectives.label_classification import OfLabels, require_alike
+from mmrl.types import Loss
 
 
 def class_loss(logits: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -38,11 +38,7 @@ def _cross_entropy(
 
     With ties, the first of the largest logits counts.
     """
-    require(
-        logits.shape == values.shape == mask.shape,
-        f"logits {logits.shape}, values {values.shape} and mask {mask.shape} must be "
-        "alike; the head needs one feature for each label",
-    )
+    require_alike(logits, values, mask)
     present = mask & (values == 1)
     known = present.sum(axis=1) == 1
     logits = jnp.where(known[:, None], logits.astype(jnp.float32), 0.0)
@@ -52,15 +48,14 @@ def _cross_entropy(
     return -own, known.astype(jnp.float32), right.astype(jnp.float32)
 
 
-class ClassClassification(Objective):
+class ClassClassification(OfLabels):
     """`class_loss` of a head with one feature for each label: config.towers.image.heads.labels.
 
     A row that lacks the encoded input has no known class. The metric `known` is the share of rows
     whose class is known.
     """
 
-    reads: ClassVar[Mapping[str, str]] = {"logits": "image.labels"}
-    batch: ClassVar[Mapping[str, str]] = {"values": "labels.values", "mask": "labels.mask"}
+    name: ClassVar[str] = "class_classification"
 
     def __call__(
         self, *, context: Context, logits: jax.Array, values: jax.Array, mask: jax.Array
@@ -70,16 +65,9 @@ class ClassClassification(Objective):
         Raises:
           InputError: another number of logits than of labels.
         """
-        if logits.shape != values.shape:
-            raise InputError(
-                f"class_classification reads {logits.shape[-1]} logits for {values.shape[-1]} "
-                "labels; expected one for each: config.towers.image.heads.labels must be the "
-                "number of config.data.label_names"
-            )
-        rows = jnp.float32(len(logits))
-        if context.present is not None:
-            mask = mask & context.present[:, None]
-            rows = context.present.sum(dtype=jnp.float32)
+        mask = self.known(context, logits, values, mask)
+        present = context.present
+        rows = jnp.float32(len(logits)) if present is None else present.sum(dtype=jnp.float32)
         per_row, known, right = _cross_entropy(logits, values, mask)
         total, count = per_row.sum(), known.sum()
         metrics = {
