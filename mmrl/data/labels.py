@@ -109,6 +109,27 @@ class Policy:
         labels = np.where(uncertain, becomes, np.where(blank, 0, raw)).astype(np.int8)
         return labels, mask
 
+    def table(
+        self, names: Sequence[str], offered: Sequence[str], raw: np.ndarray, *, what: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Applies the policy to some of the labels.
+
+        Args:
+          names: of the C labels that are read. offered: names of the columns of `raw`.
+          raw: i8[N, ...], as of `__call__`.
+          what: the names are of, for the message.
+
+        Returns:
+          labels i8[N, C] and mask bool[N, C], as of `__call__`.
+
+        Raises:
+          InputError: a name that is not offered.
+        """
+        for name in names:
+            if name not in offered:
+                raise InputError(build.unknown(what, name, offered))
+        return self(names, raw[:, [offered.index(name) for name in names]])
+
     def of(self, record: Record) -> dict[str, int]:
         """Label name -> 0, 1 or 2, without the masked labels."""
         labels, mask = self(record.label_names, np.asarray(record.labels, np.int8))

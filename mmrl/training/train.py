@@ -297,7 +297,7 @@ class Trainer:
             content = {
                 "step": step,
                 "leaks": self.leaks,
-                "warnings": self.examples().corpus.warnings,
+                "warnings": self.corpora["val"].warnings,
                 "results": {name: result.to_dict() for name, result in results.items()},
             }
             if losses:
@@ -305,7 +305,7 @@ class Trainer:
             if self.drawn is not None:
                 content["draw"] = self.drawn.facts
             files.write_json(self.workdir / "results" / f"{step:08d}.json", content)
-        self.console.results(f"evaluation at step {step} on {self.examples().name}", results)
+        self.console.results(f"evaluation at step {step} on {self.corpora['val'].name}", results)
         if losses:
             shown = {k: f"{v:.4f}" for k, v in losses.items() if k.endswith("/loss")}
             self.console.facts("losses", shown)

@@ -338,13 +338,10 @@ class Examples:
         chosen = tuple(names or self._config["data"]["label_names"] or offered)
         if not chosen:
             raise InputError(f"{self.name} has no labels ({len(self)} examples)")
-        for name in chosen:
-            if name not in offered:
-                raise InputError(build.unknown(f"label of {self.name}", name, offered))
+        what = f"label of {self.name}"
+        table = self.label_policy.table(chosen, offered, self.corpus.labels, what=what)
         build.check_distinct(f"labels of {self.name}", chosen)
-        columns = [offered.index(name) for name in chosen]
-        values, known = self.label_policy(chosen, self.corpus.labels[:, columns])
-        return chosen, values, known
+        return chosen, *table
 
     def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
         """u8[n, H, W, 1], the images that an encoding is made of; None: it is made of no image.

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmrl import build
 from mmrl.data.corpus import Corpus
 from mmrl.data.inputs.base import Input, Place, Reader, Rows, Shapes
 from mmrl.data.labels import Policy
@@ -44,13 +43,8 @@ class Labels(Input):
         Raises:
           InputError: a name that the corpus does not have.
         """
-        columns = []
-        for name in self.label_names:
-            if name not in corpus.label_names:
-                where = f"label in config.inputs.{self.name}.label_names"
-                raise InputError(build.unknown(where, name, corpus.label_names))
-            columns.append(corpus.label_names.index(name))
-        return self.policy(self.label_names, corpus.labels[:, columns])
+        what = f"label in config.inputs.{self.name}.label_names"
+        return self.policy.table(self.label_names, corpus.label_names, corpus.labels, what=what)
 
     def open(self, place: Place) -> Reader:
         """See Input."""
