@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.evaluators.base import Estimate, Results
-from mmrl.reporting import attention, bars, figures
+from mmrl.evaluators.base import Estimate, Figure, Results
+from mmrl.reporting import attention, bars, figures, write
 from mmrl.reporting import page as report
 from mmrl.reporting.attention import AttentionExample
 from mmrl.types import InputError
@@ -207,3 +207,12 @@ def test_report_names_missing_figures_and_empty_results(tmp_path):
     assert "Missing figure: no file x.png. Caption" in parsed.text
     assert "No values: there was nothing to evaluate." in parsed.text and "no boxes" in parsed.text
     assert "img" not in parsed.tags
+
+
+def test_evaluators_of_one_kind_do_not_overwrite_their_figures():
+    def made(*names):
+        return [Figure(name, name.title(), "") for name in names]
+
+    found = write._distinct({"sides": made("maps", "loss"), "exchanged": made("maps")})
+    assert [one.name for one in found] == ["maps_sides", "loss", "maps_exchanged"]
+    assert [one.title for one in found] == ["Maps (sides)", "Loss", "Maps (exchanged)"]

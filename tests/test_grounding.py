@@ -344,9 +344,14 @@ def test_the_figure_shows_phrases_of_all_classes(tmp_path):
     evaluator, results = evaluate(data, at_box, sigma=0.7)
     (figure,) = evaluator.figures(None, results, [])
     (examples,) = figure.draw.args
-    assert [one.words[0][0] for one in examples] == ["effusion", "nodule"] * 3
+    assert [one.boxes[0][0] for one in examples] == ["effusion", "nodule"] * 3
     for one in examples:
-        row, column = place_of(int(one.id.removeprefix("fake:")))
+        index = int(one.id.removeprefix("fake:"))
+        row, column = place_of(index)
+        assert one.words[0][0] in {
+            phrase.text for phrase in evaluator.phrases if phrase.index == index
+        }
+        assert one.text == data.texts[index]
         assert np.unravel_index(one.words[0][1].argmax(), GRID) == (row, column)
         assert one.boxes[0][1] == (4 * column, 4 * row, 4 * column + 4, 4 * row + 4)
     figure.draw(tmp_path / "figure.png")

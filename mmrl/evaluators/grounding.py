@@ -604,8 +604,8 @@ class Grounding(Evaluator):
                 attention.AttentionExample(
                     image=self.data.image(phrase.index)[..., 0],
                     id=self.data.ids[phrase.index],
-                    text=phrase.text,
-                    words=[(", ".join(phrase.labels).replace("_", " "), weights)],
+                    text=self.data.texts[phrase.index],
+                    words=[(phrase.text, weights)],
                     boxes=[(phrase.labels[0], (x0, y0, x1, y1)) for x0, y0, x1, y1 in clipped],
                 )
             )

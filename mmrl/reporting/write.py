@@ -1,7 +1,9 @@
 """Draws the figures and writes the summary page of a run or an evaluation."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,12 @@ def write(
     """
     path = folder / "report.html"
     lines = scalars.read_lines(trained.workdir / "metrics.jsonl")
-    made = _training_figures(lines)
-    for name, evaluator in evaluators.items():
-        made += evaluator.figures(trained.state, results[name], _history(lines, name))
+    made = _training_figures(lines) + _distinct(
+        {
+            name: evaluator.figures(trained.state, results[name], _history(lines, name))
+            for name, evaluator in evaluators.items()
+        }
+    )
     provenance = {**trained.provenance(examples), "leaks": leaks}
     if jax.process_index() == 0:
         page.write_report(
@@ -64,6 +69,18 @@ def _training_figures(lines: list[dict[str, Any]]) -> list[Figure]:
     caption = "Losses of the objectives are shown before weighting."
     draw = functools.partial(figures.loss_curves, lines)
     return [Figure("loss", "Training losses", caption, draw)]
+
+
+def _distinct(of_evaluators: Mapping[str, Sequence[Figure]]) -> list[Figure]:
+    """All figures; those whose name several evaluators use also have the evaluator's name."""
+    times = Counter(one.name for made in of_evaluators.values() for one in made)
+    return [
+        dataclasses.replace(one, name=f"{one.name}_{name}", title=f"{one.title} ({name})")
+        if times[one.name] > 1
+        else one
+        for name, made in of_evaluators.items()
+        for one in made
+    ]
 
 
 def _history(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
