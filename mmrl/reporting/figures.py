@@ -193,7 +193,7 @@ def retrieval_over_time(
         axis.set(title=direction.replace("_", " ").capitalize(), xlabel="training step")
     panels[0].set_ylabel("recall at k (share of queries)")
     panels[0].set_ylim(0, min(1.0, 1.1 * top) or 1.0)
-    panels[0].legend(fontsize=9, loc="upper left")
+    panels[0].legend(fontsize=9, loc="best")
     figure.suptitle(
         "Held-out retrieval" + (_of(results) if results else "") + "\n"
         "bands: 95 % patient bootstrap" + ("; dashed: chance" if results else ""),
