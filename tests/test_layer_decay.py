@@ -20,7 +20,7 @@ SIZE = {"width": 32, "depth": 3, "num_heads": 2}
 def layout(**image):
     """Of a config with another image tower, which is not compiled."""
     config = toys.without_copies(toys.config())
-    config.towers.text.update({**SIZE, "convolution": 3})
+    config.towers.text.update({**SIZE, "convolution": 3, "embedding_norm": True})
     config.towers.image = {
         "size": 32,
         "heads": {"embedding": 32, "regions": 32},
@@ -37,7 +37,7 @@ def factors(placed, decay=DECAY):
 def of_vit(path, depth=3):
     """The layer of a parameter of a transformer, by the rule of BEiT."""
     inner = path.partition("/encoder/")[2]
-    if re.match(r"(patch|stem|position|cls|token|convolution)(/|$)", inner):
+    if re.match(r"(patch|stem|position|cls|token|convolution|embedding_norm)(/|$)", inner):
         return 0
     block = re.match(r"stack/block_(\d+)/", inner)
     return int(block[1]) + 1 if block else depth + 1

@@ -20,6 +20,11 @@ B, C, L, GROUP = 4, 3, 12, 2
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "vocab_size": 30, "length": L}
 
 
+# The tensor axis of a mesh of 4 divides the heads of the queries but not those of the keys.
+GROUPED = {"num_heads": 4, "causal": True, "block": {"kv_heads": 2, "rope_theta": 100.0}}
+LATENTS = {"pool": {"name": "latent_attention", "latents": 3, "num_heads": 2}}
+
+
 def build(**options: Any) -> Transformer:
     """A text encoder with random parameters, equal for every test."""
     make = functools.partial(Transformer, **(SIZE | {"packing_group": GROUP} | options))
@@ -214,18 +219,20 @@ def test_dropout_follows_the_key_and_hits_spilled_texts_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "axes",
+    ("axes", "options"),
     [
-        (8, 1, 1),
-        pytest.param((1, 8, 1), marks=pytest.mark.exhaustive),
-        pytest.param((2, 2, 2), marks=pytest.mark.exhaustive),
+        ((8, 1, 1), {}),
+        pytest.param((1, 8, 1), {}, marks=pytest.mark.exhaustive),
+        pytest.param((2, 2, 2), {}, marks=pytest.mark.exhaustive),
+        pytest.param((8, 1, 1), LATENTS, marks=pytest.mark.exhaustive),
+        pytest.param((2, 1, 4), GROUPED, marks=pytest.mark.exhaustive),
     ],
 )
-def test_every_mesh_computes_the_same_and_packs_on_the_spot(axes):
+def test_every_mesh_computes_the_same_and_packs_on_the_spot(axes, options):
     """Equals the result of one device without packing."""
     tokens, mask = texts(reports=16)
-    text = build(packing=0.34)
-    expected = outputs(build(), tokens, mask, words=True)
+    text = build(packing=0.34, **options)
+    expected = outputs(build(**options), tokens, mask, words=True)
     mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, axes, strict=True)))
     graphdef, params = nnx.split(text)
     placed = jax.device_put(nnx.to_pure_dict(params), sharding.variable_shardings(params, mesh))

@@ -11,9 +11,10 @@ from mmrl.models import splash
 B, L, HEADS, WIDTH = 4, 40, 2, 64
 
 
-def inputs():
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=(B, L, HEADS, WIDTH)), jnp.float32) for _ in range(4)]
+def inputs(kv_heads=HEADS):
+    """Query, key, value, and an array of the shape of the query."""
+    rng, heads = np.random.default_rng(0), (HEADS, kv_heads, kv_heads, HEADS)
+    return [jnp.asarray(rng.normal(size=(B, L, n, WIDTH)), jnp.float32) for n in heads]
 
 
 def padding():
@@ -27,26 +28,36 @@ def blocks():
     return jnp.asarray((number[:, :, None] == number[:, None]) & (number > 0)[:, None])
 
 
-def expected(query, key, value, mask):
+def expected(query, key, value, mask, causal=False):
     if mask is not None:
         mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 
 
-def interpreted(query, key, value, mask):
-    return splash.attend(query, key, value, mask, interpret=True)
+def interpreted(query, key, value, mask, causal=False):
+    return splash.attend(query, key, value, mask, causal=causal, interpret=True)
 
 
-@pytest.mark.parametrize("mask", [None, padding(), blocks()], ids=["none", "padding", "blocks"])
-def test_values_and_gradients_equal_those_of_plain_attention(mask):
-    *features, weight = inputs()
+@pytest.mark.parametrize(
+    ("mask", "kv_heads", "causal"),
+    [
+        pytest.param(None, HEADS, False, id="none"),
+        pytest.param(padding(), HEADS, False, id="padding"),
+        pytest.param(blocks(), HEADS, False, id="blocks"),
+        pytest.param(None, 1, False, id="grouped"),
+        pytest.param(padding(), HEADS, True, id="causal"),
+        pytest.param(blocks(), 1, True, id="causal-grouped-blocks"),
+    ],
+)
+def test_values_and_gradients_equal_those_of_plain_attention(mask, kv_heads, causal):
+    *features, weight = inputs(kv_heads)
     if mask is not None:
         seeing = mask if mask.ndim == 2 else mask.any(axis=2)
         weight = jnp.where(seeing[..., None, None], weight, 0)
 
     def outcome(attention):
         def loss(*features):
-            out = attention(*features, mask)
+            out = attention(*features, mask, causal)
             return jnp.sum(weight * out), jnp.where(weight != 0, out, 0)
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*features)

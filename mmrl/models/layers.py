@@ -16,17 +16,21 @@ The spatial axes of a convolution kernel, the window of a convolution over token
 counts learned queries have no name (None).
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from mmrl import build
 from mmrl.devices.axes import sharing_axes, usable_mesh
 from mmrl.models import splash
 from mmrl.types import InputError
@@ -38,6 +42,17 @@ LOGICAL_AXES = (
 
 Implementation = Literal["xla", "cudnn", "splash"]
 Remat = Literal["none", "full", "dots"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+
+# Of Hendrycks and Gimpel 2016 (GELU, sections 2 and 3): the exact form, the approximation by tanh,
+# and the one by a logistic function, which OpenAI's CLIP uses; SiLU is x * sigmoid(x).
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
 
 
 Layers = tuple[tuple[str, ...], ...]
@@ -72,6 +87,7 @@ class ImageEncoder(Protocol):
       width: features of the pooled output.
       local_width: features of the local output.
       grid: rows and columns of regions.
+      channels: C; 1 for an encoder that does not state it.
       layers: see `Layers`; an encoder without them cannot be trained with layer-wise decay.
     """
 
@@ -224,10 +240,12 @@ def dense(
 class LayerNorm(nnx.LayerNorm):
     """Layer normalisation, computed in float32 and returned in the dtype of the input."""
 
-    def __init__(self, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: int, *, epsilon: float = 1e-6, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         super().__init__(
             width,
-            epsilon=1e-6,
+            epsilon=epsilon,
             dtype=jnp.float32,
             param_dtype=param_dtype,
             scale_init=nnx.with_partitioning(nnx.initializers.ones_init(), ("norm",)),
@@ -238,6 +256,160 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: jax.Array, **kwargs: Any) -> jax.Array:
         """x [..., width] -> [..., width]."""
         return super().__call__(x, **kwargs).astype(x.dtype)
+
+
+class RmsNorm(nnx.RMSNorm):
+    """Division by the root mean square (Zhang and Sennrich 2019, equation 4), without a bias.
+
+    Computed in float32 and returned in the dtype of the input, as LayerNorm.
+    """
+
+    def __init__(
+        self, width: int, *, epsilon: float = 1e-6, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(
+            width,
+            epsilon=epsilon,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            scale_init=nnx.with_partitioning(nnx.initializers.ones_init(), ("norm",)),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """x [..., width] -> [..., width]."""
+        return super().__call__(x, *args, **kwargs).astype(x.dtype)
+
+
+_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """What the blocks of a transformer are made of, the option `block` of its encoder.
+
+    The defaults are the pre-norm block of ViT. BERT is `order` post with `epsilon` 1e-12; Llama is
+    `norm` rms, `activation` silu, `gated`, no biases and `rope_theta`; DINOv2 has a `layer_scale`.
+
+    Args:
+      norm: layer or rms: layer normalisation, or division by the root mean square without a bias;
+        of every norm of the encoder.
+      order: pre or post: x + branch(norm(x)), or norm(x + branch(x)).
+      epsilon: added to the variance or mean square; of every norm of the encoder.
+      activation: function within the MLPs: gelu (exact), gelu_tanh, quick_gelu, silu or relu.
+      gated: whether the hidden features of the MLPs are activation(gate(x)) * wide(x) instead of
+        activation(wide(x)) (Shazeer 2020, section 2).
+      layer_scale: initial value of a factor for each feature of both branches (Touvron et al.
+        2021, CaiT, section 2); 0: no factors.
+      kv_heads: heads of keys and values, each shared by equally many heads of queries (Ainslie et
+        al. 2023); 0: as many as heads of queries.
+      head_dim: features of a head; 0: width / num_heads.
+      qkv_bias: whether queries, keys and values have biases.
+      out_bias: whether the output of attention has a bias.
+      mlp_bias: whether the MLPs have biases.
+      rope_theta: base of the wavelengths of rotary positions (Su et al. 2021), in Llama's form, in
+        which feature i turns with feature i + head_dim / 2; 0: none.
+      rope_scaling: stretches the wavelengths of rotary positions as Llama 3.1 does: a mapping with
+        factor, low_freq_factor, high_freq_factor and original_max_position; see
+        `rotary_frequencies`. None or {}: not.
+
+    Raises:
+      InputError: values that do not fit together.
+    """
+
+    norm: Literal["layer", "rms"] = "layer"
+    order: Literal["pre", "post"] = "pre"
+    epsilon: float = 1e-6
+    activation: Activation = "gelu"
+    gated: bool = False
+    layer_scale: float = 0.0
+    kv_heads: int = 0
+    head_dim: int = 0
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    rope_theta: float = 0.0
+    rope_scaling: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = ("epsilon", "layer_scale", "kv_heads", "head_dim", "rope_theta")
+        for name in numbers:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)}; expected at least 0")
+        given = self.rope_scaling
+        if not given:
+            return
+        wrong = self.rope_theta == 0 or set(given) != set(_SCALING)
+        if wrong or not 0 < given["low_freq_factor"] < given["high_freq_factor"]:
+            raise InputError(
+                f"rope_scaling {dict(given)} with rope_theta {self.rope_theta}; expected "
+                f"{', '.join(_SCALING)}, where 0 < low_freq_factor < high_freq_factor, and "
+                "rope_theta above 0"
+            )
+
+    @classmethod
+    def of(cls, owner: str, given: Mapping[str, Any] | None) -> "BlockOptions":
+        """The options that a mapping gives, such as {"norm": "rms"}; None: the defaults.
+
+        Raises:
+          InputError: an unknown key, a value of another type, or values that do not fit together.
+        """
+        # A ConfigDict is no Mapping.
+        plain = dict((given or {}).items())
+        where = f"{owner}: block"
+        build.check_options(where, cls, plain)
+        scaling = plain.get("rope_scaling")
+        try:
+            return cls(**plain | {"rope_scaling": dict(scaling.items()) if scaling else None})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def make_norm(
+        self, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> LayerNorm | RmsNorm:
+        """A norm over `width` features as these options say."""
+        make = LayerNorm if self.norm == "layer" else RmsNorm
+        return make(width, epsilon=self.epsilon, param_dtype=param_dtype, rngs=rngs)
+
+
+DEFAULT_BLOCK = BlockOptions()
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """Radians by which each pair of features turns from one position to the next.
+
+    Args:
+      head_dim: features of a head. theta: base, as `rope_theta` of BlockOptions.
+      scaling: as `rope_scaling` of BlockOptions. Of the wavelengths 2 pi / f, those that occur
+        fewer than low_freq_factor times in original_max_position become `factor` times as long,
+        those that occur more than high_freq_factor times keep their length, and f is interpolated
+        linearly between (code of Llama 3.1; Grattafiori et al. 2024, "The Llama 3 herd of models").
+
+    Returns:
+      f64[head_dim / 2], theta^(-2 i / head_dim) without scaling (Su et al. 2021, section 3.2.2).
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if not scaling:
+        return frequencies
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position"] * frequencies / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequencies: Iterable[float]) -> jax.Array:
+    """Turns feature pairs i and i + head_dim / 2 by position * frequencies[i], in float32.
+
+    x [B, L, heads, head_dim], positions i32[B or 1, L] -> as x.
+    """
+    steps = jnp.asarray(tuple(frequencies), jnp.float32)
+    angles = positions[..., None, None].astype(jnp.float32) * steps[None, None, None]
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)  # B|1 L 1 head_dim/2
+    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (one * cosine - other * sine, other * cosine + one * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def learned_positions(
@@ -251,6 +423,8 @@ def learned_positions(
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for query, key and value.
 
+    With fewer heads of keys and values than of queries there are two kernels, `query` and `kv`.
+
     `attention` chooses the implementation:
 
       xla     runs on every device.
@@ -258,6 +432,8 @@ class Attention(nnx.Module):
               float16, and head_dim a multiple of 8 up to 128; in training with a mask, also an
               even number of tokens.
       splash  JAX's kernel for TPU, see `mmrl.models.splash`.
+
+    `causal`: whether tokens attend to none that come after them.
     """
 
     def __init__(
@@ -266,6 +442,8 @@ class Attention(nnx.Module):
         num_heads: int,
         *,
         attention: Implementation,
+        block: BlockOptions = DEFAULT_BLOCK,
+        causal: bool = False,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -275,8 +453,20 @@ class Attention(nnx.Module):
             raise InputError(
                 f"attention 'cudnn' with dtype {jnp.dtype(dtype)}; expected bfloat16 or float16"
             )
-        self.implementation = attention
-        head_dim = width // num_heads
+        head_dim = block.head_dim or width // num_heads
+        kv_heads = block.kv_heads or num_heads
+        if num_heads % kv_heads:
+            raise InputError(
+                f"block: kv_heads {kv_heads}; expected a divisor of num_heads {num_heads}"
+            )
+        if block.rope_theta and head_dim % 2:
+            raise InputError(f"block: rope_theta with head_dim {head_dim}; expected an even one")
+        self.implementation, self.causal = attention, causal
+        # A tuple, because an array on a module would be part of its state.
+        self.frequencies: tuple[float, ...] = ()
+        if block.rope_theta:
+            turns = rotary_frequencies(head_dim, block.rope_theta, block.rope_scaling)
+            self.frequencies = tuple(turns.tolist())
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -284,16 +474,28 @@ class Attention(nnx.Module):
         # LinearGeneral initialises the flattened kernel [width, 3 * width]. Scaling by fan-in alone
         # equals Glorot scaling of its three square kernels.
         fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        self.qkv = linear(
-            width,
-            (3, num_heads, head_dim),
-            kernel_init=nnx.with_partitioning(fan_in, ("embed", "qkv", "heads", "head_dim")),
-            bias_init=nnx.with_partitioning(zeros, ("qkv", "heads", "head_dim")),
-        )
+
+        def project(*features: int) -> nnx.LinearGeneral:
+            axes = ("qkv", "heads", "head_dim")[-len(features) :]
+            return linear(
+                width,
+                features,
+                use_bias=block.qkv_bias,
+                kernel_init=nnx.with_partitioning(fan_in, ("embed", *axes)),
+                bias_init=nnx.with_partitioning(zeros, axes),
+            )
+
+        self.grouped = kv_heads != num_heads
+        if self.grouped:
+            self.query = project(num_heads, head_dim)
+            self.kv = project(2, kv_heads, head_dim)
+        else:
+            self.qkv = project(3, num_heads, head_dim)
         self.out = linear(
             (num_heads, head_dim),
             width,
             axis=(-2, -1),
+            use_bias=block.out_bias,
             kernel_init=nnx.with_partitioning(
                 nnx.initializers.xavier_uniform(), ("heads", "head_dim", "embed")
             ),
@@ -301,24 +503,39 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, queries: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        queries: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
+        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those tokens only.
 
         mask is bool[B, L], the keys that all queries attend to, or bool[B, L or Q, L], those of
-        each query.
+        each query. positions i32[B, L] are those of the tokens, by default 0 to L - 1; only rotary
+        positions need them.
         """
-        if queries is None:
-            query, key, value = self._project(x, slice(None))
-        else:
-            key, value = self._project(x, slice(1, None))
-            (query,) = self._project(take_rows(x, queries), slice(1))
+        query, key, value = self._projected(x, queries)
+        if self.frequencies:
+            if positions is None:
+                positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+            key = rotate(key, positions, self.frequencies)
+            if queries is not None:
+                places = jnp.broadcast_to(positions, x.shape[:2])
+                positions = jnp.take_along_axis(places, queries, axis=1)
+            query = rotate(query, positions, self.frequencies)
+        if queries is not None and self.causal:
+            before = jnp.arange(x.shape[1], dtype=jnp.int32)[None, None] <= queries[..., None]
+            if mask is not None:
+                before &= mask[:, None] if mask.ndim == 2 else mask
+            mask = before  # B Q L
         # A fused kernel gains nothing for few queries, and cudnn refuses an odd number of them.
         implementation = self.implementation if queries is None else "xla"
+        causal = self.causal and queries is None
         if implementation == "splash":
-            x = splash.attend(query, key, value, mask)
+            x = splash.attend(query, key, value, mask, causal=causal)
         else:
-            x = self._attend(query, key, value, mask, implementation)
+            x = self._attend(query, key, value, mask, causal, implementation)
         out = self.out(x.reshape(-1, *x.shape[2:]))
         return out.reshape(*x.shape[:2], -1)
 
@@ -328,6 +545,7 @@ class Attention(nnx.Module):
         key: jax.Array,
         value: jax.Array,
         mask: jax.Array | None,
+        causal: bool,
         implementation: Literal["xla", "cudnn"],
     ) -> jax.Array:
         if mask is not None:
@@ -335,40 +553,74 @@ class Attention(nnx.Module):
         # jax.nn computes the softmax in float32 by implicit promotion, which strict mode refuses.
         with jax.numpy_dtype_promotion("standard"):
             return jax.nn.dot_product_attention(
-                query, key, value, mask=mask, implementation=implementation
+                query, key, value, mask=mask, is_causal=causal, implementation=implementation
             )
 
-    def _project(self, x: jax.Array, which: slice) -> list[jax.Array]:
-        """Projects x [B, L, width] to some of (query, key, value): [B, L, heads, head_dim] each."""
-        if which == slice(None):
-            projected = self.qkv(flatten(x))  # B*L 3 heads head_dim
+    def _projected(self, x: jax.Array, queries: jax.Array | None) -> list[jax.Array]:
+        """Query [B, L or Q, heads, head_dim], key and value [B, L, kv_heads, head_dim]."""
+        if queries is None and not self.grouped:
+            return self._parts(self.qkv(flatten(x)), x)
+        if self.grouped:
+            key, value = self._parts(self.kv(flatten(x)), x)
         else:
-            kernel = self.qkv.kernel[...][:, which].astype(x.dtype)
-            projected = jnp.tensordot(flatten(x), kernel, axes=1)
-            if self.qkv.bias is not None:
-                projected += self.qkv.bias[...][which].astype(x.dtype)[None]
+            key, value = self._some(x, slice(1, None))
+        asking = x if queries is None else take_rows(x, queries)
+        if self.grouped:
+            (query,) = self._parts(self.query(flatten(asking))[:, None], asking)
+        else:
+            (query,) = self._some(asking, slice(1))
+        return [query, key, value]
+
+    def _some(self, x: jax.Array, which: slice) -> list[jax.Array]:
+        """Some of query, key and value of x [B, L, width], by the fused kernel."""
+        kernel = self.qkv.kernel[...][:, which].astype(x.dtype)
+        projected = jnp.tensordot(flatten(x), kernel, axes=1)
+        if self.qkv.bias is not None:
+            projected += self.qkv.bias[...][which].astype(x.dtype)[None]
+        return self._parts(projected, x)
+
+    @staticmethod
+    def _parts(projected: jax.Array, x: jax.Array) -> list[jax.Array]:
+        """[B * L, parts, heads, head_dim] of x [B, L, width] -> [B, L, heads, head_dim] each."""
         projected = projected.reshape(*x.shape[:2], *projected.shape[1:])
         return [projected[:, :, i] for i in range(projected.shape[2])]
 
 
 class Mlp(nnx.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, activation, linear; or out(activation(gate(x)) * wide(x)), see BlockOptions."""
 
     def __init__(
-        self, width: int, hidden: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation = "gelu",
+        gated: bool = False,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
-        make = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        check_choice("MLP", "activation", activation, ACTIVATIONS)
+        make = functools.partial(
+            dense, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.activation, self.gated = activation, gated
         self.wide = make(width, hidden, ("embed", "mlp"))
+        if gated:
+            self.gate = make(width, hidden, ("embed", "mlp"))
         self.out = make(hidden, width, ("mlp", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> [..., width]."""
-        hidden = jax.nn.gelu(self.wide(flatten(x)), approximate=False)
+        rows, activate = flatten(x), ACTIVATIONS[self.activation]
+        hidden = self.wide(rows)
+        hidden = activate(self.gate(rows)) * hidden if self.gated else activate(hidden)
         return self.out(hidden).reshape(x.shape)
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches."""
+    """Attention, then an MLP, each a residual branch with a norm and dropout; see BlockOptions."""
 
     def __init__(
         self,
@@ -377,6 +629,8 @@ class Block(nnx.Module):
         *,
         dropout: float,
         attention: Implementation,
+        block: BlockOptions = DEFAULT_BLOCK,
+        causal: bool = False,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -384,10 +638,25 @@ class Block(nnx.Module):
         if not 0 <= dropout < 1:
             raise InputError(f"dropout {dropout}; expected at least 0 and below 1")
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attention_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
-        self.attention = Attention(size.width, size.num_heads, attention=attention, **kwargs)
-        self.mlp_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
-        self.mlp = Mlp(size.width, mlp_dim or 4 * size.width, **kwargs)
+        norm = functools.partial(block.make_norm, size.width, param_dtype=param_dtype, rngs=rngs)
+        self.pre_norm, self.has_scale = block.order == "pre", block.layer_scale != 0
+        self.attention_norm = norm()
+        self.attention = Attention(
+            size.width, size.num_heads, attention=attention, block=block, causal=causal, **kwargs
+        )
+        self.mlp_norm = norm()
+        self.mlp = Mlp(
+            size.width,
+            mlp_dim or 4 * size.width,
+            activation=block.activation,
+            gated=block.gated,
+            use_bias=block.mlp_bias,
+            **kwargs,
+        )
+        if self.has_scale:
+            init = nnx.with_partitioning(nnx.initializers.constant(block.layer_scale), ("embed",))
+            self.attention_scale = nnx.Param(init(rngs.params(), (size.width,), param_dtype))
+            self.mlp_scale = nnx.Param(init(rngs.params(), (size.width,), param_dtype))
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(
@@ -396,14 +665,24 @@ class Block(nnx.Module):
         mask: jax.Array | None = None,
         key: jax.Array | None = None,
         queries: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those positions only.
+        """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those tokens only.
 
-        The mask is as in Attention. Without a key there is no dropout.
+        Mask and positions are as in Attention. Without a key there is no dropout.
         """
         attention_key, mlp_key = split_key(key, 2)
         drop = functools.partial(self.dropout, deterministic=key is None)
-        attended = self.attention(self.attention_norm(x), mask, queries)
+        attended = self.attention(
+            self.attention_norm(x) if self.pre_norm else x, mask, queries, positions
+        )
+        if self.has_scale:
+            attended *= self.attention_scale[...].astype(x.dtype)[None, None]
         x = x if queries is None else take_rows(x, queries)
         x = x + drop(attended, rngs=attention_key)
-        return x + drop(self.mlp(self.mlp_norm(x)), rngs=mlp_key)
+        x = x if self.pre_norm else self.attention_norm(x)
+        added = self.mlp(self.mlp_norm(x) if self.pre_norm else x)
+        if self.has_scale:
+            added *= self.mlp_scale[...].astype(x.dtype)[None, None]
+        x = x + drop(added, rngs=mlp_key)
+        return x if self.pre_norm else self.mlp_norm(x)

@@ -43,6 +43,7 @@ def attend(
     value: jax.Array,
     mask: jax.Array | None = None,
     *,
+    causal: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
     """Equals `jax.nn.dot_product_attention` at all tokens that are not padding.
@@ -51,18 +52,21 @@ def attend(
     its own heads.
 
     Args:
-      query, key, value: [B, L, heads, head_dim].
+      query: [B, L, heads, head_dim].
+      key, value: [B, L, kv_heads, head_dim], where kv_heads divides heads.
       mask: as in `segments`.
+      causal: whether tokens attend to none that come after them.
       interpret: interpret the kernel, which works on any device but is slow.
     """
-    batch, length, heads, _ = query.shape
+    batch, length = query.shape[:2]
     segment = segments(mask, batch, length)
-    local = functools.partial(_attend_on_device, interpret=interpret)
+    local = functools.partial(_attend_on_device, causal=causal, interpret=interpret)
     mesh = usable_mesh(jax.typeof(query).sharding.mesh)
     if mesh is None or mesh.size == 1:
         return local(query, key, value, segment)
     rows = sharing_axes(mesh, batch)
-    split = "tensor" if heads % mesh.shape.get("tensor", heads + 1) == 0 else None
+    kv_heads = key.shape[2]  # divides the heads of the queries, so their shards match
+    split = "tensor" if kv_heads % mesh.shape.get("tensor", kv_heads + 1) == 0 else None
     spec = P(rows or None, None, split)
     return jax.shard_map(
         local,
@@ -74,7 +78,13 @@ def attend(
 
 
 def _attend_on_device(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, *, interpret: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment: jax.Array,
+    *,
+    causal: bool,
+    interpret: bool,
 ) -> jax.Array:
     length, heads, width = query.shape[1:]
     padded = -(-length // _LANES) * _LANES
@@ -84,8 +94,10 @@ def _attend_on_device(
         return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
 
     segment = jnp.pad(segment, ((0, 0), (0, extra)), constant_values=-1)
-    full = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
-    splash = kernel.make_splash_mha(full, head_shards=1, q_seq_shards=1, interpret=interpret)
+    shape = (padded, padded)
+    seen = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    every = masks.MultiHeadMask([seen] * heads)
+    splash = kernel.make_splash_mha(every, head_shards=1, q_seq_shards=1, interpret=interpret)
     # The kernel itself does not scale the logits.
     query = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     with jax.numpy_dtype_promotion("standard"):

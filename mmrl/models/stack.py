@@ -68,12 +68,13 @@ class Stack(nnx.Module):
         *,
         key: jax.Array | None = None,
         last: int = 1,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """x [B, L, width] -> the output of the last block, and the sum of the `last` last outputs.
 
-        The mask is as in Attention. Without a key there is no dropout.
+        Mask and positions are as in Attention. Without a key there is no dropout.
         """
-        x, total = self._run(x, mask, key, last, self.depth)
+        x, total = self._run(x, mask, key, last, self.depth, positions=positions)
         return x, x if total is None else total
 
     def part(
@@ -84,12 +85,14 @@ class Stack(nnx.Module):
         mask: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
         """Blocks `start` to `stop` - 1 (None: to the last one); `key` is that of the whole stack.
 
         All parts, one after the other, compute what the whole stack does.
         """
-        return self._run(x, mask, key, 1, self.depth if stop is None else stop, start)[0]
+        stop = self.depth if stop is None else stop
+        return self._run(x, mask, key, 1, stop, start, positions=positions)[0]
 
     def before_last(
         self,
@@ -98,6 +101,7 @@ class Stack(nnx.Module):
         *,
         key: jax.Array | None = None,
         last: int = 1,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """All blocks but the last one.
 
@@ -105,7 +109,7 @@ class Stack(nnx.Module):
           The input of `last_block`, and the sum of those of the `last` last outputs that come
           before it; None if there are none.
         """
-        return self._run(x, mask, key, last, self.depth - 1)
+        return self._run(x, mask, key, last, self.depth - 1, positions=positions)
 
     def last_block(
         self,
@@ -114,6 +118,7 @@ class Stack(nnx.Module):
         *,
         key: jax.Array | None = None,
         queries: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
         """x [B, L, width] -> the output of the last block; with queries i32[B, Q], only for those.
 
@@ -126,7 +131,7 @@ class Stack(nnx.Module):
             graphdef, params = nnx.split(getattr(self, f"block_{self.depth - 1:02d}"))
             pure = nnx.to_pure_dict(params)
         own = None if key is None else jax.random.split(key, self.depth)[-1]
-        return self._block(graphdef, mask, queries)(pure, x, own)
+        return self._block(graphdef, mask, positions, queries)(pure, x, own)
 
     def _run(
         self,
@@ -136,6 +141,8 @@ class Stack(nnx.Module):
         last: int,
         stop: int,
         start: int = 0,
+        *,
+        positions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Applies blocks start to stop - 1, and sums the outputs of those among the `last` last.
 
@@ -145,18 +152,20 @@ class Stack(nnx.Module):
         if start == stop:
             return x, None
         run = self._run_scanned if self.scan_layers else self._run_unrolled
-        return run(x, mask, keys, last, range(start, stop))
+        return run(x, mask, positions, keys, last, range(start, stop))
 
     def _block(
         self,
         graphdef: nnx.GraphDef[Block],
         mask: jax.Array | None,
+        positions: jax.Array | None,
         queries: jax.Array | None = None,
     ) -> Callable[..., Any]:
         """The function (parameters, x, key) -> x of a block, rematerialised as configured."""
 
         def apply(params: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return spread_rows(nnx.merge(graphdef, params)(spread_rows(x), mask, key, queries))
+            block = nnx.merge(graphdef, params)
+            return spread_rows(block(spread_rows(x), mask, key, queries, positions))
 
         if self.remat == "none":
             return apply
@@ -165,22 +174,34 @@ class Stack(nnx.Module):
         return jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
 
     def _run_unrolled(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, which: range
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        positions: jax.Array | None,
+        keys: jax.Array | None,
+        last: int,
+        which: range,
     ) -> tuple[jax.Array, jax.Array | None]:
         total = None
         for index in which:
             graphdef, params = nnx.split(getattr(self, f"block_{index:02d}"))
-            block = self._block(graphdef, mask)
+            block = self._block(graphdef, mask, positions)
             x = block(nnx.to_pure_dict(params), x, None if keys is None else keys[index])
             if last > 1 and index >= self.depth - last:
                 total = x if total is None else total + x
         return x, total
 
     def _run_scanned(
-        self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None, last: int, which: range
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        positions: jax.Array | None,
+        keys: jax.Array | None,
+        last: int,
+        which: range,
     ) -> tuple[jax.Array, jax.Array | None]:
         graphdef, params = nnx.split(self.blocks)
-        block = self._block(graphdef, mask)
+        block = self._block(graphdef, mask, positions)
         weights = (jnp.arange(self.depth) >= self.depth - last).astype(x.dtype)
 
         def body(carry: Any, layer: Any) -> Any:

@@ -1,16 +1,19 @@
 """Transformer text encoder with pooled text features and word features."""
 
 import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mmrl import build
 from mmrl.models.layers import (
+    BlockOptions,
     Features,
     Implementation,
-    LayerNorm,
     Layers,
     Remat,
     check_choice,
@@ -22,6 +25,7 @@ from mmrl.models.layers import (
 )
 from mmrl.models.stack import Stack
 from mmrl.models.text.packing import PAD, PackingPlan, Rows
+from mmrl.models.text.pooling import LatentAttention
 from mmrl.types import InputError
 
 # (pooled, x, total), see Transformer._encode_rows.
@@ -33,10 +37,16 @@ def last_token(mask: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1], dtype=jnp.int32)[None], 0), axis=1)
 
 
-def word_mask(mask: jax.Array) -> jax.Array:
-    """mask bool[N, L] -> bool[N, L] without the first (bos) and the last (eos) valid token."""
+def word_mask(mask: jax.Array, *, begin: bool = True, end: bool = True) -> jax.Array:
+    """mask bool[N, L] -> bool[N, L] without the marks of texts.
+
+    Args:
+      begin: whether the first valid token is a mark. end: whether the last one is.
+    """
     position = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
-    return mask & (position > 0) & (position < last_token(mask)[:, None])
+    if begin:
+        mask = mask & (position > 0)
+    return mask & (position < last_token(mask)[:, None]) if end else mask
 
 
 class TokenConvolution(nnx.Module):
@@ -92,11 +102,10 @@ class TokenConvolution(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Pre-norm bidirectional transformer over sub-word ids.
+    """Transformer over sub-word ids; by default bidirectional, with pre-norm blocks.
 
-    A text starts with bos; its last valid token is eos, followed by padding. The features of valid
-    tokens do not depend on the padding. A text without valid tokens gets finite features without
-    meaning.
+    Padding follows the last token of a text. The features of valid tokens do not depend on the
+    padding. A text without valid tokens gets finite features without meaning.
 
     Args:
       vocab_size: rows of the token table; ids at valid positions must be below it.
@@ -106,8 +115,15 @@ class Transformer(nnx.Module):
       num_heads: attention heads of a block; they divide the width.
       mlp_dim: hidden features of the MLPs; by default 4 * width.
       variant: a named size, Ti, S, B or L; explicit width, depth and num_heads take precedence.
-      pool: pooled feature: cls (position 0), eos (the last valid token) or mean (over valid
-        tokens).
+      block: what blocks and norms are made of, such as {"norm": "rms"}; see `BlockOptions`.
+      causal: whether tokens attend to none that come after them.
+      positions: learned or none: whether a table of positions is added to the embedded tokens,
+        which rotary positions (`rope_theta` of `block`) replace.
+      embedding_norm: whether a norm follows the embedded tokens, as in BERT.
+      final_norm: whether a norm follows the last block.
+      pool: pooled feature: cls (position 0), eos (the last valid token), mean (over valid tokens)
+        or latent_attention, which may be a mapping with options such as {"name":
+        "latent_attention", "latents": 512, "num_heads": 8}, see `LatentAttention`.
       convolution: size, odd, of a depthwise convolution that is added to the embedded tokens; 0:
         none. It tells each word its neighbours, see `TokenConvolution`.
       word_layers: number of last layers whose outputs are summed for the word features; GLoRIA
@@ -136,7 +152,12 @@ class Transformer(nnx.Module):
         num_heads: int | None = None,
         mlp_dim: int | None = None,
         variant: str | None = None,
-        pool: str = "cls",
+        block: Mapping[str, Any] | None = None,
+        causal: bool = False,
+        positions: Literal["learned", "none"] = "learned",
+        embedding_norm: bool = False,
+        final_norm: bool = True,
+        pool: str | Mapping[str, Any] = "cls",
         convolution: int = 0,
         word_layers: int = 1,
         dropout: float = 0.0,
@@ -150,7 +171,9 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         size = resolve_size("Transformer", variant, width, depth, num_heads)
-        check_choice("Transformer", "pool", pool, ("cls", "eos", "mean"))
+        blocks = BlockOptions.of("Transformer", block)
+        pool, latents = _pool_options(pool)
+        check_choice("Transformer", "positions", positions, ("learned", "none"))
         if not 1 <= word_layers <= size.depth:
             raise InputError(
                 f"Transformer: word_layers {word_layers}; expected 1 to depth {size.depth}"
@@ -164,6 +187,9 @@ class Transformer(nnx.Module):
         self.width = self.local_width = size.width
         self.length, self.dtype = length, dtype
         self.pool, self.word_layers = pool, word_layers
+        self.has_positions, self.has_latents = positions == "learned", latents is not None
+        self.has_embedding_norm, self.has_norm = embedding_norm, final_norm
+        numbers: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.token = nnx.Embed(
             vocab_size,
             size.width,
@@ -172,12 +198,15 @@ class Transformer(nnx.Module):
             embedding_init=nnx.with_partitioning(nnx.initializers.normal(0.02), ("vocab", "embed")),
             rngs=rngs,
         )
-        self.position = learned_positions(length, size.width, param_dtype=param_dtype, rngs=rngs)
+        if self.has_positions:
+            self.position = learned_positions(
+                length, size.width, param_dtype=param_dtype, rngs=rngs
+            )
         self.has_convolution = convolution != 0
         if self.has_convolution:
-            self.convolution = TokenConvolution(
-                size.width, convolution, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-            )
+            self.convolution = TokenConvolution(size.width, convolution, **numbers)
+        if self.has_embedding_norm:
+            self.embedding_norm = blocks.make_norm(size.width, param_dtype=param_dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
         self.stack = Stack(
             size,
@@ -186,17 +215,20 @@ class Transformer(nnx.Module):
             attention=attention,
             scan_layers=scan_layers,
             remat=remat,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
+            block=blocks,
+            causal=causal,
+            **numbers,
         )
-        self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+        if self.has_norm:
+            self.norm = blocks.make_norm(size.width, param_dtype=param_dtype, rngs=rngs)
+        if latents is not None:
+            self.pooler = LatentAttention(width=size.width, **latents, **numbers)
 
     @property
     def layers(self) -> Layers:
         """See `mmrl.models.layers.Layers`."""
         blocks = ((f"stack/{name}",) for name in self.stack.layers)
-        return (("token", "position", "convolution"), *blocks)
+        return (("token", "position", "convolution", "embedding_norm"), *blocks)
 
     def __call__(
         self,
@@ -218,8 +250,8 @@ class Transformer(nnx.Module):
         embed_key, stack_key = dropout_keys(train, rngs, 2)
         x = self._embed(jnp.where(mask, tokens, PAD), None, mask, embed_key)
         x, summed = self.stack(x, mask, key=stack_key, last=self.word_layers)
-        x = self.norm(x)
-        words = x if self.word_layers == 1 else self.norm(summed)
+        x = self._normed(x)
+        words = x if self.word_layers == 1 else self._normed(summed)
         return Features(pooled=self._pool(x, mask), local=words, mask=mask)
 
     def candidates(
@@ -274,9 +306,9 @@ class Transformer(nnx.Module):
             # tokens.
             x = self.stack.last_block(x, mask[:, 0], key=word_key)
             total = x if total is None else total + x
-            first = self._pool(self.norm(x), mask[:, 0])
+            first = self._pool(self._normed(x), mask[:, 0])
             pooled = jnp.concatenate([first[:, None], pooled[:, 1:]], axis=1)
-        return pooled, self.norm(x if total is None else total)
+        return pooled, self._normed(x if total is None else total)
 
     def _embed(
         self,
@@ -290,11 +322,18 @@ class Transformer(nnx.Module):
         The mask is as in Attention.
         """
         x = jnp.take(gathered(self.token.embedding[...].astype(self.dtype)), tokens, axis=0)
-        table = gathered(self.position[...].astype(x.dtype))
-        x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
+        if self.has_positions:
+            table = gathered(self.position[...].astype(x.dtype))
+            x = x + (table[: tokens.shape[1]][None] if position is None else table[position])
         if self.has_convolution:
             x = x + self.convolution(x, mask)
+        if self.has_embedding_norm:
+            x = self.embedding_norm(x)
         return self.dropout(x, deterministic=key is None, rngs=key)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        """The final norm of x [..., width]; without one, x."""
+        return self.norm(x) if self.has_norm else x
 
     def _padded(self, tokens: jax.Array, mask: jax.Array) -> Rows:
         """Rows of one text each: tokens i32[N, L], mask bool[N, L]."""
@@ -318,14 +357,18 @@ class Transformer(nnx.Module):
         last = self.word_layers if words else 1
         total: jax.Array | None
         if self.pool == "mean":
-            x, total = self.stack(x, rows.mask, key=stack_key, last=last)
+            x, total = self.stack(x, rows.mask, key=stack_key, last=last, positions=rows.position)
             count = jnp.maximum(rows.members.sum(axis=2, keepdims=True), 1)
             weights = rows.members.astype(x.dtype) / count.astype(x.dtype)
-            pooled = jnp.einsum("rsp,rpd->rsd", weights, self.norm(x))
+            pooled = jnp.einsum("rsp,rpd->rsd", weights, self._to_mean(self._normed(x)))
         else:
-            x, total = self.stack.before_last(x, rows.mask, key=stack_key, last=last)
-            pooled = self.norm(
-                self.stack.last_block(x, rows.members, key=stack_key, queries=rows.query)
+            x, total = self.stack.before_last(
+                x, rows.mask, key=stack_key, last=last, positions=rows.position
+            )
+            pooled = self._normed(
+                self.stack.last_block(
+                    x, rows.members, key=stack_key, queries=rows.query, positions=rows.position
+                )
             )
         return (pooled, x, total if last > 1 else None) if words else (pooled, None, None)
 
@@ -389,4 +432,30 @@ class Transformer(nnx.Module):
         if self.pool == "eos":
             return jnp.take_along_axis(x, last_token(mask)[:, None, None], axis=1)[:, 0]
         count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
-        return jnp.where(mask[..., None], x, 0).sum(axis=1) / count.astype(x.dtype)
+        summed = jnp.where(mask[..., None], self._to_mean(x), 0).sum(axis=1)
+        return summed / count.astype(x.dtype)
+
+    def _to_mean(self, x: jax.Array) -> jax.Array:
+        """The token features [N, L, width] whose mean is pooled, from those after the norm."""
+        return self.pooler(x) if self.has_latents else x
+
+
+def _pool_options(pool: str | Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Of an option `pool`: cls, eos or mean, and the options of LatentAttention if there is one.
+
+    Raises:
+      InputError: an unknown name or option.
+    """
+    # A ConfigDict is no Mapping.
+    options: dict[str, Any] = {"name": pool} if isinstance(pool, str) else dict(pool.items())
+    name = options.pop("name", None)
+    check_choice("Transformer", "pool", name, ("cls", "eos", "mean", "latent_attention"))
+    if name == "latent_attention":
+        supplied = ("width", "dtype", "param_dtype", "rngs")
+        build.check_options(
+            "Transformer: pool latent_attention", LatentAttention, options, supplied=supplied
+        )
+        return "mean", options
+    for option in options:
+        raise InputError(build.unknown(f"option of Transformer: pool {name}", option, ()))
+    return name, None

@@ -11,8 +11,8 @@ from mmrl.models.text.transformer import Transformer, word_mask
 from mmrl.models.towers.base import Arrays, Tower
 from mmrl.types import InputError
 
-Texts = tuple[jax.Array, jax.Array]
-"""tokens i32[B, C, L], mask bool[B, C, L]."""
+Texts = tuple[jax.Array, jax.Array, jax.Array]
+"""tokens i32[B, C, L]; masks of what is attended to and of what is no padding, bool[B, C, L]."""
 
 
 class Text(Tower):
@@ -22,17 +22,22 @@ class Text(Tower):
     pooled features are. Without packing only inputs of equal length L do.
 
     Features of an input with C texts per row have the axes [B, C]; its words are not offered.
-    `word_mask` bool[B, L] is the mask without begin and end marks.
+    `word_mask` bool[B, L] is the mask without begin and end marks, where texts carry them.
 
     Args:
       encoder, others: as of Tower.
       length: most tokens of a text, begin and end marks included.
       vocab_size: rows of the table of tokens.
-      tokenizer: a sentencepiece .model file; "": one is trained on the texts of the training split.
+      tokenizer: a tokenizer.model of another run, or the tokenizer.json of an imported encoder; "":
+        one is trained on the texts of the training split.
       tokenizer_model: kind of the trained tokenizer, "bpe" or "unigram".
+      begin_mark: whether texts start with a mark, which is no word.
+      end_mark: whether texts end with a mark, which is no word.
+      attend_padding: whether padding counts as tokens of the text, as in SigLIP. All texts then
+        have `length` tokens, and `packing` must be off. `word_mask` leaves the padding out.
 
     Raises:
-      InputError: as of Tower.
+      InputError: as of Tower; `attend_padding`, or an embedding of local features, with packing.
     """
 
     input: ClassVar[str] = "text"
@@ -45,9 +50,24 @@ class Text(Tower):
         vocab_size: int,
         tokenizer: str = "",
         tokenizer_model: str = "bpe",
+        begin_mark: bool = True,
+        end_mark: bool = True,
+        attend_padding: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(encoder=encoder, **others)
+        if attend_padding and encoder.packing:
+            raise InputError(
+                f"attend_padding with packing {encoder.packing} of a text tower; expected packing "
+                "0, because no text is then shorter than another"
+            )
+        if self.embeds_local and encoder.packing:
+            raise InputError(
+                f"head 'embedding' of local features with packing {encoder.packing} of a text "
+                "tower; expected packing 0, because packed texts have no word features"
+            )
+        self.length, self.attend_padding = length, attend_padding
+        self.begin_mark, self.end_mark = begin_mark, end_mark
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,23 +96,32 @@ class Text(Tower):
         encoded: dict[str, dict[str, jax.Array]] = {name: {} for name in wanted}
         for name, features in wanted.items():
             if "word_mask" in features:
-                encoded[name]["word_mask"] = word_mask(inputs[name]["mask"])
+                encoded[name]["word_mask"] = self._words(inputs[name]["mask"])
         to_pass = {
             name: features for name, features in wanted.items() if set(features) - {"word_mask"}
         }
         for names in self._passes(inputs, to_pass, train):
             own = None if key is None else streams.fold(key, "+".join(names))
             words = "words" in to_pass[names[0]]
-            tokens, mask = self._together([_texts(name, inputs[name]) for name in names])
-            pooled, local = self._encode(
-                self.encoder.candidates, tokens, mask, words=words, train=train, key=own
+            tokens, mask, valid = self._together(
+                [self._texts(name, inputs[name]) for name in names]
             )
             features = tuple(dict.fromkeys(f for name in names for f in to_pass[name]))
-            made = self._pooled(pooled, features)  # B C ...
+            if self.embeds_local and "embedding" in features:
+                rows = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
+                found = self._encode(self.encoder, *rows, train=train, key=own)
+                pooled, every = (x.reshape(*tokens.shape[:2], *x.shape[1:]) for x in found[:2])
+                counted = self._words(valid.reshape(-1, valid.shape[-1])).reshape(valid.shape)
+                made, local = self._pooled(pooled, features, every, counted), every[:, 0]
+            else:
+                pooled, local = self._encode(
+                    self.encoder.candidates, tokens, mask, words=words, train=train, key=own
+                )
+                made = self._pooled(pooled, features)  # B C ...
             first = 0
             for name in names:
-                count = _texts(name, inputs[name])[0].shape[1]
                 several = inputs[name]["tokens"].ndim == 3
+                count = inputs[name]["tokens"].shape[1] if several else 1
                 part = slice(first, first + count) if several else first
                 encoded[name] |= {f: made[f][:, part] for f in to_pass[name] if f in made}
                 first += count
@@ -126,19 +155,30 @@ class Text(Tower):
     @staticmethod
     def _together(parts: list[Texts]) -> Texts:
         """Texts of several inputs side by side; neighbours in a row keep the batch axis first."""
-        longest = max(tokens.shape[2] for tokens, _ in parts)
+        longest = max(tokens.shape[2] for tokens, _, _ in parts)
         padded = [
             tuple(jnp.pad(x, ((0, 0), (0, 0), (0, longest - x.shape[2]))) for x in part)
             if part[0].shape[2] < longest
             else part
             for part in parts
         ]
-        tokens, mask = (jnp.concatenate(arrays, axis=1) for arrays in zip(*padded, strict=True))
-        return tokens, mask
+        tokens, mask, valid = (
+            jnp.concatenate(parts, axis=1) for parts in zip(*padded, strict=True)
+        )
+        return tokens, mask, valid
 
+    def _texts(self, name: str, arrays: Arrays) -> Texts:
+        """The texts of an input; C is 1 where rows have one text each."""
+        tokens, valid = arrays["tokens"], arrays["mask"]
+        if self.attend_padding and tokens.shape[-1] != self.length:
+            raise InputError(
+                f"input {name!r} has texts of {tokens.shape[-1]} tokens; a text tower with "
+                f"attend_padding reads texts of its length, {self.length}"
+            )
+        if tokens.ndim == 2:
+            tokens, valid = tokens[:, None], valid[:, None]
+        return tokens, jnp.ones_like(valid) if self.attend_padding else valid, valid
 
-def _texts(name: str, arrays: Arrays) -> Texts:
-    tokens, mask = arrays["tokens"], arrays["mask"]
-    if tokens.ndim == 2:
-        return tokens[:, None], mask[:, None]
-    return tokens, mask
+    def _words(self, mask: jax.Array) -> jax.Array:
+        """mask bool[N, L] -> bool[N, L] without the marks that texts of this tower carry."""
+        return word_mask(mask, begin=self.begin_mark, end=self.end_mark)
