@@ -1,7 +1,6 @@
 """Transformer encoders: properties that hold for all weights."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from mmrl.models.image.vit import Vit, sincos2d_positions
-from mmrl.models.layers import LOGICAL_AXES, Block, Size
+from mmrl.models.layers import LOGICAL_AXES, Size
 from mmrl.models.stack import Stack
 from mmrl.models.text.transformer import Transformer
 from mmrl.types import InputError
@@ -125,6 +124,9 @@ def test_explicit_sizes_win_over_the_variant():
     [
         (lambda: vit(variant="H"), "Vit: unknown variant 'H'; choices: Ti, S, B, L"),
         (lambda: vit(pool="max"), "unknown pooler 'max'; choices: cls, attention, mean, zones"),
+        (lambda: vit(registers=-1), "Vit: registers -1; expected 0 or more"),
+        (lambda: vit(block={"order": "both"}), "block.order='both'; expected one of pre, post"),
+        (lambda: vit(block={"rope": 1}), "unknown option in Vit: block 'rope'"),
         (lambda: vit(posemb="rope"), "Vit: unknown posemb 'rope'; choices: learned, sincos2d"),
         (lambda: vit(attention="flash"), "unknown implementation 'flash'; choices: xla, cudnn"),
         (lambda: vit(attention="cudnn"), "'cudnn' with dtype float32; expected bfloat16"),
@@ -149,7 +151,14 @@ def test_wrong_options_name_the_choices(make, message):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("make", [functools.partial(make_vit, pool="cls"), make_text])
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(make_vit, pool="cls"),
+        functools.partial(make_vit, embedding_norm=True, block={"layer_scale": 0.1}),
+        make_text,
+    ],
+)
 def test_every_axis_of_every_parameter_has_a_name(make, scan_layers):
     model = nnx.eval_shape(lambda: make(scan_layers=scan_layers, rngs=nnx.Rngs(0)))
     params = params_of(model)
@@ -224,6 +233,69 @@ def test_regions_are_the_output_of_the_layer_that_is_asked_for(layer, pool):
     del params["region_norm"]
     plain = nnx.merge(nnx.graphdef(vit(depth=3, pool=pool)), params)
     np.testing.assert_allclose(found.pooled, run(plain, images()).pooled, atol=1e-5)
+
+
+def normed(x: np.ndarray, params: Any, epsilon: float) -> np.ndarray:
+    """Layer norm in float64."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)
+    return unit * params["scale"] + params["bias"]
+
+
+@pytest.mark.parametrize("region_layer", [None, 1])
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("pool", ["cls", "mean", {"name": "zones", "size": 3}])
+def test_registers_and_the_embedding_norm_are_before_the_first_block(pool, registers, region_layer):
+    """Registers are no regions and are not pooled; the epsilon is that of every norm."""
+    options = {"registers": registers, "embedding_norm": True, "block": {"epsilon": 0.1}}
+    model = vit(pool=pool, region_layer=region_layer, **options)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params_of(model))
+    assert ("registers" in params) == (registers > 0)
+    image = np.asarray(images(), np.float64).reshape(2, 3, 8, 3, 8, 1)
+    x = image.transpose(0, 1, 3, 2, 4, 5).reshape(2, 9, 64)
+    x = x @ params["patch"]["kernel"] + params["patch"]["bias"] + params["position"]
+    before = [params["cls"][None]] if pool == "cls" else []
+    before += [params["registers"]] if registers else []
+    x = np.concatenate([*(np.broadcast_to(t, (2, *t.shape)) for t in before), x], axis=1)
+    x = normed(x, params["embedding_norm"], 0.1)
+    first, regions = x.shape[1] - 9, None
+    for index in range(2):
+        if index == region_layer:
+            regions = normed(x, params["region_norm"], 0.1)[:, first:]
+        block = getattr(model.stack, f"block_{index:02d}")
+        x = np.asarray(block(jnp.asarray(x, jnp.float32)), np.float64)
+    x = normed(x, params["norm"], 0.1)
+    found = run(model, images())
+    assert model.first == first
+    assert_close(found.local, x[:, first:] if regions is None else regions)
+    pooled = {"cls": x[:, 0], "mean": x[:, first:].mean(axis=1)}
+    zones = x[:, first:].reshape(2, -1)  # as many as patches
+    assert_close(found.pooled, pooled[pool] if isinstance(pool, str) else zones)
+
+
+def test_the_order_of_registers_does_not_matter_and_their_values_do():
+    model = vit(pool="cls", registers=3)
+    plain = run(model, images())
+    model.registers[...] = model.registers[...][::-1]
+    assert_close(run(model, images()), plain, 1e-5)
+    model.registers[...] = -model.registers[...]
+    assert np.abs(run(model, images()).pooled - plain.pooled).max() > 1e-3
+
+
+def test_scanned_blocks_with_options_equal_unscanned_ones():
+    options = {
+        "pool": "cls",
+        "registers": 2,
+        "embedding_norm": True,
+        "block": {"layer_scale": 0.5, "activation": "quick_gelu", "norm": "rms", "gated": True},
+    }
+    plain = vit(**options)
+    shapes = nnx.eval_shape(lambda: make_vit(**options, scan_layers=True, rngs=nnx.Rngs(0)))
+    scanned = scanned_from(params_of(plain), shapes)
+    assert set(params_of(plain)["norm"]) == {"scale"}
+    assert_close(run(scanned, images()), run(plain, images()))
+    layers = plain.layers
+    assert {"registers", "embedding_norm"} <= set(layers[0]) and len(layers) == 3
 
 
 def test_the_last_layer_is_that_without_the_option():
@@ -397,33 +469,6 @@ def test_dropout_needs_training_and_a_key():
     assert_close(noisy[0], noisy[1], 0.0, floor=1.0)
     assert np.abs(noisy[0].pooled - quiet.pooled).max() > 1e-2
     assert np.abs(noisy[0].pooled - noisy[2].pooled).max() > 1e-2
-
-
-def test_block_is_the_pre_norm_residual_form():
-    make = functools.partial(Block, Size(**SIZE), None, dropout=0.0, attention="xla", **PRECISION)
-    block = randomized(make)
-    p = jax.tree.map(lambda leaf: np.array(leaf, np.float64), params_of(block))
-    x = np.random.default_rng(0).normal(size=(2, 9, 16))
-    _, mask = texts()
-
-    def norm(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-        return x * p["scale"] + p["bias"]
-
-    def linear(equation: str, x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
-        return np.einsum(equation, x, p["kernel"]) + p["bias"]
-
-    qkv = linear("nld,dche->nlche", norm(x, p["attention_norm"]), p["attention"]["qkv"])
-    q, k, v = np.moveaxis(qkv, 2, 0)
-    logits = np.einsum("nqhe,nkhe->nhqk", q, k) / np.sqrt(8)
-    weights = np.exp(logits) * mask[:, None, None]
-    weights /= weights.sum(-1, keepdims=True)
-    attended = np.einsum("nhqk,nkhe->nqhe", weights, v)
-    y = x + linear("nqhe,hed->nqd", attended, p["attention"]["out"])
-    hidden = linear("nld,dm->nlm", norm(y, p["mlp_norm"]), p["mlp"]["wide"])
-    hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / np.sqrt(2)))  # GELU
-    y = y + linear("nlm,md->nld", hidden, p["mlp"]["out"])
-    np.testing.assert_allclose(block(jnp.asarray(x, jnp.float32), mask), y, atol=1e-5)
 
 
 def test_new_layers_have_unit_gain_and_differ():

@@ -121,7 +121,17 @@ def test_the_mean_forgets_the_side_and_zones_keep_it():
 # --- attention
 
 
-def by_hand(pooler: Attention, regions: np.ndarray) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def by_hand(
+    pooler: Attention, regions: np.ndarray, epsilon: float = 1e-6, activation: Any = gelu
+) -> np.ndarray:
     """The formulas in float64, one image, one query and one head at a time."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(pooler)))
 
@@ -141,10 +151,9 @@ def by_hand(pooler: Attention, regions: np.ndarray) -> np.ndarray:
                 weights = references.softmax(keys[:, own] @ query[own] / np.sqrt(part), axis=0)
                 attended.append(weights @ values[:, own])
             x = linear("out", np.concatenate(attended))
-            normal = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+            normal = (x - x.mean()) / np.sqrt(x.var() + epsilon)
             normal = normal * params["norm"]["scale"] + params["norm"]["bias"]
-            wide = linear("wide", normal, params["mlp"])
-            wide = 0.5 * wide * (1 + erf(wide / np.sqrt(2)))
+            wide = activation(linear("wide", normal, params["mlp"]))
             of_image.append(x + linear("out", wide, params["mlp"]))
         found.append(np.concatenate(of_image))
     return np.array(found)
@@ -162,6 +171,14 @@ def test_attention_equals_the_formulas(options, heads):
     found = jax.jit(pooler)(regions)
     assert found.shape == (3, pooler.width) and found.dtype == jnp.float32
     assert_close(found, by_hand(pooler, regions))
+
+
+def test_attention_takes_the_epsilon_and_activation_of_siglip():
+    pooler = make({"name": "attention", "epsilon": 0.1, "activation": "gelu_tanh"})
+    found = jax.jit(pooler)(regions_of((4, 4)))
+    assert_close(found, by_hand(pooler, regions_of((4, 4)), 0.1, gelu_tanh), 2e-6)
+    exact = by_hand(pooler, regions_of((4, 4)), 0.1)
+    assert np.abs(found - exact).max() > 1e-5 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize(("width", "heads"), [(32, 1), (128, 2), (192, 3), (160, 2), (67, 1)])
@@ -244,6 +261,7 @@ def test_a_pooler_is_named_by_a_string_or_a_mapping():
         ({"name": "zones", "size": 5}, "zones: size 5 with 4 x 5 regions; expected 1 to 4"),
         ({"name": "attention", "queries": 0}, "queries 0, num_heads 0, width 6; expected at"),
         ({"name": "attention", "num_heads": 4}, "num_heads 4, width 6; expected at least one"),
+        ({"name": "attention", "activation": "tanh"}, "unknown activation 'tanh'; choices: gelu, "),
         ({"name": "attention", "num_heads": -1}, "num_heads -1, width 6; expected at least one"),
     ],
 )

@@ -15,7 +15,7 @@ from mmrl import wiring
 from mmrl.models.heads import Projection
 from mmrl.models.image.resnet import Resnet
 from mmrl.models.image.vit import Vit
-from mmrl.models.layers import LOGICAL_AXES
+from mmrl.models.layers import LOGICAL_AXES, Features
 from mmrl.models.text.transformer import Transformer, last_token, word_mask
 from mmrl.models.towers.image import Image
 from mmrl.models.towers.text import Text
@@ -445,7 +445,10 @@ def test_takes_a_resnet_with_narrower_regions():
         ({"heads": {**HEADS, "text": {"x": {"width": 4, "depth": 2}}}}, "head 'x'="),
         ({"image": {"pixel_std": 0.0}}, "pixel_std 0.0; expected .* pixel_std > 0"),
         ({"image": {"size": 0}}, "image tower: size 0, pixel_std 0.25; expected size >= 1"),
-        ({"head": "deep"}, "Projection: unknown kind 'deep'; choices: linear, affine, normed, mlp"),
+        (
+            {"head": "deep"},
+            "head 'embedding'=12 of a Image tower: unknown kind 'deep'; choices: lin",
+        ),
     ],
 )
 def test_wrong_options_name_the_choices(options, message):
@@ -463,6 +466,57 @@ def test_projections_are_what_they_say():
     np.testing.assert_allclose(mlp(x), hidden @ mlp.out.kernel[...], atol=1e-6)
 
 
+def test_an_mlp_has_the_parts_that_are_asked_for():
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    options = {"kind": "mlp", "hidden": 8, "activation": "relu", "norm": True, "epsilon": 0.1}
+    mlp = randomized(functools.partial(Projection, 6, 3, **options))
+    wide, norm, out = (
+        jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(part)))
+        for part in (mlp.wide, mlp.norm, mlp.out)
+    )
+    hidden = np.maximum(x @ wide["kernel"] + wide["bias"], 0)
+    centred = hidden - hidden.mean(axis=1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 0.1)
+    expected = (normed * norm["scale"] + norm["bias"]) @ out["kernel"] + out["bias"]
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, atol=1e-5)
+    plain = randomized(functools.partial(Projection, 6, 3, kind="mlp", bias=False))
+    assert set(nnx.to_pure_dict(nnx.state(plain))) == {"wide", "out"}
+    assert plain.wide.bias is None and plain.out.bias is None
+    assert plain.wide.kernel.shape == (6, 6)
+
+
+def test_an_identity_head_has_no_parameters():
+    head = Projection(6, 6, kind="identity", rngs=nnx.Rngs(0))
+    assert not nnx.to_pure_dict(nnx.state(head))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6)), jnp.bfloat16)
+    np.testing.assert_array_equal(head(x), x)
+
+
+def with_equal_heads(make: Any, local: str) -> Any:
+    """The randomised tower; its local head has the parameters of its embedding."""
+    tower = randomized(make)
+    params = nnx.to_pure_dict(nnx.state(tower))
+    params["heads"][local] = params["heads"]["embedding"]
+    return nnx.merge(nnx.graphdef(tower), params)
+
+
+@pytest.mark.parametrize("kind", ["affine", "mlp"])
+def test_an_embedding_of_regions_is_the_mean_of_their_projections(kind):
+    rngs = nnx.Rngs(0)
+    encoder = Resnet(image_size=32, depth=18, width=4, region_stage=3, rngs=rngs)
+    shared = {"kind": kind, "width": D}
+    heads = {"embedding": {**shared, "of": "local"}, "regions": shared}
+    make = functools.partial(Image, encoder=encoder, heads=heads, size=32)
+    tower = with_equal_heads(lambda rngs: make(make_rngs=lambda name: rngs), "regions")
+    pixels = np.random.default_rng(3).integers(0, 256, (B, 32, 32, 1)).astype(np.uint8)
+    found = tower({"image": {"pixels": pixels}}, {"image": ("embedding", "regions", "pooled")})
+    regions = np.asarray(found["image"]["regions"], np.float64)
+    assert regions.shape == (B, 4, D)
+    expected = regions.mean(axis=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found["image"]["embedding"], expected, atol=1e-5)
+
+
 def test_l2_normalisation_is_finite_at_zero():
     x = jnp.asarray([[3.0, 4.0], [0.0, 0.0]], jnp.bfloat16)
     np.testing.assert_allclose(l2_normalize(x), [[0.6, 0.8], [0.0, 0.0]], atol=1e-6)
@@ -471,6 +525,81 @@ def test_l2_normalisation_is_finite_at_zero():
     assert np.isfinite(gradient).all()
     # d(x / |x|)_0 / dx = (e_0 - x x_0 / |x|^2) / |x|
     np.testing.assert_allclose(gradient[0], [(1 - 9 / 25) / 5, (-12 / 25) / 5], atol=1e-6)
+
+
+LOCAL_EMBEDDING = {
+    "embedding": {"width": LOCAL, "kind": "mlp", "of": "local"},
+    "words": {"width": LOCAL, "kind": "mlp"},
+}
+
+
+def test_an_embedding_of_words_is_the_mean_of_their_projections():
+    """Alone, beside other texts, several in a row, and whatever the padding holds."""
+    heads = {**HEADS, "text": LOCAL_EMBEDDING}
+    tower = with_equal_heads(lambda rngs: towers(heads=heads)["text"], "words")
+    given = batch()
+    inputs = {
+        name: {key: given[f"{name}.{key}"] for key in ("tokens", "mask")}
+        for name in ("text", "perturbed", "short")
+    }
+    features = ("embedding", "words", "word_mask")
+    alone = jax.jit(lambda given: tower({"text": given}, {"text": features})["text"])
+    wanted = {"text": features, "perturbed": ("embedding",), "short": ("embedding", "pooled")}
+    found = jax.jit(lambda given: tower(given, wanted))(inputs)
+
+    def mean(texts: dict[str, np.ndarray]) -> np.ndarray:
+        by_itself = alone(texts)
+        words, counted = np.asarray(by_itself["words"], np.float64), by_itself["word_mask"]
+        for row in range(len(words)):
+            assert counted[row].sum() == texts["mask"][row].sum() - 2
+        expected = np.stack([w[m].mean(axis=0) for w, m in zip(words, counted, strict=True)])
+        return expected / np.linalg.norm(expected, axis=1, keepdims=True)
+
+    assert_close(found["text"]["embedding"], mean(inputs["text"]))
+    assert_close(found["short"]["embedding"], mean(inputs["short"]))
+    for copy in range(K):
+        texts = {key: value[:, copy] for key, value in inputs["perturbed"].items()}
+        assert_close(found["perturbed"]["embedding"][:, copy], mean(texts))
+    assert found["perturbed"]["embedding"].shape == (B, K, LOCAL)
+    # Two marks alone hold no word: the embedding is finite.
+    empty = np.array([[2, 3, 0, 0]] * B, np.int32)
+    assert np.isfinite(alone({"tokens": empty, "mask": empty > 0})["embedding"]).all()
+
+
+# Pixels.
+
+
+class Seen:
+    """An encoder that shows what it gets."""
+
+    width, local_width, grid = 1, 1, (2, 2)
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def __call__(self, image: jax.Array, **options: Any) -> Any:
+        return Features(pooled=image, local=image, mask=None)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.4, 0.2), ((0.4, 0.2, 0.0), 0.2), ([0.4, 0.2, 0.0], (0.2, 0.5, 1.0))]
+)
+def test_grey_pixels_are_repeated_and_normalised_by_channel(mean, std):
+    encoder: Any = Seen(3)
+    given = {"pixel_mean": mean, "pixel_std": std, "make_rngs": lambda name: nnx.Rngs(0)}
+    tower = Image(encoder=encoder, heads={}, size=2, **given)
+    pixels = np.array([0, 51, 102, 255], np.uint8).reshape(1, 2, 2, 1)
+    wanted = {"image": ("pooled",)}
+    found = tower({"image": {"pixels": pixels}}, wanted)["image"]["pooled"]
+    assert found.shape == (1, 2, 2, 3) and found.dtype == jnp.float32
+    expected = (pixels / 255 - np.asarray(mean)) / np.asarray(std)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (1, 2, 2, 3)), atol=1e-6)
+    colour = np.random.default_rng(0).integers(0, 256, (1, 2, 2, 3)).astype(np.uint8)
+    found = tower({"image": {"pixels": colour}}, wanted)["image"]["pooled"]
+    np.testing.assert_allclose(
+        found, (colour / 255 - np.asarray(mean)) / np.asarray(std), atol=1e-5
+    )
+    hash(nnx.graphdef(tower))
 
 
 # Vectors.

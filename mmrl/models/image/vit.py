@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 
 from mmrl.models.image.stem import ConvolutionStem
 from mmrl.models.layers import (
+    BlockOptions,
     Features,
     Implementation,
-    LayerNorm,
     Layers,
     Remat,
     check_choice,
@@ -46,7 +46,7 @@ def sincos2d_positions(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 class Vit(nnx.Module):
-    """Pre-norm vision transformer; regions are the patches after the final norm.
+    """Vision transformer; regions are the patches after the final norm.
 
     The mean over the patches forgets their places, so a contrastive loss can hardly teach left
     from right with it; zones and attention keep them (docs/training.md, "Our recipe").
@@ -59,8 +59,12 @@ class Vit(nnx.Module):
       depth: number of blocks.
       num_heads: attention heads of a block; they divide the width.
       mlp_dim: hidden features of the MLPs; by default 4 * width.
+      block: what the blocks and norms are made of, see `BlockOptions`.
       posemb: position embedding of the patches: learned (a table) or sincos2d (fixed). The class
-        token has none, as its own value is learned.
+        token and registers have none, as their own values are learned.
+      embedding_norm: whether a norm precedes the first block, as in CLIP.
+      registers: number of learned tokens between the class token and the patches, which are no
+        regions (Darcet et al. 2024, section 2.2).
       pool: pooled feature: cls (the class token after the final norm), mean, zones or attention
         (over the patches), or a mapping with options of the pooler, such as {"name": "zones",
         "size": 2}; see `mmrl.models.pool`.
@@ -75,7 +79,8 @@ class Vit(nnx.Module):
         the results of dense layers).
       channels: channels of the image.
 
-    Attributes: width, local_width (the same) and grid (rows, columns).
+    Attributes: width, local_width (the same) and grid (rows, columns); `first`, the number of
+    tokens before the patches.
     Raises InputError for unknown choices and sizes that do not fit together.
     """
 
@@ -89,7 +94,10 @@ class Vit(nnx.Module):
         depth: int | None = None,
         num_heads: int | None = None,
         mlp_dim: int | None = None,
+        block: Mapping[str, Any] | None = None,
         posemb: str = "learned",
+        embedding_norm: bool = False,
+        registers: int = 0,
         pool: str | Mapping[str, Any] = "mean",
         stem: str = "patch",
         region_layer: int | None = None,
@@ -103,6 +111,7 @@ class Vit(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         size = resolve_size("Vit", variant, width, depth, num_heads)
+        blocks = BlockOptions.of("Vit", block)
         check_choice("Vit", "posemb", posemb, ("learned", "sincos2d"))
         check_choice("Vit", "stem", stem, ("patch", "convolution"))
         if region_layer is not None and not 0 <= region_layer <= size.depth:
@@ -111,6 +120,8 @@ class Vit(nnx.Module):
             raise InputError(
                 f"Vit: image_size {image_size}; expected a multiple of patch_size {patch_size}"
             )
+        if registers < 0:
+            raise InputError(f"Vit: registers {registers}; expected 0 or more")
         if posemb == "sincos2d" and size.width % 4:
             raise InputError(
                 f"Vit: posemb sincos2d with width {size.width}; expected width % 4 = 0"
@@ -135,6 +146,14 @@ class Vit(nnx.Module):
         if self.has_cls:
             init = nnx.with_partitioning(nnx.initializers.normal(0.02), ("embed",))
             self.cls = nnx.Param(init(rngs.params(), (size.width,), param_dtype))
+        self.has_registers, self.first = registers > 0, int(self.has_cls) + registers
+        if self.has_registers:
+            init = nnx.with_partitioning(nnx.initializers.normal(0.02), (None, "embed"))
+            self.registers = nnx.Param(init(rngs.params(), (registers, size.width), param_dtype))
+        norm = functools.partial(blocks.make_norm, size.width, param_dtype=param_dtype, rngs=rngs)
+        self.has_embedding_norm = embedding_norm
+        if embedding_norm:
+            self.embedding_norm = norm()
         self.dropout = nnx.Dropout(dropout)
         self.stack = Stack(
             size,
@@ -143,23 +162,25 @@ class Vit(nnx.Module):
             attention=attention,
             scan_layers=scan_layers,
             remat=remat,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
+            block=blocks,
+            **numbers,
         )
-        self.norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+        self.norm = norm()
         self.width = size.width
         if not self.has_cls:
             self.pool = pools.make(pool, width=size.width, grid=self.grid, **numbers)
             self.width = self.pool.width
         if self.region_layer is not None:
-            self.region_norm = LayerNorm(size.width, param_dtype=param_dtype, rngs=rngs)
+            self.region_norm = norm()
 
     @property
     def layers(self) -> Layers:
         """See `mmrl.models.layers.Layers`."""
         blocks = ((f"stack/{name}",) for name in self.stack.layers)
-        return (("patch", "stem", "position", "cls"), *blocks)
+        return (
+            ("patch", "stem", "position", "cls", "registers", "embedding_norm"),
+            *blocks,
+        )
 
     def __call__(
         self,
@@ -177,20 +198,19 @@ class Vit(nnx.Module):
         embed_key, stack_key = dropout_keys(train, rngs, 2)
         x = self._embed(image)
         x = self.dropout(x, deterministic=embed_key is None, rngs=embed_key)
-        first = int(self.has_cls)  # of the patches
         if self.region_layer is not None:
             x = self.stack.part(x, 0, self.region_layer, key=stack_key)
-            local = self.region_norm(x)[:, first:]
+            local = self.region_norm(x)[:, self.first :]
             x = self.norm(self.stack.part(x, self.region_layer, None, key=stack_key))
         else:
             x, _ = self.stack(x, key=stack_key)
             x = self.norm(x)
-            local = x[:, first:]
-        pooled = x[:, 0] if self.has_cls else self.pool(x)
+            local = x[:, self.first :]
+        pooled = x[:, 0] if self.has_cls else self.pool(x[:, self.first :])
         return Features(pooled=pooled, local=local, mask=None)
 
     def _embed(self, image: jax.Array) -> jax.Array:
-        """image -> patches with position embedding, after the class token if there is one."""
+        """image -> tokens: class token and registers if there are any, patches with positions."""
         check_image(image, self.image_size, self.channels)
         (rows, columns), patch = self.grid, self.patch_size
         x = image.astype(self.dtype)
@@ -206,7 +226,9 @@ class Vit(nnx.Module):
         else:
             position = jnp.asarray(sincos2d_positions(self.grid, self.local_width))
         x = x + position.astype(x.dtype)[None]
-        if self.has_cls:
-            cls = self.cls[...].astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (*x.shape[:1], 1, *cls.shape)), x], axis=1)
-        return x
+        before = [self.cls[...][None]] if self.has_cls else []
+        before += [self.registers[...]] if self.has_registers else []
+        if before:
+            tokens = [jnp.broadcast_to(t.astype(x.dtype), (len(x), *t.shape)) for t in before]
+            x = jnp.concatenate([*tokens, x], axis=1)
+        return self.embedding_norm(x) if self.has_embedding_norm else x

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mmrl.models.layers import LayerNorm, Mlp, dense
+from mmrl.models.layers import Activation, LayerNorm, Mlp, dense
 from mmrl.models.pool.base import Pooler
 from mmrl.types import InputError
 
@@ -21,9 +21,11 @@ class Attention(Pooler):
       queries: number of learned queries.
       num_heads: attention heads; 0: one for every 64 features, at least one that divides the width.
       mlp_dim: hidden features of the MLP; by default 4 * width.
+      activation: of the MLP: gelu (exact), gelu_tanh (SigLIP), quick_gelu, silu or relu.
+      epsilon: added to the variance by the norm.
 
     Raises:
-      InputError: sizes that do not fit together.
+      InputError: an unknown activation, or sizes that do not fit together.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Attention(Pooler):
         queries: int = 1,
         num_heads: int = 0,
         mlp_dim: int | None = None,
+        activation: Activation = "gelu",
+        epsilon: float = 1e-6,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -55,8 +59,15 @@ class Attention(Pooler):
 
         self.query, self.key = make("embed", "heads"), make("embed", "heads")
         self.value, self.out = make("embed", "heads"), make("heads", "embed")
-        self.norm = LayerNorm(width, param_dtype=param_dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_dim or 4 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = Mlp(
+            width,
+            mlp_dim or 4 * width,
+            activation=activation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, regions: jax.Array) -> jax.Array:
         """See Pooler."""

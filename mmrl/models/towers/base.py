@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mmrl import build
-from mmrl.models.heads import Projection
+from mmrl.models.heads import KINDS, Projection
+from mmrl.models.layers import check_choice
 from mmrl.types import InputError
 from mmrl.vectors import l2_normalize
 
@@ -18,6 +19,9 @@ Arrays = Mapping[str, jax.Array]
 
 # What heads of these names start from; all others start from "pooled".
 LOCAL_HEADS = ("regions", "words")
+
+# Options of Projection that a tower fills in.
+_SUPPLIED = ("dtype", "param_dtype", "rngs")
 
 
 class Tower(nnx.Module):
@@ -29,15 +33,18 @@ class Tower(nnx.Module):
 
     Features, where B is the batch axis:
       pooled      [B, width], the encoder's output before any head
-      embedding   f32[B, D], L2-normalised, from the head "embedding"
+      embedding   f32[B, D], L2-normalised, from the head "embedding"; with the option `of` local,
+                  the mean over all regions or words of what the head makes of each (BioViL;
+                  Boecking et al. 2022, section 2.2)
       regions     [B, R, D'] of an image; words [B, L, D'] of a text: the heads of those names
       HEAD        f32[B, C], any other head: an affine function of `pooled`, such as class logits
 
     Args:
       encoder: with an attribute `width`, and `local_width` where it has local features.
-      heads: name -> number of features, or {"width": n, "kind": k}; k is linear, affine, normed
-        or mlp, see `Projection`.
-      head: kind of the heads embedding, regions and words where they state none; linear or mlp.
+      heads: name -> number of features, or a mapping with the keys width, kind (linear, affine,
+        normed, mlp or identity) and options of that kind (normed: epsilon; mlp: hidden, bias,
+        activation, norm and epsilon), see `Projection`; for embedding also of (pooled or local).
+      head: kind of the heads embedding, regions and words where they state none.
       make_rngs: name of a part -> its random streams.
 
     Attributes:
@@ -62,23 +69,43 @@ class Tower(nnx.Module):
         make_rngs: Callable[[str], nnx.Rngs],
     ) -> None:
         self.encoder, self.frozen = encoder, False
+        self.embeds_local = False
         made = {}
         for name, given in heads.items():
             # A ConfigDict is no Mapping.
-            spec = dict(given) if hasattr(given, "items") else {"width": given}
-            kind = spec.pop("kind", head if name in ("embedding", *LOCAL_HEADS) else "affine")
-            out = int(spec.pop("width", 0))
-            width = self._width_of(name)
-            if spec or out < 1 or width is None:
-                raise InputError(
-                    f"head {name!r}={given!r} of a {type(self).__name__} tower; expected a number "
-                    'of features, or {"width": n, "kind": k}; local heads: '
-                    f"{', '.join(self.local) or 'none'}"
-                )
+            spec = dict(given.items()) if hasattr(given, "items") else {"width": given}
+            spec.setdefault("kind", head if name in ("embedding", *LOCAL_HEADS) else "affine")
+            where = f"head {name!r}={given!r} of a {type(self).__name__} tower"
+            width, out = self._sizes(where, name, spec)
+            build.check_options(where, Projection, spec, supplied=_SUPPLIED)
             made[name] = Projection(
-                width, out, kind=kind, dtype=dtype, param_dtype=param_dtype, rngs=make_rngs(name)
+                width, out, **spec, dtype=dtype, param_dtype=param_dtype, rngs=make_rngs(name)
             )
         self.heads = nnx.Dict(made)
+
+    def _sizes(self, where: str, name: str, spec: dict[str, Any]) -> tuple[int, int]:
+        """Features that a head starts from and makes; only options of Projection stay in `spec`.
+
+        Raises:
+          InputError: sizes or options that this head cannot have; `where` names it.
+        """
+        check_choice(where, "kind", spec["kind"], KINDS)
+        offered = ["kind", "width", *KINDS[spec["kind"]]]
+        if name == "embedding" and self.local:
+            offered.append("of")
+        for option in spec:
+            if option not in offered:
+                raise InputError(f"{where}: {build.unknown('option', option, offered)}")
+        of = spec.pop("of", "pooled")
+        check_choice(where, "of", of, ("pooled", "local"))
+        self.embeds_local |= of == "local"
+        out, width = spec.pop("width", 0), self._width_of(name)
+        if type(out) is not int or out < 1 or width is None:
+            raise InputError(
+                f'{where}; expected a number of features, or {{"width": n, "kind": k}}; local '
+                f"heads: {', '.join(self.local) or 'none'}"
+            )
+        return width, out
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,8 +124,10 @@ class Tower(nnx.Module):
 
     def _width_of(self, head: str) -> int | None:
         """Features that a head starts from; None: this tower can have no such head."""
-        if head in LOCAL_HEADS:
-            return getattr(self.encoder, "local_width", None) if head in self.local else None
+        if head in LOCAL_HEADS and head not in self.local:
+            return None
+        if head in LOCAL_HEADS or (head == "embedding" and self.embeds_local):
+            return getattr(self.encoder, "local_width", None)
         return None if head == "pooled" else self.encoder.width
 
     def check(self, where: str, wanted: Mapping[str, tuple[str, ...]]) -> None:
@@ -150,14 +179,38 @@ class Tower(nnx.Module):
         rngs = None if key is None else nnx.Rngs(dropout=key)
         return call(*arrays, train=train, rngs=rngs, **options)
 
-    def _pooled(self, pooled: jax.Array, features: tuple[str, ...]) -> dict[str, jax.Array]:
-        """Those of `features` that start from pooled [..., width]."""
+    def _pooled(
+        self,
+        pooled: jax.Array,
+        features: tuple[str, ...],
+        local: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Those of `features` that are one vector per input.
+
+        Args:
+          pooled: [..., width].
+          local: [..., R, local_width], of a tower that embeds its regions or words.
+          mask: bool[..., R], what counts of `local`; None: all.
+        """
         made: dict[str, jax.Array] = {}
         for name in features:
             if name == "pooled":
                 made[name] = pooled
+            elif name == "embedding" and self.embeds_local:
+                assert local is not None
+                made[name] = l2_normalize(_mean(self.heads[name](local), mask))
             elif name == "embedding":
                 made[name] = l2_normalize(self.heads[name](pooled))
             elif name in self.heads and name not in LOCAL_HEADS:
                 made[name] = self.heads[name](pooled).astype(jnp.float32)
         return made
+
+
+def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """x [..., R, D], mask bool[..., R] -> f32[..., D], the mean over R; 0 where nothing counts."""
+    x = x.astype(jnp.float32)
+    if mask is None:
+        return x.mean(axis=-2)
+    counts = mask[..., None].astype(jnp.float32)
+    return (x * counts).sum(axis=-2) / jnp.maximum(counts.sum(axis=-2), 1.0)
