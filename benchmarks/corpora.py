@@ -58,7 +58,7 @@ class TextRows:
         if self._count:
             seeds = np.random.default_rng(seed).integers(2**63, size=len(reports)).astype(np.uint64)
             kinds = self._mix.draw(0, self._count, seeds)
-            made = self._copies(reports, tokens, kinds, seeds)
+            made = self._copies(reports, tokens, mask, kinds, seeds)
             rows |= {f"perturbed.{name}": array for name, array in made.items()}
         return rows
 

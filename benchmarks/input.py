@@ -145,15 +145,15 @@ def _text_stages(
 ) -> None:
     texts = [corpus.texts[index] for index in batch]
     seeds = counter.bits(np.uint64(first), np.array(batch))
-    (tokens,) = measured.timed(
+    (encoded,) = measured.timed(
         "tokenise" + FIRST * first,
-        lambda texts: tokenizer.encode_batch(texts, own.length).tokens,
+        lambda texts: tokenizer.encode_batch(texts, own.length),
         [texts],
     )
 
     def perturbed(texts: list[str]) -> None:
         kinds = own.mix.draw(0, own.count, seeds)
-        copies(texts, tokens, kinds, seeds)
+        copies(texts, encoded.tokens, encoded.mask, kinds, seeds)
 
     measured.timed("perturb" + FIRST * first, perturbed, [texts])
 

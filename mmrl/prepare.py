@@ -137,7 +137,8 @@ _AUDIT = {
         ),
         (
             "tokenizer",
-            "FILE: The tokenizer that counts tokens; by default one is trained as training does.",
+            "FILE: tokenizer.model or tokenizer.json that counts tokens; by default "
+            "one is trained as training does.",
         ),
         (
             "sections",

@@ -43,9 +43,10 @@ TOKENIZERS = [
 
 def make(texts, kind, count=2, seed=0, tokenizer=TOKENIZERS[0], length=LONG):
     maker = Copies(tokenizer, length)
-    tokens = tokenizer.encode_batch(texts, length).tokens
+    tokens, mask, _ = tokenizer.encode_batch(texts, length)
     kinds = np.full((len(texts), count), perturb.KINDS.index(kind))
-    return maker(texts, tokens, kinds, np.arange(len(texts), dtype=np.uint64) + np.uint64(seed))
+    seeds = np.arange(len(texts), dtype=np.uint64) + np.uint64(seed)
+    return maker(texts, tokens, mask, kinds, seeds)
 
 
 WORDS = st.one_of(
@@ -82,13 +83,13 @@ def test_ids_put_together_are_those_of_the_encoded_text(tokenizer, texts, kind):
 def test_most_copies_need_no_encoding(monkeypatch):
     """Or the whole would be in vain: only what a piece might join, or is not ASCII, is encoded."""
     tokenizer, encoded = TOKENIZERS[0], []
-    tokens = tokenizer.encode_batch(REPORTS, LONG).tokens
+    tokens, mask, _ = tokenizer.encode_batch(REPORTS, LONG)
     kinds = np.full((len(REPORTS), 1), perturb.KINDS.index("reverse_words"))
     inner = tokenizer.encode_batch
     monkeypatch.setattr(
         tokenizer, "encode_batch", lambda texts, n: (encoded.extend(texts), inner(texts, n))[1]
     )
-    Copies(tokenizer, LONG)(REPORTS, tokens, kinds, np.zeros(len(REPORTS), np.uint64))
+    Copies(tokenizer, LONG)(REPORTS, tokens, mask, kinds, np.zeros(len(REPORTS), np.uint64))
     assert perturb.perturb(REPORTS[0], "reverse_words", None) not in encoded
     assert perturb.perturb(REPORTS[4], "reverse_words", None) in encoded
 
@@ -161,16 +162,16 @@ def test_a_copy_depends_on_its_report_its_kind_and_its_seed_alone():
     kinds = Mix.from_config(perturb.NEGATIVE_KINDS).draw(0, 5, np.arange(10, dtype=np.uint64))
     seeds = np.arange(10, dtype=np.uint64)
     tokenizer = TOKENIZERS[1]
-    tokens = tokenizer.encode_batch(REPORTS, 40).tokens
-    whole = Copies(tokenizer, 40)(REPORTS, tokens, kinds, seeds)
+    tokens, mask, _ = tokenizer.encode_batch(REPORTS, 40)
+    whole = Copies(tokenizer, 40)(REPORTS, tokens, mask, kinds, seeds)
     some = np.array([7, 2, 5, 1])
     maker = pickle.loads(pickle.dumps(Copies(tokenizer, 40)))
-    part = maker([REPORTS[n] for n in some], tokens[some], kinds[some], seeds[some])
-    again = maker([REPORTS[n] for n in some], tokens[some], kinds[some], seeds[some])
+    given = [REPORTS[n] for n in some], tokens[some], mask[some], kinds[some], seeds[some]
+    part, again = maker(*given), maker(*given)
     for name, values in part.items():
         np.testing.assert_array_equal(values, whole[name][some], err_msg=name)
         np.testing.assert_array_equal(values, again[name], err_msg=name)
-    other = Copies(tokenizer, 40)(REPORTS, tokens, kinds, seeds + np.uint64(1))
+    other = Copies(tokenizer, 40)(REPORTS, tokens, mask, kinds, seeds + np.uint64(1))
     assert (other["tokens"] != whole["tokens"]).any()
 
 
@@ -212,10 +213,10 @@ def test_pieces_that_may_reach_across_a_cut_are_found_out():
     """The vocabulary holds "1." as one piece, so "1" and "." do not add up to "1."."""
     tokenizer = Tokenizer.train(["1. no mass 1. no mass, a b."] * 9, vocab_size=290)
     segments = Segments(tokenizer)
-    assert any("1." in piece for piece in tokenizer.spelled)
+    assert any("1." in piece for piece in tokenizer.vocabulary.spelled)
     texts = {"1.": (" 1", "."), "a.": (" a", "."), "no,": (" no", ",")}
     parts = np.array([segments.number(part) for pair in texts.values() for part in pair])
-    tokens, exact = segments.rows(parts, np.array([2, 2, 2]), 8)
+    (tokens, *_), exact = segments.rows(parts, np.array([2, 2, 2]), 8)
     np.testing.assert_array_equal(exact, [False, True, True])
     for row, text in enumerate(texts):
         same = (tokens[row] == tokenizer.encode(text, 8).tokens).all()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.data.text import tokenizer as tokenizer_module
-from mmrl.data.text.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
+from mmrl.data.text.sentencepiece_model import BOS, EOS, MASK, MODEL_TYPES, PAD, UNK
+from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError
 
 SETTINGS = settings(max_examples=300, deadline=None, database=None, derandomize=True)
@@ -40,7 +40,7 @@ def test_training_is_deterministic(model_type: str) -> None:
 
 def test_a_small_corpus_caps_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == tokenizer.requested_vocab_size == 400
-    for model_type in tokenizer_module.MODEL_TYPES:
+    for model_type in MODEL_TYPES:
         small = Tokenizer.train(["No effusion."], vocab_size=8000, model_type=model_type)
         assert small.requested_vocab_size == 8000
         assert 261 < small.vocab_size < 320
@@ -103,7 +103,7 @@ ODD_WORDS = ("heart", "LUNGS", "2.5", "x-XXXX,", "日本", "π", "<mask>", "é",
 @SETTINGS
 def test_chunks_give_the_pieces_of_the_whole(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
-    expected = tokenizer._processor.encode(text, out_type=int)
+    expected = tokenizer.vocabulary.encode(text)
     tokens, mask, _ = tokenizer.encode(text, len(expected) + 3)
     assert tokens[mask].tolist() == [BOS, *expected, EOS]
 
@@ -146,7 +146,7 @@ def test_words_are_whole_words(tokenizer: Tokenizer) -> None:
     by_word = dict(groups)
     assert len(by_word["pneumothoraces"]) > 1 and len(by_word["日本"]) >= 6
     assert encoding.tokens[by_word["<mask>"][-1]] == MASK
-    assert tokenizer.words([PAD, BOS, EOS]) == tokenizer.words([]) == []
+    assert tokenizer.words([BOS, EOS, PAD]) == tokenizer.words([]) == []
     cut = tokenizer.encode("日本", 6)
     assert tokenizer.words(cut.tokens)[0][0].startswith("日")
 

@@ -58,7 +58,7 @@ def audit(
         "-audit" appended.
       lengths: lengths of a text tower, in tokens, whose truncation is computed.
       batch_sizes: global batch sizes whose false negatives are computed.
-      tokenizer: a file that `Tokenizer.save` wrote; "" trains a tokenizer on the train split with
+      tokenizer: a tokenizer.model or tokenizer.json; "" trains a tokenizer on the train split with
         the defaults of training.
       against: prepared corpora for evaluation. Each is checked for overlap with each of `folders`.
       sections: sections of the composed text, see `Holdings`.

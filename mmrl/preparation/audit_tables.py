@@ -252,7 +252,7 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> str:
         return f"Tokens are not counted: {tokenizer['missing']}."
     size = f"{tokenizer['vocab_size']:,} pieces"
     if "file" in tokenizer:
-        return f"Tokens of {tokenizer['file']}, {size}, including begin and end marks."
+        return f"Tokens of {tokenizer['file']}, {size}, including the marks that it adds."
     records = "the train split" if tokenizer["trained_on"] == "train" else "all records"
     return (
         f"Tokens of a {tokenizer['model_type']} model that was trained on {records} with the"

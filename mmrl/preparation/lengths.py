@@ -16,8 +16,8 @@ def choose_tokenizer(held: Holdings, path: str) -> tuple[Tokenizer | None, Numbe
     """Loads a tokenizer, or trains one on the train split with the defaults of training.
 
     Args:
-      path: a file that `Tokenizer.save` wrote; "" trains a tokenizer on the train split, or on all
-        records where there is no train split.
+      path: a tokenizer.model or tokenizer.json, see `Tokenizer.from_file`; "" trains a tokenizer on
+        the train split, or on all records where there is no train split.
 
     Returns:
       The tokenizer and a description of it. The tokenizer is None where the texts do not support

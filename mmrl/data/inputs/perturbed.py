@@ -88,14 +88,18 @@ class _Copies:
     def __call__(self, rows: Rows, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         own = self._own
         texts, _ = self._texts.read(rows)
-        tokens = made["text.tokens"] if own.of_text else self._texts(rows, made)["tokens"]
+        if own.of_text:
+            tokens, mask = made["text.tokens"], made["text.mask"]
+        else:
+            whole = self._texts(rows, made)
+            tokens, mask = whole["tokens"], whole["mask"]
         seeds = rows.stream(f"{own.name}/copies")
         kinds = own.mix.draw(rows.step, own.count, seeds)
 
         def mark(row: int) -> None:
             self._mark(stall.PERTURB, rows.indices[row])
 
-        copies = self._copies(texts, tokens, kinds, seeds, mark)
+        copies = self._copies(texts, tokens, mask, kinds, seeds, mark)
         if self._foreign:
             foreign = np.array([index in self._foreign for index in rows.indices])
             copies["valid"] &= ~(foreign[:, None] & _FOR_ENGLISH[kinds])

@@ -16,7 +16,7 @@ from mmrl.data.perturb import order_batches, order_rules
 from mmrl.data.perturb.report import ParsedReport
 from mmrl.data.perturb.tagger import TAGS
 from mmrl.data.text.segments import Segments, plain
-from mmrl.data.text.tokenizer import PAD, Tokenizer
+from mmrl.data.text.tokenizer import BatchEncoding, Tokenizer
 
 # For every kind: whether it reorders words, and whether it needs their parts of speech.
 _REORDERS = np.array([kind in order_rules.RULES for kind in perturb.KINDS])
@@ -96,7 +96,7 @@ class _Cache:
         columns[_HIGH] = place + 1
         for low, high in report.sentence_words:
             columns[_LOW, low:high], columns[_HIGH, low:high] = low, high
-        if is_plain := plain(report.text):
+        if is_plain := self.segments.usable and plain(report.text):
             self._fill_parts(report, columns)
         return _Layout(columns, is_plain, tagged)
 
@@ -136,6 +136,7 @@ class Copies:
         self,
         texts: Sequence[str],
         tokens: np.ndarray,
+        mask: np.ndarray,
         kinds: np.ndarray,
         seeds: np.ndarray,
         mark: Callable[[int], None] = lambda row: None,
@@ -144,7 +145,7 @@ class Copies:
 
         Args:
           texts: n reports.
-          tokens: i32[n, L], their tokens.
+          tokens, mask: i32[n, L] and bool[n, L], as `Tokenizer.encode_batch` returns them.
           kinds: i64[n, K], indices into perturb.KINDS.
           seeds: u64[n], of a random stream for each report.
           mark: called with the row of each report before it is worked on.
@@ -156,7 +157,8 @@ class Copies:
           kinds.
         """
         cache = self._current_cache()
-        copies = np.repeat(tokens[:, None], kinds.shape[1], axis=1)
+        copies = np.repeat(tokens[:, None], kinds.shape[1], axis=1)  # n K L
+        masks = np.repeat(mask[:, None], kinds.shape[1], axis=1)
         own_seeds = counter.bits(seeds[:, None], _SUBSTREAMS + np.arange(kinds.shape[1]))  # n K
         to_encode: list[tuple[int, int, str]] = []  # row, number of the copy, its text
         by_batch = _REORDERS[kinds]
@@ -168,9 +170,10 @@ class Copies:
             by_batch[row] &= made.columns.shape[1] <= order_batches.MAX_WORDS
         for rows, numbers in _blocks(layouts, kinds, by_batch):
             block = _Reordered(texts, layouts, rows, kinds[rows, numbers], own_seeds[rows, numbers])
-            ids, exact = block.tokens(cache.segments, self._length)
+            encoded, exact = block.encoded(cache.segments, self._length)
             done = block.changed & exact
-            copies[rows[done], numbers[done]] = ids[done]
+            copies[rows[done], numbers[done]] = encoded.tokens[done]
+            masks[rows[done], numbers[done]] = encoded.mask[done]
             for copy in np.flatnonzero(block.changed & ~exact).tolist():
                 to_encode.append((rows[copy], numbers[copy], block.text(copy)))
         for row, number in np.argwhere(~by_batch).tolist():
@@ -181,11 +184,12 @@ class Copies:
                 to_encode.append((row, number, text))
         if to_encode:
             of_rows, of_numbers, new = zip(*to_encode, strict=True)
-            copies[of_rows, of_numbers] = self._tokenizer.encode_batch(new, self._length).tokens
+            encoded = self._tokenizer.encode_batch(new, self._length)
+            copies[of_rows, of_numbers], masks[of_rows, of_numbers] = encoded.tokens, encoded.mask
         return {
             "tokens": copies,
-            "mask": copies != PAD,
-            "valid": (copies != tokens[:, None]).any(axis=2),
+            "mask": masks,
+            "valid": ((copies != tokens[:, None]) | (masks != mask[:, None])).any(axis=2),
             "kind": kinds.astype(np.int8),
         }
 
@@ -292,14 +296,14 @@ class _Reordered:
     def _possible(self, copy: int) -> bool:
         return perturb.possible(self._texts[self._rows[copy]], perturb.KINDS[self._kinds[copy]])
 
-    def tokens(self, segments: Segments, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens i32[C, L]; and bool[C], whether they are those of the copy's text."""
+    def encoded(self, segments: Segments, length: int) -> tuple[BatchEncoding, np.ndarray]:
+        """The tokens of C copies; and bool[C], whether they are those of the copy's text."""
         columns, order = self._columns, self.order
         word = np.where(columns[_STARTS], columns[_INITIAL][order], columns[_INNER][order])
         parts = np.stack([columns[_BETWEEN], word], axis=1).ravel()
-        tokens, exact = segments.rows(parts, 2 * self._width, length)
+        rows, exact = segments.rows(parts, 2 * self._width, length)
         is_plain = np.array([layout.plain for layout in self._layouts])
-        return tokens, exact & is_plain[self._layout_of]
+        return rows, exact & is_plain[self._layout_of]
 
     def text(self, copy: int) -> str:
         """One copy as text."""

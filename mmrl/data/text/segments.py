@@ -4,15 +4,15 @@ A report is cut into parts: its words, and what is between them. Where no piece 
 can span two neighbouring parts, the ids of the text are the ids of its parts, one after the other.
 When words are reordered, their ids are reordered with them, and the new text need not be tokenised.
 Each part is tokenised once and then referred to by a number. `Segments.rows` reports the texts in
-which a piece might span two parts; these have to be tokenised as a whole.
+which a piece might span two parts; these have to be tokenised as a whole. So has every text of a
+tokenizer whose vocabulary does not state what its pieces may span (`Vocabulary.spans`).
 """
 
-import itertools
 import threading
 
 import numpy as np
 
-from mmrl.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from mmrl.data.text.tokenizer import BatchEncoding, Tokenizer
 
 # Classes of the first and last character of a part: an ASCII code, or one of these.
 _BLANK, _UNKNOWN = 128, 129
@@ -29,11 +29,19 @@ class Segments:
 
     A part with a leading blank begins a word of the tokenizer; one without continues the text
     before it. Part 0 is empty. Threads may share one.
+
+    Attributes:
+      usable: whether the tokenizer states what its pieces may span; if not, no row is exact.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._crossed = _crossed(tokenizer)
+        spans = tokenizer.vocabulary.spans()
+        self.usable = spans is not None
+        self._crossed = np.ones((130, 130), bool)  # by class: whether a piece may span both
+        if spans is not None:
+            self._crossed[:_UNKNOWN, :_UNKNOWN] = False
+            self._crossed[:128, :128] = spans
         self._numbers: dict[str, int] = {"": 0}
         self._adding = threading.Lock()
         # Of each part: where its ids begin in `_ids`, their number, and the classes of its first
@@ -53,7 +61,7 @@ class Segments:
 
     def rows(
         self, parts: np.ndarray, counts: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[BatchEncoding, np.ndarray]:
         """The tokens of texts that are given by their parts.
 
         Args:
@@ -61,8 +69,8 @@ class Segments:
           counts: i64[N], positive, the number of parts of each text.
 
         Returns:
-          tokens i32[N, length]; and bool[N], whether they are those of `Tokenizer.encode_batch`.
-          Where False, a piece of the vocabulary might span two parts.
+          What `Tokenizer.encode_batch` returns; and bool[N], whether it is that of the text. Where
+          False, a piece of the vocabulary might span two parts.
         """
         starts, sizes, first, last = np.take(self._table, parts, axis=1)
         begins = np.cumsum(counts) - counts
@@ -71,18 +79,12 @@ class Segments:
         crossed[begins] = False  # between two texts
         exact = ~np.logical_or.reduceat(crossed, begins)
         totals = np.add.reduceat(sizes, begins)
-        kept = np.minimum(totals, length - 2)
-        # Id i of all texts is number i - before of its part and goes to column 1 + i - earlier.
+        # Id i of all texts is number i - before of its part and number i - earlier of its text.
         before, earlier = np.cumsum(sizes) - sizes, np.cumsum(totals) - totals
         number = np.arange(int(totals.sum()))
         ids = self._ids[np.repeat(starts - before, sizes) + number]
-        column = number - np.repeat(earlier, totals)
-        tokens = np.full((len(counts), length), PAD, np.int32)
-        tokens[:, 0] = BOS
-        columns = np.arange(length)
-        tokens[(columns > 0) & (columns <= kept[:, None])] = ids[column < length - 2]
-        tokens[np.arange(len(counts)), kept + 1] = EOS
-        return tokens, exact
+        fits = number - np.repeat(earlier, totals) < self._tokenizer.room(length)
+        return self._tokenizer.framed(ids[fits], totals, length), exact
 
     def _add(self, part: str) -> int:
         with self._adding:
@@ -116,28 +118,3 @@ class Segments:
                 if both[: len(lead)] == lead:
                     return both[len(lead) :], ord(part[0]), last
         return [], _UNKNOWN, _UNKNOWN
-
-
-def _crossed(tokenizer: Tokenizer) -> np.ndarray:
-    """bool[130, 130]: whether a piece may contain both a character and the one after it.
-
-    Also True for characters that are not pieces themselves: the tokenizer spells them in bytes.
-    """
-    table = np.zeros((130, 130), bool)
-    table[_UNKNOWN] = table[:, _UNKNOWN] = True
-    if not tokenizer.within_words:
-        table[:] = True
-    pieces = tokenizer.spelled
-    for piece in pieces:
-        for one, two in itertools.pairwise(piece):
-            if one.isascii() and two.isascii():
-                table[ord(one), ord(two)] = True
-    for code in range(128):
-        folded = ord(chr(code).lower())
-        if chr(folded) not in pieces:
-            table[code, :128] = table[:128, code] = True
-    for upper in range(ord("A"), ord("Z") + 1):
-        lower = upper + 32
-        table[upper] |= table[lower]
-        table[:, upper] |= table[:, lower]
-    return table

@@ -1,34 +1,23 @@
-"""Text to token ids: a sentencepiece model with fixed special ids, and its tokens by word.
-
-The model itself normalises text (NFKC, lower case, every run of white space one blank), so that
-equal bytes give equal ids. Characters that the training text lacked are spelled in UTF-8 bytes, so
-that no text becomes the unknown id.
-"""
+"""Text to rows of token ids, and tokens by word, for vocabularies of any kind."""
 
 import functools
 import hashlib
-import io
 import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import sentencepiece as spm
 
 from mmrl import files
-from mmrl.data.text.reports import WORD, normalise
+from mmrl.data.text import sentencepiece_model
+from mmrl.data.text.reports import WORD
+from mmrl.data.text.sentencepiece_model import SentencepieceModel
+from mmrl.data.text.tokenizer_json import TokenizerJson
+from mmrl.data.text.vocabulary import Vocabulary
 from mmrl.types import InputError
-
-PAD, UNK, BOS, EOS, MASK = 0, 1, 2, 3, 4
-MASK_SYMBOL = "<mask>"
-MODEL_TYPES = ("bpe", "unigram")
-
-# The words into which tokens are grouped; "1" of "1." is a word here, but no WORD.
-_SURFACE_WORD = re.compile(rf"{MASK_SYMBOL}|{WORD.pattern}|\w+|[^\w\s]+")
-
 
 _CACHED_CHUNKS = 1 << 17
 _CACHED_LETTERS = 64  # longer chunks are not words and do not recur
@@ -51,23 +40,32 @@ class BatchEncoding(NamedTuple):
 
 
 class Tokenizer:
-    """A trained sentencepiece model. Immutable; pickles as its model bytes.
+    """Texts to rows of ids, and ids back to words. Immutable; pickles as the bytes of its file.
 
-    Create one with `train`, `from_bytes` or `from_file`.
+    Create one with `train`, `from_bytes` or `from_file`. The content of a file decides its kind:
+    a sentencepiece model trained here, or a tokenizer.json of the `tokenizers` library.
 
     Attributes:
+      vocab_size: number of ids, special ones included.
+      begin, end, pad, unknown, mask: special ids, see `Vocabulary`.
+      suffix: of the name of its file, ".model" or ".json".
+      imported: whether it is a tokenizer.json, and not a model trained here.
       requested_vocab_size: the argument of `train`, which can exceed what a small corpus supports;
-        of a loaded model, its vocabulary size.
+        of a loaded tokenizer, its vocabulary size.
     """
 
-    def __init__(self, model: bytes, requested_vocab_size: int | None = None) -> None:
-        self._model = bytes(model)
-        self._processor = _load(self._model)
+    def __init__(self, content: bytes, requested_vocab_size: int | None = None) -> None:
+        self.vocabulary = vocabulary = _vocabulary(bytes(content))
+        self.vocab_size, self.suffix = vocabulary.size, vocabulary.suffix
+        self.begin, self.end, self.pad = vocabulary.begin, vocabulary.end, vocabulary.pad
+        self.unknown, self.mask = vocabulary.unknown, vocabulary.mask
         self.requested_vocab_size = requested_vocab_size or self.vocab_size
+        self.imported = isinstance(vocabulary, TokenizerJson)
+        self._marks = (self.begin is not None) + (self.end is not None)
         self._known: dict[str, list[int]] = {}
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, int]]:
-        return Tokenizer, (self._model, self.requested_vocab_size)
+        return Tokenizer, (self.to_bytes(), self.requested_vocab_size)
 
     @classmethod
     def train(
@@ -82,32 +80,23 @@ class Tokenizer:
           InputError: no text, a vocabulary too small for the characters of the corpus (5 special
             ids, 256 bytes and each distinct character), or an unknown model type.
         """
-        if model_type not in MODEL_TYPES:
-            raise InputError(
-                f"tokenizer model type {model_type!r} is not known; expected one of {MODEL_TYPES}"
-            )
-        folded = (text for text in map(normalise, texts) if text)
-        first = next(folded, None)
-        if first is None:
-            raise InputError("the tokenizer has no text to learn from; expected non-blank texts")
-        model = _train(itertools.chain((first,), folded), vocab_size, model_type)
-        return cls(model, vocab_size)
+        return cls(sentencepiece_model.train(texts, vocab_size, model_type), vocab_size)
 
     @classmethod
-    def from_bytes(cls, model: bytes) -> "Tokenizer":
-        """Loads a model from `to_bytes`.
+    def from_bytes(cls, content: bytes) -> "Tokenizer":
+        """Loads a tokenizer from `to_bytes`.
 
         Raises:
-          InputError: the bytes are not a tokenizer written by this class.
+          InputError: the bytes are no tokenizer of a known kind.
         """
-        return cls(model)
+        return cls(content)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Loads a model from a file that `save` wrote.
+        """Loads a tokenizer from a file: one that `save` wrote, or any tokenizer.json.
 
         Raises:
-          InputError: the file cannot be read or is not a tokenizer written by this class.
+          InputError: the file cannot be read or is no tokenizer of a known kind.
         """
         try:
             return cls(pathlib.Path(path).read_bytes())
@@ -118,30 +107,26 @@ class Tokenizer:
         raise InputError(f"tokenizer file {os.fspath(path)}: {reason}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a file, which is replaced whole."""
-        files.write(path, self._model)
+        """Writes a file that `from_file` reads; it is replaced whole."""
+        files.write(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The serialised model."""
-        return self._model
+        """The content of its file."""
+        return self.vocabulary.content
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hexadecimal digest of the model: equal exactly for equal tokenizers."""
-        return hashlib.sha256(self._model).hexdigest()
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, special ones included."""
-        return self._processor.get_piece_size()
+        """Hexadecimal digest of the content: equal exactly for equal tokenizers."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def encode(self, text: str, length: int) -> Encoding:
-        """BOS, the pieces of `text`, EOS, then PAD up to `length`.
+        """The begin mark, the pieces of `text`, the end mark, then padding up to `length`.
 
-        A text that does not fit is truncated at its end, before EOS.
+        A tokenizer may lack either mark. A text that does not fit is truncated at its end, before
+        the end mark. An empty text without marks has one token, `pad`, because encoders need one.
 
         Raises:
-          InputError: length is below 3.
+          InputError: length leaves no place for a piece.
         """
         tokens, mask, truncated = self.encode_batch((text,), length)
         return Encoding(tokens[0], mask[0], bool(truncated[0]))
@@ -150,31 +135,58 @@ class Tokenizer:
         """`encode` for N texts at once: i32[N, length], bool[N, length], bool[N].
 
         Raises:
-          InputError: length is below 3.
+          InputError: as of `encode`.
         """
-        if length < 3:
-            raise InputError(f"token length is {length}; expected 3 or more: begin, text, end")
+        room = self.room(length)
         pieces = [self.pieces_of(text) for text in texts]
         sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        kept = np.minimum(sizes, length - 2)
+        flat = itertools.chain.from_iterable(ids[:room] for ids in pieces)
+        ids = np.fromiter(flat, np.int32, int(np.minimum(sizes, room).sum()))
+        return self.framed(ids, sizes, length)
+
+    def room(self, length: int) -> int:
+        """How many pieces fit between the marks of a text of `length` tokens.
+
+        Raises:
+          InputError: none does.
+        """
+        if length <= self._marks:
+            parts = (
+                ["begin"] * (self.begin is not None) + ["text"] + ["end"] * (self.end is not None)
+            )
+            raise InputError(
+                f"token length is {length}; expected {len(parts)} or more: {', '.join(parts)}"
+            )
+        return length - self._marks
+
+    def framed(self, ids: np.ndarray, sizes: np.ndarray, length: int) -> BatchEncoding:
+        """Rows of tokens from the pieces of N texts.
+
+        Args:
+          ids: i32[P], the pieces that fit of each text, one text after the other.
+          sizes: i64[N], the number of pieces of each text, also of those that do not fit.
+        """
+        kept = np.minimum(sizes, self.room(length))
+        first = int(self.begin is not None)
         columns = np.arange(length)[None]
-        tokens = np.full((len(pieces), length), PAD, np.int32)
-        tokens[:, 0] = BOS
-        body = (columns >= 1) & (columns <= kept[:, None])  # N L
-        flat = itertools.chain.from_iterable(ids[: length - 2] for ids in pieces)
-        tokens[body] = np.fromiter(flat, np.int32, int(kept.sum()))
-        tokens[np.arange(len(pieces)), kept + 1] = EOS
-        return BatchEncoding(tokens, columns < kept[:, None] + 2, sizes > kept)
+        tokens = np.full((len(sizes), length), self.pad, np.int32)
+        if self.begin is not None:
+            tokens[:, 0] = self.begin
+        tokens[(columns >= first) & (columns < kept[:, None] + first)] = ids
+        if self.end is not None:
+            tokens[np.arange(len(sizes)), kept + first] = self.end
+        counts = np.maximum(kept + self._marks, 1)
+        return BatchEncoding(tokens, columns < counts[:, None], sizes > kept)
 
     def pieces_of(self, text: str) -> list[int]:
-        """All ids of a text, without BOS and EOS. Do not modify the list.
+        """All ids of a text, without marks. Do not modify the list.
 
-        No piece spans white space, so that the chunks between it can be encoded one by one, and
+        Where no piece spans white space, the chunks between it are encoded one by one, and
         remembered. Reports share most of their words; looking a chunk up is ten times as fast as
         encoding it again.
         """
-        if not self.within_words:
-            return self._processor.encode(text, out_type=int)
+        if not self._by_chunk:
+            return self.vocabulary.encode(text)
         # White space in every normalisation rule; other kinds may be part of a chunk.
         chunks = text.replace("\n", " ").replace("\t", " ").split(" ")
         try:
@@ -185,34 +197,37 @@ class Tokenizer:
     def _chunk(self, chunk: str) -> list[int]:
         found = self._known.get(chunk)
         if found is None:
-            found = self._processor.encode(chunk, out_type=int)
+            found = self.vocabulary.encode(chunk)
             if len(self._known) < _CACHED_CHUNKS and len(chunk) <= _CACHED_LETTERS:
                 self._known[chunk] = found
         return found
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The normalised text of token ids; PAD, BOS and EOS are dropped.
+        """The text of one row of tokens, normalised, without marks and padding.
 
         Raises:
           InputError: an id is outside the vocabulary.
         """
-        return self._processor.decode([i for i in self._ids(tokens) if i not in (PAD, BOS, EOS)])
+        ids = self._ids(tokens)
+        return self.vocabulary.decode([ids[position] for position in self._inner(ids)])
 
     def words(self, tokens: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
-        """Groups the token positions of one encoded text into whole words, in order.
+        """Groups the positions of one row of tokens into whole words, in order.
 
-        Punctuation is a word of its own; compounds are one word ("x-ray", "2.5", "c7-t1"). PAD, BOS
-        and EOS belong to no word. Every other position belongs to exactly one word, the first that
-        its piece overlaps.
+        Punctuation is a word of its own; compounds are one word ("x-ray", "2.5", "c7-t1") unless
+        the tokenizer itself parts them and forgets the blanks, as WordPiece and CLIP's do. Marks
+        and padding belong to no word. Every other position belongs to exactly one word, the first
+        that its piece overlaps.
 
         Raises:
           InputError: an id is outside the vocabulary.
         """
-        positions = [p for p, i in enumerate(self._ids(tokens)) if i not in (PAD, BOS, EOS)]
-        surfaces = [self._surfaces[int(tokens[position])] for position in positions]
+        ids = self._ids(tokens)
+        positions = self._inner(ids)
+        surfaces = [self._surfaces[ids[position]] for position in positions]
         # A byte that is not UTF-8 (of a truncated character) becomes one surrogate character.
         text = b"".join(surfaces).decode("utf-8", "surrogateescape")
-        found = list(_SURFACE_WORD.finditer(text))
+        found = list(self._word.finditer(text))
         if not found:
             return []
         ends = [0, *itertools.accumulate(len(_bytes(character)) for character in text)]
@@ -227,6 +242,17 @@ class Tokenizer:
         shown = (_bytes(match[0]).decode("utf-8", "replace") for match in found)
         return [(word, group) for word, group in zip(shown, groups, strict=True) if group]
 
+    def _inner(self, ids: Sequence[int]) -> range:
+        """The positions between the marks; the padding may have the id of a mark."""
+        start, stop = 0, len(ids)
+        while stop and ids[stop - 1] == self.pad:
+            stop -= 1
+        if stop and ids[stop - 1] == self.end:
+            stop -= 1
+        if stop and ids[0] == self.begin:
+            start = 1
+        return range(start, stop)
+
     def _ids(self, tokens: Sequence[int] | np.ndarray) -> list[int]:
         ids = np.asarray(tokens, np.int64).tolist()
         for i in ids:
@@ -235,94 +261,25 @@ class Tokenizer:
         return ids
 
     @functools.cached_property
-    def spelled(self) -> frozenset[str]:
-        """Every piece that is text: neither a byte nor a control symbol."""
-        processor = self._processor
-        return frozenset(
-            processor.id_to_piece(i)
-            for i in range(self.vocab_size)
-            if not (processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i))
-        )
+    def _by_chunk(self) -> bool:
+        return self.vocabulary.by_chunk
 
     @functools.cached_property
-    def within_words(self) -> bool:
-        """Whether no piece has white space after its first character, as in models trained here."""
-        pieces = map(self._processor.id_to_piece, range(self.vocab_size))
-        return not any("\u2581" in piece[1:] for piece in pieces)
+    def _surfaces(self) -> Sequence[bytes]:
+        return self.vocabulary.surfaces()
 
     @functools.cached_property
-    def _surfaces(self) -> list[bytes]:
-        """The UTF-8 bytes of each id; a piece that begins a word has a leading blank."""
-        surfaces = []
-        for i in range(self.vocab_size):
-            piece = self._processor.id_to_piece(i)
-            is_byte = self._processor.is_byte(i)  # spelled <0xE9>
-            surfaces.append(
-                bytes.fromhex(piece[3:5]) if is_byte else piece.replace("\u2581", " ").encode()
-            )
-        return surfaces
+    def _word(self) -> re.Pattern[str]:
+        """The words into which tokens are grouped; "1" of "1." is one here, but no WORD."""
+        symbols = sorted(self.vocabulary.symbols, key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, symbols), WORD.pattern, r"\w+|[^\w\s]+"]))
+
+
+def _vocabulary(content: bytes) -> Vocabulary:
+    """Reads a vocabulary; a tokenizer.json is an object, as which no protocol buffer starts."""
+    is_json = content.lstrip().startswith(b"{")
+    return TokenizerJson(content) if is_json else SentencepieceModel(content)
 
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _load(model: bytes) -> spm.SentencePieceProcessor:
-    expected = "expected a sentencepiece model trained here"
-    if not model:
-        raise InputError(f"the tokenizer model is empty; {expected}")
-    try:
-        processor = spm.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter if its message is garbled
-        raise InputError(
-            f"the tokenizer model of {len(model)} bytes is corrupt; {expected}"
-        ) from error
-    specials = {"pad": processor.pad_id(), "unk": processor.unk_id()}
-    specials |= {"bos": processor.bos_id(), "eos": processor.eos_id()}
-    specials["mask"] = processor.piece_to_id(MASK_SYMBOL)
-    if tuple(specials.values()) != (PAD, UNK, BOS, EOS, MASK):
-        raise InputError(f"the tokenizer model has special ids {specials}; {expected}, with 0 to 4")
-    return processor
-
-
-def _train(texts: Iterator[str], vocab_size: int, model_type: str) -> bytes:
-    model = io.BytesIO()
-    failures: list[Exception] = []
-
-    def watched() -> Iterator[str]:
-        try:
-            yield from texts
-        except Exception as error:  # sentencepiece would raise another type with its message
-            failures.append(error)
-            raise
-
-    try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=watched(),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            hard_vocab_limit=False,  # a small corpus has fewer pieces instead of an error
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=PAD,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            user_defined_symbols=[MASK_SYMBOL],
-            max_sentence_length=2**30,  # bytes; longer texts would be skipped silently
-            num_threads=1,  # more threads change the last bits of unigram scores
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if failures:
-            raise failures[0] from None
-        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if needed is None:
-            raise
-        raise InputError(
-            f"vocabulary size is {vocab_size}; expected at least {needed[1]}, which the "
-            "special ids, 256 bytes and the characters of these texts need"
-        ) from error
-    return model.getvalue()
