@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmrl import presets
 from mmrl.data.reading.rejects import check_fraction, summarise, write_rejects
 from mmrl.data.sources.table import Table
+from mmrl.training import run
 from mmrl.types import InputError, Record, Reject, Source
 
 REAL_DATA = Path(
@@ -380,3 +382,26 @@ def test_real_radiographs() -> None:
         image = record.images[0].load()
         assert image.dtype == np.uint8 and image.ndim == 2 and max(image.shape) <= 512
         assert record.license
+
+
+def test_a_table_may_have_texts_alone(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("uid,findings,impression\n1,Clear lungs.,Normal.\n2,Effusion.,\n")
+    given = {"path": str(path), "image_column": "", "report_columns": ("findings", "impression")}
+    table = Table(split="train", patient_column="uid", fractions=(1.0, 0.0, 0.0), **given)
+    assert [(one.images, dict(one.sections)) for one in table] == [
+        ((), {"findings": "Clear lungs.", "impression": "Normal."}),
+        ((), {"findings": "Effusion."}),
+    ]
+    with pytest.raises(InputError, match="image_column '' with masks or boxes"):
+        Table(split="train", boxes=str(path), **given)
+
+
+def test_a_config_may_leave_the_image_column_out(tmp_path):
+    path = tmp_path / "texts.csv"
+    rows = "".join(f"{n},Finding {n}.,Sum {n}.\n" for n in range(40))
+    path.write_text(f"uid,findings,impression\n{rows}")
+    config = presets.load("configs/real_text.py:openi")
+    config.data.path = str(path)
+    corpus = run.load_corpus(config, "train")
+    assert corpus.total > 20 and not corpus.rejects

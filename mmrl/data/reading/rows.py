@@ -1,4 +1,4 @@
-"""Rows with one image and one report each, as tables and TFDS data sets have them.
+"""Rows with an image and a report each, as tables and TFDS data sets have them.
 
 A source passes its rows to `Rows` one by one. `Rows` checks all of them, keeps those of one split
 in compact columns (a few hundred bytes a row beside the text), and builds their records.
@@ -60,6 +60,7 @@ class Columns:
     """The column (or feature) that holds each field.
 
     Attributes:
+      image: path of the image; None: the rows have no images.
       reports: section -> column; without reports, rows are images with labels or vectors.
       labels: one column for each label.
       classes: the one class of each row.
@@ -69,7 +70,7 @@ class Columns:
       leave_out: column -> cells of rows that are skipped.
     """
 
-    image: str
+    image: str | None
     reports: Mapping[str, str]
     patient: str | None = None
     study: str | None = None
@@ -90,7 +91,7 @@ class Columns:
     def names(self) -> list[str]:
         """Every column in use, once."""
         single = (self.patient, self.study, self.projection, self.id, self.split, self.license)
-        named = [self.image, *self.reports.values(), *filter(None, single)]
+        named = [*filter(None, (self.image,)), *self.reports.values(), *filter(None, single)]
         named += [*self.labels, *self.vector, *self.more().values(), *self.leave_out]
         return list(dict.fromkeys(named))
 
@@ -286,9 +287,7 @@ class Rows:
             study_id=cell["study"],
             leakage_unit=cell["patient"],
             split=self._split,
-            images=(
-                ImageRef(cell["image"], loader(cell["image"]), projection_name(cell["projection"])),
-            ),
+            images=self._images(cell, loader),
             sections={section: text for section, text in reports.items() if text.strip()},
             label_names=self._label_names,
             labels=tuple(int(value) for value in self._labels[position]),
@@ -300,6 +299,14 @@ class Rows:
             },
             vector=self._vector(position),
         )
+
+    def _images(
+        self, cell: Mapping[str, str], loader: Callable[[str], Callable[[], np.ndarray]]
+    ) -> tuple[ImageRef, ...]:
+        if self._columns.image is None:
+            return ()
+        image = cell["image"]
+        return (ImageRef(image, loader(image), projection_name(cell["projection"])),)
 
     def _one_hot(self, field: str, names: Sequence[str]) -> np.ndarray:
         """i8[N, C]: 1 where a cell names the label, else 0; -2 throughout where it is blank."""
@@ -467,7 +474,7 @@ class _Scan:
             patient,
             self._cell(cells, columns.study, "") or f"{patient}/{native}",
             self._cell(cells, columns.projection, ""),
-            cells[columns.image].strip(),
+            self._cell(cells, columns.image, "").strip(),
             self._cell(cells, columns.license, ""),
             *reports,
             *(cells[column].strip() for column in self._more.values()),

@@ -55,7 +55,8 @@ class Table:
         mark.
       root: folder to which image paths are relative; the folder of the table by default.
       image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom).
-        DICOM images whose header says that text is burned into the pixels are rejected.
+        DICOM images whose header says that text is burned into the pixels are rejected. "": the
+        table has texts alone.
       report_columns: section name -> column, or columns whose names are also the section names; ()
         for a table of labels or vectors alone.
       patient_column: the leakage unit. No patient is in two splits.
@@ -156,7 +157,7 @@ class Table:
         reports = section_columns(report_columns, stated)
         _check_rule(class_rule, class_column, reports)
         columns = Columns(
-            image=image_column,
+            image=image_column or None,
             reports=reports,
             patient=patient_column,
             study=study_column,
@@ -174,6 +175,8 @@ class Table:
             mask_label=mask_label_column,
             leave_out={column: _several(cells) for column, cells in (leave_out or {}).items()},
         )
+        if columns.image is None and (mask_column or boxes):
+            raise InputError("image_column '' with masks or boxes, which belong to images")
         check_verify(verify, num_threads)
         check_columns(box_columns or {})
         _check_names(name, labels_separator)
@@ -202,8 +205,9 @@ class Table:
             fractions=fractions,
             salt=split_salt,
         )
-        fault = functools.partial(readers.fault, self._root, verify=verify)
-        self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
+        if columns.image is not None:
+            fault = functools.partial(readers.fault, self._root, verify=verify)
+            self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
         self._has_masks = mask_column is not None
         if self._has_masks:
             bad = functools.partial(readers.mask_fault, self._mask_root, self._root, verify)
@@ -268,9 +272,11 @@ class Table:
           InputError: a path that leads outside its root.
         """
         realpath = functools.cache(os.path.realpath)
-        places = [("image", columns.image, self._root)]
-        if columns.mask is not None:
-            places.append(("mask", columns.mask, self._mask_root))
+        given = (
+            ("image", columns.image, self._root),
+            ("mask", columns.mask, self._mask_root),
+        )
+        places = [(what, column, root) for what, column, root in given if column is not None]
         for number, cells, problem in rows:
             for what, column, root in places:
                 relative = cells.get(column, "").strip()
@@ -281,7 +287,7 @@ class Table:
                         f"{self._path} row {number}: {what} path '{relative}' leads outside root"
                         f" '{root}'; expected a path inside it"
                     )
-            if images is not None and (relative := cells.get(columns.image, "").strip()):
+            if images is not None and (relative := cells.get(columns.image or "", "").strip()):
                 images.add(os.path.normpath(relative))
             yield number, cells, problem
 

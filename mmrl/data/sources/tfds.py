@@ -118,9 +118,9 @@ class Tfds:
         self._place = _Place(path, data_dir, tfds_split or "train", module)
         self._image = image_feature
         features = _open(self._place).features
-        _check_features(features, columns, path)
+        _check_features(features, image_feature, columns, path)
         self._rows = Rows(
-            _rows(self._place, columns),
+            _rows(self._place, image_feature, columns),
             columns,
             source="tfds",
             where=path,
@@ -220,33 +220,35 @@ def _read(place: _Place, names: tuple[str, ...], image: str, offset: int) -> dic
         raise InputError(f"{place.path} example {offset} cannot be read: {reason}") from error
 
 
-def _check_features(features: Mapping[str, Any], columns: Columns, path: str) -> None:
+def _check_features(
+    features: Mapping[str, Any], image_name: str, columns: Columns, path: str
+) -> None:
     """Raises InputError unless every feature in use exists and has a suitable type."""
     columns.check(sorted(features), path, noun="feature")
-    image = features[columns.image]
+    image = features[image_name]
     shape = image.shape
     flat = isinstance(shape, tuple) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1))
     encoded = isinstance(image, tfds.features.Image)
     if not (encoded or flat) or image.np_dtype not in _PIXELS:
         raise InputError(
-            f"{path}: feature '{columns.image}' is {image}; expected an Image, or a Tensor [H, W]"
+            f"{path}: feature '{image_name}' is {image}; expected an Image, or a Tensor [H, W]"
             " or [H, W, 1], of uint8 or uint16"
         )
     for name in columns.names():
-        if name != columns.image and features[name].shape != ():
+        if name != image_name and features[name].shape != ():
             raise InputError(
                 f"{path}: feature '{name}' is {' '.join(str(features[name]).split())};"
                 " expected one text or number"
             )
 
 
-def _rows(place: _Place, columns: Columns) -> Iterator[Row]:
+def _rows(place: _Place, image: str, columns: Columns) -> Iterator[Row]:
     """Yields the text of every example; the image cell holds the example's offset."""
-    names = tuple(name for name in columns.names() if name != columns.image)
+    names = tuple(name for name in columns.names() if name != image)
     corpus = _open(place)
     for offset in range(len(corpus.examples)):
-        example = _read(place, names, columns.image, offset)
-        cells = {columns.image: str(offset)}
+        example = _read(place, names, image, offset)
+        cells = {image: str(offset)}
         try:
             for name in names:
                 classes = None if name in columns.labels else corpus.features[name]
