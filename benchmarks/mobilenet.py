@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import torch_file
 from mmrl.data.image import images as images_
+from mmrl.models.convert import torch_file
 from mmrl.types import InputError
 
 SIZE = 224
@@ -62,7 +62,7 @@ def features(images: Sequence[np.ndarray], weights: Path, *, batch: int = 32) ->
     Raises:
       InputError: the weights cannot be read, or an image of another shape or dtype.
     """
-    layers = folded(torch_file.read(weights))
+    layers = folded({name: one.read() for name, one in torch_file.read(weights).items()})
     encode = jax.jit(functools.partial(network, layers))
     found = [np.zeros((0, WIDTH), np.float32)]
     for start in range(0, len(images), batch):

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, also after a crash or a power cut."""
+"""Files and folders that appear whole or not at all, also after a crash or a power cut."""
 
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,27 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a new folder to write to, which takes the place of `path` when the block ends.
+
+    If the block raises, nothing is left of it. Missing parent folders are created.
+
+    Raises:
+      OSError: `path` is there and not an empty folder.
+    """
+    target = Path(path)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        sync(fresh)
+        place(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
 def write(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Writes bytes, or text as UTF-8 with lone surrogates replaced; see `whole`."""
     data = content.encode(errors="replace") if isinstance(content, str) else content
@@ -40,7 +62,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def place(fresh: Path, path: Path) -> None:
-    """Renames a file that is on the disk to its place, for good."""
+    """Renames a file or folder that is on the disk to its place, for good."""
     fresh.replace(path)
     sync(path.parent)
 

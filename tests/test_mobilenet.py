@@ -1,13 +1,7 @@
 """MobileNetV2 against a NumPy reference, and its weights, which are read but not unpickled."""
 
-import collections
-import io
 import itertools
 import os
-import pickle
-import struct
-import sys
-import types
 from pathlib import Path
 
 import cv2
@@ -15,122 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import mobilenet, torch_file
+from benchmarks import mobilenet
+from mmrl.models.convert import torch_file
 from mmrl.types import InputError
-
-# --- the file
-
-
-class Stored:
-    """A storage, which torch pickles by reference."""
-
-    def __init__(self, numbers, kind, key):
-        self.numbers, self.kind, self.key = numbers, kind, key
-
-
-class Tensor:
-    """A tensor over a storage, which torch pickles as a call of _rebuild_tensor_v2."""
-
-    def __init__(self, storage, offset, shape, strides):
-        self.arguments = storage, offset, shape, strides, False, collections.OrderedDict()
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-class Pickler(pickle.Pickler):
-    def persistent_id(self, value):
-        if isinstance(value, Stored):
-            return "storage", value.kind, value.key, "cpu", len(value.numbers), None
-        return None
-
-
-@pytest.fixture
-def torch(monkeypatch):
-    """Modules with the names that PyTorch files refer to."""
-    package, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-
-    def rebuild(*arguments):
-        raise AssertionError("a function that the file names was called")
-
-    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-    utils._rebuild_tensor_v2 = rebuild
-    for name in ("FloatStorage", "LongStorage", "HalfStorage"):
-        setattr(package, name, type(name, (), {"__module__": "torch", "__qualname__": name}))
-    monkeypatch.setitem(sys.modules, "torch", package)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    return package
-
-
-def dumped(value):
-    file = io.BytesIO()
-    Pickler(file, protocol=2).dump(value)
-    return file.getvalue()
-
-
-def written(path, tensors, storages, *, little=True):
-    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": little, "type_sizes": {"int": 4}}]
-    data = b"".join(map(dumped, [*parts, tensors, [one.key for one in storages]]))
-    for one in storages:
-        data += struct.pack("<q", len(one.numbers)) + one.numbers.tobytes()
-    path.write_bytes(data)
-    return path
-
-
-def test_tensors_come_back_without_a_call(torch, tmp_path):
-    floats = Stored(np.arange(20, dtype="<f4"), torch.FloatStorage, "1")
-    longs = Stored(np.array([7], "<i8"), torch.LongStorage, "2")
-    tensors = collections.OrderedDict(
-        a=Tensor(floats, 2, (2, 3), (3, 1)),
-        b=Tensor(floats, 19, (), ()),
-        n=Tensor(longs, 0, (1,), (1,)),
-    )
-    tensors._metadata = collections.OrderedDict(version=1)
-    found = torch_file.read(written(tmp_path / "w.pth", tensors, [longs, floats]))
-    assert list(found) == ["a", "b", "n"]
-    np.testing.assert_array_equal(found["a"], np.arange(2, 8, dtype=np.float32).reshape(2, 3))
-    assert found["b"] == 19 and found["b"].shape == () and found["n"].tolist() == [7]
-    assert found["a"].dtype == np.float32 and found["n"].dtype == np.int64
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_other_files_are_refused_and_nothing_is_called(torch, tmp_path):
-    path, trace = tmp_path / "w.pth", tmp_path / "trace"
-    floats = Stored(np.arange(4, dtype="<f4"), torch.FloatStorage, "1")
-    halves = Stored(np.arange(4, dtype="<f2"), torch.HalfStorage, "1")
-    good = {"a": Tensor(floats, 0, (4,), (1,))}
-    whole = written(path, good, [floats]).read_bytes()
-    assert torch_file.read(path)["a"].tolist() == [0, 1, 2, 3]
-    for data in (b"", b"PK\x03\x04", whole[:-1], whole + b"x", whole[:40], dumped(Evil(trace))):
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=r"expected tensors that torch\.save wrote"):
-            torch_file.read(path)
-    for tensors, storages, message in (
-        ({"a": Evil(trace)}, [], "the name"),
-        ({"a": 3}, [], "not a dictionary of tensors"),
-        ({"a": Tensor(floats, 1, (4,), (1,))}, [floats], "cannot reshape"),
-        ({"a": Tensor(floats, -1, (4,), (1,))}, [floats], "a tensor of strides"),
-        ({"a": Tensor(floats, 0, (2, 2), (1, 2))}, [floats], "a tensor of strides"),
-        ({"a": Tensor(halves, 0, (4,), (1,))}, [halves], "the name 'torch HalfStorage'"),
-        ({"a": collections.Counter()}, [], "the name 'collections Counter'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            torch_file.read(written(path, tensors, storages))
-    with pytest.raises(InputError, match="not little-endian"):
-        torch_file.read(written(path, good, [floats], little=False))
-    with pytest.raises(InputError, match="No such file"):
-        torch_file.read(tmp_path / "none.pth")
-    assert not trace.exists()
-
 
 # --- the network
 
@@ -278,6 +159,7 @@ def test_a_photograph_of_a_palace_is_one():
     photograph = datasets.load_sample_image("china.jpg")[:, 106:533]
     found = mobilenet.features([photograph], Path(weights), batch=1)
     tensors = torch_file.read(Path(weights))
-    logits = found[0] @ tensors["classifier.1.weight"].T + tensors["classifier.1.bias"]
+    weight, bias = (tensors[f"classifier.1.{name}"].read() for name in ("weight", "bias"))
+    logits = found[0] @ weight.T + bias
     palace, monastery, bell_cote = 698, 663, 442
     assert np.argsort(-logits)[:3].tolist() == [palace, monastery, bell_cote]
