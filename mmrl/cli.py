@@ -24,7 +24,7 @@ import ml_collections
 from absl import flags
 
 from mmrl import config as configs
-from mmrl import presets
+from mmrl import presets, starts
 from mmrl.devices import environment, rollcall
 from mmrl.types import InputError, NonFiniteError, PreemptedError
 
@@ -53,10 +53,11 @@ class Config(flags.Flag):
       say: prints a line, in the first process of a run.
     """
 
-    def __init__(self, help_text: str) -> None:
+    def __init__(self, help_text: str, run: Callable[[], str | None]) -> None:
         parser: flags.ArgumentParser[str] = flags.ArgumentParser()
         super().__init__(parser, flags.ArgumentSerializer(), "config", None, help_text)
         self.changes: list[presets.Change] = []
+        self._run = run
         self.say: Callable[[str], None] = lambda line: None
         self._notes: list[str] = []
         self._made: ml_collections.ConfigDict | None = None
@@ -73,8 +74,11 @@ class Config(flags.Flag):
           InputError: see `presets.load` and `presets.change`.
         """
         if self._made is None and self.value is not None:
-            config = presets.load(self.value)
-            self._notes = presets.change(config, self.changes)
+            self._notes = []
+            run = self._run()
+            read = starts.remembering(Path(run)) if run else starts.read
+            config = presets.load(self.value, self._notes.append, read)
+            self._notes += presets.change(config, self.changes, read)
             self._made = config.lock()
         return self._made
 
@@ -103,14 +107,19 @@ class Config(flags.Flag):
         return config
 
     def say_notes(self) -> None:
-        """Says what the changes dropped."""
+        """Says what the changes dropped, and what folders of encoders brought."""
         for note in self._notes:
             self.say(note)
 
 
-def define_config(values: flags.FlagValues, help_text: str) -> Config:
-    """Defines --config=FILE[:VARIANT,...] and --config.KEY=VALUE."""
-    flag = Config(help_text)
+def define_config(values: flags.FlagValues, help_text: str, *, run: str = "") -> Config:
+    """Defines --config=FILE[:VARIANT,...] and --config.KEY=VALUE.
+
+    Args:
+      run: the flag that names the run directory, where the command may continue that run; the
+        config then also knows folders of encoders that are gone, see `starts.remembering`.
+    """
+    flag = Config(help_text, lambda: values[run].value if run else None)
     flags.DEFINE_flag(flag, values)
     return flag
 

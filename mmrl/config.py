@@ -8,6 +8,7 @@ config chooses modules by name; what these take is stated by their constructors.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmrl import build, schedules, wiring
 from mmrl.data import settings
 from mmrl.data.inputs import base as inputs
 from mmrl.types import InputError
-from mmrl.values import Option, defaults, setting
+from mmrl.values import Option, check, defaults, setting, type_of
 
 # Keys that may differ when a run continues; config_history.jsonl records the changes. All other
 # keys define the experiment, and a run must not change them halfway.
@@ -130,10 +131,21 @@ _TOWER_KEYS = {
     ),
     "init": setting(
         "",
-        "A run or an exported folder to take initial values from: those of the encoder, and of the "
-        "heads that the tower has here.",
+        "A run, or the folder of an encoder, to take initial values from: those of the encoder, "
+        "and of the heads that are alike there.",
+    ),
+    "lora": setting(
+        {},
+        "Low-rank updates of kernels, while all else of the encoder stays as it is: a mapping of "
+        '`rank` (8), `alpha` (16.0; the update is alpha / rank * a b) and `match` (".*/attention/'
+        '(qkv|query|kv|out)/kernel"; regular expression of whole paths within the encoder). Empty: '
+        "none.",
+        Mapping[str, Any],
     ),
 }
+LORA = {"rank": 8, "alpha": 16.0, "match": r".*/attention/(qkv|query|kv|out)/kernel"}
+"""The keys of config.towers.NAME.lora, with their defaults."""
+
 MODULES: dict[str, Place] = {
     "data": Place("source", "source", beside=settings.KEYS, supplied=("split",)),
     "towers": Place(
@@ -191,7 +203,10 @@ _OBJECTIVES = {
     "perturbed_discrimination": {"weight": 0.1, "temperature": 0.07},
 }
 _RULES = (
-    {"match": r".*/(bias|scale|cls|queries|positions?|log|logit_bias)", "weight_decay": 0.0},
+    {
+        "match": r".*/(bias|(\w+_)?scale|cls|registers|queries|latents|positions?|log|logit_bias)",
+        "weight_decay": 0.0,
+    },
     {"match": r".*"},
 )
 
@@ -404,15 +419,18 @@ def split_data(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ml_collections.ConfigDict, *, train: bool = True) -> None:
     """Refuses what no run could use, before any data is read or any device touched.
+
+    Args:
+      train: False: for encoders that are not trained here, which may have no objectives.
 
     Raises:
       InputError: unknown keys, names or options, and values out of range, each in one line.
     """
     _refuse_first_edition(config)
     _check_keys("", config, KEYS)
-    if not config.objectives:
+    if train and not config.objectives:
         raise InputError("config.objectives is empty; a run needs at least one")
     for path, place, name, given in modules(config):
         _check_module(f"config.{path}", place, name, given)
@@ -512,8 +530,42 @@ def _check_tower(name: str, given: Mapping[str, Any]) -> None:
             f"{where}.init needs a value: the run or exported folder to start from, or an empty "
             "text for random values"
         )
+    if given.get("lora"):
+        lora_options(where, given)
     told = ("image_size", "size", "length", "vocab_size", *wiring.GIVEN_TO_ENCODERS)
     build.check_options(where, encoder, of_encoder, supplied=told)
+
+
+def lora_options(where: str, tower: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of low-rank updates of a tower, checked, with their defaults.
+
+    Args:
+      where: the config key of the tower. tower: what is given for it, with `lora`.
+
+    Raises:
+      InputError: an unknown key, a value out of range, or a tower that is frozen as a whole.
+    """
+    given = dict(tower["lora"])
+    for key, value in given.items():
+        if key not in LORA:
+            raise InputError(build.unknown(f"key in {where}.lora", key, LORA))
+        given[key] = check(f"{where}.lora.{key}={value!r}", value, type_of(LORA[key]))
+    found: dict[str, Any] = {**LORA, **given}
+    if found["rank"] < 1 or not found["alpha"] > 0:
+        raise InputError(
+            f"{where}.lora has rank {found['rank']}, alpha {found['alpha']}; expected a rank of at "
+            "least 1 and alpha above 0"
+        )
+    try:
+        re.compile(found["match"])
+    except re.error as error:
+        raise InputError(f"{where}.lora.match={found['match']!r}: {error}") from None
+    if tower.get("frozen") is True:
+        raise InputError(
+            f"{where} has frozen=True and lora, which trains; leave one of them out (with lora, "
+            "the encoder itself does not change)"
+        )
+    return found
 
 
 def _check_keys(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -637,9 +689,10 @@ def is_read_anew(name: str) -> bool:
 def with_data(
     trained: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None
 ) -> ml_collections.ConfigDict:
-    """The config of a trained run, reading what `other` names: source, sections, views, evaluators.
+    """The config of trained encoders, reading what `other` names: source, sections, evaluators...
 
-    What the encoders depend on (image size, tokenizer, text length...) stays as trained.
+    What the encoders depend on (image size, tokenizer, text length...) stays as trained. Of the
+    inputs of `other`, those that only it has are added, such as the impression of a report.
     """
     chosen = ml_collections.ConfigDict(trained.to_dict())
     if other is None:
@@ -650,6 +703,9 @@ def with_data(
     taken = {name: given[name] for name in given if is_read_anew(f"data.{name}")}
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators
+    known = {*trained.inputs, *build.choices("input")}
+    added = {name: given for name, given in other.inputs.items() if name not in known}
+    chosen.inputs = ml_collections.ConfigDict({**trained.inputs, **added})
     return chosen
 
 

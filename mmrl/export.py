@@ -5,6 +5,7 @@ appears only when it is complete. If an export is stopped, start the same comman
 continues.
 
     python -m mmrl.export --workdir=runs/pretrain --out=embeddings --split=all
+    python -m mmrl.export --encoder=weights/clip --config=configs/judge.py:roco --out=embeddings
 """
 
 import dataclasses
@@ -20,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from mmrl import build, cli, config, files
+from mmrl import build, cli, config, encoder_folder, files, opening, starts
 from mmrl.data.corpus import Corpus
 from mmrl.data.reading import rejects
 from mmrl.devices import compile_cache, gather
 from mmrl.evaluators.statistics import Subset
 from mmrl.training import checkpoint, initial, run
 from mmrl.training.console import Console
+from mmrl.training.predict import weights_of
 from mmrl.types import InputError
 
 FORMATS = ("parquet", "npz")
@@ -34,21 +36,14 @@ SPLITS = ("train", "val", "test", "all")
 _SPLITS_OF_ALL = SPLITS[:3]
 
 _FLAGS = cli.new_flags()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "FOLDER: The run whose encoders to use. Required.", flag_values=_FLAGS
+_ENCODERS = opening.Encoders(
+    _FLAGS, "to use", "FILE[:VARIANT,...]: A preset whose data replace those of the run."
 )
 _OUT = flags.DEFINE_string(
     "out", None, "FOLDER: Where to write shards and manifest.json. Required.", flag_values=_FLAGS
 )
 _SPLIT = flags.DEFINE_string(
     "split", "all", f"SPLIT: The records to embed: {', '.join(SPLITS)}.", flag_values=_FLAGS
-)
-_STEP = flags.DEFINE_string(
-    "step",
-    None,
-    "N: The checkpoint to use, or best: the one chosen by config.best of the run; by default the "
-    "latest.",
-    flag_values=_FLAGS,
 )
 _FORMAT = flags.DEFINE_string(
     "format", "parquet", f"FORMAT: Format of the shards: {', '.join(FORMATS)}.", flag_values=_FLAGS
@@ -63,15 +58,12 @@ _NAMES = flags.DEFINE_list(
 _WEIGHTS = flags.DEFINE_bool(
     "weights",
     False,
-    "Writes weights.npz instead: all parameters and batch statistics by path, which config.init of "
-    "another run can read.",
+    "Writes the folder of an encoder instead, from which towers of other runs can start: "
+    "weights.npz, encoder.json and the tokenizer.",
     flag_values=_FLAGS,
 )
 _SHARD_SIZE = flags.DEFINE_integer(
     "shard_size", 4096, "N: Records of a shard.", lower_bound=1, flag_values=_FLAGS
-)
-_CONFIG = cli.define_config(
-    _FLAGS, "FILE[:VARIANT,...]: A preset whose data replace those of the run."
 )
 
 
@@ -121,33 +113,44 @@ def export(
 
 
 def write_weights(trained: run.Trained, out: Path) -> None:
-    """Writes weights.npz, which `initial.read` reads, with a manifest of where it comes from.
+    """Writes the folder of an encoder, see `encoder_folder`; low-rank updates are merged.
 
     Raises:
       InputError: `out` is not empty.
     """
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out={out} is not empty; expected a new or empty folder")
-    state = trained.state
-    arrays = {
-        **initial.by_path(state.get("ema", state["params"])),
-        **initial.by_path(state["variables"]),
-    }
+    layout, weights = trained.predict.layout, weights_of(trained.state)
+    params = dict(layout.effective(weights["params"]))
+    params.pop("lora", None)
+    arrays = {**initial.by_path(params), **initial.by_path(weights["variables"])}
     # A .npz file has no bfloat16; float32 holds each of its values exactly.
     whole: dict[str, Any] = {
         path: gather.whole(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf)
         for path, leaf in arrays.items()
     }
-    with files.whole(out / initial.WEIGHTS) as fresh, fresh.open("wb") as file:
+    with files.whole(out / encoder_folder.WEIGHTS) as fresh, fresh.open("wb") as file:
         np.savez(file, **whole)
-    manifest = {
-        "weights_sha256": trained.weights_sha256(),
-        "step": trained.step,
-        "towers": config.plain(trained.config.towers),
-        "tokenizers_sha256": {name: one.sha256 for name, one in trained.tokenizers.items()},
-        "versions": checkpoint.versions(),
-    }
-    files.write_json(out / "manifest.json", manifest)
+    given = config.plain(trained.config)
+    towers = {name: starts.options_of(given["towers"][name]) for name in layout.features}
+    for name, tokenizer in trained.tokenizers.items():
+        file_name = run.tokenizer_file(name, trained.tokenizers)
+        tokenizer.save(out / file_name)
+        towers[name] |= {"tokenizer": file_name, "vocab_size": tokenizer.vocab_size}
+    encoder_folder.write(
+        out,
+        towers=towers,
+        data={"resize": given["data"]["resize"]},
+        inputs=given["inputs"],
+        dtype=given["dtype"],
+        source={
+            "family": "mmrl",
+            "step": trained.step,
+            "weights_sha256": trained.weights_sha256(),
+            "tokenizers_sha256": {name: one.sha256 for name, one in trained.tokenizers.items()},
+            "versions": checkpoint.versions(),
+        },
+    )
 
 
 def begin(
@@ -176,6 +179,7 @@ def _identity(
         "preprocessing": first.preprocessing,
         "towers": config.plain(trained.config.towers),
         "data": {split: {"name": e.name, "sha256": e.sha256} for split, e in examples.items()},
+        **({"source": config.plain(trained.meta["source"])} if trained.step is None else {}),
         "options": config.plain(dataclasses.asdict(options)),
         "versions": checkpoint.versions(),
     }
@@ -250,7 +254,8 @@ def _sha256(path: Path) -> str:
 
 def main() -> None:
     """Exports the chosen splits."""
-    workdir = cli.folder("workdir", _WORKDIR.value)
+    if _WEIGHTS.value and not _ENCODERS.is_run:
+        raise InputError("--weights needs --workdir; the folder of an encoder holds its weights")
     out = cli.folder("out", _OUT.value)
     for flag, value, offered in (
         ("split", _SPLIT.value, SPLITS),
@@ -258,20 +263,19 @@ def main() -> None:
     ):
         if value not in offered:
             raise InputError(build.unknown(f"value of --{flag}", value, offered))
-    trained = run.restore(workdir, step=checkpoint.parse_step("--step", _STEP.value))
+    trained, chosen, _ = _ENCODERS.open()
     console = Console()
-    if note := compile_cache.use(trained.config.compile_cache):
+    if note := compile_cache.use(chosen.compile_cache):
         console.say(note)
     if _WEIGHTS.value:
         write_weights(trained, out)
-        console.say(f"weights: {out / initial.WEIGHTS}")
+        console.say(f"encoder: {out}")
         return
     provided = trained.predict.provides
     embeddings = tuple(name for name in provided if name.endswith(".embedding"))
     names = tuple(_NAMES.value) or embeddings or provided
     trained.predict.check(names)
     options = Options(_SPLIT.value, _FORMAT.value, names, _SHARD_SIZE.value)
-    chosen = config.with_data(trained.config, _CONFIG.read_by(trained.config))
     splits = _SPLITS_OF_ALL if options.split == "all" else (options.split,)
     whole = options.split == "all"
     read = {

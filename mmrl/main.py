@@ -14,7 +14,9 @@ from absl import flags
 from mmrl import cli
 
 _FLAGS = cli.new_flags()
-_CONFIG = cli.define_config(_FLAGS, "FILE[:VARIANT,...]: The preset to train. Required.")
+_CONFIG = cli.define_config(
+    _FLAGS, "FILE[:VARIANT,...]: The preset to train. Required.", run="workdir"
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

@@ -17,6 +17,7 @@ from absl import flags
 
 from mmrl import build, cli, presets, values
 from mmrl import config as configs
+from mmrl.models.layers import BlockOptions
 from mmrl.values import REQUIRED, Option
 
 _FLAGS = cli.new_flags()
@@ -67,6 +68,10 @@ def every() -> Iterator[Section]:
             text += f" It also takes the options of {listed}." if inherited else ""
             text += _reads(classes[name])
             yield Section(3, f"`{name}`", text, own)
+        if place.kind == "encoder":
+            inner = build.options(BlockOptions)
+            rows = [Row(f"block.{n}", o.default, o) for n, o in inner.items()]
+            yield Section(3, "`BlockOptions`", _summary(BlockOptions), rows)
 
 
 def of(config: Mapping[str, Any]) -> Iterator[Section]:

@@ -7,6 +7,10 @@ list. The rules are:
   the earlier module are dropped, and a note says so; the new module has its own defaults. What
   belongs to the tower itself, such as `size` and `heads`, stays. The order of the arguments does
   not matter: `--config.towers.image.depth=50` is an option of resnet.
+* `--config.towers.text.name=weights/minilm`, the folder of an encoder, chooses the module and all
+  options of its tower of the same kind, with `init` that folder. Heads of the tower here stay, and
+  its length if it is shorter; a note says so. In a preset, the keys given beside such a name count
+  before those of the folder.
 * `--config.objectives.siglip.weight=1` adds an objective that the preset does not have, and
   `--config.evaluators.zero_shot={}` adds an evaluator with its defaults.
 * Towers, inputs, objectives and evaluators have free names, and `name` says which module one is:
@@ -25,20 +29,27 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from mmrl import build, values
+from mmrl import build, starts, values, wiring
 from mmrl import config as configs
 from mmrl.config import MODULES, Place
+from mmrl.starts import Start
 from mmrl.types import InputError
 from mmrl.values import REQUIRED, Option
 
 Change = tuple[str, str]
 """A dotted key without "config.", and the text given for it."""
+
+Read = Callable[[str, str], Start]
+"""(config key, folder) -> what the folder of an encoder says, see `starts.read`."""
+
+# What stays of a tower, beside the keys of `config.MODULES`, when a folder takes its place.
+_STAYING = ("heads", "head", "length")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,8 +93,15 @@ def names() -> str:
     return f"presets: {', '.join(preset.path for preset in shipped())}"
 
 
-def load(given: str) -> ml_collections.ConfigDict:
+def load(
+    given: str, say: Callable[[str], None] = lambda line: None, read: Read = starts.read
+) -> ml_collections.ConfigDict:
     """The config that "FILE.py" or "FILE.py:VARIANT,..." makes.
+
+    Towers that name the folder of an encoder get its options, see `expand`.
+
+    Args:
+      say: takes one line for each such tower. read: reads their folders.
 
     Raises:
       InputError: no such file, a file without `get_config`, or one that fails.
@@ -114,7 +132,89 @@ def load(given: str) -> ml_collections.ConfigDict:
         raise InputError(f"{where}: {type(error).__name__}: {error}{place}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"{where}: get_config returned {config!r}; expected a ConfigDict")
+    for note in expand(config, read):
+        say(note)
     return config
+
+
+def expand(config: ml_collections.ConfigDict, read: Read = starts.read) -> list[str]:
+    """Replaces names of towers that are folders of encoders, in place, by what these say.
+
+    Returns:
+      One line for each.
+
+    Raises:
+      InputError: no such folder, or none with a tower of the same kind.
+    """
+    notes = []
+    with config.unlocked():
+        for name, given in config.towers.items():
+            folder = given.get("name")
+            if starts.is_folder(folder):
+                own = {key: value for key, value in given.to_dict().items() if key != "name"}
+                notes.append(_start_from(read, config, name, folder, own))
+    return notes
+
+
+def _start_from(
+    read: Read,
+    config: ml_collections.ConfigDict,
+    name: str,
+    folder: str,
+    kept: Mapping[str, Any],
+    at_most: Sequence[str] = (),
+) -> str:
+    """Sets config.towers.NAME to what a folder says, but for the options that are kept.
+
+    Args:
+      at_most: those that are kept only if they are less than there.
+
+    Returns:
+      A sentence about it.
+    """
+    node, where = config.towers[name], f"config.towers.{name}"
+    found = read(f"{where}.name", folder)
+    _, options = found.tower(f"{where}.name", name, _kind_of(name, node, found))
+    less = {key for key in at_most if key in kept and kept[key] < options.get(key, 0)}
+    kept = {key: one for key, one in kept.items() if key not in at_most or key in less}
+    # `head` is the kind of those heads alone that stand beside it.
+    options = {key: one for key, one in options.items() if key != "head" or "heads" not in kept}
+    for key in list(node):
+        del node[key]
+    node.update(configs.frozen({**options, "init": folder, **kept}))
+    note = f"{where}: {options['name']} of {folder}"
+    both = [key for key in kept if key in options and kept[key] != options[key]]
+    if both:
+        listed = (f"{key}={_brief(kept[key])} (there {_brief(options[key])})" for key in both)
+        note += f", but {', '.join(listed)}"
+    here = config.data.get("resize", "")
+    if "size" in options and found.resize not in ("", here):
+        note += f"; its images had data.resize={found.resize}, here they have {here}"
+    return note
+
+
+def _kind_of(name: str, node: Mapping[str, Any], found: Start) -> str:
+    """The kind of a tower that is to start from a folder.
+
+    It is stated, or that of the encoder so far, or that of the tower of the same name there, or of
+    the only one.
+    """
+    known = node.get("name") and not starts.is_folder(node["name"])
+    if node.get("kind") or known:
+        return wiring.kind_of(name, node)
+    kinds = found.kinds
+    if name in kinds or len(kinds) == 1:
+        return kinds.get(name) or next(iter(kinds.values()))
+    if name in kinds.values():
+        return name
+    raise InputError(
+        f"config.towers.{name}.name={found.folder}: the folder has several towers; state "
+        f"config.towers.{name}.kind beside it, one of: {', '.join(sorted(set(kinds.values())))}"
+    )
+
+
+def _brief(value: Any) -> str:
+    return values.show(configs.plain(value))
 
 
 def split(argument: str) -> Change:
@@ -129,11 +229,19 @@ def split(argument: str) -> Change:
     return key.lstrip("-").removeprefix("config."), text
 
 
-def change(config: ml_collections.ConfigDict, changes: Iterable[Change]) -> list[str]:
+def change(
+    config: ml_collections.ConfigDict,
+    changes: Iterable[Change],
+    read: Read = starts.read,
+) -> list[str]:
     """Changes a config in place, see the module's docstring.
 
+    Args:
+      read: reads folders of encoders.
+
     Returns:
-      One line for each module that was replaced by another: what that dropped.
+      One line for each module that was replaced by another: what that dropped; and for each tower
+      that starts from a folder.
 
     Raises:
       InputError: an unknown key or name, or a value of another type than the key accepts.
@@ -141,7 +249,7 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[Change]) -> list
     notes: list[str] = []
     with config.unlocked():
         for key, text in sorted(changes, key=_rank):
-            notes += _change(config, key, text)
+            notes += _change(config, key, text, read)
     return notes
 
 
@@ -157,7 +265,7 @@ def _rank(one: Change) -> tuple[int, bool, bool]:
     return len(path.split(".")), place.chooser != last, last not in place.beside
 
 
-def _change(config: ml_collections.ConfigDict, key: str, text: str) -> Iterator[str]:
+def _change(config: ml_collections.ConfigDict, key: str, text: str, read: Read) -> Iterator[str]:
     what = f"--config.{key}={text}"
     if sentence := configs.moved(key):
         raise InputError(f"{what}: {sentence}")
@@ -174,9 +282,15 @@ def _change(config: ml_collections.ConfigDict, key: str, text: str) -> Iterator[
     inner = _find(what, path, node, last, _names_of(text))
     place = _place(path)
     if not _is_value(f"{path}.{last}".lstrip("."), inner):
-        yield from _replace(what, config, node, key, inner, text)
+        yield from _replace(what, config, node, key, inner, text, read)
         return
     if place is not None and last == place.chooser:
+        if path.startswith("towers.") and starts.is_folder(text):
+            stays = {*place.beside, *_STAYING} - {"init"}
+            kept = {key: one for key, one in node.to_dict().items() if key in stays}
+            name = path.partition(".")[2]
+            yield _start_from(read, config, name, text, kept, at_most=("length",))
+            return
         yield from _choose(what, place, path, node, text)
     _set(what, node, last, inner, [], text)
 
@@ -285,7 +399,13 @@ def _choose(what: str, place: Place, path: str, node: Any, name: str) -> Iterato
 
 
 def _replace(
-    what: str, config: ml_collections.ConfigDict, node: Any, key: str, known: Any, text: str
+    what: str,
+    config: ml_collections.ConfigDict,
+    node: Any,
+    key: str,
+    known: Any,
+    text: str,
+    read: Read,
 ) -> Iterator[str]:
     """Sets a key that holds keys, a module or modules from a mapping."""
     own = key.rpartition(".")[2]
@@ -298,10 +418,12 @@ def _replace(
         return
     place = known if one_of_many else MODULES.get(key)
     if one_of_many or (place is not None and place.many):
-        node[own] = ml_collections.ConfigDict()
+        # The kind says which tower of a folder is meant, so it comes before the name.
+        first = {key: one for key, one in given.items() if one_of_many and key == "kind"}
+        node[own] = ml_collections.ConfigDict(first)
     elif place is not None and not place.beside:
         for option in place.own(node[own]):
             del node[own][option]
     items = [(f"{key}.{name}", values.show(value)) for name, value in given.items()]
     for inner, inner_text in sorted(items, key=_rank):
-        yield from _change(config, inner, inner_text)
+        yield from _change(config, inner, inner_text, read)

@@ -17,7 +17,7 @@ from mmrl.types import InputError
 
 _PATTERN = re.compile(r"(?P<tower>[a-z0-9_]+)(@(?P<input>[a-z0-9_]+))?\.(?P<feature>[a-z0-9_]+)")
 
-TOWER_KEYS = ("name", "kind", "input", "frozen", "init")
+TOWER_KEYS = ("name", "kind", "input", "frozen", "init", "lora")
 """Keys of config.towers.NAME that are options neither of the tower nor of its encoder."""
 
 # Options that the learner gives to towers and encoders.
@@ -201,7 +201,7 @@ def chosen_module(name: str, given: Mapping[str, Any]) -> str:
 def wire(
     config: Mapping[str, Any],
 ) -> tuple[Wiring, dict[str, dict[str, Name]], dict[str, dict[str, str]]]:
-    """What the objectives of a config read.
+    """What the objectives of a config read; without objectives, one feature of every tower.
 
     Returns:
       The wiring; objective -> argument -> encoding; objective -> argument -> array of the batch.
@@ -219,6 +219,8 @@ def wire(
         encodings[name] = {key: resolve(chosen[key], own) for key in target.reads}
         arrays[name] = {key: chosen[key] for key in target.batch}
     names = {str(name) for reads in encodings.values() for name in reads.values()}
+    if not encodings:  # encoders that are not trained here
+        names = {f"{tower}.pooled" for tower in own}
     taken = {name for reads in arrays.values() for name in reads.values()}
     return Wiring.of(own, names, taken), encodings, arrays
 

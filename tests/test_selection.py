@@ -214,7 +214,7 @@ def test_commands_and_config_init_take_the_best_checkpoint(train, uninterrupted,
     assert checkpoint.digest({"params": trained.state["params"]}) == best
     export = ("mmrl.export", f"--workdir={uninterrupted}", f"--out={tmp_path}", "--weights")
     assert commands.run_here(*export, "--step=best") == 0
-    assert json.loads((tmp_path / "manifest.json").read_text())["step"] == 4
+    assert json.loads((tmp_path / "encoder.json").read_text())["source"]["step"] == 4
     config = stubs.use(toys.config())
     entry = {"from": str(uninterrupted), "match": "towers/.*", "step": "best"}
     with config.unlocked():

@@ -21,7 +21,16 @@ from mmrl.devices import gather
 from mmrl.types import InputError
 from mmrl.version import __version__
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "sentencepiece",
+    "tokenizers",
+)
 
 
 BEST = "best"

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmrl import build, schedules, streams, wiring
+from mmrl import config as configs
 from mmrl.data.inputs import base as inputs
 from mmrl.devices import sharding
 from mmrl.devices.axes import BATCH_AXES
@@ -20,7 +21,7 @@ from mmrl.models.layers import Layers
 from mmrl.models.towers.base import Tower
 from mmrl.objectives.base import Context, Objective
 from mmrl.schedules import Schedule
-from mmrl.training import optim
+from mmrl.training import lora, optim
 from mmrl.types import Batch, Encoded, InputError, Metrics
 from mmrl.wiring import Name, Wiring
 
@@ -36,7 +37,9 @@ class Learner(nnx.Module):
     """The weighted sum of objectives over named encodings.
 
     Parameter paths read "towers/image/encoder/...", "towers/text/heads/embedding/...",
-    "objectives/global_contrastive/logit_scale/log".
+    "objectives/global_contrastive/logit_scale/log", and those of low-rank updates, where there are
+    any, "lora/towers/text/encoder/stack/block_00/attention/qkv/kernel/a". The towers compute with
+    the parameters that `Layout.merge` gives them.
 
     Args:
       towers: name -> module.
@@ -44,6 +47,7 @@ class Learner(nnx.Module):
       weights: name -> factor of its loss in the sum.
       encodings, arrays: what the objectives read.
       wired: what is encoded. frozen: towers whose encoders do not change.
+      updates: tower -> the low-rank updates of its encoder.
 
     Raises:
       InputError: an objective reads a feature that no tower provides.
@@ -59,9 +63,12 @@ class Learner(nnx.Module):
         arrays: Reads,
         wired: Wiring,
         frozen: frozenset[str] = frozenset(),
+        updates: Mapping[str, nnx.Dict[Any]] | None = None,
     ) -> None:
         self.towers = nnx.Dict(towers)
         self.objectives = nnx.Dict(objectives)
+        if updates:
+            self.lora = nnx.Dict({"towers": nnx.Dict(updates)})
         # Tuples, because a dict on a module would make its structure unhashable.
         self.weights = tuple(weights.items())
         self.encodings = tuple((name, tuple(encodings[name].items())) for name in objectives)
@@ -184,7 +191,7 @@ def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
         return nnx.Rngs(params=streams.fold(key, path))
 
     wired, encodings, arrays = wiring.wire(config)
-    towers = {name: _make_tower(name, config.towers[name], rngs, dtypes) for name in wired.wanted()}
+    towers = {name: make_tower(name, config.towers[name], rngs, dtypes) for name in wired.wanted()}
     named = inputs.make(config, wired)
     objectives, weights = {}, {}
     for name, given in config.objectives.items():
@@ -199,10 +206,16 @@ def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
         weights[name] = schedules.parse(
             f"config.objectives.{name}.weight", given.get("weight", 1.0)
         )
+    updates = {
+        name: _updates(name, config.towers[name], tower, rngs, dtypes["param_dtype"])
+        for name, tower in towers.items()
+        if config.towers[name].get("lora")
+    }
     frozen = frozenset(
         name
         for name, tower in towers.items()
-        if optim.all_frozen(f"towers/{name}/encoder", tower.encoder, optim.rules(config))
+        if name not in updates
+        and optim.all_frozen(f"towers/{name}/encoder", tower.encoder, optim.rules(config))
     )
     return Learner(
         towers,
@@ -212,6 +225,7 @@ def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
         arrays=arrays,
         wired=wired,
         frozen=frozen,
+        updates=updates,
     )
 
 
@@ -221,12 +235,13 @@ def _names(named: Mapping[str, Any], array: str) -> Mapping[str, int]:
     return named[own].names().get(key, {}) if own in named else {}
 
 
-def _make_tower(
+def make_tower(
     name: str,
     given: Mapping[str, Any],
     rngs: Callable[[str], nnx.Rngs],
     dtypes: Mapping[str, Any],
 ) -> Tower:
+    """A tower from config.towers.NAME; `rngs` maps paths of parts to their random streams."""
     path = f"towers/{name}"
     kind, own, of_encoder = wiring.tower_options(name, given)
     target: Any = build.find("tower", kind)
@@ -236,6 +251,24 @@ def _make_tower(
     )
     return target(
         encoder=encoder, **own, **dtypes, make_rngs=lambda name: rngs(f"{path}/heads/{name}")
+    )
+
+
+def _updates(
+    name: str,
+    given: Mapping[str, Any],
+    tower: Tower,
+    rngs: Callable[[str], nnx.Rngs],
+    param_dtype: Any,
+) -> nnx.Dict[Any]:
+    """The low-rank updates of the encoder of a tower."""
+    where = f"config.towers.{name}"
+    return lora.create(
+        where,
+        tower.encoder,
+        configs.lora_options(where, given),
+        make_rngs=lambda path: rngs(f"lora/towers/{name}/{path}"),
+        param_dtype=param_dtype,
     )
 
 
@@ -256,6 +289,7 @@ class Layout:
       grids: image tower -> rows and columns of its regions.
       frozen: towers whose encoders do not change.
       layers: tower -> layers of its encoder, empty where it states none.
+      scales: tower -> alpha / rank of its low-rank updates, where it has any.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
     """
 
@@ -265,8 +299,17 @@ class Layout:
     grids: Mapping[str, tuple[int, int]]
     frozen: frozenset[str]
     layers: Mapping[str, Layers]
+    scales: Mapping[str, float]
     params: dict[str, Any]
     variables: dict[str, Any]
+
+    def effective(self, params: Any) -> Any:
+        """The parameters that the towers compute with: low-rank updates are added, see `lora`."""
+        return lora.merged(params, self.scales)
+
+    def merge(self, params: Any, variables: Any) -> Learner:
+        """The learner that computes with these parameters."""
+        return nnx.merge(self.graphdef, self.effective(params), variables)
 
 
 def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
@@ -293,6 +336,7 @@ def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
         grids={name: t.grid for name, t in towers.items() if hasattr(t, "grid")},
         frozen=frozenset(name for name, tower in towers.items() if tower.frozen),
         layers={name: getattr(tower.encoder, "layers", ()) for name, tower in towers.items()},
+        scales=lora.scales(config.towers),
         params=placed(parts[1]),
         variables=placed(parts[2]),
     )

@@ -73,11 +73,38 @@ def trainable(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
     return jax.tree.map(lambda n: not rules[n].get("freeze", False), assign_rules(params, rules))
 
 
+def counts(params: Any, trains: Any) -> dict[str, str]:
+    """Numbers of parameters of each tower, and of the objectives: "1,024 (32 trained, ...)".
+
+    Args:
+      params: nested dict of all parameters, possibly abstract. trains: as of `trainable`.
+    """
+
+    def sizes(*path: str) -> tuple[int, int]:
+        """All parameters below a path, and those that train."""
+        part, own = params, trains
+        for name in path:
+            part, own = part.get(name, {}), own.get(name, {})
+        pairs = list(zip(jax.tree.leaves(part), jax.tree.leaves(own), strict=True))
+        return sum(leaf.size for leaf, _ in pairs), sum(leaf.size for leaf, yes in pairs if yes)
+
+    found = {}
+    for path in (*(("towers", name) for name in params["towers"]), ("objectives",)):
+        every, trained = sizes(*path)
+        low_rank, _ = sizes("lora", *path)
+        text = f"{every:,}"
+        if trained < every:
+            text += f" ({trained:,} trained, {every - trained:,} frozen"
+            text += f", and {low_rank:,} low-rank)" if low_rank else ")"
+        found[path[-1]] = text
+    return found
+
+
 def rules(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """The rules of a config: those of frozen towers, then config.optimizer.rules.
 
     `towers.NAME.frozen` is short for a rule: True for all of the tower, "encoder" for all but its
-    heads.
+    heads. With `towers.NAME.lora` the parameters of the encoder itself are frozen, too.
 
     Raises:
       InputError: another value of `frozen`.
@@ -89,8 +116,8 @@ def rules(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
             raise InputError(
                 f"config.towers.{name}.frozen={chosen!r}; choices: False, True, encoder"
             )
-        if chosen:
-            part = "encoder/" if chosen == "encoder" else ""
+        if chosen or tower.get("lora"):
+            part = "" if chosen is True else "encoder/"
             frozen.append({"match": f"towers/{name}/{part}.*", "freeze": True})
     return (*frozen, *config["optimizer"]["rules"])
 

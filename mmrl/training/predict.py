@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from mmrl import build, wiring
@@ -44,6 +43,7 @@ class Predict:
       batch_size: rows per device call; rounded up to a multiple of the devices.
 
     Attributes:
+      layout: as given.
       features: tower -> features that it provides. grids: image tower -> grid of its regions.
     """
 
@@ -51,7 +51,7 @@ class Predict:
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.batch_size = -(-batch_size // shards) * shards
         self.features, self.grids = layout.features, layout.grids
-        self._graphdef, self._own = layout.graphdef, dict(layout.wired.own)
+        self.layout, self._own = layout, dict(layout.wired.own)
         self._rows = sharding.batch_sharding(mesh)
         everywhere = sharding.replicated(mesh)
         self._encode = jax.jit(self._run, static_argnums=2, out_shardings=everywhere)
@@ -140,7 +140,7 @@ class Predict:
     def _run(
         self, weights: Mapping[str, Any], arrays: Mapping[str, jax.Array], wired: Wiring
     ) -> dict[str, jax.Array]:
-        module = nnx.merge(self._graphdef, weights["params"], weights["variables"])
+        module = self.layout.merge(weights["params"], weights["variables"])
         return module.encode(arrays, train=False, wired=wired)
 
 

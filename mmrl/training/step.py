@@ -112,6 +112,10 @@ class TrainStep:
         # Calling the jitted function would trace the step a second time.
         return self.traced.lower().compile()
 
+    def counts(self) -> dict[str, str]:
+        """Numbers of parameters of each tower, and of the objectives, in words."""
+        return optim.counts(self.layout.params, self._trainable)
+
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the loss and of the metrics of the objectives."""
@@ -179,6 +183,7 @@ class TrainStep:
         key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """(loss, (metrics, new variables)); without a key there is no dropout."""
+        params = self.layout.effective(params)
         module = nnx.merge(self.layout.graphdef, params, variables)
         if self.config.gradient_cache > 1:
             encode_key, score_key = learner.split_key(key)
@@ -191,7 +196,7 @@ class TrainStep:
     def _encoded(
         self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Encodes the global batch, one micro-batch after the other."""
+        """Encodes the global batch with effective parameters, one micro-batch after the other."""
 
         def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
             module = nnx.merge(self.layout.graphdef, params, variables)
@@ -300,7 +305,7 @@ def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[
     def loss(trained: list[Any], others: list[Any], variables: Any, batch: Any) -> jax.Array:
         own, rest = iter(trained), iter(others)
         params = jax.tree.unflatten(tree, [next(own if change else rest) for change in changes])
-        module = nnx.merge(layout.graphdef, params, variables)
+        module = layout.merge(params, variables)
         key = streams.key(config.seed, "dropout")
         return module(batch, step=jnp.int32(0), train=True, key=key)[0]
 

@@ -424,13 +424,7 @@ class Trainer:
             self.console.say(f"warning: {warning}")
         for tower, tokenizer in self.tokenizers.items():
             self._describe_texts(tower, tokenizer)
-        params = self.step.abstract["params"]
-        objectives = {"objectives": params.get("objectives", {})}
-        sizes = {
-            name: f"{sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
-            for name, part in {**params["towers"], **objectives}.items()
-        }
-        self.console.facts("parameters", sizes)
+        self.console.facts("parameters", self.step.counts())
         self._describe_initial()
         shape = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         self.console.say(f"devices: {self.mesh.size} {jax.devices()[0].device_kind}, mesh {shape}")
@@ -450,6 +444,8 @@ class Trainer:
                 f"initial values: {len(one.arrays)} arrays from {one.folder} (sha256 "
                 f"{one.sha256[:16]}); {len(one.unused)} of its arrays are not used"
             )
+            for note in one.notes:
+                self.console.say(f"initial values: {note}")
         if self.initial:
             self.console.say(
                 f"initial values: {len(left)} arrays keep random ones, first {', '.join(left[:4])}"
@@ -490,8 +486,7 @@ class Trainer:
         )
         (self.workdir / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
         for tower, tokenizer in self.tokenizers.items():
-            name = "tokenizer" if len(self.tokenizers) == 1 else f"tokenizer_{tower}"
-            tokenizer.save(self.workdir / f"{name}.model")
+            tokenizer.save(self.workdir / run.tokenizer_file(tower, self.tokenizers))
         if changed:
             shown = {k: f"{_shown(a)} -> {_shown(b)}" for k, (a, b) in changed.items()}
             self.console.facts("resumed with changes", shown)

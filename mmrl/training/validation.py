@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from mmrl import streams
@@ -60,7 +59,7 @@ class Validation:
             train=False,
         )
         self._order = np.random.default_rng(seed).permutation(len(corpus))
-        self._graphdef, self._size = layout.graphdef, batch_size
+        self._layout, self._size = layout, batch_size
         self._rows = sharding.batch_sharding(mesh)
         self._losses = jax.jit(self._run, out_shardings=sharding.replicated(mesh))
 
@@ -90,5 +89,5 @@ class Validation:
         return sharding.to_global({**made, ROWS: here < len(indices)}, self._rows)
 
     def _run(self, weights: Mapping[str, Any], batch: Batch, step: jax.Array) -> Any:
-        module = nnx.merge(self._graphdef, weights["params"], weights["variables"])
+        module = self._layout.merge(weights["params"], weights["variables"])
         return module(batch, step=step, train=False)[1]
