@@ -1,4 +1,4 @@
-"""The Python interface to trained encoders: `mmrl.load(workdir)`."""
+"""The Python interface to trained encoders: `mmrl.load(folder)`."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmrl import encoder_folder
 from mmrl.data.image import images
 from mmrl.data.inputs import base as inputs
 from mmrl.data.text import reports
@@ -17,33 +18,44 @@ Image = str | os.PathLike[str] | np.ndarray
 
 
 class Encoder:
-    """Embeds images and texts exactly as the run's own evaluation does.
+    """Embeds images and texts exactly as evaluation does.
 
     Example:
       encoder = mmrl.load("runs/pretrain")
       similarity = encoder.embed_images(["a.png"]) @ encoder.embed_texts(["No effusion."]).T
 
     Attributes:
-      dim: D, width of the joint space.
-      step: of the checkpoint in use.
+      dim: D, width of the joint space; 0 without one.
+      step: of the checkpoint in use; None for encoders that were not trained here.
+      names: of all encodings, such as image.embedding and text.pooled.
     """
 
     def __init__(self, trained: run.Trained) -> None:
         self._trained = trained
-        heads = [tower.heads for tower in trained.config.towers.values()]
-        self.dim = int(next(head.embedding for head in heads if "embedding" in head))
+        self.names = trained.predict.provides
+        heads = [dict(tower.heads) for tower in trained.config.towers.values()]
+        given: Any = next((head["embedding"] for head in heads if "embedding" in head), 0)
+        self.dim = int(given["width"] if hasattr(given, "items") else given)
         self.step = trained.step
 
     @classmethod
     def load(
-        cls, workdir: str | os.PathLike[str], *, step: int | Literal["best"] | None = None
+        cls, folder: str | os.PathLike[str], *, step: int | Literal["best"] | None = None
     ) -> "Encoder":
-        """Loads a checkpoint of a run; the latest unless `step` names another, or is "best".
+        """Loads a run, or a folder of `python -m mmrl.convert` or `mmrl.export --weights`.
+
+        Args:
+          step: of the checkpoint of a run; by default the latest; "best": the one that it chose.
 
         Raises:
-          InputError: `workdir` holds no run, or the run has no such step, or chose no best one.
+          InputError: `folder` holds neither, or the run has no such step, or chose no best one.
         """
-        return cls(run.restore(Path(workdir), step=step))
+        path = Path(folder)
+        if not (path / encoder_folder.ENCODER).is_file():
+            return cls(run.restore(path, step=step))
+        if step is not None:
+            raise InputError(f"{path} holds one encoder without steps; given: step={step}")
+        return cls(run.read_encoder(path))
 
     def embed_images(self, items: Sequence[Image], *, name: str = "image.embedding") -> np.ndarray:
         """Embeds image files or arrays.

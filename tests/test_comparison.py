@@ -235,6 +235,48 @@ def test_own_size_and_tokenizer_are_stated_and_other_preprocessing_only_where_na
         comparison.compare(given, may_differ=["options.seed"])
 
 
+def test_what_an_encoder_cannot_run_is_blank_and_what_else_is_missing_is_not_shown(tmp_path):
+    def two_results(name, toy, other, **content):
+        results = {key: measured(answers(s)) for key, s in (("toy", toy), ("other", other)) if s}
+        headline = {key: {"accuracy": "right"} for key in results}
+        stored.write(tmp_path / name, {"step": 7, "headline": headline, **content}, results)
+        return stored.read(tmp_path / name)
+
+    source = {"step": None, "source": {"family": "clip"}, "leaks": {"note": "leaks are unknown"}}
+    left = {"other": "needs text.embedding"}
+    foreign = two_results("foreign", 0.9, 0, left_out=left, **source)
+    given = {"foreign": foreign, "good": two_results("good", 0.5, 0.9)}
+    given["bad"] = two_results("bad", 0.3, 0.4)
+    table = comparison.compare(given)
+    assert table.measures == ("toy/accuracy", "other/accuracy")
+    assert table.best == {"toy/accuracy": "foreign", "other/accuracy": "good"}
+    assert "other/accuracy" not in table.rows[0].cells
+    assert all(list(cells) == ["toy/accuracy"] for cells in table.differences.values())
+    shown = table.markdown().splitlines()
+    assert shown[2].startswith("| foreign | **0.8") and shown[2].endswith("|  |")
+    assert shown[4].endswith(") |") and "| N | 200 | 200 |" in shown
+    assert "foreign: encoder of the family clip, weights None; leaks are unknown." in table.notes
+    assert "foreign: without other, which needs text.embedding." in table.notes
+    assert table.facts["encoders"]["foreign"]["left_out"] == left
+    names = [row.name for row in table.rows if not row.encoder]
+    assert names == ["constant", "images permuted", "chance"]
+    assert set(table.rows[3].cells) == set(table.measures)
+    # An evaluator that an evaluation merely lacks is no column, and no measure.
+    given["other"] = two_results("lacks", 0.9, 0)
+    assert comparison.compare(given).measures == ("toy/accuracy",)
+    with pytest.raises(InputError, match="other: unknown measure of other 'accuracy'"):
+        comparison.compare(given, measures=["other/accuracy"])
+
+
+def test_an_encoder_without_images_states_no_preprocessing_of_them(tmp_path):
+    texts = measured(answers(0.9), preprocessing={"tokenizer_sha256": "c"})
+    given = {
+        "both": stored.read(save(tmp_path / "both", measured(answers(0.5)))),
+        "text": stored.read(save(tmp_path / "text", texts)),
+    }
+    assert comparison.compare(given).best and "differs" not in comparison.compare(given).markdown()
+
+
 def test_digests_of_parts_count_only_where_a_measure_is_of_them(tmp_path):
     def parted(digest):
         accuracy = measured(answers(0.9)).values["accuracy"]

@@ -9,7 +9,7 @@ from mmrl import wiring
 from mmrl.data import counter
 from mmrl.data.batches import sequence
 from mmrl.data.corpus import Corpus, read_corpus
-from mmrl.data.image.images import Preprocess
+from mmrl.data.image.images import RESIZES, Preprocess
 from mmrl.data.image.jitter import DRAWS, Jitter
 from mmrl.data.image.load import Load
 from mmrl.data.inputs import base as inputs
@@ -57,7 +57,7 @@ JITTERS = [
 ]
 
 
-@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("jitter", JITTERS)
 def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
     changes = {"resize": resize, "cache_images": False, "aspect": (0.9, 1.1), **jitter}
@@ -77,7 +77,7 @@ def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
                 np.testing.assert_array_equal(batch["image.pixels"][row, :, :, 0], expected)
 
 
-@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("resize", RESIZES)
 def test_a_part_of_the_square_is_written_as_it_lies_in_the_whole(resize):
     rng = np.random.default_rng(0)
     for size in (1, 8, 40):
@@ -108,7 +108,7 @@ def test_padding_is_black_and_the_content_is_where_geometry_says():
 
 def test_what_is_preprocessed_is_never_the_image_that_was_given():
     square = image(0)
-    for made in (Preprocess(40)(square), Preprocess(40, "stretch")(square)):
+    for made in (Preprocess(40, resize)(square) for resize in RESIZES):
         np.testing.assert_array_equal(made, square)
         assert not np.shares_memory(made, square)
 

@@ -252,7 +252,21 @@ def test_pad_keeps_aspect_and_centres_on_black() -> None:
     assert np.count_nonzero(sliver) == 8
 
 
-@pytest.mark.parametrize("resize", images.RESIZES)
+def test_crop_keeps_the_centre_undistorted() -> None:
+    preprocess = images.Preprocess(size=40, resize="crop")
+    image = np.zeros((80, 200), np.uint8)
+    image[:, 60:140] = smooth(80, 80)
+    np.testing.assert_array_equal(preprocess(image), images.Preprocess(size=40)(image[:, 60:140]))
+    assert preprocess.geometry(80, 200) == images.Geometry(0.5, 0.5, 0.0, -30.0)
+    boxes = preprocess.geometry(80, 200).boxes([[60, 0, 140, 80], [0, 0, 60, 80]])
+    np.testing.assert_allclose(boxes, [[0, 0, 40, 40], [-30, 0, 0, 40]])  # seen; not seen
+    np.testing.assert_array_equal(preprocess(image.T), preprocess(image).T)
+    part = preprocess(image, np.empty((10, 20), np.uint8), corner=(5, 8))
+    np.testing.assert_array_equal(part, preprocess(image)[5:15, 8:28])
+    assert preprocess(np.full((1, 60000), 7, np.uint8)).tolist() == [[7] * 40] * 40
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
 @pytest.mark.parametrize(("height", "width"), [(90, 300), (301, 77), (20, 30), (500, 12)])
 def test_geometry_says_where_content_lands(resize: str, height: int, width: int) -> None:
     preprocess = images.Preprocess(size=96, resize=resize)
@@ -265,6 +279,18 @@ def test_geometry_says_where_content_lands(resize: str, height: int, width: int)
     y, x = np.mgrid[:96, :96] + 0.5
     assert (square * x).sum() / square.sum() == pytest.approx((x0 + x1) / 2, abs=0.3)
     assert (square * y).sum() / square.sum() == pytest.approx((y0 + y1) / 2, abs=0.3)
+
+
+def test_geometry_of_a_crop_says_where_content_lands() -> None:
+    preprocess = images.Preprocess(size=96, resize="crop")
+    image = np.zeros((301, 220), np.uint8)
+    image[150:200, 60:130] = 255
+    square = preprocess(image) / 255
+    x0, y0, x1, y1 = preprocess.geometry(301, 220).boxes((60, 150, 130, 200))
+    assert square.sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.02)
+    y, x = np.mgrid[:96, :96] + 0.5
+    assert (square * x).sum() / square.sum() == pytest.approx((x0 + x1) / 2, abs=0.1)
+    assert (square * y).sum() / square.sum() == pytest.approx((y0 + y1) / 2, abs=0.1)
 
 
 def test_resizing_averages_areas_and_never_overshoots() -> None:
@@ -282,8 +308,8 @@ def test_preprocess_survives_a_round_trip_and_refuses_nonsense() -> None:
     preprocess = images.Preprocess(size=224, resize="stretch", max_value=4095)
     assert images.Preprocess(**preprocess.to_dict()) == preprocess
     assert preprocess(np.full((5, 5), 4095, np.uint16)).min() == 255
-    with pytest.raises(InputError, match="resize 'crop'; choices: pad, stretch"):
-        images.Preprocess(size=8, resize="crop")
+    with pytest.raises(InputError, match="resize 'cut'; choices: pad, stretch, crop"):
+        images.Preprocess(size=8, resize="cut")
     with pytest.raises(InputError, match="size 0; expected at least 1"):
         images.Preprocess(size=0)
     with pytest.raises(InputError, match="max_value 70000; expected 1 to 65535"):

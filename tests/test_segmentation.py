@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmrl import build
-from mmrl.data.image.images import Geometry, Preprocess
+from mmrl.data.image.images import RESIZES, Geometry, Preprocess
 from mmrl.evaluators import segmentation
 from mmrl.evaluators.segmentation import Segmentation, image_losses, judged, resampled
 from mmrl.masks import dice_loss, focal_loss
@@ -43,7 +43,7 @@ def run(data, regions_of, **options):
 # --- masks
 
 
-@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("resize", RESIZES)
 def test_masks_follow_the_image(resize):
     """A mask is where the same shape, drawn into the image, is after preprocessing."""
     mask = np.zeros((24, 40), bool)
@@ -52,12 +52,12 @@ def test_masks_follow_the_image(resize):
     found = resampled(mask, preprocess.geometry(24, 40), 16, 16)
     image = preprocess(mask.astype(np.uint8) * 255)
     sure = (image < 64) | (image > 191)  # pixels that the edge of the mask does not cross
-    assert sure.mean() > 0.85
+    assert sure.mean() > 0.8
     np.testing.assert_array_equal(found[sure], image[sure] > 127)
     seen = segmentation.visible(24, 40, preprocess.geometry(24, 40), 16, 16)
     white = preprocess(np.full((24, 40), 255, np.uint8))
     np.testing.assert_array_equal(seen, white > 127)
-    assert seen.all() == (resize == "stretch")
+    assert seen.all() == (resize != "pad")
     geometry = preprocess.geometry(24, 40)
     twice = resampled(mask, geometry, 16, 32)
     for row, column in np.ndindex(32, 32):

@@ -39,7 +39,9 @@ KEYS: dict[str, Any] = {
         "of the tower, in pixels. 0: that size.",
     ),
     "resize": setting(
-        "pad", "How an image becomes square: pad (black margins, same aspect ratio) or stretch."
+        "pad",
+        "How an image becomes square: pad (black margins, same aspect ratio), stretch, or crop "
+        "(the largest square in the centre).",
     ),
     "text": setting(
         "report",

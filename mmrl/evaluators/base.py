@@ -260,6 +260,16 @@ class Evaluator:
         self.data = data
         self.names = redirected(f"reads of {type(self).__name__}", self.reads, reads)
 
+    @classmethod
+    def needed(cls, names: Mapping[str, str], options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The encodings without which an evaluator with these options cannot run.
+
+        Args:
+          names: argument -> the encoding that it reads.
+          options: as of the constructor; those left out are at their defaults.
+        """
+        return tuple(names.values())
+
     def run(self, state: Any) -> Results:
         """Evaluates `state` on `self.data`."""
         raise NotImplementedError

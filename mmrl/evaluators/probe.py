@@ -400,7 +400,7 @@ class Probe(Evaluator):
         excluded = split.excluded | ({"an input is missing": missing} if missing else {})
         return {
             "name": split.data.name,
-            "sha256": split.data.sha256,
+            "items_sha256": split.data.items_sha256,
             "n": int(inside[role].sum()),
             "excluded": excluded,
         }

@@ -50,6 +50,8 @@ VARIANTS = {
     "biovil": Variant(None, False, None, False),  # Boecking et al. 2022
 }
 
+_GLOBAL = ("medclip", "cxr_clip", "biovil")
+
 
 def local_scores(
     words: np.ndarray,
@@ -161,7 +163,7 @@ class ZeroShotClasses(Evaluator):
         data: HeldOut,
         *,
         prompts: str = "chexpert_5x200@1",
-        variants: Sequence[str] = ("medclip", "cxr_clip", "biovil"),
+        variants: Sequence[str] = _GLOBAL,
         draws: int = 5,
         permutations: int = 5,
         bootstrap: int = 1000,
@@ -189,6 +191,12 @@ class ZeroShotClasses(Evaluator):
                 f"variant gloria needs {', '.join(sorted(needed))}, the encoders provide "
                 f"{', '.join(predict.provides)}; give the towers heads {heads}"
             )
+
+    @classmethod
+    def needed(cls, names: Mapping[str, str], options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See Evaluator."""
+        local = set(options.get("variants", _GLOBAL)) - set(_GLOBAL)
+        return tuple(names[one] for one in names if local or one in ("image", "text"))
 
     def run(self, state: Any) -> Results:
         """Evaluates `state`; values as in the class.

@@ -14,6 +14,9 @@ OWN = ("size", "text_length", "tokenizer_sha256")
 """Keys of the preprocessing that are an encoder's own; they may differ, and the table states them.
 Every other difference between two evaluations is refused unless it is named."""
 
+_OF_ONE_KIND = (*OWN, "resize", "max_value")
+"""Keys of the preprocessing that an encoder without images, or without texts, does not state."""
+
 CHANCE = "chance"
 
 
@@ -22,7 +25,8 @@ class Row:
     """A row of the table: an encoder, or what encoders are compared with.
 
     Attributes:
-      name: of the row. cells: measure -> estimate; measures that the row lacks are left out.
+      name: of the row. cells: measure -> estimate; measures that the row lacks are left out, such
+        as those of evaluators that an encoder cannot run.
       encoder: whether it is the row of an encoder, not of a blind or simpler predictor.
     """
 
@@ -78,14 +82,17 @@ class Comparison:
             ]
             for row in self.rows
         ]
-        counts = [str(self.rows[0].cells[measure].n) for measure in self.measures]
+        counts = [
+            str(next(row.cells[measure].n for row in self.rows if measure in row.cells))
+            for measure in self.measures
+        ]
         lines = _table(["", *self.measures], [*body, ["N", *counts]])
         if self.differences:
             lines += ["", f"Paired differences to {first}:", ""]
             lines += _table(
                 ["", *self.measures],
                 [
-                    [name, *(_shown(cells[measure], sign=True) for measure in self.measures)]
+                    [name, *(_shown(cells.get(measure), sign=True) for measure in self.measures)]
                     for name, cells in self.differences.items()
                 ],
             )
@@ -99,6 +106,8 @@ def compare(
     may_differ: Sequence[str] = (),
 ) -> Comparison:
     """Compares evaluations of the same examples under the same protocols.
+
+    An encoder that cannot run an evaluator, and whose evaluation says so, has blank cells.
 
     Args:
       given: name -> evaluation; the first is the one that differences are to.
@@ -117,7 +126,7 @@ def compare(
     differing: set[str] = set()
     for evaluator in dict.fromkeys(_split(given, measure)[0] for measure in chosen):
         parts = [_split(given, one)[1] for one in chosen if _split(given, one)[0] == evaluator]
-        found = _check(given, evaluator, parts, may_differ)
+        found = _check(_with(given, evaluator), evaluator, parts, may_differ)
         differing |= set(found)
         notes += found.values()
     for fact in sorted(set(may_differ) - differing):
@@ -127,7 +136,7 @@ def compare(
         )
     values = {name: _estimates(one, chosen, given) for name, one in given.items()}
     for measure in chosen:
-        counts = {name: cells[measure].n for name, cells in values.items()}
+        counts = {name: cells[measure].n for name, cells in values.items() if measure in cells}
         if len(set(counts.values())) > 1:
             raise InputError(f"{measure} is of {_listed(counts)} items; expected equally many")
     others = _references(given, chosen)
@@ -139,21 +148,26 @@ def compare(
         rows=(*encoders, *others),
         best=best,
         differences={
-            row.name: {m: scoring.difference(row.cells[m], first.cells[m]) for m in chosen}
+            row.name: {
+                m: scoring.difference(row.cells[m], first.cells[m])
+                for m in chosen
+                if m in row.cells and m in first.cells
+            }
             for row in rest
         },
         facts=_facts(given, chosen),
-        notes=(*_explained(encoders, best), *notes, *_provenance(given)),
+        notes=(*_explained(encoders, best), *notes, *_provenance(given, chosen)),
     )
 
 
 def _chosen(given: Mapping[str, Evaluation], measures: Sequence[str]) -> tuple[str, ...]:
-    """The measures to show, all of which every evaluation has."""
-    first = next(iter(given.values()))
+    """The measures to show. Every evaluation has them, or says that its encoder cannot."""
     wanted = list(measures)
-    for evaluator in () if measures else first.results:
-        if any(evaluator not in one.results for one in given.values()):
+    for evaluator in () if measures else _evaluators(given):
+        having = _with(given, evaluator)
+        if any(name not in having and not _left_out(given[name], evaluator) for name in given):
             continue
+        first = next(iter(having.values()))
         values = list(first.results[evaluator]["values"])
         shown = [m for m in first.content.get("headline", {}).get(evaluator, ()) if m in values]
         wanted += [f"{evaluator}/{measure}" for measure in shown or values[:1]]
@@ -162,6 +176,8 @@ def _chosen(given: Mapping[str, Evaluation], measures: Sequence[str]) -> tuple[s
     for measure in wanted:
         evaluator, name = _split(given, measure)
         for label, one in given.items():
+            if _left_out(one, evaluator):
+                continue
             offered = list(one.results.get(evaluator, {"values": {}})["values"])
             if name not in offered:
                 raise InputError(
@@ -170,10 +186,25 @@ def _chosen(given: Mapping[str, Evaluation], measures: Sequence[str]) -> tuple[s
     return tuple(dict.fromkeys(wanted))
 
 
+def _evaluators(given: Mapping[str, Evaluation]) -> list[str]:
+    """The evaluators that any evaluation has."""
+    return list(dict.fromkeys(evaluator for one in given.values() for evaluator in one.results))
+
+
+def _with(given: Mapping[str, Evaluation], evaluator: str) -> dict[str, Evaluation]:
+    """The evaluations that have an evaluator."""
+    return {name: one for name, one in given.items() if evaluator in one.results}
+
+
+def _left_out(one: Evaluation, evaluator: str) -> str:
+    """Why the encoder of an evaluation cannot run an evaluator; "" where it is not said."""
+    return (one.content.get("left_out") or {}).get(evaluator, "")
+
+
 def _split(given: Mapping[str, Evaluation], measure: str) -> tuple[str, str]:
     """(evaluator, name of the value)."""
     evaluator, _, name = measure.partition("/")
-    known = list(dict.fromkeys(e for one in given.values() for e in one.results))
+    known = _evaluators(given)
     if evaluator not in known or not name:
         choices = ", ".join(f"{one}/MEASURE" for one in known)
         raise InputError(f"unknown measure {measure!r}; expected one of {choices}")
@@ -191,7 +222,11 @@ def _check(
     stated = {name: dict(_compared(one, evaluator, measures)) for name, one in given.items()}
     notes = {}
     for key in dict.fromkeys(key for facts in stated.values() for key in facts):
-        values = {name: facts.get(key) for name, facts in stated.items()}
+        values = {
+            name: facts.get(key)
+            for name, facts in stated.items()
+            if key in facts or key.rpartition(".")[2] not in _OF_ONE_KIND
+        }
         if all(value == next(iter(values.values())) for value in values.values()):
             continue
         own = key.startswith("preprocessing.") and key.rpartition(".")[2] in OWN
@@ -249,7 +284,8 @@ def _estimates(
     found = {}
     for measure in chosen:
         evaluator, name = _split(given, measure)
-        found[measure] = one.estimates(evaluator)[name]
+        if evaluator in one.results:
+            found[measure] = one.estimates(evaluator)[name]
     return found
 
 
@@ -266,18 +302,19 @@ def _references(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> list[
             for label, one in given.items()
         }
         name, several = suffix.replace("_", " "), len(given) > 1
-        if all(of == next(iter(cells.values())) for of in cells.values()):
-            cells = dict(list(cells.items())[:1])
-            several = False
+        shared = {measure: cell for of in cells.values() for measure, cell in of.items()}
+        if all(cell == shared[measure] for of in cells.values() for measure, cell in of.items()):
+            cells, several = {"": shared}, False
         rows += [
             Row(f"{label}, {name}" if several else name, of, encoder=False)
             for label, of in cells.items()
             if of
         ]
-    first = next(iter(given.values()))
     chances = {}
     for measure in chosen:
-        own = first.estimates(_split(given, measure)[0])[_split(given, measure)[1]]
+        evaluator, value = _split(given, measure)
+        first = next(iter(_with(given, evaluator).values()))
+        own = first.estimates(evaluator)[value]
         if own.chance is not None:
             chances[measure] = Estimate(own.chance, n=own.n)
     return [*rows, Row(CHANCE, chances, encoder=False)] if chances else rows
@@ -286,6 +323,8 @@ def _references(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> list[
 def _reference(one: Evaluation, measure: str, suffix: str) -> Estimate | None:
     """The measure of another predictor; a constant one may be stated in the details alone."""
     evaluator, _, name = measure.partition("/")
+    if evaluator not in one.results:
+        return None
     values = one.estimates(evaluator)
     if f"{name}_{suffix}" in values:
         return values[f"{name}_{suffix}"]
@@ -299,11 +338,12 @@ def _reference(one: Evaluation, measure: str, suffix: str) -> Estimate | None:
 def _best(measure: str, encoders: Sequence[Row], others: Sequence[Row]) -> str | None:
     """The encoder that is better than every other row; None if there is no such encoder."""
     sign = direction(measure)
-    if not sign or len(encoders) < 2:
+    having = [row for row in encoders if measure in row.cells]
+    if not sign or len(having) < 2:
         return None
-    best = max(encoders, key=lambda row: sign * row.cells[measure].value)
+    best = max(having, key=lambda row: sign * row.cells[measure].value)
     own = best.cells[measure]
-    for row in (*encoders, *others):
+    for row in (*having, *others):
         if row is best or measure not in row.cells:
             continue
         if not _better(own, row.cells[measure], sign):
@@ -343,41 +383,53 @@ def _explained(encoders: Sequence[Row], best: Mapping[str, str]) -> list[str]:
 
 
 def _facts(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> dict[str, Any]:
-    first = next(iter(given.values()))
     used = dict.fromkeys(_split(given, measure)[0] for measure in chosen)
+    first = {name: next(iter(_with(given, name).values())).results[name] for name in used}
+    stated = ("step", "weights_sha256", "source", "encoders", "leaks", "left_out")
     return {
         "evaluators": {
-            name: {key: first.results[name][key] for key in ("protocol", "n", "excluded")}
-            | {"data": {k: first.results[name]["data"][k] for k in ("name", "items_sha256")}}
-            for name in used
+            name: {key: one[key] for key in ("protocol", "n", "excluded")}
+            | {"data": {k: one["data"][k] for k in ("name", "items_sha256")}}
+            for name, one in first.items()
         },
         "encoders": {
             name: {
-                **{key: one.content.get(key) for key in ("step", "weights_sha256", "leaks")},
-                "preprocessing": {e: one.results[e]["preprocessing"] for e in used},
+                **{key: one.content.get(key) for key in stated},
+                "preprocessing": {
+                    e: one.results[e]["preprocessing"] for e in used if e in one.results
+                },
             }
             for name, one in given.items()
         },
     }
 
 
-def _provenance(given: Mapping[str, Evaluation]) -> list[str]:
+def _provenance(given: Mapping[str, Evaluation], chosen: Sequence[str]) -> list[str]:
     notes = []
+    used = dict.fromkeys(_split(given, measure)[0] for measure in chosen)
     for name, one in given.items():
-        waived = (one.content.get("leaks") or {}).get("waived") or {}
-        leaks = f"; accepted overlap with training: {', '.join(waived)}" if waived else ""
+        leaks = one.content.get("leaks") or {}
+        stated = f"accepted overlap with training: {', '.join(leaks.get('waived') or {})}"
+        source = one.content.get("source")
+        what = f"step {one.content.get('step')}"
+        if source is not None:
+            what, stated = f"encoder of the family {source.get('family')}", leaks.get("note", "")
+        weights = f"{name}: {what}, weights {str(one.content.get('weights_sha256'))[:16]}"
+        said = source is not None or leaks.get("waived")
+        notes.append(f"{weights}; {stated}." if said else f"{weights}.")
+        missing = {evaluator: _left_out(one, evaluator) for evaluator in used}
+        notes += [
+            f"{name}: without {evaluator}, which {reason}."
+            for evaluator, reason in missing.items()
+            if reason
+        ]
+    for evaluator in used:
+        result = next(iter(_with(given, evaluator).values())).results[evaluator]
+        data = result["data"]
         notes.append(
-            f"{name}: step {one.content.get('step')}, weights "
-            f"{str(one.content.get('weights_sha256'))[:16]}{leaks}."
+            f"{evaluator}: {result['protocol']} on {data['name']}, items "
+            f"{data.get('items_sha256', '')[:16]}."
         )
-    first = next(iter(given.values()))
-    for evaluator, result in first.results.items():
-        if all(evaluator in one.results for one in given.values()):
-            data = result["data"]
-            notes.append(
-                f"{evaluator}: {result['protocol']} on {data['name']}, items "
-                f"{data.get('items_sha256', '')[:16]}."
-            )
     return notes
 
 

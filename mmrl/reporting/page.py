@@ -53,6 +53,7 @@ def write_report(
     figures: Sequence[tuple[str, str | os.PathLike[str] | None, str]],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    left_out: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a self-contained page with inline style and images, no scripts and escaped text.
 
@@ -65,6 +66,7 @@ def write_report(
         states that and gives the caption as the reason.
       config: the run's configuration, JSON-able.
       provenance: step, data digests, package versions; may be nested.
+      left_out: evaluator -> why it could not run.
     """
     limits = (
         '<p class="quiet">docs/limits.md of mmrl says what these figures do not show; none of them '
@@ -73,6 +75,7 @@ def write_report(
     sections = [
         section("Summary", table(("", "value", "note"), summary, numbers=(1,)), limits),
         section("Results", *(_result(name, result) for name, result in results.items())),
+        *_left_out(left_out or {}),
         section("Excluded examples", _excluded(results)),
         section("Figures", *(figure(*one) for one in figures)),
         section("Preprocessing", _preprocessing(results)),
@@ -196,6 +199,12 @@ def _interval(value: Mapping[str, Any]) -> str:
     if value["low"] is None or value["high"] is None:
         return "\N{EN DASH}"
     return f"[{_shown(value['low'])}, {_shown(value['high'])}]"
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    """A section of evaluators that could not run, if there are any."""
+    rows = table(("evaluator", "reason"), reasons.items())
+    return [section("Left out", rows)] if reasons else []
 
 
 def _excluded(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -26,6 +26,7 @@ def write(
     title: str,
     config: Mapping[str, Any],
     leaks: Mapping[str, Any],
+    left_out: Mapping[str, str] | None = None,
 ) -> Path:
     """Draws `folder`/figures/*.png and writes `folder`/report.html.
 
@@ -37,12 +38,13 @@ def write(
       evaluators: by name; `results` holds what each of them returned for the state of `trained`.
       config: JSON-able, as the page shows it.
       leaks: held-out records that also occur in training, see `mmrl.data.overlap.leaks.summary`.
+      left_out: evaluator -> why it could not run.
 
     Returns:
       Path of the page.
     """
     path = folder / "report.html"
-    lines = scalars.read_lines(trained.workdir / "metrics.jsonl")
+    lines = scalars.read_lines(trained.folder / "metrics.jsonl")
     made = _training_figures(lines) + _distinct(
         {
             name: evaluator.figures(trained.state, results[name], _history(lines, name))
@@ -59,6 +61,7 @@ def write(
             figures=_draw(made, folder / "figures"),
             config=config,
             provenance=provenance,
+            left_out=left_out or {},
         )
     return path
 

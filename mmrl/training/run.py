@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
-from mmrl import build, config, wiring
+from mmrl import build, config, encoder_folder, wiring
 from mmrl.data.batches.pipeline import Examples
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.inputs import base as inputs
@@ -21,12 +22,14 @@ from mmrl.data.reading import rejects
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import sharding
 from mmrl.evaluators.base import Evaluator, Results
-from mmrl.training import checkpoint, learner
+from mmrl.training import checkpoint, initial, learner
 from mmrl.training.console import Console
 from mmrl.training.predict import Predict
 from mmrl.types import InputError, Reject
 
 FINGERPRINT = "training_fingerprint.npz"  # in the run directory
+
+UNKNOWN_TRAINING = "the training data of this encoder are unknown to mmrl; leaks cannot be excluded"
 
 
 def load_corpus(
@@ -50,7 +53,7 @@ def load_corpus(
       InputError: the source cannot be read, or the split is empty and `allow_empty` is False.
     """
     pipeline, options = config.split_data(settings["data"])
-    options = {key: value for key, value in options.items() if value not in (None, "")}
+    options = _given(pipeline["source"], options)
     trained, own = wiring.wire(settings)[0], wiring.own_inputs(settings["towers"])
     evaluated = wiring.Wiring.of(own, wiring.evaluated(settings))
     needed, others = (
@@ -72,6 +75,16 @@ def load_corpus(
         more=tuple(more.items()),
         allow_empty=allow_empty,
     )
+
+
+def _given(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a source that have a value; "" is one where the default is another text."""
+    stated = build.options(build.find("source", source))
+    return {
+        key: value
+        for key, value in options.items()
+        if value is not None and (value != "" or stated[key].default not in (None, ""))
+    }
 
 
 def splits(
@@ -140,10 +153,16 @@ _DEFAULTS = {"tokenizer": "", "tokenizer_model": "bpe"}
 def resolved(
     settings: ml_collections.ConfigDict, tokenizers: Mapping[str, Tokenizer]
 ) -> ml_collections.ConfigDict:
-    """A copy in which every text tower has the true size of its vocabulary."""
+    """A copy in which text towers have the size and the marks of their tokenizers.
+
+    The table of an imported encoder may have more rows than its tokenizer has ids.
+    """
     copy = settings.copy_and_resolve_references()
     for tower, tokenizer in tokenizers.items():
-        copy.towers[tower].vocab_size = tokenizer.vocab_size
+        own = copy.towers[tower]
+        with own.unlocked():
+            own.vocab_size = max(tokenizer.vocab_size, own.vocab_size if tokenizer.imported else 0)
+            own.begin_mark, own.end_mark = tokenizer.begin is not None, tokenizer.end is not None
     return copy
 
 
@@ -198,14 +217,14 @@ def training_fingerprint(trained: "Trained") -> Fingerprint:
     Raises:
       InputError: both are missing.
     """
-    stored = trained.workdir / FINGERPRINT
+    stored = trained.folder / FINGERPRINT
     if stored.exists():
         return Fingerprint.load(stored)
     try:
         return load_corpus(trained.config, "train").fingerprint
     except InputError as error:
         raise InputError(
-            f"--workdir={trained.workdir} has no {FINGERPRINT}, and its training data cannot be"
+            f"--workdir={trained.folder} has no {FINGERPRINT}, and its training data cannot be"
             f" read, so leaks cannot be excluded: {error}"
         ) from None
 
@@ -220,6 +239,28 @@ def make_evaluators(
         )
         for name, given in chosen.items()
     }
+
+
+def left_out(chosen: Mapping[str, Mapping[str, Any]], provided: Sequence[str]) -> dict[str, str]:
+    """Evaluators that cannot run on some encoders, each with the reason.
+
+    Args:
+      chosen: config.evaluators.
+      provided: names of the features of the encoders, such as image.pooled.
+    """
+    found = {}
+    for name, given in chosen.items():
+        target: Any = build.find("evaluator", wiring.chosen_module(name, given))
+        where = f"config.evaluators.{name}.reads"
+        reads = wiring.redirected(where, target.reads, given.get("reads"))
+        lacking = [
+            one
+            for one in dict.fromkeys(target.needed(reads, given))
+            if str(wiring.parse(one)._replace(input="")) not in provided
+        ]
+        if lacking:
+            found[name] = f"needs {', '.join(lacking)}; there are {', '.join(provided)}"
+    return found
 
 
 def evaluate_all(evaluators: Mapping[str, Evaluator], state: Any) -> dict[str, Results]:
@@ -269,39 +310,71 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained run, ready to encode, for evaluation, export and `mmrl.load`.
+    """Trained encoders, ready to encode, for evaluation, export and `mmrl.load`.
 
     Attributes:
-      workdir: the run directory.
-      config: of the run. meta: as saved in the checkpoint. step: of the checkpoint.
-      tokenizer, predict: encode as in training.
+      folder: the run directory, or the folder of encoders that were not trained here.
+      config: of the run; of other encoders the default with their towers and no objectives.
+      meta: as saved in the checkpoint; of other encoders {"source": what their folder states}.
+      tokenizers, predict: encode as in training.
       state: step, parameters, averaged parameters ("ema") if the run keeps them, and variables.
+      step: of the checkpoint; None for encoders that were not trained here.
     """
 
-    workdir: Path
+    folder: Path
     config: ml_collections.ConfigDict
     meta: Mapping[str, Any]
     tokenizers: Mapping[str, Tokenizer]
     predict: Predict
     state: Mapping[str, Any]
-    step: int
+    step: int | None
 
-    def examples(self, corpus: Corpus, splits: Callable[[str], Corpus] | None = None) -> Examples:
-        """Prepares `corpus` as the run's own evaluation does; `splits` as in `Examples`."""
-        return Examples(self.config, corpus, self.tokenizers, splits=splits)
+    def __str__(self) -> str:
+        what = "the encoder" if self.step is None else f"step {self.step}"
+        return f"{what} of {self.folder}"
+
+    def examples(
+        self,
+        corpus: Corpus,
+        splits: Callable[[str], Corpus] | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+    ) -> Examples:
+        """Prepares `corpus` as the run's own evaluation does.
+
+        Args:
+          splits: as in `Examples`.
+          config: the one by which the corpus was read, see `config.with_data`; by default the own.
+        """
+        return Examples(config or self.config, corpus, self.tokenizers, splits=splits)
+
+    def encoders(self) -> dict[str, dict[str, Any]]:
+        """Tower -> name of its encoder, and how it reads pixels and texts."""
+        found: dict[str, dict[str, Any]] = {}
+        for tower, given in self.config.towers.items():
+            offered = config.MODULES["towers"].options(given.name, given)
+            stated = {k: given.get(k, offered[k].default) for k in _READING if k in offered}
+            found[tower] = config.plain({"name": given.name, **stated})
+        return found
 
     def provenance(self, examples: Examples) -> dict[str, Any]:
-        """What the figures of this run rest on, for the summary page and manifests."""
+        """What the figures of these encoders rest on, for the summary page and manifests."""
+        source = "source" in self.meta
         return {
             "step": self.step,
             "weights_sha256": self.weights_sha256(),
+            "encoders": self.encoders(),
             "data": {
                 "name": examples.name,
                 "sha256": examples.sha256,
                 "warnings": list(examples.corpus.warnings),
             },
             "tokenizers_sha256": {name: one.sha256 for name, one in self.tokenizers.items()},
-            "trained_with": dict(self.meta["versions"]),
+            **(
+                {"source": dict(self.meta["source"])}
+                if source
+                else {"trained_with": dict(self.meta["versions"])}
+            ),
             "evaluated_with": checkpoint.versions(),
         }
 
@@ -309,6 +382,10 @@ class Trained:
         """Digest of the weights used for encoding."""
         used = {"params": self.state.get("ema", self.state["params"])}
         return checkpoint.digest({**used, "variables": self.state["variables"]})
+
+
+_READING = ("size", "channels", "pixel_mean", "pixel_std", "length")
+"""Options of towers that say how pixels and texts enter an encoder."""
 
 
 def restore(
@@ -325,8 +402,7 @@ def restore(
     """
     if read_config(workdir) is None or not (workdir / "checkpoints").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained run (no checkpoints in it)")
-    everything = {"data": -1, "fsdp": 1, "tensor": 1}
-    mesh = mesh or sharding.make_mesh({**everything, "dcn": everything})
+    mesh = mesh or _whole_mesh()
     saved = checkpoint.Checkpoints(workdir, read_only=True)
     try:
         meta = saved.meta(step)
@@ -340,6 +416,88 @@ def restore(
         saved.close()
     predict = Predict(layout, mesh)
     return Trained(workdir, settings, meta, tokenizers, predict, state, reached)
+
+
+def tokenizer_file(tower: str, tokenizers: Mapping[str, Tokenizer]) -> str:
+    """The name of the file that holds the tokenizer of a tower."""
+    stem = "tokenizer" if len(tokenizers) == 1 else f"tokenizer_{tower}"
+    return f"{stem}{tokenizers[tower].suffix}"
+
+
+def read_encoder(folder: Path, *, mesh: Mesh | None = None) -> Trained:
+    """Loads encoders from a folder that carries no run, see `mmrl.encoder_folder`.
+
+    Args:
+      mesh: as of `restore`.
+
+    Raises:
+      InputError: the folder holds no encoders, or towers, tokenizers or weights that do not fit
+        each other; names what is missing, unknown or of another shape.
+    """
+    own = encoder_folder.read(folder)
+    settings = config.base()
+    settings.dtype, settings.data.resize = own.dtype, own.data.get("resize", settings.data.resize)
+    settings.objectives = settings.evaluators = ml_collections.ConfigDict()
+    settings.towers = ml_collections.ConfigDict(config.frozen(own.towers))
+    settings.inputs = ml_collections.ConfigDict(config.frozen(own.inputs))
+    mesh = mesh or _whole_mesh()
+    try:
+        config.validate(settings, train=False)
+        layout = learner.layout(settings, mesh)
+    except InputError as error:
+        raise InputError(f"{folder / encoder_folder.ENCODER}: {error}") from None
+    tokenizers = _own_tokenizers(own)
+    step = jax.device_put(jnp.int32(0), sharding.replicated(mesh))
+    state = {"step": step, **_placed(own, layout)}
+    meta = {"source": own.source}
+    return Trained(folder, settings, meta, tokenizers, Predict(layout, mesh), state, None)
+
+
+def _own_tokenizers(own: encoder_folder.EncoderFolder) -> dict[str, Tokenizer]:
+    """Tower -> tokenizer, of the text towers of a folder."""
+    found = {}
+    for tower, given in own.towers.items():
+        if wiring.kind_of(tower, given) != "text":
+            continue
+        where = f"{own.path / encoder_folder.ENCODER}: towers.{tower}"
+        if not given.get("tokenizer"):
+            raise InputError(f"{where} has no tokenizer; expected the name of a file beside it")
+        found[tower] = Tokenizer.from_file(given["tokenizer"])
+        if (size := found[tower].vocab_size) > given["vocab_size"]:
+            raise InputError(
+                f"{where}.vocab_size={given['vocab_size']}, but its tokenizer has {size} ids"
+            )
+    return found
+
+
+def _placed(own: encoder_folder.EncoderFolder, layout: learner.Layout) -> dict[str, Any]:
+    """Parameters and variables of the towers of a folder, on the devices of the layout.
+
+    Arrays of objectives, such as a temperature, are left out.
+    """
+    where = own.path / encoder_folder.WEIGHTS
+    arrays = {k: v for k, v in own.weights().items() if not k.startswith("objectives/")}
+    target = {**initial.by_path(layout.params), **initial.by_path(layout.variables)}
+    wrong = [f"{path} is missing" for path in sorted(target.keys() - arrays.keys())]
+    wrong += [f"{path} belongs to no tower" for path in sorted(arrays.keys() - target.keys())]
+    for path in sorted(target.keys() & arrays.keys()):
+        array, leaf = arrays[path], target[path]
+        if array.shape != leaf.shape:
+            wrong.append(f"{path} is {list(array.shape)}; expected {list(leaf.shape)}")
+        elif array.dtype.kind not in "fiu":
+            wrong.append(f"{path} is {array.dtype}; expected numbers")
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong.append(f"{path} is not finite")
+    if wrong:
+        raise InputError(f"{where}: {len(wrong)} arrays do not fit: {'; '.join(wrong)}")
+    read = initial.Copied(str(own.path), "", arrays, ())
+    return initial.apply({"params": layout.params, "variables": layout.variables}, [read])
+
+
+def _whole_mesh() -> Mesh:
+    """All devices, data-parallel."""
+    everything = {"data": -1, "fsdp": 1, "tensor": 1}
+    return sharding.make_mesh({**everything, "dcn": everything})
 
 
 def read_tokenizers(meta: Mapping[str, Any]) -> dict[str, Tokenizer]:

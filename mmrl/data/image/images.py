@@ -23,7 +23,7 @@ T = TypeVar("T")
 cv2.setNumThreads(1)
 
 FULL_RANGE = 65535  # the default range of a u16 image
-RESIZES = ("pad", "stretch")
+RESIZES = ("pad", "stretch", "crop")
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -125,7 +125,8 @@ class Preprocess:
     Attributes:
       size: side of the square, in pixels.
       resize: "pad" scales the long side to `size` and centres the image on black; nothing is
-        cropped or distorted. "stretch" scales both sides to `size`.
+        cropped or distorted. "stretch" scales both sides to `size`. "crop" scales the largest
+        square in the centre to `size`, as CLIP prepares images; nothing is distorted.
       max_value: the u16 value that becomes 255; see `to_uint8`.
 
     Each axis shrinks by area averaging, which avoids aliasing, and grows by linear interpolation,
@@ -169,6 +170,8 @@ class Preprocess:
             raise InputError(f"image of shape {image.shape}; expected [H, W], not empty")
         if out is None:
             out = np.empty((self.size, self.size), np.uint8)
+        rows, columns = self._taken(*image.shape)
+        image = image[rows, columns]
         height, width, top, left = self._placement(*image.shape)
         content = _resize(to_uint8(image, self.max_value), height, width)
         _lay(content, top - corner[0], left - corner[1], out)
@@ -176,15 +179,28 @@ class Preprocess:
 
     def geometry(self, height: int, width: int) -> Geometry:
         """The map from an image of `height` x `width` pixels to the square."""
+        rows, columns = self._taken(height, width)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
         new_height, new_width, top, left = self._placement(height, width)
-        return Geometry(new_height / height, new_width / width, float(top), float(left))
+        scale_y, scale_x = new_height / height, new_width / width
+        return Geometry(
+            scale_y, scale_x, top - rows.start * scale_y, left - columns.start * scale_x
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, for results and exported models."""
         return dataclasses.asdict(self)
 
+    def _taken(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns of an image that the square shows."""
+        if self.resize != "crop":
+            return slice(0, height), slice(0, width)
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return slice(top, top + side), slice(left, left + side)
+
     def _placement(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Height, width, top and left of the content inside the square, in pixels."""
+        """Height, width, top and left of what is taken inside the square, in pixels."""
         if self.resize == "stretch":
             return self.size, self.size, 0, 0
         scale = self.size / max(height, width)
