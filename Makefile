@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems compare curves ceiling local finetune real real-sets test test-all lint format clean
+.PHONY: pretrain systems compare curves ceiling local finetune real real-sets pretrained-text test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -46,6 +46,12 @@ real-sets: $(VENV)/installed
 		--random $(SEEDS) --mobilenet=$(MOBILENET) \
 		--encoder phantom=$(call runs_of,runs/compare/demo) \
 		--encoder roco=$(call runs_of,runs/real/roco-zones)
+
+# Starts text towers from the folder of an encoder that `python -m mmrl.convert` wrote.
+ENCODER ?= weights/minilm
+pretrained-text: $(VENV)/installed
+	$(BIN)/python -m benchmarks.pretrained_text --encoder=$(ENCODER) --workdir=runs/text \
+		--out=docs/results
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -326,7 +326,7 @@ def of_run(trained: run.Trained) -> dict[str, Any]:
         x, y = _flat(first[one.fitted], one.way), _flat(second[one.applied], one.way)
         fit = functools.partial(probes.means, x, held_out=y) if one.means else _ridge(train, x, y)
         found[name] = _answered(train, held_out, fit)
-    last = sorted((trained.workdir / "results").glob("*.json"))[-1]
+    last = sorted((trained.folder / "results").glob("*.json"))[-1]
     own = zero_shot(json.loads(last.read_text(encoding="utf-8"))["results"])
     return found | ({ZERO_SHOT: own} if own else {})
 

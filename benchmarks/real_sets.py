@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import mobilenet, real_page, runs
+from benchmarks.pretrained_text import HEADING as TEXT_HEADING
+from benchmarks.results import section_of, with_section
 from configs import judge
 from mmrl.evaluators import stored
 from mmrl.training.checkpoint import versions
@@ -87,7 +89,11 @@ def main() -> None:
     page = real_page.write_page(found, COMMAND, machine)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "real.json").write_text(json.dumps(real_page.stored(found), indent=1) + "\n")
-    (args.out / "real.md").write_text(page, encoding="utf-8")
+    path = args.out / "real.md"
+    # Another command writes that section.
+    if path.exists() and (own := section_of(path.read_text(encoding="utf-8"), TEXT_HEADING)):
+        page = with_section(page, TEXT_HEADING, own)
+    path.write_text(page, encoding="utf-8")
     print(page)
 
 

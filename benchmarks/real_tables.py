@@ -1,12 +1,13 @@
-"""Tables of real image-text pairs, with labels that the text or the index states.
+"""Tables of real pairs, with labels that the text or the index states.
 
-Both corpora lie under MMRL_REAL_DATA (default ../shared/data): 3,045 radiology figures with
-captions (`roco_pairs`) and 196 chest radiographs with clinical notes (`covid_cxr`).
+The corpora lie under MMRL_REAL_DATA (default ../shared/data): 3,045 radiology figures with captions
+(`roco_pairs`), 196 chest radiographs with clinical notes (`covid_cxr`), and 3,851 reports of chest
+radiographs without images (`openi`).
 """
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmrl.data.overlap import duplicates
@@ -20,8 +21,8 @@ FOLDS = 3
 
 _NEAR = 0.6  # shared 3-word shingles; below what the leak check calls nearly the same report
 
-FOLDERS = {"roco": "roco_pairs", "covid": "covid_cxr"}
-_INDEX = {"roco": "index.csv", "covid": "pairs.csv"}
+FOLDERS = {"roco": "roco_pairs", "covid": "covid_cxr", "openi": "openi"}
+_INDEX = {"roco": "index.csv", "covid": "pairs.csv", "openi": "indiana_reports.csv"}
 
 
 def is_lateral(view: str) -> bool | None:
@@ -55,7 +56,7 @@ def read(corpus: str) -> list[dict[str, str]]:
     """
     with (folder(corpus) / _INDEX[corpus]).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return list(_figures(rows) if corpus == "roco" else _radiographs(rows))
+    return list({"roco": _figures, "covid": _radiographs, "openi": _reports}[corpus](rows))
 
 
 def _figures(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, str]]:
@@ -75,13 +76,29 @@ def _radiographs(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, str]]:
         }
 
 
+def _reports(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, str]]:
+    """Reports with findings and an impression, one of those that are nearly equal."""
+    sections = ("findings", "impression")
+    whole = [row for row in rows if all(row[name].strip() for name in sections)]
+    kept: set[int] = set()
+    for row, component in zip(whole, _alike([row["findings"] for row in whole]), strict=True):
+        if component not in kept:
+            kept.add(component)
+            yield {key: row[key] for key in ("uid", *sections)}
+
+
+def _alike(texts: Sequence[str], pairs: Iterable[tuple[int, int]] = ()) -> list[int]:
+    """The component of each text; nearly equal texts, and `pairs` of positions, share one."""
+    near = duplicates.near_texts(texts, threshold=_NEAR)
+    joined = [*pairs, *zip(near.first.tolist(), near.second.tolist(), strict=True)]
+    return connected_components(len(texts), joined).tolist()
+
+
 def _parts(rows: Sequence[Mapping[str, str]]) -> list[int]:
     """The part of each row. Rows of one patient, or with nearly the same note, share a part."""
     first: dict[str, int] = {}
     pairs = [(first.setdefault(row["patient_id"], n), n) for n, row in enumerate(rows)]
-    near = duplicates.near_texts([row["report"] for row in rows], threshold=_NEAR)
-    pairs += zip(near.first.tolist(), near.second.tolist(), strict=True)
-    component = connected_components(len(rows), pairs).tolist()
+    component = _alike([row["report"] for row in rows], pairs)
     order = sorted(set(component), key=lambda n: hash_unit(rows[n]["patient_id"]))
     part = {own: place % FOLDS for place, own in enumerate(order)}
     return [part[own] for own in component]

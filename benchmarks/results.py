@@ -122,6 +122,22 @@ class Tables:
         return lines
 
 
+def with_section(page: str, heading: str, lines: Iterable[str]) -> str:
+    """A Markdown page with its section "## HEADING" replaced, or added at its end."""
+    kept = [part for part in page.split("\n## ") if not part.startswith(f"{heading}\n")]
+    body = "\n".join([f"## {heading}", "", *lines])
+    return "\n## ".join(kept).rstrip("\n") + f"\n\n{body}\n"
+
+
+def section_of(page: str, heading: str) -> list[str]:
+    """The lines below "## HEADING" of a Markdown page, up to the next such heading."""
+    for part in page.split("\n## "):
+        title, _, body = part.partition("\n")
+        if title == heading:
+            return body.strip("\n").split("\n")
+    return []
+
+
 def _ends(interval: Interval | None, form: str) -> str:
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 

@@ -39,7 +39,7 @@ _VIEWS = ("chest radiograph.", "chest X-ray.", "view of the chest.")
 def get_config(variant: str = "roco,zones") -> ml_collections.ConfigDict:
     """The preset of one corpus with one pool."""
     given = defaults.variants(variant, VARIANTS)
-    corpus, pool = _one(given, CORPORA, "roco"), _one(given, POOLS, "zones")
+    corpus, pool = one_of(given, CORPORA, "roco"), one_of(given, POOLS, "zones")
     config = pretrain.get_config("table")
     config.batch_size = 32
     config.log_every = 50
@@ -72,7 +72,8 @@ def get_config(variant: str = "roco,zones") -> ml_collections.ConfigDict:
     return config
 
 
-def _one(given: set[str], choices: tuple[str, ...], default: str) -> str:
+def one_of(given: set[str], choices: tuple[str, ...], default: str) -> str:
+    """The one of `choices` that is among the variants given, else the default."""
     chosen = [choice for choice in choices if choice in given]
     if len(chosen) > 1:
         raise InputError(f"config variants {', '.join(chosen)}; expected at most one of them")
