@@ -4,7 +4,8 @@
 
     {"format": 1,
      "towers": {"image": {options as of config.towers}, "text": {..., "tokenizer": "FILE"}},
-     "data": {"resize": how images become square},
+     "data": {"resize": how images become square,
+              "antialias": how positions are interpolated},    may be absent: true
      "inputs": {options as of config.inputs},                  may be absent
      "dtype": type of the computation,                         may be absent: float32
      "logit_scale": {...},                                     may be absent; not read here
@@ -30,7 +31,7 @@ FORMAT = 1
 ENCODER, WEIGHTS = "encoder.json", "weights.npz"
 
 _KEYS = ("format", "towers", "data", "inputs", "dtype", "logit_scale", "source")
-_OF_DATA = ("resize",)
+_OF_DATA = ("resize", "antialias")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,13 @@ class Start(NamedTuple):
       folder: as it was given.
       towers: name -> concrete options, as those of config.towers; `tokenizer` is a path.
       resize: how images were made square, see config.data.resize; "" where it is not stated.
+      antialias: how positions of patches are interpolated, see `positions.resampling`.
     """
 
     folder: str
     towers: dict[str, dict[str, Any]]
     resize: str
+    antialias: bool = True
 
     def tower(self, where: str, name: str, kind: str) -> tuple[str, dict[str, Any]]:
         """The tower of a kind, with its name: the only one, or else the one called `name`.
@@ -90,7 +92,8 @@ def read(where: str, folder: str) -> Start:
     for name, options in towers.items():
         if wiring.kind_of(name, options) == "text" and not options.get("tokenizer"):
             raise InputError(f"{given}: tower {name!r} of the folder states no tokenizer")
-    return Start(folder, towers, str(found.data.get("resize", "")))
+    data = found.data
+    return Start(folder, towers, str(data.get("resize", "")), bool(data.get("antialias", True)))
 
 
 def remembering(run: Path) -> Callable[[str, str], Start]:

@@ -10,6 +10,8 @@ number of patches. Features that a library computes in mmrl's sense only after a
 as the regions of CLIP before its last norm, are taken after that layer.
 """
 
+import copy
+import functools
 import json
 import shutil
 import sys
@@ -128,6 +130,15 @@ def write(
     print(f"{name}: {size / 1024:.0f} KiB, {', '.join(sorted(arrays))}")
 
 
+def resized(
+    label: str, size: int, compute: Callable[[np.ndarray], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Images of another size, and what is computed for them, as `label`_NAME."""
+    pixels = pixels_of(size, seed=6)
+    found = {"pixels": pixels, **compute(pixels)}
+    return {f"{label}_{key}": value for key, value in found.items()}
+
+
 def preprocessor(size: int, *, crop: bool = False) -> dict[str, Any]:
     """A preprocessor_config.json."""
     made: dict[str, Any] = {
@@ -176,6 +187,7 @@ def hf_vit() -> None:
             "pooled": hidden[:, 0],
             "local": hidden[:, 1:],
             "logits": model(normalised(pixels)).logits,
+            **resized("larger", 21, lambda x: _hidden(model.vit, x, interpolate_pos_encoding=True)),
         }
     files = {"preprocessor_config.json": preprocessor(15)}
     write("vit", saved(model), config_of(model), expected, files=files)
@@ -186,9 +198,11 @@ def hf_vit() -> None:
     }, files=files, dtype=torch.float16)  # fmt: skip
 
 
-def _hidden(model: Any, pixels: np.ndarray, skip: int = 1) -> dict[str, torch.Tensor]:
+def _hidden(
+    model: Any, pixels: np.ndarray, skip: int = 1, **options: Any
+) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        hidden = model(normalised(pixels)).last_hidden_state
+        hidden = model(normalised(pixels), **options).last_hidden_state
     return {"pooled": hidden[:, 0], "local": hidden[:, skip:]}
 
 
@@ -198,19 +212,20 @@ def dinov2() -> None:
         "image_size": 12, "patch_size": 4,
     }  # fmt: skip
     files = {"preprocessor_config.json": preprocessor(12, crop=True)}
-    pixels, larger = pixels_of(12), pixels_of(20, seed=2)
+    pixels = pixels_of(12)
     for name, swiglu in (("dinov2", False), ("dinov2_giant", True)):
         model = randomised(transformers.Dinov2Model(
             transformers.Dinov2Config(**sizes, use_swiglu_ffn=swiglu)
         ))  # fmt: skip
-        expected = {"pixels": pixels, **_hidden(model, pixels)}
+        expected: dict[str, Any] = {"pixels": pixels, **_hidden(model, pixels)}
+        if not swiglu:
+            expected |= resized("smaller", 8, functools.partial(_hidden, model))
         write(name, saved(model), config_of(model), expected, files=files)
     model = randomised(transformers.Dinov2WithRegistersModel(
         transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=2)
     ))  # fmt: skip
-    # Resized antialiased, to a finer grid.
-    found = {f"larger_{key}": value for key, value in _hidden(model, larger, 3).items()}
-    expected = {"pixels": pixels, **_hidden(model, pixels, 3), "larger_pixels": larger, **found}
+    expected = {"pixels": pixels, **_hidden(model, pixels, 3)}
+    expected |= resized("smaller", 8, lambda x: _hidden(model, x, 3))
     write("dinov2_registers", saved(model), config_of(model), expected, files=files)
 
 
@@ -265,9 +280,9 @@ def clip() -> None:
     files = {"preprocessor_config.json": preprocessor(15, crop=True)}
     pixels = pixels_of(15)
 
-    def vision_of(model: Any) -> dict[str, torch.Tensor]:
+    def vision_of(model: Any, pixels: np.ndarray = pixels, **options: Any) -> dict[str, Any]:
         with torch.no_grad():
-            out = model(pixel_values=normalised(pixels))
+            out = model(pixel_values=normalised(pixels), **options)
             local = model.post_layernorm(out.last_hidden_state)[:, 1:]
         return {"pixels": pixels, "pooled": out.pooler_output, "local": local}
 
@@ -280,6 +295,9 @@ def clip() -> None:
         embedding = unit(model(normalised(pixels)).image_embeds)
     write("clip_vision", saved(model), config_of(model), {
         **vision_of(model.vision_model), "embedding": embedding,
+        **resized("larger", 25, lambda x: vision_of(
+            model.vision_model, x, interpolate_pos_encoding=True
+        )),
     }, files=files)  # fmt: skip
 
     tokenizer = word_tokenizer(30, "<|startoftext|>", "<|endoftext|>", "<|endoftext|>")
@@ -339,10 +357,15 @@ def siglip() -> None:
           files={**files, "tokenizer.json": tokenizer})  # fmt: skip
     vision_model = transformers.SiglipVisionModel(model.config.vision_config)
     randomised(vision_model, 4, half=True)
-    with torch.no_grad():
-        out = vision_model(normalised(pixels))
+
+    def vision_of(pixels: np.ndarray, **options: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            out = vision_model(normalised(pixels), **options)
+        return {"pooled": out.pooler_output, "local": out.last_hidden_state}
+
     write("siglip_vision", saved(vision_model), config_of(vision_model), {
-        "pixels": pixels, "pooled": out.pooler_output, "local": out.last_hidden_state,
+        "pixels": pixels, **vision_of(pixels),
+        **resized("larger", 25, lambda x: vision_of(x, interpolate_pos_encoding=True)),
     }, files=files, dtype=torch.float16)  # fmt: skip
 
 
@@ -594,7 +617,21 @@ def openai() -> None:
         model = randomised(open_clip.model.CLIP(**model_config), seed, half=quick)
         with torch.no_grad():
             model.logit_scale.fill_(2.25)
-        expected = pair_features(model, pixels, texts_of(tokenizer, 9))
+        tokens = texts_of(tokenizer, 9)
+        expected = pair_features(model, pixels, tokens)
+        if not quick:
+            larger = {
+                **model_config,
+                "vision_cfg": {**model_config["vision_cfg"], "image_size": 25},
+            }
+            other = open_clip.model.CLIP(**larger).eval()
+            kept = copy.deepcopy(model.state_dict())
+            open_clip.model.resize_pos_embed(kept, other)
+            other.load_state_dict(kept)
+            compute = functools.partial(pair_features, other, tokens=tokens)
+            found = resized("larger", 25, compute)
+            names = ("pixels", "pooled", "local", "embedding")
+            expected |= {f"larger_{name}": found[f"larger_{name}"] for name in names}
         tensors = {prefix + key: value for key, value in model.state_dict().items()}
         config = open_clip_config(15, model_config)
         files = {"open_clip_config.json": config, "tokenizer.json": tokenizer}

@@ -142,7 +142,12 @@ def test_a_pair_computes_the_texts_and_logits_of_its_library(name):
         ("timm_vit", "larger", {"size": 20}, 5),
         ("timm_vit", "smaller", {"size": 8}, 2),
         ("timm_vit", "patch", {"size": 18, "patch_size": 6}, 3),
-        ("dinov2_registers", "larger", {"size": 20}, 5),
+        ("vit", "larger", {"size": 21}, 7),
+        ("dinov2", "smaller", {"size": 8}, 2),
+        ("dinov2_registers", "smaller", {"size": 8}, 2),
+        ("clip_vision", "larger", {"size": 25}, 5),
+        ("siglip_vision", "larger", {"size": 25}, 5),
+        ("open_clip", "larger", {"size": 25}, 5),
     ],
 )
 def test_other_sizes_are_those_of_the_library(name, label, options, side):
@@ -163,6 +168,18 @@ def test_a_folded_encoder_gives_for_grey_what_three_channels_give():
     mean = converted.read(place("timm_vit"), fold="mean")
     path = "towers/image/encoder/patch/kernel"
     np.testing.assert_allclose(3 * mean.arrays[path], found.arrays[path], rtol=1e-6)
+
+
+def test_a_pair_folds_its_image_tower_alone():
+    found, whole = converted.read(place("biomedclip"), fold="sum"), case("biomedclip")
+    differing = {
+        path
+        for path, array in whole.arrays.items()
+        if not np.array_equal(array, found.arrays[path])
+    }
+    start = "towers/image/encoder/patch"
+    assert differing == {f"{start}/kernel", f"{start}/bias"}
+    assert found.towers["text"] == whole.towers["text"]
 
 
 def test_every_tensor_is_used_or_ignored_for_a_reason():

@@ -214,13 +214,18 @@ def test_decoders_read_what_their_config_states(tmp_path):
     assert converted.read(folder).towers["text"]["block"] == llama["block"]
     for key, value, message in (
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "the type 'yarn'"),
-        ("sliding_window", 8, "sliding_window 8 of 64 positions"),
+        ("sliding_window", 8, "sliding_window 8; expected attention to the whole of a text of 64"),
         ("hidden_act", "tanh", "activation 'tanh'"),
     ):
         content = {key: value}
         folder = edited("llama", tmp_path / key, "config.json", lambda x, c=content: x.update(c))
         with pytest.raises(InputError, match=message):
             converted.read(folder)
+
+
+def test_an_older_config_without_model_type(tmp_path):
+    folder = edited("bert", tmp_path / "old", "config.json", lambda x: x.pop("model_type"))
+    assert converted.read(folder).family == "bert"
 
 
 def test_other_kinds_of_bert_are_refused(tmp_path):

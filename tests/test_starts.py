@@ -263,6 +263,12 @@ def test_positions_and_patches_are_fitted_to_other_sizes_and_it_is_said(folder):
         f"{words}: 10 of 24 positions are kept",
     )
     assert grown.notes == (f"{position}: positions are interpolated from 4 x 4 to 8 x 8 patches",)
+    described = json.loads((folder / encoder_folder.ENCODER).read_text())
+    described["data"]["antialias"] = False
+    (folder / encoder_folder.ENCODER).write_text(json.dumps(described))
+    wider, _ = started(starting(folder, image={"size": 64}))
+    expected = positions.resize_grid(there[position], (4, 4), (8, 8), antialias=False)
+    np.testing.assert_allclose(wider[position], expected, atol=1e-6)
     # The digest is that of the arrays as they were read.
     _, (plain,) = started(starting(folder))
     assert read.sha256 == grown.sha256 == plain.sha256

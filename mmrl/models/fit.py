@@ -12,7 +12,12 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def fitted(
-    path: str, array: np.ndarray, given: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: str,
+    array: np.ndarray,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    antialias: bool = True,
 ) -> tuple[np.ndarray, str] | None:
     """A parameter for a tower of other sizes.
 
@@ -20,6 +25,7 @@ def fitted(
       path: of the parameter within its tower, such as encoder/position.
       array: its value.
       given, wanted: options of the tower that it comes from, and of the one that it is for.
+      antialias: how positions of patches are interpolated, see `positions.resampling`.
 
     Returns:
       The value, and a sentence about what was done; None where no rule applies.
@@ -35,7 +41,7 @@ def fitted(
         old, new = _side(given), _side(wanted)
         if old**2 != len(array):
             return None
-        table = positions.resize_grid(array, (old, old), (new, new))
+        table = positions.resize_grid(array, (old, old), (new, new), antialias=antialias)
         return table, f"positions are interpolated from {old} x {old} to {new} x {new} patches"
     old, new = int(given["patch_size"]), int(wanted["patch_size"])
     channels = int(given.get("channels", 1))
@@ -46,7 +52,12 @@ def fitted(
 
 
 def changed(
-    given: Mapping[str, Any], arrays: Arrays, changes: Mapping[str, Any], *, fold: str | None = None
+    given: Mapping[str, Any],
+    arrays: Arrays,
+    changes: Mapping[str, Any],
+    *,
+    fold: str | None = None,
+    antialias: bool = True,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
     """A tower with other options.
 
@@ -54,6 +65,7 @@ def changed(
       given: its options. arrays: its parameters by full path.
       changes: options that change, of size, patch_size, length and channels.
       fold: how three channels become one, "sum" or "mean".
+      antialias: as of `fitted`.
 
     Returns:
       The new options, the parameters that change, and a sentence about each.
@@ -68,7 +80,7 @@ def changed(
     sizes = ("size", "patch_size", "length")
     differs = any(wanted.get(key) != given.get(key) for key in sizes)
     for full, array in arrays.items() if differs else ():
-        made = fitted(full.split("/", 2)[2], array, given, unfolded)
+        made = fitted(full.split("/", 2)[2], array, given, unfolded, antialias=antialias)
         if made is not None and made[0].shape != array.shape:
             found[full] = made[0]
             notes.append(made[1])

@@ -102,7 +102,10 @@ class Converted:
         content = {
             "format": FORMAT,
             "towers": config.plain(dict(self.towers)),
-            "data": {"resize": self.conversion.resize},
+            "data": {
+                "resize": self.conversion.resize,
+                **({} if self.conversion.antialias else {"antialias": False}),
+            },
             "source": {
                 "family": self.family,
                 "files": self.source.sha256(),
@@ -153,7 +156,7 @@ def convert(
     if "text" in towers:
         made = tokenizer_files.read(tokenizer or source.folder)
         _check_vocabulary(made, towers["text"], source)
-        towers["text"] |= {"tokenizer": made.name, **_marks(made)}
+        towers["text"] |= {"tokenizer": made.name, **_marks(made.tokenizer)}
     with base.fitting(source, name):
         target = expected(towers)
     arrays, report = base.build(source, conversion, target)
@@ -162,7 +165,10 @@ def convert(
     options.check(tuple(towers))
     for tower, given in towers.items():
         own = {path: array for path, array in arrays.items() if _of(tower, path)}
-        towers[tower], fitted, more = fit.changed(given, own, changes[tower], fold=options.fold)
+        fold = options.fold if tower == "image" else None
+        towers[tower], fitted, more = fit.changed(
+            given, own, changes[tower], fold=fold, antialias=conversion.antialias
+        )
         arrays |= fitted
         notes += [f"{tower}: {note}" for note in more]
     wrong = [
@@ -180,9 +186,8 @@ def _of(tower: str, path: str) -> bool:
     return path.startswith(f"towers/{tower}/")
 
 
-def _marks(made: tokenizer_files.TokenizerFile) -> dict[str, bool]:
+def _marks(tokenizer: Tokenizer) -> dict[str, bool]:
     """The options of a text tower that say which marks its texts lack."""
-    tokenizer = Tokenizer.from_bytes(made.content)
     marks = {"begin_mark": tokenizer.begin, "end_mark": tokenizer.end}
     return {option: False for option, mark in marks.items() if mark is None}
 

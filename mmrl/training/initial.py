@@ -181,7 +181,7 @@ def _fitted(
     if described is None or inner != inner_here or not {there} <= described.towers.keys():
         return None, ""
     given, wanted = (_complete(one) for one in (described.towers[there], towers[name]))
-    made = fit.fitted(inner, array, given, wanted)
+    made = fit.fitted(inner, array, given, wanted, antialias=described.antialias)
     rows = shape[0] if shape else 0
     if inner == "encoder/token/embedding" and given.get("tokenizer") == wanted.get("tokenizer"):
         # A table may have more rows than its tokenizer has ids; no text reads them.

@@ -40,6 +40,7 @@ class Conversion:
       ignored: regular expression of whole names of tensors -> why they are not used.
       resize: how images are prepared, see `mmrl.data.image.images.Preprocess`.
       notes: sentences about what differs from the source.
+      antialias: how the library interpolates positions of patches, see `positions.resampling`.
     """
 
     towers: Mapping[str, Mapping[str, Any]]
@@ -47,6 +48,7 @@ class Conversion:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     resize: str = "stretch"
     notes: tuple[str, ...] = ()
+    antialias: bool = True
 
 
 class Family(Protocol):

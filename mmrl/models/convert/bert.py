@@ -37,8 +37,11 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def recognises(source: Source) -> bool:
-    """Whether the config is that of a BERT."""
-    return source.config.get("model_type") in _TYPES
+    """Whether the config is that of a BERT; older ones do not say so, but the tensors do."""
+    if "model_type" in source.config:
+        return source.config["model_type"] in _TYPES
+    name = "embeddings.token_type_embeddings.weight"
+    return bool(source.config) and (source.has(name) or source.has(f"bert.{name}"))
 
 
 def convert(source: Source) -> Conversion:

@@ -46,7 +46,7 @@ def convert(source: Source) -> Conversion:
         entries += more
     if kind == "clip":
         entries.append(same(LOGIT_SCALE, "logit_scale", ()))
-    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes)
+    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes, antialias=False)
 
 
 def _vision(

@@ -82,7 +82,15 @@ def convert(source: Source) -> Conversion:
     for index in range(depth):
         path = f"{_ENCODER}/{block_path(index)}"
         entries += _block(path, f"{layers}.{index}", heads, bias, gated)
-    return Conversion({"image": options}, tuple(entries), _IGNORED, prepared.resize, notes)
+    return Conversion(
+        {"image": options},
+        tuple(entries),
+        _IGNORED,
+        prepared.resize,
+        notes,
+        # Its positions are interpolated without antialiasing, those beside registers with it.
+        antialias=config["model_type"] == "dinov2_with_registers",
+    )
 
 
 def _block(target: str, source: str, heads: int, bias: bool, gated: bool) -> Entries:

@@ -158,12 +158,13 @@ def block_path(index: int) -> str:
     return f"stack/block_{index:02d}"
 
 
-def split_layers(targets: Sequence[str], weight: str, bias: str) -> Entries:
+def split_layers(targets: Sequence[str], weight: str, bias: str | None = None) -> Entries:
     """Linear layers whose weights are equal parts of one tensor, [parts * out, in]."""
     for index, target in enumerate(targets):
         part = functools.partial(_part, len(targets), index)
         yield Entry(f"{target}/kernel", (weight,), part)
-        yield Entry(f"{target}/bias", (bias,), part)
+        if bias is not None:
+            yield Entry(f"{target}/bias", (bias,), part)
 
 
 def _part(count: int, index: int, x: np.ndarray) -> np.ndarray:

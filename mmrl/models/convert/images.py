@@ -196,7 +196,7 @@ def tower(
 
 
 def plain_heads(width: int, local_width: int | None = None) -> dict[str, Any]:
-    """Heads of an encoder without its own: the normalised pooled feature, and the regions."""
+    """Heads of an encoder without any of its own: the normalised pooled feature, the regions."""
     return {
         "embedding": {"width": width, "kind": "identity"},
         "regions": {"width": local_width or width, "kind": "identity"},

@@ -8,8 +8,6 @@ false in config.json.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mmrl.models.convert import images
 from mmrl.models.convert.base import Conversion
 from mmrl.models.convert.entries import (
@@ -21,6 +19,7 @@ from mmrl.models.convert.entries import (
     mlp,
     norm,
     same,
+    split_layers,
 )
 from mmrl.models.convert.source import Source
 from mmrl.types import InputError
@@ -54,12 +53,17 @@ def convert(source: Source) -> Conversion:
     heads, epsilon, act = images.stated(
         source, config, "num_attention_heads", "rms_norm_eps", "hidden_act"
     )
+    notes = []
     length, window = config.get("max_position_embeddings", _LENGTH), _window(config)
-    if window is not None and window < length:
+    if window is not None and window < min(length, _LENGTH):
         raise InputError(
-            f"{source.folder}/config.json: sliding_window {window} of {length} positions; expected "
-            "attention to the whole text"
+            f"{source.folder}/config.json: sliding_window {window}; expected attention to the "
+            f"whole of a text of {min(length, _LENGTH)} tokens"
         )
+    if window is not None and window < length:
+        notes.append(f"beyond {window:,} tokens of a text, the source would not see all of it")
+    if length > _LENGTH:
+        notes.append(f"the source reads up to {length:,} tokens of a text, here {_LENGTH}")
     start = next((one for one in _STARTS if source.starts(one)), "")
     token, layers = f"{start}embed_tokens.weight", f"{start}layers"
     depth, first = images.depth(source, f"{layers}.{{}}."), f"{layers}.0"
@@ -84,9 +88,6 @@ def convert(source: Source) -> Conversion:
         **({"rope_scaling": scaling} if scaling else {}),
     }
     pool, pool_entries = _pool(source, config)
-    notes = []
-    if length > _LENGTH:
-        notes.append(f"the source reads up to {length:,} tokens of a text, here {_LENGTH}")
     vocab_size, width = source.shape(token)
     options = {
         "name": "transformer",
@@ -189,22 +190,15 @@ def _pool(source: Source, config: Mapping[str, Any]) -> tuple[Any, tuple[Entry, 
         *norm(f"{target}/norm", f"{attend}.norm"),
         *norm(f"{target}/latent_norm", f"{attend}.norm_context"),
         *linear(f"{target}/query", f"{attend}.fn.to_q", bias=False),
-        *_half(f"{target}/key", f"{attend}.fn.to_kv", 0, bias=False),
-        *_half(f"{target}/value", f"{attend}.fn.to_kv", 1, bias=False),
+        *split_layers((f"{target}/key", f"{target}/value"), f"{attend}.fn.to_kv.weight"),
         *linear(f"{target}/out", f"{attend}.fn.to_out", bias=False),
         *norm(f"{target}/mlp_norm", f"{feed}.norm"),
         # The second half of the fused layer goes through the activation.
-        *_half(f"{target}/mlp/wide", f"{feed}.fn.net.0", 0),
-        *_half(f"{target}/mlp/gate", f"{feed}.fn.net.0", 1),
+        *split_layers(
+            (f"{target}/mlp/wide", f"{target}/mlp/gate"),
+            f"{feed}.fn.net.0.weight",
+            f"{feed}.fn.net.0.bias",
+        ),
         *linear(f"{target}/mlp/out", f"{feed}.fn.net.2"),
     )
     return options, entries
-
-
-def _half(target: str, source: str, which: int, *, bias: bool = True) -> Entries:
-    def half(x: np.ndarray) -> np.ndarray:
-        return np.split(x, 2)[which]
-
-    yield Entry(f"{target}/kernel", (f"{source}.weight",), lambda x: half(x).T)
-    if bias:
-        yield Entry(f"{target}/bias", (f"{source}.bias",), half)

@@ -83,7 +83,7 @@ def convert(source: Source) -> Conversion:
     prepared = images.preparation(source, system.mean, system.std, "crop")
     if prepared.size is None:
         prepared = prepared._replace(
-            notes=(*prepared.notes, f"images of {system.size} pixels, as the library trains it")
+            notes=(*prepared.notes, f"the library trains it on images of {system.size} pixels")
         )
     depth, blocks = _depth(source, start)
     width, channels = source.shape(f"{start}conv1.weight")[:2]

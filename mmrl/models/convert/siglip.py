@@ -52,7 +52,7 @@ def convert(source: Source) -> Conversion:
             same("objectives/siglip/logit_scale/log", "logit_scale", ()),
             same("objectives/siglip/logit_bias", "logit_bias", ()),
         ]
-    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes)
+    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes, antialias=False)
 
 
 def _vision(

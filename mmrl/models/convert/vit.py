@@ -70,7 +70,9 @@ def convert(source: Source) -> Conversion:
         ),
         *norm(f"{_ENCODER}/norm", f"{start}layernorm"),
     )
-    return Conversion({"image": options}, entries, _IGNORED, prepared.resize, notes)
+    return Conversion(
+        {"image": options}, entries, _IGNORED, prepared.resize, notes, antialias=False
+    )
 
 
 def _block(target: str, source: str, heads: int, bias: bool) -> Entries:
