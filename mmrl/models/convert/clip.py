@@ -1,6 +1,6 @@
 """CLIP of transformers (Radford et al. 2021): the vision tower, the text tower, or both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmrl.models.convert import images
@@ -20,7 +20,7 @@ from mmrl.models.convert.entries import (
 from mmrl.models.convert.source import Source
 
 _TYPES = ("clip", "clip_vision_model", "clip_text_model")
-_IGNORED = {r".*embeddings\.position_ids": "the numbers from 0 on"}
+IGNORED = {r".*embeddings\.position_ids": "the numbers from 0 on"}
 LOGIT_SCALE = "objectives/global_contrastive/logit_scale/log"
 
 
@@ -31,22 +31,43 @@ def recognises(source: Source) -> bool:
 
 def convert(source: Source) -> Conversion:
     """Sizes come from the tensors; heads, epsilon and activation from config.json."""
-    kind = source.config["model_type"]
     prepared = images.preparation(source, images.CLIP_MEAN, images.CLIP_STD, "crop")
+    scale = [same(LOGIT_SCALE, "logit_scale", ())]
+    return towers_of(source, "clip", prepared, _vision, _text, of_pair=scale)
+
+
+def towers_of(
+    source: Source,
+    family: str,
+    prepared: images.Preparation,
+    vision: Callable[..., tuple[dict[str, Any], tuple[str, ...], list[Entry]]],
+    text: Callable[..., tuple[dict[str, Any], list[Entry]]],
+    *,
+    of_pair: Sequence[Entry],
+) -> Conversion:
+    """The vision tower, the text tower, or both, as the model_type of a config says.
+
+    Args:
+      family: "clip" or "siglip", the model_type of a pair.
+      vision: (source, config, prepared) -> options, notes and entries.
+      text: (source, config) -> options and entries.
+      of_pair: entries that only a pair has.
+    """
+    kind = source.config["model_type"]
     towers: dict[str, dict[str, Any]] = {}
     entries: list[Entry] = []
     notes: tuple[str, ...] = ()
-    if kind != "clip_text_model":
-        config = source.config if kind == "clip_vision_model" else source.config["vision_config"]
-        towers["image"], notes, more = _vision(source, config, prepared)
+    if kind != f"{family}_text_model":
+        config = source.config["vision_config"] if kind == family else source.config
+        towers["image"], notes, more = vision(source, config, prepared)
         entries += more
-    if kind != "clip_vision_model":
-        config = source.config if kind == "clip_text_model" else source.config["text_config"]
-        towers["text"], more = _text(source, config)
+    if kind != f"{family}_vision_model":
+        config = source.config["text_config"] if kind == family else source.config
+        towers["text"], more = text(source, config)
         entries += more
-    if kind == "clip":
-        entries.append(same(LOGIT_SCALE, "logit_scale", ()))
-    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes, antialias=False)
+    if kind == family:
+        entries += of_pair
+    return Conversion(towers, tuple(entries), IGNORED, prepared.resize, notes, antialias=False)
 
 
 def _vision(

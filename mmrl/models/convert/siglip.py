@@ -5,7 +5,7 @@ from typing import Any
 
 from mmrl.models.convert import images
 from mmrl.models.convert.base import Conversion
-from mmrl.models.convert.clip import blocks, text
+from mmrl.models.convert.clip import blocks, text, towers_of
 from mmrl.models.convert.entries import (
     Entries,
     Entry,
@@ -20,7 +20,6 @@ from mmrl.models.convert.source import Source
 from mmrl.types import InputError
 
 _TYPES = ("siglip", "siglip_vision_model", "siglip_text_model")
-_IGNORED = {r".*embeddings\.position_ids": "the numbers from 0 on"}
 
 
 def recognises(source: Source) -> bool:
@@ -34,25 +33,12 @@ def convert(source: Source) -> Conversion:
     Raises:
       InputError: as of `images`, or no attention pooling.
     """
-    kind = source.config["model_type"]
     prepared = images.preparation(source, images.HALF, images.HALF)
-    towers: dict[str, dict[str, Any]] = {}
-    entries: list[Entry] = []
-    notes: tuple[str, ...] = ()
-    if kind != "siglip_text_model":
-        config = source.config if kind == "siglip_vision_model" else source.config["vision_config"]
-        towers["image"], notes, more = _vision(source, config, prepared)
-        entries += more
-    if kind != "siglip_vision_model":
-        config = source.config if kind == "siglip_text_model" else source.config["text_config"]
-        towers["text"], more = _text(source, config)
-        entries += more
-    if kind == "siglip":
-        entries += [
-            same("objectives/siglip/logit_scale/log", "logit_scale", ()),
-            same("objectives/siglip/logit_bias", "logit_bias", ()),
-        ]
-    return Conversion(towers, tuple(entries), _IGNORED, prepared.resize, notes, antialias=False)
+    scale_and_bias = [
+        same("objectives/siglip/logit_scale/log", "logit_scale", ()),
+        same("objectives/siglip/logit_bias", "logit_bias", ()),
+    ]
+    return towers_of(source, "siglip", prepared, _vision, _text, of_pair=scale_and_bias)
 
 
 def _vision(
