@@ -51,7 +51,7 @@ class Encoder:
           InputError: `folder` holds neither, or the run has no such step, or chose no best one.
         """
         path = Path(folder)
-        if not (path / encoder_folder.ENCODER).is_file():
+        if not encoder_folder.is_encoder(path):
             return cls(run.restore(path, step=step))
         if step is not None:
             raise InputError(f"{path} holds one encoder without steps; given: step={step}")

@@ -100,8 +100,7 @@ class Encoders:
                 "--encoder needs --config=FILE, a preset that names the data and the evaluators, "
                 "such as configs/judge.py:roco"
             )
-        described = (folder / encoder_folder.ENCODER).is_file()
-        if not described and (folder / starts.RUN).is_file():
+        if not encoder_folder.is_encoder(folder) and (folder / starts.RUN).is_file():
             raise InputError(f"--encoder={folder} holds a run; expected --workdir={folder}")
         from mmrl.training import run
 

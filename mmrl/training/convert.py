@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmrl import config, files
+from mmrl import config, encoder_folder, files
 from mmrl.data.text import tokenizer_files
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.models import fit
@@ -19,9 +19,7 @@ from mmrl.models.convert.source import Source
 from mmrl.training import initial, learner
 from mmrl.types import InputError
 
-FORMAT = 1
-"""Of encoder.json."""
-ENCODER, REPORT = "encoder.json", "conversion.json"
+REPORT = "conversion.json"
 _FLOAT32 = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
@@ -91,7 +89,7 @@ class Converted:
     def _write(self, folder: Path) -> None:
         if self.tokenizer is not None:
             files.write(folder / self.tokenizer[0], self.tokenizer[1])
-        with files.whole(folder / initial.WEIGHTS) as fresh, fresh.open("wb") as file:
+        with files.whole(folder / encoder_folder.WEIGHTS) as fresh, fresh.open("wb") as file:
             np.savez(file, **self.arrays)  # type: ignore[arg-type]
         report = {
             "used": {name: list(paths) for name, paths in self.report.used.items()},
@@ -99,20 +97,19 @@ class Converted:
             "notes": list(self.notes),
         }
         files.write_json(folder / REPORT, report)
-        content = {
-            "format": FORMAT,
-            "towers": config.plain(dict(self.towers)),
-            "data": {
+        encoder_folder.write(
+            folder,
+            towers=config.plain(dict(self.towers)),
+            data={
                 "resize": self.conversion.resize,
                 **({} if self.conversion.antialias else {"antialias": False}),
             },
-            "source": {
+            source={
                 "family": self.family,
                 "files": self.source.sha256(),
                 "license": self.source.license,
             },
-        }
-        files.write_json(folder / ENCODER, content)
+        )
 
     def lines(self) -> Iterator[str]:
         """What was converted, line by line."""
@@ -161,13 +158,12 @@ def convert(
         target = expected(towers)
     arrays, report = base.build(source, conversion, target)
     notes = list(conversion.notes)
-    changes = {tower: options.of_tower(tower) for tower in towers}
     options.check(tuple(towers))
     for tower, given in towers.items():
         own = {path: array for path, array in arrays.items() if _of(tower, path)}
         fold = options.fold if tower == "image" else None
         towers[tower], fitted, more = fit.changed(
-            given, own, changes[tower], fold=fold, antialias=conversion.antialias
+            given, own, options.of_tower(tower), fold=fold, antialias=conversion.antialias
         )
         arrays |= fitted
         notes += [f"{tower}: {note}" for note in more]
