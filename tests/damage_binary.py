@@ -26,7 +26,34 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0
     )
 
 
-@operation(".png", ".jpg", ".jpeg")
+def tiff(pixels: np.ndarray, order: str = "<", **tags: int | list[int]) -> bytes:
+    """A TIFF of one strip with the bytes of u8 or u16 [H, W] or [H, W, C]; `tags` such as t262=0
+    override or add, as words or, from 2**16 on, as double words; [] removes.
+    """
+    samples = pixels.shape[2] if pixels.ndim == 3 else 1
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    found: dict[int, int | list[int]] = {
+        **{256: pixels.shape[1], 257: pixels.shape[0], 258: [pixels.itemsize * 8] * samples},
+        **{259: 1, 262: 1 if samples == 1 else 2, 273: 8, 277: samples, 278: pixels.shape[0]},
+        279: len(data),
+    }
+    found |= {int(name[1:]): value for name, value in tags.items()}
+    found = {tag: value for tag, value in found.items() if value != []}
+    data += b"\0" * (len(data) % 2)
+    entries, more, at = b"", b"", 8 + len(data) + 2 + 12 * len(found) + 4
+    for tag, value in sorted(found.items()):
+        values = value if isinstance(value, list) else [value]
+        letter = "H" if max(values) < 2**16 else "I"
+        held = struct.pack(f"{order}{len(values)}{letter}", *values)
+        entries += struct.pack(f"{order}HHI", tag, 3 if letter == "H" else 4, len(values))
+        entries += held.ljust(4, b"\0") if len(held) <= 4 else struct.pack(f"{order}I", at)
+        if len(held) > 4:
+            more, at = more + held, at + len(held)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(found)) + entries + b"\0\0\0\0" + more
+
+
+@operation(".png", ".jpg", ".jpeg", ".tif", ".webp")
 def image_size(at: Place) -> None:
     """Changes the size in the header: zero, too large, or more than the data."""
     width, height = SIZES[at.value % len(SIZES)]
@@ -39,7 +66,7 @@ def image_size(at: Place) -> None:
     at.path.write_bytes(data)
 
 
-@operation(".png", ".jpg", ".jpeg")
+@operation(".png", ".jpg", ".jpeg", ".tif", ".webp")
 def image_mode(at: Place) -> None:
     """Replaces an image by a valid one of another mode, format or size."""
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -55,9 +82,60 @@ def image_mode(at: Place) -> None:
         (".tiff", grey),
         (".webp", grey),
         (".png", np.zeros((4096, 4096), np.uint8)),
+        (".tiff", grey.astype(np.uint16) * 1000),
+        (".tiff", grey.astype(np.float32)),
+        (".tiff", wide),
     )
     suffix, pixels = images[at.value % len(images)]
     at.path.write_bytes(cv2.imencode(suffix, pixels)[1].tobytes())
+
+
+@operation(".tif", ".tiff")
+def tiff_tag(at: Place) -> None:
+    """Changes the tag, type, number or value of an entry of a TIFF directory."""
+    data = bytearray(at.path.read_bytes())
+    order = "<" if data[:2] == b"II" else ">"
+    start = struct.unpack_from(f"{order}I", data.ljust(8, b"\0"), 4)[0]
+    if start + 2 > len(data):
+        return
+    entries = struct.unpack_from(f"{order}H", data, start)[0]
+    place = start + 2 + 12 * (at.first % max(entries, 1))
+    values = (0, 1, 2, 3, 8, 16, 255, 4096, 65535, 2**16, 2**31 - 1, 2**32 - 1)
+    value = values[at.value % len(values)]
+    if place + 16 > len(data):
+        return
+    match at.second % 5:
+        case 0:
+            struct.pack_into(f"{order}H", data, place, value % 65536)
+        case 1:
+            struct.pack_into(f"{order}H", data, place + 2, value % 14)
+        case 2:
+            struct.pack_into(f"{order}I", data, place + 4, value)
+        case 3:
+            struct.pack_into(f"{order}I", data, place + 8, value)
+        case 4:
+            struct.pack_into(f"{order}H", data, place + 8, value % 65536)
+    at.path.write_bytes(data)
+
+
+@operation(".webp")
+def webp_chunk(at: Place) -> None:
+    """Changes the name, length or head of a chunk of a WebP, or its canvas."""
+    data = bytearray(at.path.read_bytes().ljust(40, b"\0"))
+    heads = (b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"EXIF")
+    match at.second % 4:
+        case 0:
+            data[12:16] = heads[at.value % len(heads)]
+        case 1:
+            struct.pack_into("<I", data, (4, 16)[at.first % 2], at.value * 97 % 2**32)
+        case 2:
+            struct.pack_into("<H", data, 20 + at.first % 16, at.value)
+        case 3:  # an extended file of a canvas
+            sides = struct.pack("<I", at.value)[:3] + struct.pack("<I", at.first)[:3]
+            extended = b"VP8X" + struct.pack("<IB3x", 10, at.first % 256) + sides
+            data[12:12] = extended
+            struct.pack_into("<I", data, 4, len(data) - 8)
+    at.path.write_bytes(data)
 
 
 @operation(".dcm", ".dicom")
@@ -67,7 +145,10 @@ def dicom_element(at: Place) -> None:
     # Explicit little endian: group, element, two letters for the kind, two bytes of length.
     places = [
         place
-        for tag in (b"\x10\x00", b"\x11\x00", b"\x02\x00", b"\x00\x01", b"\x01\x01", b"\x02\x01")
+        for tag in (
+            *(b"\x10\x00", b"\x11\x00", b"\x02\x00", b"\x00\x01", b"\x01\x01", b"\x02\x01"),
+            *(b"\x01\x11", b"\x01\x12", b"\x21\x12"),  # of a palette
+        )
         if (place := data.find(b"\x28\x00" + tag)) > 0
     ]
     places += [place for place in (data.find(b"\xe0\x7f\x10\x00"),) if place > 0]

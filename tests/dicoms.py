@@ -6,12 +6,13 @@ from typing import Any
 import cv2
 import numpy as np
 import openjpeg
-from pydicom import Dataset, FileDataset, dcmwrite, uid
+from pydicom import DataElement, Dataset, FileDataset, dcmwrite, uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 Sample = tuple[bytes, np.ndarray]
+COLOURS = ("Red", "Green", "Blue")
 
 
 def dataset(pixels: np.ndarray, stored: int, **fields: Any) -> FileDataset:
@@ -35,6 +36,8 @@ def dataset(pixels: np.ndarray, stored: int, **fields: Any) -> FileDataset:
     for keyword, value in fields.items():
         if value is None:
             delattr(ds, keyword)
+        elif isinstance(value, DataElement):
+            ds.add(value)
         else:
             setattr(ds, keyword, value)
     return ds
@@ -66,6 +69,37 @@ def lut(first: int, bits: int, entries: list[int], signed: bool = False) -> Sequ
     item.add_new("LUTDescriptor", "SS" if signed else "US", [len(entries), first, bits])
     item.add_new("LUTData", "US", entries)
     return Sequence([item])
+
+
+def palette(
+    entries: np.ndarray,
+    bits: int,
+    *,
+    first: int = 0,
+    signed: bool = False,
+    wide: bool = True,
+    big: bool = False,
+) -> dict[str, Any]:
+    """The fields of a palette.
+
+    Args:
+      entries: of red, green and blue, [3, N]. first: the stored value of the first entry.
+      wide: whether entries of 8 bits take a word each.
+      big: whether the file is big endian; bytes are then stored in swapped pairs.
+    """
+    fields: dict[str, Any] = {}
+    descriptor = [entries.shape[1] % 2**16, first, bits]
+    for colour, values in zip(COLOURS, entries, strict=True):
+        element = DataElement(
+            f"{colour}PaletteColorLookupTableDescriptor", "SS" if signed else "US", descriptor
+        )
+        fields[f"{colour}PaletteColorLookupTableDescriptor"] = element
+        data = values.astype("<u2" if wide or bits > 8 else "u1").tobytes()
+        data += b"\0" * (len(data) % 2)
+        swapped = np.frombuffer(data, "<u2").astype(">u2" if big else "<u2").tobytes()
+        keyword = f"{colour}PaletteColorLookupTableData"
+        fields[keyword] = DataElement(keyword, "OW", swapped)
+    return fields
 
 
 def lossless_jpeg(pixels: np.ndarray, bits: int, predictor: int = 1) -> bytes:
@@ -117,6 +151,9 @@ def samples() -> dict[str, Sample]:
         "implicit": (write(dataset(twelve, 12), uid.ImplicitVRLittleEndian), twelve),
         "deflated": (write(dataset(twelve, 12), uid.DeflatedExplicitVRLittleEndian), twelve),
     }
+    bits = ramp(1)
+    packed = np.packbits(bits, bitorder="little").tobytes()
+    found["single bits"] = (image(bits, 1, BitsAllocated=1, PixelData=packed), bits)
     big = dataset(twelve, 12, PixelData=twelve.astype(">u2").tobytes())
     found["big endian"] = (write(big, uid.ExplicitVRBigEndian), twelve)
     swapped = dataset(eight, 8, PixelData=eight.tobytes())

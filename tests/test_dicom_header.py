@@ -13,7 +13,8 @@ from pydicom import Dataset, uid
 from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, keyword_dict
 from pydicom.sequence import Sequence
 
-from mmrl.data.image import dicom, dicom_pixels
+from mmrl.data.image import dicom, dicom_pixels, readers
+from mmrl.data.image.kinds import ImageError
 from tests import dicoms
 
 PIXELS = dicoms.ramp(12)
@@ -64,7 +65,7 @@ def outcome(use: Callable[[], Any]) -> str:
     """Returns all the text that a result or an error could show."""
     try:
         result = use()
-    except dicom.DicomError as error:
+    except ImageError as error:
         assert error.__cause__ is None and error.__context__ is None
         return f"{error!r} {error} {error.args} {''.join(traceback.format_exception(error))}"
     return repr(result) + str(result)
@@ -77,11 +78,15 @@ def test_planted_secrets_do_not_leave(tmp_path: Path, caplog: pytest.LogCaptureF
     assert header[4:7] == ("OTHER", "OTHER", None) and header.body_part == "OTHER"
     assert header.age is None and header.sex == header.laterality == ""
     path = tmp_path / f"{SECRET}-{NUMBERS}.dcm"
-    assert_silent(outcome(lambda: dicom_pixels.read(path)))
+    assert_silent(outcome(lambda: readers.read(path)))
     path.write_bytes(PLANTED[: len(PLANTED) // 2])
     with caplog.at_level(logging.DEBUG):
-        for use in (dicom_pixels.read, dicom_pixels.check_file, dicom.inspect):
+        for use in (readers.read, functools.partial(readers.header, str(tmp_path))):
             assert_silent(outcome(functools.partial(use, path)))
+        for verify in ("decode", "header"):
+            found = readers.fault(str(tmp_path), path.name, verify)
+            assert found
+            assert_silent(found[1])
     assert_silent(caplog.text)
 
 

@@ -1,6 +1,5 @@
 """Image bytes to pixels, pixels to a square: values, geometry, refusals."""
 
-import functools
 import io
 import os
 import struct
@@ -15,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data.image import containers, images
+from mmrl.data.image import containers, images, readers
 from mmrl.types import InputError
+from tests.damage_binary import tiff
 
 LEVELS = np.array([[0, 60, 200, 255]] * 3, np.uint8)
 ALPHA = np.array([[0, 128, 255, 255]] * 3, np.uint8)
@@ -109,6 +109,76 @@ MODES: dict[str, tuple[bytes, Any]] = {
 }
 
 
+COLOUR = Image.merge("RGB", (GREY, SEE_THROUGH, GREY))
+
+
+PLANES = np.stack([LEVELS, ALPHA, LEVELS], -1)
+TILES = np.zeros((2, 16, 16), np.uint8)
+TILES[0, :3], TILES[1, :3] = np.tile(LEVELS, 4), np.tile(LEVELS, 4)
+
+
+TIFF_MODES: dict[str, tuple[bytes, Any]] = {
+    "grey": (encode(GREY, "TIFF"), LEVELS),
+    "grey alpha": (encode(Image.merge("LA", (GREY, SEE_THROUGH)), "TIFF"), OVER_BLACK),
+    "1 bit": (encode(Image.fromarray(LEVELS > 100), "TIFF"), np.where(LEVELS > 100, 255, 0)),
+    "4 bit": (tiff(LEVELS[:, ::2] & 0xF0 | 3, t256=4, t258=4), [[0, 51, 204, 51]] * 3),
+    "palette": (encode(Image.open(io.BytesIO(palette())), "TIFF"), [PALETTE_LUMA] * 3),
+    "RGB": (encode(COLOUR, "TIFF"), luma(LEVELS, ALPHA, LEVELS)),
+    "RGBA": (encode(Image.merge("RGBA", (GREY, GREY, GREY, SEE_THROUGH)), "TIFF"), OVER_BLACK),
+    "white is 0": (tiff(255 - LEVELS, t262=0), LEVELS),
+    "16 grey": (encode(Image.fromarray(WIDE), "TIFF"), WIDE),
+    "16 white is 0": (tiff(65535 - WIDE, t262=0), WIDE),
+    "16 white is 0, big endian": (tiff(65535 - WIDE, ">", t262=0), WIDE),
+    "16 big endian": (tiff(WIDE, ">"), WIDE),
+    "RGB big endian": (tiff(PLANES, ">"), luma(LEVELS, ALPHA, LEVELS)),
+    "RGB planes": (
+        tiff(
+            np.moveaxis(PLANES, -1, 0).reshape(9, 4),
+            **{"t257": 3, "t258": [8] * 3, "t262": 2, "t273": [8, 20, 32], "t277": 3, "t278": 3},
+            **{"t279": [12] * 3, "t284": 2},
+        ),
+        luma(LEVELS, ALPHA, LEVELS),
+    ),
+    "tiles": (
+        tiff(
+            TILES.reshape(32, 16),
+            **{"t256": 32, "t257": 3, "t273": [], "t322": 16, "t323": 16},
+            **{"t324": [8, 264], "t325": [256] * 2},
+        ),
+        np.tile(LEVELS, 8),
+    ),
+    "turned": (tiff(LEVELS, t274=6), LEVELS),
+    **{
+        f"{depth}{compression}": (encode(image, "TIFF", compression=compression), expected)
+        for compression in ("tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
+        for depth, image, expected in (
+            ("", GREY, LEVELS),
+            ("16 ", Image.fromarray(WIDE), WIDE),
+            ("RGB ", COLOUR, luma(LEVELS, ALPHA, LEVELS)),
+        )
+    },
+}
+WEBP_MODES: dict[str, tuple[bytes, Any]] = {
+    "RGB": (encode(COLOUR, "WebP", lossless=True), luma(LEVELS, ALPHA, LEVELS)),
+    "RGBA": (
+        encode(Image.merge("RGBA", (GREY, GREY, GREY, SEE_THROUGH)), "WebP", lossless=True),
+        OVER_BLACK,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [*TIFF_MODES.values(), *WEBP_MODES.values()],
+    ids=[*(f"TIFF {name}" for name in TIFF_MODES), *(f"WebP {name}" for name in WEBP_MODES)],
+)
+def test_tiff_and_webp_of_every_mode_keep_their_values(data: bytes, expected: Any) -> None:
+    image = images.decode(data)
+    assert image.dtype == (np.uint16 if np.max(expected) > 255 else np.uint8)
+    exact = np.array_equal(np.asarray(expected), np.rint(expected))
+    np.testing.assert_allclose(image, expected, rtol=0, atol=0 if exact else 1)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_png_of_every_mode_keeps_its_values(mode: str) -> None:
     data, expected = MODES[mode]
@@ -136,7 +206,7 @@ def test_orientation_tags_are_ignored() -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     picture = Image.fromarray(smooth(16, 32))
-    for kind in ("JPEG", "PNG"):
+    for kind in ("JPEG", "PNG", "TIFF", "WebP"):
         tagged, plain = encode(picture, kind, exif=exif), encode(picture, kind)
         assert images.decode(tagged).shape == (16, 32)
         np.testing.assert_array_equal(images.decode(tagged), images.decode(plain))
@@ -156,13 +226,22 @@ def test_embedded_thumbnail_does_not_pass_for_the_end() -> None:
 @pytest.mark.parametrize("read", [images.decode, containers.inspect])
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("PNG", {"compress_level": 0})],
+    [
+        *(
+            ("JPEG", {}),
+            ("JPEG", {"progressive": True}),
+            ("PNG", {}),
+            ("PNG", {"compress_level": 0}),
+        ),
+        *(("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})),
+        *(("WebP", {}), ("WebP", {"lossless": True})),
+    ],
 )
 def test_every_truncation_is_found(read: Callable, kind: str, options: dict) -> None:
     data = encode(Image.fromarray(smooth()), kind, **options)
     read(data)
-    for length in range(1, len(data)):
-        with pytest.raises(InputError, match=f"truncated {kind}|expected a JPEG or PNG"):
+    for length in range(1, len(data), 1 if kind in ("JPEG", "PNG") else 7):
+        with pytest.raises(InputError, match=f"truncated {kind}|expected a JPEG, PNG, TIFF"):
             read(data[:length])
 
 
@@ -189,8 +268,70 @@ def test_damage_is_found() -> None:
     with pytest.raises(InputError, match="truncated JPEG"):
         images.decode(zeroed)
     for other in (b"", b"GIF89a...", b"<html>"):
-        with pytest.raises(InputError, match=r"the file .*; expected a JPEG or PNG image"):
+        with pytest.raises(
+            InputError, match=r"the file .*; expected a JPEG, PNG, TIFF, WebP or DICOM"
+        ):
             images.decode(other)
+
+
+def webp(**options: Any) -> bytes:
+    return encode(Image.fromarray(smooth()), "WebP", **options)
+
+
+def test_lossy_webp_and_jpeg_in_tiff_become_luma() -> None:
+    for data in (webp(quality=95), encode(Image.fromarray(smooth()), "TIFF", compression="jpeg")):
+        difference = np.abs(images.decode(data).astype(int) - smooth())
+        assert difference.max() <= 24 and difference.mean() < 5
+    colour = Image.merge("RGB", [Image.fromarray(smooth() // n) for n in (1, 2, 3)])
+    for data in (
+        encode(colour, "WebP", quality=95),
+        encode(colour, "TIFF", compression="jpeg", quality=95),
+    ):
+        reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").convert("L"), int)
+        np.testing.assert_allclose(images.decode(data), reference, rtol=0, atol=1)
+
+
+def pages(kind: str) -> bytes:
+    other = Image.fromarray(smooth())
+    return encode(other, kind, save_all=True, append_images=[other.point(lambda level: level // 2)])
+
+
+TIFF_REFUSALS: dict[str, tuple[bytes, str, str]] = {
+    "pages": (pages("TIFF"), "multi_frame", "TIFF of several images"),
+    "animation": (pages("WebP"), "multi_frame", "animated WebP"),
+    "float": (tiff(LEVELS.view(np.float32), t339=3), "unsupported", "floating-point samples"),
+    "signed": (tiff(WIDE, t339=2), "unsupported", "signed or floating-point"),
+    "32 bits": (tiff(LEVELS.view(np.uint32)), "unsupported", "1 samples of 32 bits"),
+    "16-bit colour": (tiff(COLOUR_16), "unsupported", "3 samples of 16 bits"),
+    "CMYK": (tiff(np.dstack([LEVELS] * 4), t262=5), "unsupported", "interpretation 5"),
+    "fax": (tiff(LEVELS, t258=1, t259=4), "unsupported", "compression 4; expected none, LZW"),
+    "BigTIFF": (b"II\x2b\0\x08\0\0\0" + bytes(99), "unsupported", "BigTIFF"),
+    "parts": (tiff(LEVELS, t278=1), "unreadable_image", "1 parts; its size needs 3"),
+    "far": (tiff(LEVELS, t273=2**20), "unreadable_image", "truncated TIFF"),
+    "short": (tiff(LEVELS, t257=9, t278=9), "unreadable_image", "fewer bytes than pixels"),
+    "palette": (tiff(LEVELS, t262=3, t320=[0] * 3), "unreadable_image", "a palette of another"),
+    "huge": (tiff(LEVELS, t256=10**5, t257=10**5), "unreadable_image", "100000 x 100000 pixels"),
+    "huge tiles": (
+        tiff(LEVELS, t273=[], t322=2**16, t323=2**16, t324=8, t325=12),
+        "unreadable_image",
+        "parts of 65536 x 65536 pixels",
+    ),
+    "canvas": (
+        b"RIFF\x3c\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff"  # 2**24 squared
+        b"VP8L\x1e\0\0\0\x2f" + bytes(29),
+        "unreadable_image",
+        "as large as its canvas",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIFF_REFUSALS)
+def test_tiff_and_webp_are_refused_with_a_reason(name: str, tmp_path: Path) -> None:
+    data, reason, message = TIFF_REFUSALS[name]
+    (tmp_path / "a").write_bytes(data)
+    for verify in ("decode", "header"):
+        found = readers.fault(str(tmp_path), "a", verify)
+        assert found and found[0] == reason and message in found[1] and "\n" not in found[1]
 
 
 def test_bomb_is_refused_before_decoding() -> None:
@@ -213,14 +354,17 @@ def test_files_are_named_in_errors(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(MODES["grey"][0])
     (tmp_path / "bad.png").write_bytes(MODES["grey"][0][:-4])
     os.mkfifo(tmp_path / "pipe.png")
-    load = functools.partial(images.load_file, str(tmp_path), "good.png")
+    load = readers.loader(str(tmp_path), "good.png")
     np.testing.assert_array_equal(ForkingPickler.loads(ForkingPickler.dumps(load))(), LEVELS)
-    assert images.check_file(tmp_path / "good.png") == ("PNG", 3, 4, None)
+    assert readers.size(str(tmp_path), "good.png") == (3, 4)
     with pytest.raises(InputError, match=r"bad\.png: truncated PNG"):
-        images.read(tmp_path / "bad.png")
-    for name in ("none.png", "pipe.png", "."):  # a pipe must not block
-        with pytest.raises(InputError, match=r": no such file"):
-            images.read(tmp_path / name)
+        readers.read(tmp_path / "bad.png")
+    for name in ("none.png", "pipe.png"):  # a pipe must not block
+        with pytest.raises(InputError, match=rf"{name}: no such file"):
+            readers.read(tmp_path / name)
+    for name in (".", "none"):  # perhaps DICOM, whose names are not repeated
+        with pytest.raises(InputError, match=r"^no such file$"):
+            readers.read(tmp_path / name)
 
 
 def test_sixteen_bits_become_eight_by_a_stated_range() -> None:

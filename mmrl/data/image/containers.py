@@ -1,4 +1,4 @@
-"""The containers of PNG and JPEG files: is a file whole, and how large is its image?
+"""The containers of image files: is a file whole, and how large is its image?
 
 Nothing is decoded, yet every file that was cut short is found, even one that lacks only its end
 marker, and every PNG chunk with a wrong checksum. OpenCV decodes such files without an error.
@@ -13,10 +13,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mmrl.data.image import tiff
+from mmrl.data.image.kinds import Header, ImageError, check_size, kind_of, truncated, unknown
 from mmrl.types import InputError
-
-MAX_PIXELS = 2**26  # 8192 x 8192; the largest mammograms have under 2**25
-MAX_BYTES = 2**29  # MAX_PIXELS pixels of 16-bit RGBA, uncompressed
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY = 0  # colour type (PNG specification, third edition, section 11.2.1)
@@ -26,22 +25,6 @@ _JPEG_LS = 0xF7  # its frame header (ITU-T T.87)
 # JPEG-LS stuffs a bit, not a byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
-
-
-class Header(NamedTuple):
-    """What a container says of its image.
-
-    Attributes:
-      format: "PNG" or "JPEG".
-      height, width: in pixels.
-      transparent_grey: the grey level that a grey PNG declares transparent, in the units of the
-        decoded array, or None.
-    """
-
-    format: str
-    height: int
-    width: int
-    transparent_grey: int | None = None
 
 
 class Segment(NamedTuple):
@@ -60,23 +43,17 @@ class Segment(NamedTuple):
 
 
 def inspect(data: bytes) -> Header:
-    """Walks the container of a JPEG or PNG from its first byte to its end marker.
+    """Walks the container of a JPEG, PNG, TIFF or WebP from its first byte to its last.
 
     Raises:
-      InputError: neither JPEG nor PNG, cut short, damaged, or more than MAX_PIXELS pixels.
+      InputError: of another kind, cut short, damaged, or more than MAX_PIXELS pixels; an ImageError
+        for several images in one file, or TIFF that is not supported.
     """
-    if data.startswith(_PNG_SIGNATURE):
-        header = _inspect_png(data)
-    elif data.startswith(b"\xff\xd8"):
-        header = _inspect_jpeg(data)
-    else:
-        given = f"begins with bytes {data[:4].hex()}" if data else "is empty"
-        raise InputError(f"the file {given}; expected a JPEG or PNG image")
-    if header.height * header.width == 0:
-        raise InputError(f"damaged {header.format}: {header.width} x {header.height} pixels")
-    if header.height * header.width > MAX_PIXELS:
-        size = f"{header.width} x {header.height}"
-        raise InputError(f"{size} pixels; expected at most {MAX_PIXELS} in all")
+    walk = _WALKS.get(kind_of(data))
+    if walk is None:
+        raise unknown(data)
+    header = walk(data)
+    check_size(header)
     return header
 
 
@@ -148,3 +125,34 @@ def _inspect_png(data: bytes) -> Header:
         elif kind == b"IEND":
             return header
         position = end
+
+
+def _inspect_webp(data: bytes) -> Header:
+    """Walks the chunks of a WebP (RFC 9649, section 2)."""
+    view, found, canvas = memoryview(data), [], None
+    position, end = 12, 8 + int.from_bytes(view[4:8], "little")
+    while position < end:
+        kind = bytes(view[position : position + 4])
+        length = int.from_bytes(view[position + 4 : position + 8], "little")
+        body = bytes(view[position + 8 : position + 18])
+        position += 8 + length
+        if max(position, end) > len(data):
+            raise truncated("WebP", data)
+        if kind in (b"ANIM", b"ANMF"):
+            raise ImageError("an animated WebP; expected one image", "multi_frame")
+        if kind == b"VP8X":
+            width, height = (int.from_bytes(body[at : at + 3], "little") + 1 for at in (4, 7))
+            canvas = Header("WebP", height, width)
+        elif kind == b"VP8 " and body[3:6] == b"\x9d\1\x2a":
+            width, height = (int.from_bytes(body[at : at + 2], "little") for at in (6, 8))
+            found.append(Header("WebP", height & 0x3FFF, width & 0x3FFF))
+        elif kind == b"VP8L" and body[:1] == b"\x2f":
+            sides = int.from_bytes(body[1:5], "little")
+            found.append(Header("WebP", (sides >> 14 & 0x3FFF) + 1, (sides & 0x3FFF) + 1))
+        position += length % 2
+    if len(found) != 1 or canvas not in (None, found[0]):
+        raise InputError("damaged WebP: expected one image, as large as its canvas")
+    return found[0]
+
+
+_WALKS = {"PNG": _inspect_png, "JPEG": _inspect_jpeg, "TIFF": tiff.inspect, "WebP": _inspect_webp}

@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from pydicom import uid
+from pydicom import Dataset, uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from mmrl.data.image.containers import MAX_BYTES, MAX_PIXELS
+from mmrl.data.image.dicom_tables import Lut, expand_segments
+from mmrl.data.image.kinds import MAX_BYTES, MAX_PIXELS, ImageError, kind_of
 from mmrl.data.reading.rows import projection_name
 from mmrl.types import InputError
 
@@ -45,8 +46,10 @@ REASONS = (
 MAX_AGE = 120  # years; a higher age is a mistake
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PALETTE = "PALETTE COLOR"
 
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
+_COLOURS = ("Red", "Green", "Blue")
 KEYWORDS = (
     *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "PlanarConfiguration", "PhotometricInterpretation"),
@@ -55,14 +58,18 @@ KEYWORDS = (
     *("ViewPosition", "PixelSpacing", "ImagerPixelSpacing", "ImageLaterality", "Laterality"),
     *("PatientSex", "PatientAge", "PatientPosition", "BodyPartExamined"),
     *_SEQUENCES,
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _COLOURS),
+    *(f"{colour}PaletteColorLookupTableData" for colour in _COLOURS),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _COLOURS),
 )
 _TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in KEYWORDS}
+_TABLE = (0x00283002, 0x00283006)  # LUTDescriptor, LUTData
 _PIXEL_DATA = {0x7FE00010: "", 0x7FE00008: "of floats", 0x7FE00009: "of doubles"}
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
 _HEAD = 2**22  # bytes; the header of a deflated file must end within them
 _TEXT = 1024  # bytes; longer values of codes and numbers are refused
-_LUT_DATA = 2**17  # bytes of the largest table: 65536 entries of 16 bits
+_LUT_ENTRIES = 2**16
 
 
 _lock = threading.Lock()  # for catch_warnings changes a list that all threads share
@@ -84,16 +91,12 @@ os.register_at_fork(after_in_child=_renew_lock)
 logging.getLogger("pydicom").addFilter(_is_logged)
 
 
-class DicomError(InputError):
+class DicomError(ImageError):
     """A DICOM file is refused; `reason` is one of REASONS, the message one line.
 
     Messages hold attribute names, sizes, kinds of failure and codes of closed lists: no other
     header value and no path. The exception has no cause or context, which could hold them.
     """
-
-    def __init__(self, message: str, reason: str = "unreadable_image") -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def guarded(work: Callable[[], T], what: str = "damaged DICOM file") -> T:
@@ -128,14 +131,6 @@ def _quiet() -> Iterator[None]:
 # --- parsing -------------------------------------------------------------------------------------
 
 
-class Lut(NamedTuple):
-    """A lookup table (PS3.3 C.11.1.1.1). Value `first` maps to entries[0]; ends are clamped."""
-
-    first: int
-    bits: int
-    entries: np.ndarray  # u16[N]
-
-
 class Layout(NamedTuple):
     """How pixels are stored: the Image Pixel Module (PS3.3 C.7.6.3)."""
 
@@ -151,9 +146,9 @@ class Layout(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of the frame when it is not compressed."""
+        """Bytes of the frame when it is not compressed; single bits are packed (PS3.5 8.1.1)."""
         per_pixel = 2 if self.photometric == "YBR_FULL_422" else self.samples
-        return self.height * self.width * per_pixel * (self.allocated // 8)
+        return -(-self.height * self.width * per_pixel * self.allocated // 8)
 
 
 class DicomFile:
@@ -170,13 +165,13 @@ class DicomFile:
     def __init__(self, data: bytes) -> None:
         if len(data) > MAX_BYTES:
             raise DicomError(f"{len(data)} bytes; expected at most {MAX_BYTES}", "too_large")
-        if data[128:132] != b"DICM":
+        if kind_of(data) != "DICOM":
             raise DicomError("no DICM at byte 128; expected a DICOM file")
         file = io.BytesIO(data)
         file.seek(132)
         with _quiet():
             meta = read_dataset(file, False, True, stop_when=_after_meta)
-        value = self._value(meta.get_item(0x00020010))
+        value = self._value(_element(meta, 0x00020010))
         if not value:
             raise DicomError("no transfer syntax; expected one in the file's meta information")
         self.syntax = value.rstrip(b"\0 ").decode("ascii", "replace")
@@ -199,6 +194,10 @@ class DicomFile:
             )
         self._implicit = self._fields.original_encoding[0]  # as found, whatever was announced
         self._pixels = stream.tell()
+
+    def count(self, keyword: str) -> int:
+        """The number of values of an attribute that is written as text, blank ones included."""
+        return self._bytes(keyword).count(b"\\") + 1
 
     def text(self, keyword: str, index: int = 0) -> str:
         """One value of an attribute, without padding; "" when absent."""
@@ -232,6 +231,9 @@ class DicomFile:
     def lut(self, keyword: str, signed: bool) -> Lut | None:
         """The first table of a sequence, None when there is none.
 
+        A table takes the place of a rescale or window (PS3.3 C.11.1, C.11.2). A sequence without
+        items, or whose items lack descriptor or entries, takes the place of nothing.
+
         Args:
           keyword: ModalityLUTSequence or VOILUTSequence.
           signed: whether the input of the table may be negative, for files of implicit VR, which do
@@ -240,27 +242,67 @@ class DicomFile:
         if _TAGS[keyword] not in self._fields:
             return None
         with _quiet():
-            items = self._fields[_TAGS[keyword]].value
-            if not items:
-                return None
-            item = items[0]
-            descriptor = item.get_item(0x00283002)
-            raw, data = self._value(descriptor), self._value(item.get_item(0x00283006))
-        if len(raw) != 6 or len(data) > _LUT_DATA:
+            items = self._fields[_TAGS[keyword]].value or ()
+            tables = [[_element(item, tag) for tag in _TABLE] for item in items]
+        for descriptor, entries in tables:
+            if _is_filled(descriptor) and _is_filled(entries):
+                return self._lut(keyword, descriptor, entries, signed)
+        return None
+
+    def palette(self, signed: bool) -> list[Lut]:
+        """The tables of red, green and blue (PS3.3 C.7.6.3.1.5, C.7.6.3.1.6, C.7.9.2).
+
+        Args:
+          signed: whether stored values may be negative, as for `lut`.
+
+        Raises:
+          DicomError: a table is absent or damaged.
+        """
+        tables = []
+        for colour in _COLOURS:
+            keyword = f"{colour}PaletteColorLookupTable"
+            descriptor = _element(self._fields, _TAGS[f"{keyword}Descriptor"])
+            entries = _element(self._fields, _TAGS[f"{keyword}Data"])
+            segments = _element(self._fields, _TAGS[f"Segmented{keyword}Data"])
+            segmented = not _is_filled(entries)
+            data = segments if segmented else entries
+            if not (_is_filled(descriptor) and _is_filled(data)):
+                raise DicomError(f"no {keyword}; expected one for {PALETTE}")
+            tables.append(self._lut(keyword, descriptor, data, signed, segmented=segmented))
+            if tables[-1].bits not in (8, 16):
+                raise DicomError(f"{keyword} of {tables[-1].bits} bits; expected 8 or 16")
+        return tables
+
+    def _lut(
+        self,
+        keyword: str,
+        descriptor: object,
+        entries: object,
+        signed: bool,
+        *,
+        segmented: bool = False,
+    ) -> Lut:
+        raw, data = self._value(descriptor), self._value(entries)
+        if len(raw) != 6 or not data or len(data) > 4 * _LUT_ENTRIES:
             raise DicomError(f"damaged {keyword}")
         stated = getattr(descriptor, "VR", None)
         signed = stated == "SS" or (signed and stated is None)
-        count = self._unsigned(raw[:2]) or 2**16
+        count = self._unsigned(raw[:2]) or _LUT_ENTRIES
         first, bits = self._unsigned(raw[2:4]), self._unsigned(raw[4:])
         first -= 2**16 if signed and first >= 2**15 else 0
         if not 8 <= bits <= 16:
             raise DicomError(f"{keyword} of {bits} bits; expected 8 to 16", "unsupported")
-        packed = bits == 8 and count <= len(data) < 2 * count  # one byte an entry
+        # Entries of 8 bits may take a byte or a word each; segments of them take bytes.
+        packed = bits == 8 and (segmented or count <= len(data) < 2 * count)
+        if packed and not self.little and getattr(entries, "VR", None) == "OW":
+            data = _swapped(data)
         kind = "u1" if packed else "<u2" if self.little else ">u2"
-        if len(data) < count * (1 if packed else 2):
+        values = np.frombuffer(data, kind, len(data) // np.dtype(kind).itemsize)
+        if segmented:
+            values = expand_segments(values, count)
+        if len(values) < count:
             raise DicomError(f"{keyword} holds fewer entries than its descriptor says")
-        entries = np.frombuffer(data, kind, count).astype(np.uint16)
-        return Lut(first, bits, np.minimum(entries, 2**bits - 1).astype(np.uint16))
+        return Lut(first, bits, np.minimum(values[:count], 2**bits - 1).astype(np.uint16))
 
     def layout(self) -> Layout:
         """Reads the Image Pixel Module.
@@ -293,8 +335,10 @@ class DicomFile:
             self.integer("PlanarConfiguration", 0) == 1,
             self.text("PhotometricInterpretation"),
         )
-        if layout.allocated not in (8, 16):
-            raise DicomError(f"{layout.allocated} bits allocated; expected 8 or 16", "unsupported")
+        # 32 bits hold doses and other quantities, whose range says nothing of black and white.
+        if layout.allocated not in (1, 8, 16) or (layout.allocated == 1 and layout.samples > 1):
+            given = f"{layout.samples} samples of {layout.allocated} bits allocated"
+            raise DicomError(f"{given}; expected 8 or 16, or one of 1", "unsupported")
         if not 0 < layout.stored <= layout.high + 1 <= layout.allocated:
             raise DicomError(
                 f"{layout.stored} bits stored up to bit {layout.high} of {layout.allocated}"
@@ -328,16 +372,15 @@ class DicomFile:
         if len(self._data) < start + length:
             held = max(len(self._data) - start, 0)
             raise DicomError(f"truncated pixel data: {held} of {length} bytes")
-        if not self.little and layout.allocated == 8 and header[4:6] == b"OW":
-            words = np.frombuffer(self._data, ">u2", length // 2, start)
-            return words.astype("<u2").tobytes()[:expected]  # bytes are stored in swapped pairs
+        if not self.little and layout.allocated <= 8 and header[4:6] == b"OW":
+            return _swapped(self._data[start : start + length])[:expected]
         return memoryview(self._data)[start : start + expected]
 
     def _unsigned(self, value: bytes) -> int:
         return int.from_bytes(value, "little" if self.little else "big")
 
     def _bytes(self, keyword: str) -> bytes:
-        return self._value(self._fields.get_item(_TAGS[keyword]))
+        return self._value(_element(self._fields, _TAGS[keyword]))
 
     @staticmethod
     def _value(element: object) -> bytes:
@@ -353,6 +396,21 @@ def _after_meta(tag: int, vr: str | None, length: int) -> bool:
 
 def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
     return tag in _PIXEL_DATA
+
+
+def _element(fields: Dataset, tag: int) -> object:
+    """An element as it was read; pydicom would convert an empty one, and fail at some."""
+    return fields.get_item(tag, keep_deferred=True)
+
+
+def _is_filled(element: object) -> bool:
+    """Whether an attribute is there and has a value, even a damaged one."""
+    return getattr(element, "value", None) not in (None, "", b"")
+
+
+def _swapped(data: bytes) -> bytes:
+    """Bytes that are stored as big-endian words of two, in their order (PS3.5 8.1)."""
+    return np.frombuffer(data, ">u2", len(data) // 2).astype("<u2").tobytes()
 
 
 def _inflate(data: bytes, limit: int) -> bytes:
@@ -399,7 +457,7 @@ _BODY_PARTS = _terms(  # of PS3.16 annex L, those that are radiographed
     " MAXILLA NECK PELVIS RIB SACRUM SCAPULA SHOULDER SKULL SPINE SSPINE STERNUM THORAX THUMB"
     " TLSPINE TOE TSPINE WHOLEBODY WRIST ZYGOMA"
 )
-_PHOTOMETRICS = frozenset((*GREY, *COLOUR, "PALETTE COLOR"))
+_PHOTOMETRICS = frozenset((*GREY, *COLOUR, PALETTE))
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25, "": 365.25}
 
 
@@ -438,53 +496,36 @@ class Header(NamedTuple):
     transfer_syntax: str
 
 
-def inspect(data_or_path: bytes | str | os.PathLike[str]) -> Header:
+def inspect(data: bytes) -> Header:
     """Reads the header without the pixels, also of images with burned-in text.
 
     Args:
-      data_or_path: the whole file, or its path.
+      data: the whole file.
 
     Raises:
       DicomError: no image, several frames, too many pixels, or a damaged header.
     """
-    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
     return guarded(lambda: header_of(DicomFile(data)))
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a plain file of at most MAX_BYTES; a DicomError does not name it."""
-    try:
-        if not os.path.isfile(path):
-            problem, reason = "no such file", "unreadable_image"
-        elif (size := os.path.getsize(path)) > MAX_BYTES:
-            problem, reason = f"{size} bytes; expected at most {MAX_BYTES}", "too_large"
-        else:
-            with open(path, "rb") as file:
-                return file.read()
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "no such file"
-        reason = "unreadable_image"
-    raise DicomError(problem, reason)  # not within `except`: the cause names the file
 
 
 def header_of(file: DicomFile) -> Header:
     """The header of a parsed file; a DicomError as for `inspect`."""
     layout = file.layout()
-    laterality = file.text("ImageLaterality") or file.text("Laterality")
-    position = file.text("ViewPosition")
+    laterality = _word(file, "ImageLaterality") or _word(file, "Laterality")
+    position = _word(file, "ViewPosition")
     return Header(
         height=layout.height,
         width=layout.width,
         bits_stored=layout.stored,
         photometric=_known(layout.photometric, _PHOTOMETRICS, "OTHER"),
         projection="LATERAL" if position.upper() == "RL" else projection_name(position),
-        modality=_known(file.text("Modality"), _MODALITIES, "OTHER"),
+        modality=_known(_word(file, "Modality"), _MODALITIES, "OTHER"),
         spacing=_spacing(file, "PixelSpacing") or _spacing(file, "ImagerPixelSpacing"),
         laterality=_known(laterality, frozenset("LRUB")),
-        sex=_known(file.text("PatientSex"), frozenset("MFO")),
-        age=years(file.text("PatientAge")),
-        patient_position=_known(file.text("PatientPosition"), _POSITIONS, "OTHER"),
-        body_part=_known(file.text("BodyPartExamined"), _BODY_PARTS, "OTHER"),
+        sex=_known(_word(file, "PatientSex"), frozenset("MFO")),
+        age=years(_word(file, "PatientAge")),
+        patient_position=_known(_word(file, "PatientPosition"), _POSITIONS, "OTHER"),
+        body_part=_known(_word(file, "BodyPartExamined"), _BODY_PARTS, "OTHER"),
         burned_in=_known(file.text("BurnedInAnnotation"), frozenset(("YES", "NO"))),
         transfer_syntax=_known(file.syntax, frozenset(uid.UID_dictionary), "OTHER"),
     )
@@ -494,6 +535,14 @@ def _known(value: str, terms: frozenset[str], other: str = "") -> str:
     """A value that is one of `terms`, "" for a blank one, `other` for any other."""
     value = value.upper()
     return value if value in terms or not value else other
+
+
+def _word(file: DicomFile, keyword: str) -> str:
+    """A value that describes the image and does not change it; "" when absent or too long."""
+    try:
+        return file.text(keyword)
+    except DicomError:
+        return ""
 
 
 def _spacing(file: DicomFile, keyword: str) -> tuple[float, float] | None:

@@ -11,7 +11,6 @@ tables, turn negative slopes into inverted windows and overflow in the sigmoid.
 Sections are those of the DICOM standard: PS3.3 (information objects), PS3.5 (encoding).
 """
 
-import os
 from typing import NamedTuple
 
 import cv2
@@ -24,15 +23,15 @@ from mmrl.data.image.containers import jpeg_segments
 from mmrl.data.image.dicom import (
     COLOUR,
     GREY,
+    PALETTE,
     DicomError,
     DicomFile,
     Header,
     Layout,
-    Lut,
     guarded,
     header_of,
-    read_bytes,
 )
+from mmrl.data.image.dicom_tables import look_up
 
 NATIVE = {
     uid.ImplicitVRLittleEndian,
@@ -61,6 +60,7 @@ _MAX_TILES = 4096  # the decoder allocates several KiB for each before it reads 
 _MAX_PRECINCTS = 2**16  # the decoder allocates some hundred bytes for each
 _TABLES = {0xC4, 0xDB, 0xDD, 0xF8}  # Huffman, quantisation, restart interval, JPEG-LS parameters
 _ROWS = 256  # rows of colour converted at a time
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: Rec. 601
 
 
 class Frame(NamedTuple):
@@ -77,15 +77,20 @@ def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
     The steps are: decompression, modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first
     window (C.11.2), inversion of MONOCHROME1 (C.7.6.3.1.2), and scaling to 8 or 16 bits, depending
     on BitsStored. Where the file has neither VOI LUT nor window, the representable range becomes
-    the full range. Colour becomes Rec. 601 luma. Bits above BitsStored, which may hold overlays,
-    are ignored.
+    the full range. Colour, also that of a palette (C.7.6.3.1.5), becomes Rec. 601 luma. Bits above
+    BitsStored, which may hold overlays, are ignored.
+
+    Optional attributes that are absent, empty or half filled say nothing: no frames, one; no slope,
+    1; no intercept, 0; no item with descriptor and entries, no table; no window with centre and
+    width, no window; no VOI LUT function, LINEAR (C.11.2.1.3). Other values that the standard does
+    not allow are refused, since what they meant is unknown.
 
     Args:
       data: the whole file.
       allow_burned_in: accept images whose header says that text is burned into the pixels.
 
     Returns:
-      u8[H, W] up to 8 bits stored, else u16[H, W].
+      u8[H, W] up to 8 bits stored, else u16[H, W]. For a palette the bits of its entries count.
 
     Raises:
       DicomError: the file cannot be decoded; see its `reason`.
@@ -98,17 +103,7 @@ def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
     return guarded(work)
 
 
-def read(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> np.ndarray:
-    """Reads and decodes a file as `decode` does: u8[H, W] or u16[H, W], or a DicomError."""
-    return decode(read_bytes(path), allow_burned_in=allow_burned_in)
-
-
-def load_file(root: str, relative: str, allow_burned_in: bool = False) -> np.ndarray:
-    """Reads `relative` under `root`; with functools.partial, the `load` of an ImageRef."""
-    return read(os.path.join(root, relative), allow_burned_in=allow_burned_in)
-
-
-def check_file(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> Header:
+def check(data: bytes, *, allow_burned_in: bool = False) -> Header:
     """Checks a file as far as possible without decoding its pixels, and returns its header.
 
     Finds a wrong header, pixel data cut short or of another size, and damaged lookup tables.
@@ -122,10 +117,9 @@ def check_file(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -
         layout = _layout(file, allow_burned_in)
         _frame(file, layout)
         if layout.samples == 1:
-            _grey_table(file, layout)
+            _table(file, layout)
         return header_of(file)
 
-    data = read_bytes(path)
     return guarded(work)
 
 
@@ -150,13 +144,15 @@ def _frame(file: DicomFile, layout: Layout) -> Frame:
     """
     if file.syntax not in NATIVE | JPEG.keys() | JPEG_2000 | {uid.RLELossless}:
         raise DicomError(f"transfer syntax {file.syntax}", "unsupported")
-    wanted = {1: GREY, 3: COLOUR}.get(layout.samples, ())
+    if layout.allocated == 1 and file.syntax not in NATIVE:
+        raise DicomError("compressed pixels of 1 bit", "unsupported")
+    wanted = {1: (*GREY, PALETTE), 3: COLOUR}.get(layout.samples, ())
     if layout.photometric not in wanted or (layout.samples == 3 and layout.signed):
-        known = layout.photometric in (*GREY, *COLOUR, "PALETTE COLOR")
+        known = layout.photometric in (*GREY, *COLOUR, PALETTE)
         kind = layout.photometric if known else "of unknown kind"
         raise DicomError(
             f"{layout.samples} {'signed ' * layout.signed}samples per pixel, photometric"
-            f" interpretation {kind}; expected one of {', '.join(GREY)}, or three of"
+            f" interpretation {kind}; expected one of {', '.join((*GREY, PALETTE))}, or three of"
             f" {', '.join(COLOUR)}",
             "unsupported",
         )
@@ -183,7 +179,7 @@ def _frame(file: DicomFile, layout: Layout) -> Frame:
 def _decode(file: DicomFile, layout: Layout) -> np.ndarray:
     """The frame as grey levels: u8[H, W] up to 8 bits stored, else u16[H, W], full range."""
     frame = _frame(file, layout)
-    table = _grey_table(file, layout) if layout.samples == 1 else np.empty(0)
+    table = _table(file, layout) if layout.samples == 1 else np.empty(0)
     cells = _cells(file, layout, frame)
     if layout.samples == 1:
         if cells.shape != (layout.height, layout.width):
@@ -201,6 +197,9 @@ def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
         size = layout.allocated // 8  # widened before the sign is dropped
         return cells.astype(f"{cells.dtype.kind}{size}", copy=False).view(f"u{size}")
     size, shape = layout.allocated // 8, (layout.height, layout.width)
+    if layout.allocated == 1:  # the first pixel is the lowest bit of the first byte
+        packed = np.frombuffer(frame.data, np.uint8)
+        return np.unpackbits(packed, count=shape[0] * shape[1], bitorder="little").reshape(shape)
     if file.syntax == uid.RLELossless:
         planes = _decode_rle(bytes(frame.data), layout.samples * size, layout.height * layout.width)
         data = np.ascontiguousarray(planes.reshape(layout.samples, size, -1).swapaxes(1, 2))
@@ -230,8 +229,31 @@ def _masked(cells: np.ndarray, layout: Layout) -> np.ndarray:
 # --- grey scale pipeline -------------------------------------------------------------------------
 
 
-def _grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
-    """The grey level of each stored value of BitsStored bits: u8 or u16 [2**stored].
+def _table(file: DicomFile, layout: Layout) -> np.ndarray:
+    """The grey level of each stored value of BitsStored bits: u8 or u16 [2**stored]."""
+    values = np.arange(2**layout.stored)
+    if layout.signed:
+        values = np.where(values < 2 ** (layout.stored - 1), values, values - 2**layout.stored)
+    make = _palette_table if layout.photometric == PALETTE else _grey_table
+    return make(file, layout, values)
+
+
+def _palette_table(file: DicomFile, layout: Layout, values: np.ndarray) -> np.ndarray:
+    """The luma of the colours of `values` (PS3.3 C.7.6.3.1.5): u8 or u16, as the palette's entries.
+
+    No other transform applies to a palette.
+    """
+    tables = file.palette(layout.signed)
+    dtype = np.uint8 if max(table.bits for table in tables) == 8 else np.uint16
+    parts = [
+        share * look_up(table, values) * (np.iinfo(dtype).max / (2**table.bits - 1))
+        for share, table in zip(_LUMA, tables, strict=True)
+    ]
+    return np.rint(sum(parts)).astype(dtype)
+
+
+def _grey_table(file: DicomFile, layout: Layout, values: np.ndarray) -> np.ndarray:
+    """The grey level of each of `values`: u8 or u16, as BitsStored.
 
     Modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first window (C.11.2), then inversion for
     MONOCHROME1 or a presentation LUT shape INVERSE (C.7.6.3.1.2, C.8.11.3.1.2). Digital radiographs
@@ -241,12 +263,9 @@ def _grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
     Raises:
       DicomError: a transform that is damaged or unknown, or leaves no range.
     """
-    values = np.arange(2**layout.stored)
-    if layout.signed:
-        values = np.where(values < 2 ** (layout.stored - 1), values, values - 2**layout.stored)
     levels, low, high = _modality(file, values, layout.signed)
     if lut := file.lut("VOILUTSequence", bool(low < 0)):
-        share = _look_up(lut, levels) / (2**lut.bits - 1)
+        share = look_up(lut, levels) / (2**lut.bits - 1)
     else:
         share = _window(file, levels)
         if share is None:
@@ -261,7 +280,7 @@ def _grey_table(file: DicomFile, layout: Layout) -> np.ndarray:
 def _modality(file: DicomFile, values: np.ndarray, signed: bool) -> tuple[np.ndarray, float, float]:
     """The values after the modality transform, and the lowest and highest that it can give."""
     if lut := file.lut("ModalityLUTSequence", signed):
-        return _look_up(lut, values), 0.0, 2.0**lut.bits - 1
+        return look_up(lut, values), 0.0, 2.0**lut.bits - 1
     slope, intercept = file.number("RescaleSlope"), file.number("RescaleIntercept")
     if slope == 0:
         raise DicomError("RescaleSlope is 0")
@@ -272,16 +291,13 @@ def _modality(file: DicomFile, values: np.ndarray, signed: bool) -> tuple[np.nda
     return levels, low, high
 
 
-def _look_up(lut: Lut, values: np.ndarray) -> np.ndarray:
-    """Maps values through a table, f64; values between two entries take the nearest."""
-    index = np.clip(np.rint(values) - lut.first, 0, len(lut.entries) - 1)
-    return lut.entries[index.astype(np.int64)].astype(np.float64)
-
-
 def _window(file: DicomFile, levels: np.ndarray) -> np.ndarray | None:
     """Applies the first window (PS3.3 C.11.2.1.2, C.11.2.1.3) to 0..1; None without a window."""
-    centre, width = file.number("WindowCenter"), file.number("WindowWidth")
-    if centre is None or width is None:
+    for index in range(file.count("WindowCenter")):
+        centre, width = file.number("WindowCenter", index), file.number("WindowWidth", index)
+        if centre is not None and width is not None:
+            break
+    else:
         return None
     function = file.text("VOILUTFunction").upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
@@ -310,7 +326,7 @@ def _luma(cells: np.ndarray, layout: Layout) -> np.ndarray:
         block = _masked(cells[row : row + _ROWS], layout).astype(np.float64)
         if block.ndim == 3:
             stored = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
-            block = block @ ([1.0, 0, 0] if stored else [0.299, 0.587, 0.114])
+            block = block @ ([1.0, 0, 0] if stored else _LUMA)
         grey[row : row + _ROWS] = np.rint(block * np.iinfo(dtype).max / top)
     return grey
 
@@ -389,7 +405,7 @@ def _decode_jpeg(frame: Frame) -> np.ndarray:
 def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
     """Checks the SIZ segment (ITU-T T.800, A.5.1) and the end of the codestream."""
     start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0
-    data = data[max(start, 0) :].rstrip(b"\0")
+    data = data[max(start, 0) :].rstrip(b"\0\xff")  # what pads a fragment to an even length
     if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 42:
         raise DicomError("damaged JPEG 2000: it does not begin with its size")
     if not data.endswith(b"\xff\xd9"):
@@ -404,19 +420,23 @@ def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:
     tiles = -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y)
     if tiles > _MAX_TILES:
         raise DicomError(f"JPEG 2000 of {tiles} tiles; expected at most {_MAX_TILES}", "too_large")
-    _check_coding(data, x1 - x0, y1 - y0)
+    _check_coding(data, (x1 - x0, y1 - y0), (tile_x, tile_y))
     precision = (next(iter(parts))[0] & 0x7F) + 1
     return Frame(data, precision), (y1 - y0, x1 - x0, components)
 
 
-def _check_coding(data: bytes, width: int, height: int) -> None:
+def _check_coding(data: bytes, image: tuple[int, int], tile: tuple[int, int]) -> None:
     """Refuses coding styles (ITU-T T.800, A.6.1, A.6.2) of more parts than an image needs.
 
     A file of 2 KiB can declare millions of precincts or code-blocks, which a decoder allocates
-    before it finds them empty. A style that a single tile overrides is refused, since the override
-    is not checked.
+    before it finds them empty. A style of the main header is for the whole image, one of a
+    tile-part for its tile; their precincts are added up.
+
+    Args:
+      image, tile: width and height in pixels.
     """
-    position, end_of_part = 2, 0
+    position, end_of_part, precincts = 2, 0, 0
+    width, height = image
     while (marker := data[position : position + 2]) and marker != b"\xff\xd9":
         if marker == b"\xff\x93":  # data of a tile-part
             position = end_of_part
@@ -430,13 +450,12 @@ def _check_coding(data: bytes, width: int, height: int) -> None:
             end_of_part = position + length if length else len(data) - 2
             if not position + 12 <= end_of_part <= len(data) - 2:
                 raise DicomError("truncated JPEG 2000: a tile-part exceeds the data")
+            width, height = (min(sides) for sides in zip(image, tile, strict=True))
         elif marker in (b"\xff\x52", b"\xff\x53"):
-            if end_of_part:
-                raise DicomError("JPEG 2000 of tiles coded each its own way", "unsupported")
             style = body[0:1] + body[5:] if marker == b"\xff\x52" else body[1:]
             if len(style) < 6 or style[2] + style[3] < 4:  # code-blocks below 256 pixels
                 raise DicomError("JPEG 2000 of tiny code-blocks", "unsupported")
-            levels, precincts = style[1], 0
+            levels = style[1]
             for level, exponents in enumerate(style[6:] if style[0] & 1 else b""):
                 scale = max(levels - level, 0)
                 columns = (width >> scale + (exponents & 15)) + 1

@@ -1,4 +1,4 @@
-"""Decodes JPEG and PNG files to one channel and resizes images to a square.
+"""Decodes JPEG, PNG, TIFF and WebP to one channel and resizes images to a square.
 
 Colour becomes Rec. 601 luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601-7, section 2.5.1; in a JPEG
 it is the stored Y). Transparent pixels are composed over black. Orientation tags are ignored, since
@@ -6,18 +6,18 @@ boxes and masks of every corpus count stored pixels. Nothing here is random; see
 """
 
 import dataclasses
-import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
-from mmrl.data.image.containers import MAX_BYTES, Header, inspect
+from mmrl.data.image import tiff
+from mmrl.data.image.containers import inspect
 from mmrl.types import InputError
-
-T = TypeVar("T")
 
 # One thread per call: the callers are workers and thread pools, which run in parallel already.
 cv2.setNumThreads(1)
@@ -27,11 +27,11 @@ RESIZES = ("pad", "stretch", "crop")
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes a JPEG or PNG of any mode to one channel at its full bit depth.
+    """Decodes a JPEG, PNG, TIFF or WebP of any mode to one channel at its full bit depth.
 
     Palettes and greys of 1, 2 and 4 bits span 0..255; 16 bits stay 16 bits. See the module's
     docstring for colour, transparency and orientation. Of an animated PNG, the default image is
-    decoded.
+    decoded; TIFF and WebP of several images are refused.
 
     Args:
       data: the whole file.
@@ -40,40 +40,43 @@ def decode(data: bytes) -> np.ndarray:
       u8[H, W], or u16[H, W] where the file holds 16 bits per sample.
 
     Raises:
-      InputError: as `containers.inspect`, or the compressed data cannot be decoded. A JPEG has no
-        checksum, so altered bytes in its compressed data may go unnoticed.
+      InputError: as `containers.inspect`, or the compressed data cannot be decoded. JPEG, TIFF and
+        WebP have no checksum, so altered bytes in their compressed data may go unnoticed.
     """
+    pixels = _decoded(data, _DECODE)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 2:
+        return over_black(pixels[..., 0], pixels[..., 1])
+    luma = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+    return over_black(luma, pixels[..., 3]) if pixels.shape[2] == 4 else luma
+
+
+def decode_colour(data: bytes) -> np.ndarray:
+    """Decodes an image to red, green and blue, u8 or u16 [H, W, 3]; the rest is as of `decode`."""
+    pixels = _decoded(data, _DECODE_COLOUR)
+    if pixels.ndim == 3 and pixels.shape[2] == 2:
+        pixels = over_black(pixels[..., 0], pixels[..., 1])
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    colours = pixels[..., 2::-1]
+    return over_black(colours, pixels[..., 3:]) if pixels.shape[2] == 4 else colours
+
+
+def _decoded(
+    data: bytes, decoders: Mapping[str, Callable[[bytes], np.ndarray | None]]
+) -> np.ndarray:
+    """What a decoder makes of a file, after all checks; transparent grey is black."""
     header = inspect(data)
-    flags = cv2.IMREAD_UNCHANGED  # of a PNG, GRAYSCALE would cut 16 bits to 8 and drop alpha
-    if header.format == "JPEG":  # libjpeg returns the stored luma
-        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
+        pixels = decoders[header.format](data)
+    except (cv2.error, OSError, ValueError, SyntaxError):  # the latter three of Pillow
         pixels = None
     if pixels is None or pixels.shape[:2] != (header.height, header.width):
         raise InputError(f"damaged or unsupported {header.format}: its pixels cannot be decoded")
-    if pixels.ndim == 2:
-        if header.transparent_grey is not None:
-            pixels[pixels == header.transparent_grey] = 0
-        return pixels
-    luma = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
-    return _over_black(luma, pixels[..., 3]) if pixels.shape[2] == 4 else luma
-
-
-def read(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads and decodes a file: u8[H, W] or u16[H, W]; an InputError names the file."""
-    return _with_name(path, decode)
-
-
-def check_file(path: str | os.PathLike[str]) -> Header:
-    """Checks a file as `containers.inspect` does; an InputError names the file."""
-    return _with_name(path, inspect)
-
-
-def load_file(root: str, relative: str) -> np.ndarray:
-    """Reads `relative` under `root`; with functools.partial, the `load` of an ImageRef."""
-    return read(os.path.join(root, relative))
+    if pixels.ndim == 2 and header.transparent_grey is not None:
+        pixels[pixels == header.transparent_grey] = 0
+    return pixels
 
 
 def to_uint8(image: np.ndarray, max_value: int = FULL_RANGE) -> np.ndarray:
@@ -209,8 +212,8 @@ class Preprocess:
         return new_height, new_width, (self.size - new_height) // 2, (self.size - new_width) // 2
 
 
-def _over_black(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Multiplies u8 or u16 [H, W] by its opacity, rounded to nearest."""
+def over_black(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Multiplies u8 or u16 by its opacity, of a shape that broadcasts, rounded to nearest."""
     opaque = np.iinfo(image.dtype).max
     product = image.astype(np.uint32) * alpha + np.uint32(opaque // 2)
     return (product // np.uint32(opaque)).astype(image.dtype)
@@ -239,15 +242,45 @@ def _lay(content: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
     out[first:last, begin:end] = content[first - top : last - top, begin - left : end - left]
 
 
-def _with_name(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
-    """Returns use(bytes of the file). Errors name the path. Pipes and devices are never opened."""
-    try:
-        if not os.path.isfile(path):
-            raise InputError("no such file")
-        if (size := os.path.getsize(path)) > MAX_BYTES:
-            raise InputError(f"{size} bytes; expected at most {MAX_BYTES}")
-        with open(path, "rb") as file:
-            return use(file.read())
-    except (InputError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{os.fspath(path)}: {reason}") from error
+# --- decoders: [H, W], or [H, W, channels] of grey and alpha, or of B, G, R and perhaps alpha -----
+
+
+def _jpeg(data: bytes) -> np.ndarray | None:
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION  # libjpeg returns the stored luma
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _jpeg_colour(data: bytes) -> np.ndarray | None:
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _png(data: bytes) -> np.ndarray | None:
+    # GRAYSCALE would cut 16 bits to 8 and drop alpha.
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _tiff(data: bytes) -> np.ndarray:
+    data, inverted = tiff.plain(data)
+    pixels = _of_pillow(data, "TIFF")
+    return np.iinfo(pixels.dtype).max - pixels if inverted else pixels
+
+
+def _webp(data: bytes) -> np.ndarray:
+    return _of_pillow(data, "WEBP")
+
+
+def _of_pillow(data: bytes, kind: str) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        mode = image.mode
+        pixels = np.asarray(image.convert("RGB") if mode == "P" else image)
+    if mode == "1":
+        return pixels * np.uint8(255)
+    if pixels.ndim == 3 and pixels.shape[2] > 2:
+        code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+        return cv2.cvtColor(pixels, code)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+_DECODE = {"JPEG": _jpeg, "PNG": _png, "TIFF": _tiff, "WebP": _webp}
+_DECODE_COLOUR = {**_DECODE, "JPEG": _jpeg_colour}

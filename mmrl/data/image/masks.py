@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmrl.data.image.containers import MAX_PIXELS
+from mmrl.data.image.kinds import MAX_PIXELS
 from mmrl.types import InputError
 
 

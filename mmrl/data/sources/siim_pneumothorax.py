@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.image import images
+from mmrl.data.image import readers
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
@@ -157,7 +157,7 @@ class SiimPneumothorax(Listing):
         full = os.path.join(self.path, "png_masks", file)
         if not os.path.isfile(full):
             raise InputError(f"no file 'png_masks/{file}'")
-        return encode_mask(_LABEL, images.read(full) > 0)
+        return encode_mask(_LABEL, readers.read(full) > 0)
 
     def _places(self) -> dict[str, tuple[str, str]]:
         """ImageId -> relative path and official split of every DICOM file in the folder."""

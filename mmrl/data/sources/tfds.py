@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from mmrl.data.image import containers, images
+from mmrl.data.image import readers
 from mmrl.data.reading.rows import (
     CellError,
     Columns,
@@ -31,6 +31,7 @@ from mmrl.data.reading.rows import (
 )
 from mmrl.data.reading.splits import Fractions
 from mmrl.data.sources.table import patient_warnings
+from mmrl.data.text import blanks
 from mmrl.types import InputError, Record, Reject
 
 _PIXELS = (np.uint8, np.uint16)
@@ -45,7 +46,7 @@ class Tfds:
     `label_features`, where it is its number.
 
     Text is read once, by the constructor. An image is read by its `load`, as it is encoded in the
-    data set, and decoded by `images.decode`. Worker processes must be spawned, as those of Grain
+    data set, and decoded by `readers.decode`. Worker processes must be spawned, as those of Grain
     are, because the threads of array_record do not survive a fork.
 
     Args:
@@ -65,6 +66,7 @@ class Tfds:
       split_feature: the split of an example; without it patients are divided by hash.
       label_features: features of 1, 0, -1, and blank or -2.
       license_feature: licence of the record.
+      blank: the texts that stand for a blank value, as for a table.
       fractions: shares of train, val and test without `split_feature`, in this order or by name,
         see `split_of`.
       split_salt: name of that division; another name gives another division.
@@ -96,6 +98,7 @@ class Tfds:
         split_feature: str | None = None,
         label_features: Sequence[str] | str = (),
         license_feature: str | None = None,
+        blank: Sequence[str] | str = blanks.BLANK,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_salt: str = "",
         module: str | None = None,
@@ -127,10 +130,11 @@ class Tfds:
             split=split,
             fractions=fractions,
             salt=split_salt,
+            blank=blank,
         )
         fault = functools.partial(_fault, self._place, image_feature, verify)
         self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
-        self.warnings = patient_warnings("patient_feature", patient_feature)
+        self.warnings = patient_warnings("patient_feature", patient_feature) + self._rows.notes
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
 
@@ -162,7 +166,7 @@ def load_example(place: _Place, feature: str, offset: int) -> np.ndarray:
     """The image of the example at `offset`: u8[H, W] or u16[H, W]; InputError if it is damaged."""
     image = _read(place, (feature,), feature, offset)[feature]
     try:
-        return images.decode(image) if isinstance(image, bytes) else _one_channel(image)
+        return readers.decode(image) if isinstance(image, bytes) else _one_channel(image)
     except InputError as error:
         raise InputError(f"{place.path} example {offset}: {error}") from error
 
@@ -290,9 +294,9 @@ def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | Non
         if not isinstance(image, bytes):
             _one_channel(image)
         elif verify == "decode":
-            images.decode(image)
+            readers.decode(image)
         elif verify == "header":
-            containers.inspect(image)
+            readers.check(image)
     except InputError as error:
-        return "unreadable_image", str(error)
+        return getattr(error, "reason", "unreadable_image"), str(error)
     return None
