@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,17 @@ HOSTILE = (
     " ",
     "nan",
     "None",
+    " NA ",
+    "<NA>",
+    "___",
+    "FINDINGS:\nIMPRESSION: XXXX.",
+    "[**Name**]",
+    "images\\0.png",
+    "C:\\images\\0.png",
+    "file://images/0.png",
+    "\\..\\..\\outside\\secret.png",
+    "A\u030a.png",
+    "1,5",
     "true",
     "0",
     "1",
@@ -183,8 +195,12 @@ def garbage(at: Place) -> None:
 
 @operation()
 def recode(at: Place) -> None:
-    text = at.path.read_bytes().decode("latin-1")
-    at.path.write_bytes(text.encode(("utf-16", "utf-32", "utf-8-sig", "utf-7")[at.value % 4]))
+    """The same text in another encoding, with or without a byte-order mark."""
+    encodings = ("utf-16", "utf-32", "utf-8-sig", "utf-7", "utf-16-le", "utf-16-be", "gb18030")
+    encoding = (*encodings, "cp1252", "cp037")[at.value % 9]
+    data = at.path.read_bytes()
+    text = data.decode("utf-8" if at.first % 2 else "latin-1", "replace")
+    at.path.write_bytes(text.encode(encoding, "replace"))
 
 
 @operation()
@@ -208,6 +224,7 @@ def make_pipe(at: Place) -> None:
 def link(at: Place) -> None:
     at.path.unlink()
     targets = ("secret" + at.path.suffix, "nothing", "/dev/zero", at.path.name, ".", "secret.png")
+    targets += ("../blobs/open.png", "../blobs/to_secret.png", "../blobs/nothing")
     target = targets[at.value % len(targets)]
     if target == at.path.name:
         at.path.symlink_to(at.path)
@@ -221,6 +238,31 @@ def link_folder(at: Place) -> None:
         return  # the folder of the corpus itself is the user's own choice
     shutil.rmtree(at.path.parent)
     at.path.parent.symlink_to((at.outside, at.outside / "nothing", at.path.parent)[at.value % 3])
+
+
+@operation()
+def rename(at: Place) -> None:
+    """Another name for the same file: other case, other normal form, backslashes, a suffix."""
+    name = at.path.name
+    names = (
+        name.swapcase(),
+        unicodedata.normalize("NFD", f"ä{name}"),
+        unicodedata.normalize("NFC", f"ä{name}"),
+        f"images\\{name}",
+        f"{name}.png",
+        at.path.stem or "x",
+    )
+    at.path.rename(at.path.with_name(names[at.value % len(names)]))
+
+
+@operation()
+def link_inside(at: Place) -> None:
+    """A link to the file, which moves to another place in the corpus or to the blobs."""
+    folders = (at.path.parent, at.outside.parent / "blobs", at.outside)
+    target = folders[at.value % 3] / f"blob{at.first % 3}"
+    if not target.exists():
+        shutil.move(at.path, target)
+        at.path.symlink_to(os.path.relpath(target, at.path.parent) if at.second % 2 else target)
 
 
 @operation()
@@ -316,6 +358,58 @@ def column(at: Place) -> None:
                     row.append(row[one])
 
     _edit(at, change)
+
+
+@operation(".csv", ".tsv", ".txt")
+def delimiter(at: Place) -> None:
+    """Another delimiter in all lines or in one, stated or not, blanks or empty columns after it."""
+    lines = at.path.read_bytes().split(b"\n")
+    other = (b";", b"\t", b"|", b", ", b",,", b"^", b"\\", b"")[at.value % 8]
+    chosen = range(len(lines)) if at.second % 3 else (at.first % len(lines),)
+    for place in chosen:
+        lines[place] = lines[place].replace(b",", other)
+    if at.second % 4 == 1:
+        lines.insert(0, b"sep=" + other)
+    if at.second % 5 == 1:
+        lines = [line.rstrip(b"\r") + b",,;"[: 1 + at.first % 3] for line in lines]
+    at.path.write_bytes(b"\n".join(lines))
+
+
+@operation(".csv", ".tsv", ".txt", ".jsonl")
+def path_form(at: Place) -> None:
+    """Paths as other systems write them, in the whole text."""
+    text = at.path.read_bytes().decode("utf-8", "surrogateescape")
+    match at.value % 6:
+        case 0:
+            text = text.replace("/", "\\\\" if at.path.suffix == ".jsonl" else "\\")
+        case 1:
+            text = unicodedata.normalize("NFD", text.replace("images", "ímages"))
+        case 2:
+            text = text.replace(".png", ".PNG").replace(".jpg", ".JPG")
+        case 3:
+            text = text.replace("images/", f"{at.path.parent}/images/")
+        case 4:
+            text = text.replace("images/", f"{at.outside.parent}/blobs/")
+        case 5:
+            text = text.replace("images/", "../../images/")
+    at.path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+@operation(".jsonl", ".csv")
+def other_kind(at: Place) -> None:
+    """A JSON array in place of lines, lines in place of CSV, a page in place of either."""
+    data = at.path.read_bytes()
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    kinds = (
+        b"[" + b",\n".join(lines) + b"]",
+        b"\n".join(b'{"image": "images/0.png", "report": "a"}' for _ in lines),
+        b"<!DOCTYPE html><html>" + data,
+        b"PK\x03\x04" + data,
+        b"PAR1" + data + b"PAR1",
+        b"{\n" + data + b"\n}",
+        b"\x1f\x8b" + data,
+    )
+    at.path.write_bytes(kinds[at.value % len(kinds)])
 
 
 @operation(".csv", ".tsv", ".txt", ".jsonl")

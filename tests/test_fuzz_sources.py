@@ -1,8 +1,8 @@
 """Damaged corpora: each is read right or refused with a reason; no crash, no hang, no escape.
 
 `tests/corpora.py` writes a valid corpus of every source, `tests/damage.py` damages it, and a
-process of its own (`tests/fuzz_child.py`) reads it within bounds of time and memory. 1,000 cases
-in all; the same ones every time.
+process of its own (`tests/fuzz_child.py`) reads it within bounds of time and memory. The cases are
+the same ones every time.
 """
 
 import json
@@ -29,7 +29,8 @@ from tests.corpora import CORPORA
 from tests.corpus_files import write_image
 from tests.damage import OPERATIONS, SECRET, Damage, apply
 
-CASES = 1000
+CASES = 500
+ALL_CASES = 1500  # marked exhaustive
 PREPARED = 100  # cases more, that are prepared too
 PATIENCE = 60.0  # seconds after which a case counts as hanging, on a machine that others use
 MEMORY = 2**30  # bytes, beside what the imports took
@@ -48,6 +49,9 @@ CHOICES = st.fixed_dictionaries(
         "verify": st.sampled_from(["header", "decode", "exists"]),
         "allow_missing_images": st.booleans(),
         "official_split": st.booleans(),
+        "follow_links": st.booleans(),
+        "encoding": st.sampled_from([None] * 8 + ["cp1252", "utf-16"]),
+        "delimiter": st.sampled_from([None] * 8 + [";", ","]),
     }
 )
 
@@ -119,11 +123,16 @@ def preparer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder beside that of the corpus, which nothing may be read from."""
+    """A folder beside that of the corpus, which nothing may be read from.
+
+    Links may lead into another one, `blobs`, if the options say so.
+    """
     folder = tmp_path / "outside"
     for suffix in (".png", ".jpg"):
         write_image(folder / f"secret{suffix}", np.full((6, 8), 251, np.uint8))
     (folder / "secret.txt").write_text(SECRET)
+    write_image(tmp_path / "blobs/open.png")
+    (tmp_path / "blobs/to_secret.png").symlink_to(folder / "secret.png")
     return folder
 
 
@@ -137,6 +146,8 @@ def request(source: str, folder: Path, options: dict[str, Any]) -> dict[str, Any
     for name in ("path", "images", "boxes"):
         if name in known:
             known[name] = os.path.normpath(folder / options[name])
+    if "follow_links" in known:  # never to `outside`
+        known["follow_links"] = [str(folder.parent / "blobs")] if known["follow_links"] else []
     return {"source": source, "options": known}
 
 
@@ -193,10 +204,13 @@ def cases(number: int) -> settings:
 
 
 @pytest.mark.parametrize("source", sorted(CORPORA))
-def test_damaged_corpora_are_read_or_refused(source, reader, outside, tmp_path):
+@pytest.mark.parametrize(
+    "number", [CASES, pytest.param(ALL_CASES, marks=pytest.mark.exhaustive)], ids=["few", "all"]
+)
+def test_damaged_corpora_are_read_or_refused(number, source, reader, outside, tmp_path):
     bench = Bench(tmp_path, reader, outside, source)
 
-    @cases(-(-CASES // len(CORPORA)))
+    @cases(-(-number // len(CORPORA)))
     @given(DAMAGES, CHOICES)
     def check(damages, choices):
         bench.read(damages, choices, prepare=False)

@@ -213,7 +213,10 @@ def test_text_without_images(kaggle):
     assert corpus[4].sections["findings"] == "Clear lungs."
     strict = Openi(split="all", path=str(kaggle))
     assert [reject.reason for reject in strict.rejects] == ["missing_image"] * 6
-    assert strict.rejects[0].detail.endswith("'images/images_normalized/1_IM-0001-4001.dcm.png'")
+    assert strict.rejects[0].detail == (
+        "no file 'images/images_normalized/1_IM-0001-4001.dcm.png';"
+        " there is no folder 'images/images_normalized'"
+    )
 
 
 def test_images_are_found_in_any_folder_and_as_dicom(kaggle, nlm):

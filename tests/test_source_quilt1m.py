@@ -129,7 +129,7 @@ def test_text_is_kept_without_images_and_columns_may_lack(folder):
     assert (record.sections, record.images, record.attributes) == ({"caption": "Glands."}, (), {})
     assert [reject.reason for reject in corpus.rejects] == ["unsafe_path"]
     write_csv(folder / "quilt_1M_lookup.csv", ("image_path",), [(A,)])
-    with pytest.raises(InputError, match="no column 'caption'; present: image_path"):
+    with pytest.raises(InputError, match="no column 'caption'; present: 'image_path'"):
         Quilt1m(split="all", path=str(folder))
     (folder / "quilt_1M_lookup.csv").unlink()
     with pytest.raises(InputError, match=r"none of quilt_1M_lookup\.csv, "):

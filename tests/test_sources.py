@@ -186,7 +186,7 @@ def test_bad_items_are_quarantined_in_order_of_the_table(folder: Path) -> None:
         ("table:1", "bad_row", "row 1: 2 fields, expected 7 (line 2)"),
         ("table:3", "empty_report", "row 3: nothing in 'findings', 'impression'"),
         ("table:5", "missing_image", "row 5: no file 'images/none.png'"),
-        ("table:6", "missing_image", "row 6: no file 'images'"),
+        ("table:6", "missing_image", "row 6: no file 'images'; it is a folder"),
         ("table:7", "missing_image", "row 7: the image cell is blank"),
         ("table:8", "bad_row", "row 8: blank 'who'"),
         ("table:9", "unreadable_image", told[6][2]),
@@ -270,8 +270,8 @@ def test_refused_tables(folder: Path) -> None:
     path = write_table(folder / "t.csv", rows)
     text = path.read_text("utf-8")
     assert refusal(path, patient_column="mrn", projection_column="pos") == (
-        f"{path}: no column 'mrn', 'pos'; present: image, findings, impression, who, view,"
-        " effusion, licence"
+        f"{path}: no column 'mrn', 'pos'; present: 'image', 'findings', 'impression',"
+        " 'who', 'view', 'effusion', 'licence'"
     )
     assert refusal(folder / "no.csv").endswith("no.csv: no such table")
     choices = "choices: .csv, .tsv, .jsonl, .parquet (text also .gz)"
@@ -294,8 +294,12 @@ def test_refused_tables(folder: Path) -> None:
     ):
         path.write_text(content, "utf-8")
         assert message in refusal(path)
-    path.write_bytes(text.encode("latin-1"))
-    assert "t.csv: not UTF-8: invalid" in refusal(path)
+    path.write_bytes(data := text.encode("latin-1"))
+    assert refusal(path) == (
+        f"{path}: row 1 is not UTF-8: byte 0xFC at offset {data.index(0xFC)}; the file is"
+        " likely cp1252: state its encoding as data.encoding=cp1252 or convert it:"
+        " iconv -f cp1252 -t utf-8"
+    )
     path.write_text(text, "utf-8-sig")
     assert len(Table(path=str(path), **ONLY_TRAIN)) == 4
     jsonl = folder / "t.jsonl"
@@ -315,8 +319,7 @@ def test_paths_that_leave_the_root_stop_the_run(folder: Path) -> None:
     (root / "own.png").write_bytes((folder / "images/0.png").read_bytes())
     (root / "alias.png").symlink_to(root / "own.png")
     good = ["own.png", "alias.png", "./own.png", "no/../own.png"]
-    escapes = ["../images/0.png", str(root / "own.png"), "to_file.png", "to_folder/0.png"]
-    for escape in [*escapes, "no/../../images/0.png", "/etc/passwd"]:
+    for escape in ("../images/0.png", "no/../../images/0.png", "/etc/passwd"):
         rows = [{"image": name, "report": "x"} for name in [*good, escape]]
         path = write_table(folder / "t.csv", rows)
         with pytest.raises(InputError) as caught:
@@ -325,8 +328,10 @@ def test_paths_that_leave_the_root_stop_the_run(folder: Path) -> None:
             f"{path} row 5: image path '{escape}' leads outside root '{root}';"
             " expected a path inside it"
         )
-    path = write_table(folder / "t.csv", [{"image": name, "report": "x"} for name in good[:3]])
-    assert len(Table(split="train", path=str(path), root=str(root), fractions=(1, 0, 0))) == 3
+    good = [*good[:3], str(root / "own.png")]  # absolute, and inside
+    path = write_table(folder / "t.csv", [{"image": name, "report": "x"} for name in good])
+    table = Table(split="train", path=str(path), root=str(root), fractions=(1, 0, 0))
+    assert [record.images[0].key for record in every(table)] == [*good[:3], "own.png"]
 
 
 def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
@@ -343,18 +348,50 @@ def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["rejects.jsonl"]
     assert summarise(rejects) == {"unreadable_image": 2, "empty_report": 1}
     with pytest.raises(InputError) as caught:
-        check_fraction(3, 196, 0.01, what="records", reasons=summarise(rejects))
+        check_fraction(3, 196, 0.01, what="records", rejects=rejects)
     assert str(caught.value) == (
-        "3 of 196 records rejected (1.5 %): 2 unreadable_image, 1 empty_report;"
+        "3 of 196 records rejected (1.5 %): 2 unreadable_image (a:1: é), 1 empty_report (a:2);"
         " data.max_reject_fraction=0.01 allows 1; see rejects.jsonl"
     )
-    check_fraction(3, 196, 0.02, what="records", reasons=rejects)
+    check_fraction(3, 196, 0.02, what="records", rejects=rejects)
     check_fraction(29, 100, 0.29, what="records")
     check_fraction(0, 0, 0.0, what="records")
     with pytest.raises(InputError, match="max_reject_fraction=2; expected 0 to 1"):
         check_fraction(0, 1, 2, what="records")
     with pytest.raises(InputError, match=r"cannot write .*: Not a directory|File exists"):
         write_rejects(path / "below", rejects)
+
+
+def listed(workdir: Path) -> list[dict[str, str]]:
+    """The rejects of a run."""
+    return [json.loads(line) for line in (workdir / "rejects.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason", "example"),
+    [
+        (("images/{}.PNG", "Clear {}.", "p{}"), "missing_image", "there is 'images/0.png', with"),
+        (("images/{}.png", "FINDINGS: ___", "p{}"), "empty_report", "but 'FINDINGS: ___'"),
+        (("images/{}.png", "Clear {}.", "null"), "bad_row", "row 1: blank 'patient_id': 'null'"),
+    ],
+)
+def test_where_no_record_is_usable_the_reason_is_listed_first(
+    folder: Path, cells: tuple[str, ...], reason: str, example: str
+) -> None:
+    names = ("image", "report", "patient_id")
+    rows = [
+        dict(zip(names, (cell.format(index) for cell in cells), strict=True)) for index in range(40)
+    ]
+    config = presets.load("configs/pretrain.py:table")
+    config.data.path = str(write_table(folder / "t.csv", rows))
+    with pytest.raises(InputError, match=r"see rejects\.jsonl$") as caught:
+        run.load_corpora(config, ("train", "val"), folder / "run")
+    assert example in str(caught.value) and "\n" not in str(caught.value)
+    found = listed(folder / "run")
+    assert {one["reason"] for one in found} == {reason} and 20 < len(found) <= 40
+    with pytest.raises(InputError, match=r"see rejects\.jsonl$"):
+        run.splits(config, ["image.embedding"], folder / "other")("val")
+    assert {one["reason"] for one in listed(folder / "other")} == {reason}
 
 
 @pytest.mark.real_data

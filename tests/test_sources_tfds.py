@@ -178,7 +178,7 @@ def test_verify_levels(data_dir: str) -> None:
         ({"tfds_split": "train[oops"}, r"has no split 'train\[oops'"),
         (
             {"report_features": ("findings",), "projection_feature": "position"},
-            "no feature 'findings', 'position'; present: boxes, deep, effusion, image, patient",
+            "no feature 'findings', 'position'; present: 'boxes', 'deep', 'effusion'",
         ),
         ({"report_features": "tags"}, r"feature 'tags' is Sequence\(.*expected one text or number"),
         ({"report_features": "boxes"}, "feature 'boxes' is Sequence.*expected one text or number"),

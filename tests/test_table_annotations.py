@@ -336,7 +336,7 @@ def test_several_tables_of_boxes_with_other_columns(folder: Path) -> None:
     columns = {"image": "file", "label": "what", "w": "wide", "h": "high"}
     chosen = boxed(folder, [], boxes=paths, box_columns=columns)
     assert [box.label for box in chosen[0].boxes] == ["one", "two"]
-    with pytest.raises(InputError, match=r"no column 'image', 'label', 'w', 'h'; present: file"):
+    with pytest.raises(InputError, match=r"no column 'image', 'label', 'w', 'h'; present: 'file'"):
         boxed(folder, [], boxes=paths)
     with pytest.raises(InputError, match="unknown field in box_columns 'width'"):
         boxed(folder, [], boxes=paths, box_columns={"width": "wide"})

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from mmrl.data.reading import tabular
+from mmrl.data.reading import tabular, text_files
 from mmrl.types import InputError
 
 
@@ -63,7 +63,7 @@ def test_a_table_of_rows_that_do_not_fit_is_refused(tmp_path):
 
 
 def test_an_endless_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tabular, "LONGEST_LINE", 2**10)
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 2**10)
     for name in ("table.csv", "table.jsonl", "captions.txt"):
         path = tmp_path / name
         path.write_bytes(b"a\n" + b"x" * 2**11)

@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 
 from mmrl.data.overlap import duplicates
 from mmrl.data.reading import shards
+from mmrl.files import sha256
 from mmrl.preparation.audit import audit
 from mmrl.types import Box, Record
 
@@ -71,7 +72,10 @@ def write(
         "facts": {"title": "A toy corpus"},
         "label_names": list(NAMES),
         "rejects": {"unreadable_image": 2, "bad_row": 1},
-        "files": {name: {"bytes": (folder / name).stat().st_size} for name in ("a", shards.INDEX)},
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            for name in ("a", shards.INDEX)
+        },
     }
     (folder / shards.MANIFEST).write_text(json.dumps(content | manifest), encoding="utf-8")
     return str(folder)

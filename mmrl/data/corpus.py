@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.data import views as views_
 from mmrl.data.overlap.fingerprints import Collector, Fingerprint
 from mmrl.data.overlap.joins import connected_components
@@ -204,15 +205,15 @@ def read_corpus(
     are rejected with their reason.
 
     Raises:
-      InputError: no usable record, unless `allow_empty`; an unknown choice of views.
+      UnusableError: no usable record, unless `allow_empty`.
+      InputError: an unknown choice of views.
     """
     views_.check(views)
     refused = list(source.rejects)
-    columns = ((tuple(sections), need_texts), *more)
+    columns = ((tuple(sequences.each(sections, "sections")), need_texts), *more)
     read, collector = _scan(name, source, columns, views, need_images, refused)
     if not read.ids and not allow_empty:
         reasons = rejects.summarise(refused)
-        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
         lacking = {"empty_report": "texts", "missing_image": "images"}
         only = next(iter(reasons)) if len(reasons) == 1 and len(source) else ""
         hint = (
@@ -220,9 +221,11 @@ def read_corpus(
             if only in lacking
             else ""
         )
-        raise InputError(
-            f"{name} has no usable record ({source.total} rows; rejected: {why or 'none'}); "
-            f"check the path, the split fractions and config.data.sections{hint}"
+        raise rejects.UnusableError(
+            f"{name} has no usable record ({source.total} rows; rejected:"
+            f" {rejects.explain(refused) or 'none'}); check the path, the split fractions and"
+            f" config.data.sections{hint}",
+            refused,
         )
     return Corpus(
         name=name,
@@ -378,10 +381,12 @@ def group_ids(studies: Sequence[str], texts: Sequence[str], *more: Sequence[str]
     Args:
       more: further texts of the same N examples, each compared within itself.
     """
+    studies = sequences.of(studies, "studies")
+    columns = [sequences.of(one, "texts") for one in (texts, *more)]
     first: dict[tuple[str, str], int] = {}
     pairs = (
         (first.setdefault(key, index), index)
-        for index, (study, *own) in enumerate(zip(studies, texts, *more, strict=True))
+        for index, (study, *own) in enumerate(zip(studies, *columns, strict=True))
         for key in (
             ("study", study),
             *((str(n), reports.canonical(text)) for n, text in enumerate(own) if text),

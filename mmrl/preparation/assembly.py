@@ -112,7 +112,7 @@ class Assembly:
                 " Start the same command again: it resumes"
             )
         files.sync(self._fresh)
-        size, digest = self._fresh.stat().st_size, shards.file_sha256(self._fresh)
+        size, digest = self._fresh.stat().st_size, files.sha256(self._fresh)
         files.place(self._fresh, self._workplace.output / self._name())
         return size, digest
 

@@ -20,7 +20,7 @@ from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
 
 # Options that state the place of files, which is not recorded in a prepared corpus.
-_PLACES = ("path", "root", "boxes", "key_file", "module")
+_PLACES = ("path", "root", "boxes", "follow_links", "key_file", "module")
 _PLACE_ENDS = ("_dir", "_root", "_path", "_folder", "_file")
 _NO_MATTER = ("num_threads",)
 
@@ -116,7 +116,7 @@ class Inventory:
             self.total,
             max_fraction,
             what=f"records of {self.name}, or images of them,",
-            reasons=counted,
+            rejects=counted,
             option="--max-reject-fraction",
         )
 

@@ -1,15 +1,15 @@
 """Runs a preparation: takes the inventory, checks it, encodes images and writes the corpus."""
 
 import dataclasses
-import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmrl import files
 from mmrl.data.reading import rejects, shards
 from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation import finish, inventory
@@ -20,7 +20,7 @@ from mmrl.preparation.progress import Meter
 from mmrl.preparation.storage import Storage
 from mmrl.preparation.workers import encoded, spans
 from mmrl.preparation.workplace import Workplace, check
-from mmrl.types import InputError
+from mmrl.types import InputError, Reject
 
 _SAMPLES = 32  # records that are encoded to estimate the size of the corpus
 _MARGIN = 1.25  # factor on the estimate, for its error
@@ -58,7 +58,7 @@ def prepare(
     *,
     key: bytes | None = None,
     say: Callable[[str], None] = print,
-    free: Callable[[Path], int] = finish.free_bytes,
+    free: Callable[[Path], int] = files.free_bytes,
 ) -> dict[str, Any]:
     """Prepares a corpus, or resumes its preparation, and returns the manifest.
 
@@ -75,8 +75,7 @@ def prepare(
       InputError: no usable record, too many rejects, another preparation in `output`, too little
         space; as the source.
     """
-    with Meter(f"reading {source}", 0) as meter:
-        found = inventory.take(source, options, key=key, progress=meter.advance)
+    found = read(source, options, output, key=key)
     describe(found, say)
     plan = finish.make_plan(
         found,
@@ -87,21 +86,39 @@ def prepare(
     check(output, plan)
     check_usable(found, output, settings)
     _check_space(found, output, settings, free, say)
-    workplace = Workplace(output, plan)
+    workplace = Workplace(output, plan, say)
     if workplace.complete:
         say(f"{output} is complete: {found.records:,} records, every file of its stated size")
         return shards.read_manifest(output)
     try:
         return _run(found, workplace, plan, settings, say)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in files.FULL:
             raise
-        raise InputError(
-            f"--output={output}: {error.strerror}. Free some space and start the same command"
-            " again: it resumes"
+        raise files.outside(
+            error,
+            f"cannot write to --output={output}",
+            "free some space and start the same command again: it resumes",
+            where=output,
         ) from None
     finally:
         workplace.leave()
+
+
+def read(source: str, options: Mapping[str, Any], output: Path, *, key: bytes | None) -> Inventory:
+    """Reads all text of a source, see `inventory.take`.
+
+    Raises:
+      InputError: as `inventory.take`. If no row of the source can be read, they are listed in
+        `output`, unless a key hides what they say.
+    """
+    with Meter(f"reading {source}", 0) as meter:
+        try:
+            return inventory.take(source, options, key=key, progress=meter.advance)
+        except rejects.UnusableError as error:
+            if key is None:
+                _list(error.rejects, output)
+            raise
 
 
 def describe(found: Inventory, say: Callable[[str], None]) -> None:
@@ -139,18 +156,34 @@ def check_usable(found: Inventory, output: Path, settings: Settings) -> None:
     """
     try:
         if not found.records:
-            reasons = rejects.summarise(found.rejects)
-            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
             raise InputError(
                 f"{found.name} has no usable record ({found.total:,} found; refused:"
-                f" {listed or 'none'})"
+                f" {rejects.explain(found.rejects) or 'none'})"
             )
         found.check_rejects(
             (), settings.max_reject_fraction, allow_missing=settings.allow_missing_images
         )
     except InputError:
-        if found.rejects and not (output / shards.MANIFEST).exists():
-            rejects.write_rejects(output / shards.REJECTS, found.rejects)
+        _list(found.rejects, output)
+        raise
+
+
+def _list(refused: Sequence[Reject], output: Path) -> None:
+    """Lists rejects in a folder, unless it holds a finished corpus."""
+    if refused and not (output / shards.MANIFEST).exists():
+        rejects.write_rejects(output / shards.REJECTS, refused)
+
+
+def _check_rejects(found: Inventory, assembly: Assembly, output: Path, settings: Settings) -> None:
+    """Raises InputError for too many rejects, and lists them in `output`."""
+    try:
+        found.check_rejects(
+            assembly.rejects,
+            settings.max_reject_fraction,
+            allow_missing=settings.allow_missing_images,
+        )
+    except InputError:
+        _list([*found.rejects, *assembly.rejects], output)
         raise
 
 
@@ -206,7 +239,6 @@ def _run(
     earlier = assembly.records
     if assembly.next:
         say(f"resuming after {assembly.records:,} records in finished shards")
-    limit = {"max_fraction": settings.max_reject_fraction}
     made = encoded(
         found,
         settings.storage,
@@ -221,15 +253,17 @@ def _run(
                 assembly.append(split, chunk)
                 meter.advance(assembly.records, assembly.bytes)
                 if chunk.rejects:
-                    found.check_rejects(
-                        assembly.rejects, **limit, allow_missing=settings.allow_missing_images
-                    )
+                    _check_rejects(found, assembly, workplace.output, settings)
     finally:
         made.close()
     assembly.close()
-    found.check_rejects(assembly.rejects, **limit, allow_missing=settings.allow_missing_images)
+    _check_rejects(found, assembly, workplace.output, settings)
     if not assembly.records:
-        raise InputError(f"{found.name}: no image could be read, so there is no record")
+        _list(assembly.rejects, workplace.output)
+        raise InputError(
+            f"{found.name}: no image could be read, so there is no record; rejected:"
+            f" {rejects.explain(assembly.rejects)}; see rejects.jsonl"
+        )
     manifest = finish.finish(workplace, found, plan, assembly.rejects)
     seconds = time.monotonic() - began
     size = sum(file["bytes"] for file in manifest["files"].values())

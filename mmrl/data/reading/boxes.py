@@ -1,5 +1,6 @@
 """Boxes of images from a table beside the corpus, with one box per row."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -10,6 +11,8 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.reading import tabular
+from mmrl.data.reading.paths import OutsideError
+from mmrl.data.reading.rows import lacks
 from mmrl.types import Box, InputError, Reject
 
 COLUMNS = {"image": "image", "label": "label", "x": "x", "y": "y", "w": "w", "h": "h"}
@@ -43,13 +46,15 @@ class Boxes:
       images: N paths, as the tables have them.
       ids: of the N records, for rejects.
       known: paths of all images of the corpus, also of other splits and of refused records.
+      find: image as a table has it -> its path, as in `images`.
       size: path of an image -> (height, width) in pixels; InputError when it cannot be read.
       source: name of the corpus, the prefix of ids.
+      blank: whether a cell is blank.
 
     Attributes:
       rejects: the refused boxes; their records are kept. Reasons are bad_box (not four numbers, no
         area, no label, or more than one pixel outside of the image) and unknown_image.
-      clipped: number of boxes that leave the image by at most one pixel, and are cut off there.
+      notes: what was decided for the user of the tables, one line each.
 
     Raises:
       InputError: a table cannot be used, or `columns` has an unknown field.
@@ -63,21 +68,29 @@ class Boxes:
         images: Sequence[str],
         ids: Sequence[str],
         known: set[str],
+        find: Callable[[str], str],
         size: Callable[[str], tuple[int, int]],
         source: str,
+        blank: Callable[[str], bool],
     ) -> None:
+        self._blank = blank
         found: dict[str, list[Row]] = {}
         self.rejects: list[Reject] = []
-        for image, row in itertools.chain.from_iterable(
-            _read(path, {**COLUMNS, **columns}) for path in paths
+        self.notes: list[str] = []
+        for given, row in itertools.chain.from_iterable(
+            self._read(path, {**COLUMNS, **columns}) for path in paths
         ):
-            if os.path.normpath(image) in known:
-                found.setdefault(os.path.normpath(image), []).append(row)
+            image = os.path.normpath(given)
+            if given and image not in known:
+                with contextlib.suppress(OutsideError):  # no record has such an image
+                    image = os.path.normpath(find(given))
+            if image in known:
+                found.setdefault(image, []).append(row)
             else:
-                detail = f"{row.place}: {row.problem or f'no record has the image {image!r}'}"
+                detail = f"{row.place}: {row.problem or f'no record has the image {given!r}'}"
                 reason = "bad_box" if row.problem else "unknown_image"
                 self.rejects.append(Reject(f"{source}:boxes#{row.place}", reason, detail))
-        self.clipped = 0
+        self._clipped = 0
         corners: list[tuple[float, ...]] = []
         labels: list[str] = []
         counts: list[int] = []
@@ -92,6 +105,11 @@ class Boxes:
                     corners.append(placed)
                     labels.append(row.label)
             counts.append(len(labels) - before)
+        if self._clipped:
+            self.notes.append(
+                f"{self._clipped:,} boxes leave their image by at most a pixel and are cut off"
+                " there"
+            )
         self._ends = np.cumsum([0, *counts])
         self._xyxy = np.array(corners, np.float64).reshape(len(corners), 4)
         self._names = tuple(sorted(set(labels)))
@@ -118,8 +136,32 @@ class Boxes:
             return (
                 f"corners {x0:g}, {y0:g}, {x1:g}, {y1:g} in an image of {width} x {height} pixels"
             )
-        self.clipped += inside != xyxy
+        self._clipped += inside != xyxy
         return inside
+
+    def _read(self, path: str, columns: Mapping[str, str]) -> list[tuple[str, Row]]:
+        """(image, box) of every row of a table that has one."""
+        sheet = tabular.open_table(path)
+        self.notes += sheet.notes
+        missing = [name for name in columns.values() if name not in sheet.columns]
+        if missing:
+            message = lacks(path, missing, sheet.columns)
+            raise InputError(f"{message}; box_columns renames columns{sheet.hint}")
+        found = []
+        for number, cells, problem in sheet.rows(list(columns.values())):
+            place = f"{os.path.basename(path)} row {number}"
+            image, label, *texts = (
+                "" if self._blank(cell) else cell
+                for cell in (cells.get(column, "").strip() for column in columns.values())
+            )
+            if problem or any(texts):
+                xyxy = () if problem else _corners(texts)
+                if not problem and not xyxy:
+                    problem = f"x, y, w, h {texts}; expected four numbers and an area"
+                elif not problem and not label:
+                    problem = "blank label"
+                found.append((image, Row(place, label, xyxy, problem)))
+        return found
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -127,29 +169,6 @@ def check_columns(columns: Mapping[str, str]) -> None:
     for field in columns:
         if field not in COLUMNS:
             raise InputError(build.unknown("field in box_columns", field, COLUMNS))
-
-
-def _read(path: str, columns: Mapping[str, str]) -> list[tuple[str, Row]]:
-    """(image, box) of every row of a table that has one."""
-    present = tabular.columns(path)
-    missing = [name for name in columns.values() if name not in present]
-    if missing:
-        raise InputError(
-            f"{path}: no column {', '.join(map(repr, missing))}; present: {', '.join(present)};"
-            " box_columns renames columns"
-        )
-    found = []
-    for number, cells, problem in tabular.rows(path, list(columns.values())):
-        place = f"{os.path.basename(path)} row {number}"
-        image, label, *texts = (cells.get(column, "").strip() for column in columns.values())
-        if problem or any(texts):
-            xyxy = () if problem else _corners(texts)
-            if not problem and not xyxy:
-                problem = f"x, y, w, h {texts}; expected four numbers and an area"
-            elif not problem and not label:
-                problem = "blank label"
-            found.append((image, Row(place, label, xyxy, problem)))
-    return found
 
 
 def _corners(texts: Sequence[str]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,13 @@ from mmrl.data.image import readers
 from mmrl.data.image.masks import decode_masks
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
-from mmrl.data.reading.paths import is_inside
-from mmrl.data.reading.rows import Fault, check_verify, find_faults
+from mmrl.data.reading.paths import OutsideError, Root
+from mmrl.data.reading.rows import Fault, check_verify, explained, find_faults, lacks
 from mmrl.data.reading.splits import SPLITS, Fractions, check_fractions, hash_unit, split_of
+from mmrl.data.text import blanks
 from mmrl.types import ImageRef, InputError, Record, Reject
 
+_IDENTITIES = ("patient", "study", "leakage_unit", "license")  # fields of a draft
 ALL = "all"  # every split at once: what preparing a corpus reads
 
 
@@ -52,6 +55,10 @@ class Listing:
       num_threads: threads that verify images.
       allow_missing_images: keep the text of records whose images are all missing. Otherwise a
         record without an image left is refused. Missing images are removed in either case.
+      follow_links: folders outside that of the corpus into which symbolic links may lead, such as
+        the folder `blobs` of a Hugging Face cache.
+      blank: the texts that stand for a blank patient, study, licence or attribute, see
+        `mmrl/data/text/blanks.py`. An item whose id is blank is refused as bad_row.
       dicom_burned_in: accept images whose header says that text is burned into the pixels.
       dicom_headers: take projection, sex and age from the headers of DICOM images where no table
         states them; a few milliseconds an image. Spacing is not taken: challenges resize images
@@ -61,8 +68,8 @@ class Listing:
       facts: what the owner states of the corpus. A constructor sets it where it depends on the
         release in the folder.
       rejects: the refused items. Reasons are missing_image, unreadable_image, unsafe_path,
-        duplicate_id and those of the source. A refused part of a record that is kept has the id
-        "{record}#{path}".
+        duplicate_id, bad_row and those of the source. A refused part of a record that is kept has
+        the id "{record}#{path}".
       total: number of records, kept and refused.
       missing_images: number of images that the corpus names and that do not exist.
       warnings: lines that a user should read before trusting the corpus, such as counts that differ
@@ -87,6 +94,8 @@ class Listing:
         verify: str = "header",
         num_threads: int = 2,
         allow_missing_images: bool = False,
+        follow_links: Sequence[str] | str = (),
+        blank: Sequence[str] | str = blanks.BLANK,
         dicom_burned_in: bool = False,
         dicom_headers: bool = False,
     ) -> None:
@@ -98,6 +107,7 @@ class Listing:
                 f"{self.name()}: '{path}' is not a folder; expected that of the corpus"
             )
         self.path, self.split, self._burned_in = path, split, dicom_burned_in
+        self._links, self._blank = follow_links, blanks.Blanks(blank)
         self._fractions, self._salt = check_fractions(fractions), split_salt
         if not 0 <= val_fraction < 1:
             raise InputError(f"val_fraction is {val_fraction}; expected at least 0 and below 1")
@@ -106,6 +116,7 @@ class Listing:
         self.warnings: list[str] = []
         self.missing_images = 0
         self._refused = 0  # rejects that are whole records
+        self.root(path)  # checks follow_links
         drafts = self._select()
         drafts = self._checked(drafts, verify, num_threads, allow_missing_images)
         if dicom_headers:
@@ -140,6 +151,10 @@ class Listing:
         """Returns a function that reads one image. It pickles."""
         return readers.loader(self.image_root, image.path, allow_burned_in=self._burned_in)
 
+    def root(self, path: str) -> Root:
+        """A folder of the corpus, with the links that may be followed."""
+        return Root(path, self._links)
+
     def rows(
         self, relative: str, required: Sequence[str], optional: Sequence[str] = ()
     ) -> Iterator[tuple[int, dict[str, str]] | Reject]:
@@ -152,18 +167,21 @@ class Listing:
           InputError: no such table, or it lacks a required column.
         """
         where = os.path.join(self.path, relative)
-        present = tabular.columns(where)
+        sheet = tabular.open_table(where)
+        self.warnings += [
+            note
+            for note in sheet.notes
+            if note not in self.warnings and not note.endswith(tabular.STRIPPED)
+        ]
         actual: dict[str, str] = {}
-        for name in present:
+        for name in sheet.columns:
             actual.setdefault(name.strip().casefold(), name)
         missing = [name for name in required if name.casefold() not in actual]
         if missing:
-            raise InputError(
-                f"{where}: no column {', '.join(map(repr, missing))}; present: {', '.join(present)}"
-            )
+            raise InputError(lacks(where, missing, sheet.columns) + sheet.hint)
         wanted = {name: actual.get(name.casefold(), "") for name in (*required, *optional)}
         read = list(dict.fromkeys(filter(None, wanted.values())))
-        for number, cells, problem in tabular.rows(where, read):
+        for number, cells, problem in sheet.rows(read):
             if problem:
                 place = f"{os.path.basename(relative)} row {number}"
                 yield Reject(f"{self.name()}:{place}", "bad_row", problem)
@@ -248,6 +266,10 @@ class Listing:
                 continue
             if item.split not in ("", *SPLITS):
                 raise ValueError(f"{self.name()} drafted split {item.split!r}")
+            if self._blank(item.id):
+                self._refuse(item, "bad_row", "blank id")
+                continue
+            item = self._without_blanks(item)
             if item.id in seen:
                 detail = "the id appeared before; the first is kept"
                 self._refuse(item, "duplicate_id", detail)
@@ -266,6 +288,17 @@ class Listing:
             )
         return kept
 
+    def _without_blanks(self, draft: Draft) -> Draft:
+        """The draft without a patient, study and so on whose text stands for a blank."""
+        stated = {name: getattr(draft, name) for name in _IDENTITIES}
+        changes: dict[str, Any] = {
+            name: "" for name, text in stated.items() if text and self._blank(text)
+        }
+        if any(map(self._blank, draft.attributes.values())):
+            attributes = draft.attributes.items()
+            changes["attributes"] = {n: text for n, text in attributes if not self._blank(text)}
+        return dataclasses.replace(draft, **changes) if changes else draft
+
     def _refuse(self, draft: Draft, reason: str, detail: str) -> None:
         self.rejects.append(Reject(f"{self.name()}:{draft.id}", reason, detail))
         self._refused += 1
@@ -275,7 +308,10 @@ class Listing:
     ) -> list[Draft]:
         """Removes images that are missing, unreadable or outside the folder."""
         files = [file for draft in drafts for file in draft.images]
-        found = iter(find_faults(functools.partial(self.fault_of, verify), files, num_threads))
+        paths = [file.path for file in files]
+        self._root = self.root(self.image_root)
+        faults = find_faults(functools.partial(self.fault_of, verify), files, num_threads)
+        found = (explained(self._root, *p) for p in zip(paths, faults, strict=True))
         kept: list[Draft] = []
         for draft in drafts:
             bad = [(file, fault) for file in draft.images if (fault := next(found))]
@@ -327,8 +363,10 @@ class Listing:
         A source whose images are no files overrides it together with `loader`.
         """
         relative = image.path
-        if not relative or not is_inside(self.image_root, relative):
-            return "unsafe_path", f"image path {relative!r} leads outside the folder of the corpus"
+        try:
+            self._root.check(relative)
+        except OutsideError as error:
+            return "unsafe_path", f"image path {relative!r} {error}"
         burned_in = self._burned_in
         return readers.fault(self.image_root, relative, verify, allow_burned_in=burned_in)
 

@@ -4,10 +4,24 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from mmrl import files
 from mmrl.types import InputError, Reject
+
+_LONGEST_EXAMPLE = 300  # characters
+
+
+class UnusableError(InputError):
+    """No record of a corpus can be used.
+
+    Attributes:
+      rejects: the refused items, which say why.
+    """
+
+    def __init__(self, message: str, rejects: Sequence[Reject]) -> None:
+        super().__init__(message)
+        self.rejects = tuple(rejects)
 
 
 def write_rejects(path: str | os.PathLike[str], rejects: Iterable[Reject]) -> None:
@@ -29,13 +43,29 @@ def summarise(rejects: Iterable[Reject]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def explain(rejects: Sequence[Reject]) -> str:
+    """Counts rejects per reason, with the first of each: "3 missing_image (a:1: row 1: ...)"."""
+    first: dict[str, Reject] = {}
+    for reject in rejects:
+        first.setdefault(reject.reason, reject)
+    return ", ".join(
+        f"{count:,} {reason} ({_example(first[reason])})"
+        for reason, count in summarise(rejects).items()
+    )
+
+
+def _example(reject: Reject) -> str:
+    text = " ".join(f"{reject.id}: {reject.detail}".split()).removesuffix(":")
+    return text if len(text) <= _LONGEST_EXAMPLE else f"{text[:_LONGEST_EXAMPLE]}..."
+
+
 def check_fraction(
     rejected: int,
     total: int,
     max_fraction: float,
     *,
     what: str,
-    reasons: Mapping[str, int] | Sequence[Reject] = (),
+    rejects: Sequence[Reject] = (),
     option: str = "data.max_reject_fraction",
 ) -> None:
     """Raises InputError when more than `max_fraction` of the items were rejected.
@@ -45,11 +75,12 @@ def check_fraction(
       total: number of items before rejection.
       max_fraction: the share allowed, 0 to 1: at most floor(max_fraction * total) items.
       what: plural noun of the items for the message ("records").
-      reasons: counts per reason (`summarise`), or the rejects themselves.
+      rejects: the rejected items, for the message.
       option: name of the option that sets the limit, for the message.
 
     Raises:
-      InputError: above the limit; the message counts the reasons. A `max_fraction` outside 0 to 1.
+      InputError: above the limit; the message counts the reasons, with an example of each. A
+        `max_fraction` outside 0 to 1.
     """
     if not 0 <= max_fraction <= 1:
         raise InputError(f"{option}={max_fraction}; expected 0 to 1")
@@ -57,8 +88,7 @@ def check_fraction(
     allowed = int(max_fraction * total + 1e-9)
     if rejected <= allowed:
         return
-    counts = reasons if isinstance(reasons, Mapping) else summarise(reasons)
-    listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    listed = explain(rejects)
     raise InputError(
         f"{rejected} of {total} {what} rejected ({100 * rejected / max(total, 1):.1f} %)"
         f"{': ' + listed if listed else ''}; {option}={max_fraction:g} allows"

@@ -4,7 +4,9 @@ A source passes its rows to `Rows` one by one. `Rows` checks all of them, keeps 
 in compact columns (a few hundred bytes a row beside the text), and builds their records.
 """
 
+import collections
 import dataclasses
+import difflib
 import math
 import operator
 import re
@@ -15,7 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from mmrl.data.reading.paths import Root
+from mmrl.data.reading.rejects import UnusableError
 from mmrl.data.reading.splits import Fractions, check_fractions, check_split, split_of
+from mmrl.data.text import blanks, reports
 from mmrl.types import ImageRef, InputError, Record, Reject
 
 T = TypeVar("T")
@@ -48,6 +53,9 @@ _CHUNK = 1024  # images handed to the thread pool at a time
 _LABELS = (1, 0, -1)
 _NOT_STATED = -2
 _MOST = float(np.finfo(np.float32).max)
+_MOST_LISTED = 30  # columns in a message
+_MOST_BLANKS = 5  # texts of blank cells in a warning
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _MOST_NAMES = 1000  # a column with more classes is one of numbers, ids or free text
 
 
@@ -111,8 +119,14 @@ class Columns:
         parts = [cell] if field == "classes" else cell.split(self.separator)
         return [part.strip() for part in parts if part.strip()]
 
-    def check(self, present: Sequence[str], where: str, noun: str = "column") -> None:
-        """Raises InputError unless `present` has every column in use, and no name twice."""
+    def check(
+        self, present: Sequence[str], where: str, noun: str = "column", hint: str = ""
+    ) -> None:
+        """Raises InputError unless `present` has every column in use, and no name twice.
+
+        Args:
+          hint: is added to the message about a column that is missing.
+        """
         twice = sorted({name for name in present if present.count(name) > 1})
         if twice:
             raise InputError(
@@ -121,10 +135,21 @@ class Columns:
             )
         missing = [name for name in self.names() if name not in present]
         if missing:
-            raise InputError(
-                f"{where}: no {noun} {', '.join(map(repr, missing))};"
-                f" present: {', '.join(present) or 'none'}"
-            )
+            raise InputError(lacks(where, missing, present, noun) + hint)
+
+
+def lacks(where: str, missing: Sequence[str], present: Sequence[str], noun: str = "column") -> str:
+    """The message that columns are missing: their names, those that are like them, and all."""
+    listed = ", ".join(map(repr, present[:_MOST_LISTED])) or "none"
+    more = f" and {len(present) - _MOST_LISTED:,} more" if len(present) > _MOST_LISTED else ""
+    folded = {name.casefold(): name for name in present}
+    near = [
+        folded[found]
+        for name in missing
+        for found in difflib.get_close_matches(name.casefold(), folded, n=1)
+    ]
+    hint = f" (did you mean {', '.join(map(repr, dict.fromkeys(near)))}?)" if near else ""
+    return f"{where}: no {noun} {', '.join(map(repr, missing))}{hint}; present: {listed}{more}"
 
 
 def check_verify(verify: str, num_threads: int) -> None:
@@ -144,6 +169,13 @@ def find_faults(
         for start in range(0, len(cells), _CHUNK):
             found.extend(pool.map(fault, cells[start : start + _CHUNK]))
     return found
+
+
+def explained(root: Root, path: str, fault: Fault | None) -> Fault | None:
+    """The fault of a file, with what its path probably means where there is no such file."""
+    if fault is None or not path or fault[0] not in ("missing_image", "missing_mask"):
+        return fault
+    return fault[0], fault[1] + root.near(path)
 
 
 def named_columns(columns: Mapping[str, str] | Sequence[str] | str) -> dict[str, str]:
@@ -203,9 +235,11 @@ class Rows:
       split: the split to keep.
       fractions, salt: arguments of `split_of`, which decides the split of a patient where
         `columns.split` is None.
+      blank: the texts that stand for a blank cell, see `blanks`.
 
     Attributes:
       total: rows of this split before rejection.
+      notes: a line that counts the cells with a text that are read as blank, in a list; or [].
       left_out: column of `columns.leave_out` -> rows of all splits that were skipped.
 
     Raises:
@@ -224,8 +258,10 @@ class Rows:
         split: str,
         fractions: Fractions,
         salt: str,
+        blank: Sequence[str] | str = blanks.BLANK,
     ) -> None:
-        scan = _Scan(columns, source, where, check_split(split), check_fractions(fractions), salt)
+        division = check_split(split), check_fractions(fractions), salt
+        scan = _Scan(columns, source, where, *division, blanks.Blanks(blank))
         for number, cells, problem in rows:
             scan.add(number, cells, problem)
         scan.finish()
@@ -243,6 +279,7 @@ class Rows:
             len(scan.vectors), len(columns.vector)
         )
         self._refused, self.left_out = scan.refused, scan.left_out
+        self.notes = scan.notes()
         self.total = len(self) + len(self._refused)
 
     def __len__(self) -> int:
@@ -279,7 +316,7 @@ class Rows:
             raise IndexError(f"record {position} of {len(self)}")
         position %= len(self)
         cell = {name: cells[position].as_py() for name, cells in self._text.items()}
-        reports = {section: cell[f"report.{section}"] for section in self._columns.reports}
+        texts = {section: cell[f"report.{section}"] for section in self._columns.reports}
         return Record(
             id=f"{self._source}:{cell['id']}",
             source=self._source,
@@ -288,7 +325,7 @@ class Rows:
             leakage_unit=cell["patient"],
             split=self._split,
             images=self._images(cell, loader),
-            sections={section: text for section, text in reports.items() if text.strip()},
+            sections={name: text for name, text in texts.items() if not reports.is_blank(text)},
             label_names=self._label_names,
             labels=tuple(int(value) for value in self._labels[position]),
             license=cell["license"],
@@ -334,12 +371,17 @@ class _Scan:
         split: str,
         fractions: Fractions,
         salt: str,
+        blank: blanks.Blanks,
     ) -> None:
         self._columns, self._source, self._where = columns, source, where
         self._split, self._fractions, self._salt = split, fractions, salt
         names = ["number", "id", "patient", "study", "projection", "image", "license"]
         names += [f"report.{section}" for section in columns.reports]
         self._more = columns.more()
+        self._blank = blank
+        numbers = {*columns.vector, *columns.leave_out}
+        self._texts = [name for name in columns.names() if name not in numbers]
+        self._blanks: collections.Counter[tuple[str, str]] = collections.Counter()
         self.text: dict[str, list[str]] = {name: [] for name in (*names, *self._more)}
         # Label names of all splits, so that every split has the same.
         self.names: dict[str, set[str]] = {
@@ -360,10 +402,15 @@ class _Scan:
             if not problem and cells[column].strip() in unwanted:
                 self.left_out[column] += 1
                 return
+        given = cells
+        if not problem:
+            cells = self._without_blanks(cells)
         native = self._cell(cells, self._columns.id, str(number))
         patient = self._cell(cells, self._columns.patient, native)
         if not problem and not (native and patient):
-            problem = f"blank {self._columns.id if not native else self._columns.patient!r}"
+            column = (self._columns.patient if native else self._columns.id) or ""
+            text = given.get(column, "").strip()
+            problem = f"blank {column!r}" + (f": {text!r}" if text else "")
         if problem:
             if not self._latest:
                 self._leading.append((number, problem))
@@ -394,9 +441,36 @@ class _Scan:
         """Raises InputError if there was no row, or no readable row."""
         if self._leading:
             number, problem = self._leading[0]
-            raise InputError(f"{self._where}: no readable row; row {number}: {problem}")
+            for broken, why in self._leading:
+                self._refuse(broken, str(broken), "bad_row", why)
+            raise UnusableError(
+                f"{self._where}: no readable row; row {number}: {problem}",
+                [reject for _, reject in self.refused],
+            )
         if not self._latest:
             raise InputError(f"{self._where}: no rows; expected at least one")
+
+    def notes(self) -> list[str]:
+        """See `Rows.notes`."""
+        if not self._blanks:
+            return []
+        listed = ", ".join(
+            f"{text!r} in {column!r} ({count:,})"
+            for (column, text), count in self._blanks.most_common(_MOST_BLANKS)
+        )
+        more = f" and {len(self._blanks) - _MOST_BLANKS} others"
+        return [
+            f"cells read as blank: {listed}{more if len(self._blanks) > _MOST_BLANKS else ''};"
+            " data.blank states which texts are blank"
+        ]
+
+    def _without_blanks(self, cells: Mapping[str, str]) -> Mapping[str, str]:
+        """The cells, "" for each that is blank."""
+        found = [name for name in self._texts if self._blank(cells.get(name, ""))]
+        if not found:
+            return cells
+        self._blanks.update((name, text) for name in found if (text := cells.get(name, "").strip()))
+        return {**cells, **dict.fromkeys(found, "")}
 
     def label_names(self) -> tuple[str, ...]:
         """The labels in the order of their columns; InputError for one that two columns name."""
@@ -451,7 +525,7 @@ class _Scan:
         if value not in (*_LABELS, _NOT_STATED):
             raise InputError(
                 f"{self._where} row {number}: label {cell!r} in {name!r}; expected 1 (present),"
-                " 0 (absent), -1 (uncertain), blank or -2 (not stated)"
+                f" 0 (absent), -1 (uncertain), blank or -2 (not stated){_decimal_point(text)}"
             )
         return int(value)
 
@@ -459,10 +533,11 @@ class _Scan:
         self, number: int, cells: Mapping[str, str], native: str, patient: str, stated: list[int]
     ) -> None:
         columns = self._columns
-        reports = [cells[name] for name in columns.reports.values()]
-        if reports and not any(report.strip() for report in reports):
-            blank = ", ".join(map(repr, columns.reports.values()))
-            self._refuse(number, native, "empty_report", f"nothing in {blank}")
+        texts = [cells[name] for name in columns.reports.values()]
+        if texts and all(map(reports.is_blank, texts)):
+            empty = ", ".join(map(repr, columns.reports.values()))
+            shown = next((f" but {text.strip()[:40]!r}" for text in texts if text.strip()), "")
+            self._refuse(number, native, "empty_report", f"nothing in {empty}{shown}")
             return
         vector, problem = self._vector(cells)
         if problem:
@@ -476,7 +551,7 @@ class _Scan:
             self._cell(cells, columns.projection, ""),
             self._cell(cells, columns.image, "").strip(),
             self._cell(cells, columns.license, ""),
-            *reports,
+            *texts,
             *(cells[column].strip() for column in self._more.values()),
         )
         for cells_of, value in zip(self.text.values(), kept, strict=True):
@@ -488,7 +563,7 @@ class _Scan:
         """f32[F], NaN if all cells are blank; and what is wrong with a cell, or ""."""
         vector = np.full(len(self._columns.vector), np.nan, np.float32)
         texts = [cells[name].strip() for name in self._columns.vector]
-        if not any(texts):
+        if all(map(self._blank, texts)):
             return vector, ""
         for position, (name, text) in enumerate(zip(self._columns.vector, texts, strict=True)):
             try:
@@ -496,6 +571,13 @@ class _Scan:
             except ValueError:
                 value = math.nan
             if not abs(value) <= _MOST:
-                return vector, f"{text!r} in {name!r}; expected a number, or all columns blank"
+                expected = f"expected a number, or all columns blank{_decimal_point(text)}"
+                return vector, f"{text!r} in {name!r}; {expected}"
             vector[position] = value
         return vector, ""
+
+
+def _decimal_point(text: str) -> str:
+    """What to say of a number with a decimal comma; "" for another text."""
+    point = text.replace(",", ".")
+    return f"; with a decimal point: {point}" if _DECIMAL_COMMA.fullmatch(text) else ""

@@ -25,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module
 
+from mmrl import files
 from mmrl.data.image.masks import Mask, decode_masks
 from mmrl.data.reading.paths import is_file_name
-from mmrl.types import Box, Finding, InputError, Record
+from mmrl.types import Box, DamageError, Finding, InputError, Record
 
 SCHEMA_VERSION = 2
 INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
@@ -106,8 +107,8 @@ def _content(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _damaged(error: Exception) -> InputError:
-    return InputError(f"damaged record: {type(error).__name__}")
+def _damaged(error: Exception) -> DamageError:
+    return DamageError(f"damaged record: {type(error).__name__}")
 
 
 # Columns of the index. They are followed by one column per section, "section.findings" and so on,
@@ -206,6 +207,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       InputError: no complete corpus in the folder, or a corpus of another schema.
+      DamageError: the manifest is not as it was written.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -215,15 +217,26 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"'{folder}' holds no prepared corpus: it has no {MANIFEST}. Prepare one with python -m"
             " mmrl.prepare, which also resumes a preparation that was stopped"
         ) from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path} was altered: {error}") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}. Another version of"
             " mmrl wrote it; prepare the corpus again in another folder"
         )
+    stated = manifest.get("files")
+    if not isinstance(stated, dict) or not all(map(_is_stated, stated.values())):
+        raise DamageError(f"{path} was altered: it does not state bytes and sha256 of every file")
     return manifest
+
+
+def _is_stated(file: Any) -> bool:
+    """Whether a manifest says of a file what `check_files` compares."""
+    stated = file if isinstance(file, dict) else {}
+    return isinstance(stated.get("bytes"), int) and isinstance(stated.get("sha256"), str)
 
 
 def check_files(
@@ -232,31 +245,26 @@ def check_files(
     """Compares the files of a prepared corpus with its manifest.
 
     Args:
-      verify: "size" compares sizes, "sha256" also reads and digests every file.
+      verify: "size" compares sizes, and the digest of the index; "sha256" reads and digests every
+        file. Shards have checksums of their own, which are compared as records are read.
 
     Raises:
-      InputError: a file is missing, differs, or is outside of the folder; names the first one.
+      DamageError: a file is missing, differs, or is outside of the folder; names the first one.
     """
     for name, stated in manifest["files"].items():
         if not is_file_name(name):
-            raise InputError(
+            raise DamageError(
                 f"{folder}: the manifest names {name!r}; expected a file in its folder"
             )
         full = os.path.join(folder, name)
         if not os.path.isfile(full):
-            raise InputError(f"{folder}: {name} of the manifest is missing")
+            raise DamageError(f"{folder}: {name} of the manifest is missing")
         if os.path.getsize(full) != stated["bytes"]:
-            raise InputError(
+            raise DamageError(
                 f"{full} has {os.path.getsize(full):,} bytes; its manifest says {stated['bytes']:,}"
             )
-        if verify == "sha256" and file_sha256(full) != stated["sha256"]:
-            raise InputError(f"{full} was altered: its sha256 differs from the manifest's")
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if (verify == "sha256" or name == INDEX) and files.sha256(full) != stated["sha256"]:
+            raise DamageError(f"{full} was altered: its sha256 differs from the manifest's")
 
 
 def pixel_sha256(image: np.ndarray) -> str:
@@ -295,7 +303,7 @@ def _read(path: str, position: int) -> bytes:
         # which takes longer than reading a record.
         (data,) = reader.read(position, position + 1)
     except Exception as error:
-        raise InputError(f"{path} record {position} cannot be read: {_line(error)}") from error
+        raise DamageError(f"{path} record {position} cannot be read: {_line(error)}") from error
     return data
 
 
@@ -332,9 +340,9 @@ def load_image(path: str, position: int, number: int) -> np.ndarray:
         key, data, height, width = images[number][:4]  # the first fields of StoredImage
         return _decode(key, data, height, width)
     except InputError as error:
-        raise InputError(f"{path} record {position}: {error}") from None
+        raise type(error)(f"{path} record {position}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} record {position}: {_damaged(error)}") from error
+        raise DamageError(f"{path} record {position}: {_damaged(error)}") from error
 
 
 def load_boxes(path: str, position: int) -> tuple[Box, ...]:

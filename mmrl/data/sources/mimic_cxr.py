@@ -32,13 +32,13 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmrl.data.reading.chexpert_labels import LABELS, read_labels
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.data.reading.paths import is_inside
+from mmrl.data.reading.paths import OutsideError, Root
 from mmrl.data.text.mimic_reports import parse_report
 from mmrl.types import InputError, Reject
 
@@ -128,7 +128,7 @@ class MimicCxr(Listing):
         labels: dict[str, tuple[str, tuple[int, ...]]] = {}
         yield from self._read_labels(labels, refused)
         _put_in_time(studies, self.name())
-        reports = _Reports(self.path, self._reports)
+        reports = _Reports(self.path, self._reports, self.root)
         has_text = any(reports.has(study.subject, name) for name, study in studies.items())
         if not has_text:
             self.warnings.append(
@@ -282,12 +282,12 @@ class _ReportError(Exception):
 class _Reports:
     """The text files of MIMIC-CXR, in folders or in the zip file that holds them."""
 
-    def __init__(self, path: str, given: str) -> None:
+    def __init__(self, path: str, given: str, root: Callable[[str], Root]) -> None:
         names = [given] if given else ["mimic-cxr-reports.zip", "mimic-cxr-reports", ""]
         places = [os.path.join(path, name) for name in names]
         if given and not os.path.exists(places[0]):
             raise InputError(f"mimic_cxr: no reports at '{places[0]}'; expected a folder or a zip")
-        self._folders = [place for place in places if os.path.isdir(place)]
+        self._folders = [root(place) for place in places if os.path.isdir(place)]
         self._members: dict[str, str] = {}
         self._zip = None
         for place in filter(os.path.isfile, places):
@@ -314,9 +314,9 @@ class _Reports:
                 if size <= _MAX_REPORT:
                     data = self._zip.read(info)
             elif place := self._file(subject, study):
-                if not is_inside(*place):
-                    raise _ReportError("unsafe_path", f"'{name}' leads outside its folder")
-                where = os.path.join(*place)
+                folder, relative = place
+                folder.check(relative)
+                where = os.path.join(folder.path, relative)
                 size = os.path.getsize(where)
                 with open(where, "rb") as file:
                     data = file.read(_MAX_REPORT)
@@ -325,6 +325,8 @@ class _Reports:
             if size > _MAX_REPORT:
                 raise _ReportError("unreadable_report", f"'{name}' has {size} bytes")
             return data.decode("utf-8-sig")
+        except OutsideError as error:
+            raise _ReportError("unsafe_path", f"'{name}' {error}") from error
         except _UNREADABLE as error:
             raise _ReportError("unreadable_report", f"'{name}': {error}") from error
 
@@ -332,11 +334,11 @@ class _Reports:
     def _member(subject: str, study: str) -> str:
         return f"files/p{subject[:2]}/p{subject}/s{study}.txt"
 
-    def _file(self, subject: str, study: str) -> tuple[str, str] | None:
+    def _file(self, subject: str, study: str) -> tuple[Root, str] | None:
         """Folder and relative path of the report of a study; None when there is no such file."""
         inner = self._member(subject, study)
         for folder in self._folders:
             for relative in (inner, inner.removeprefix("files/")):
-                if os.path.isfile(os.path.join(folder, relative)):
+                if os.path.isfile(os.path.join(folder.path, relative)):
                     return folder, relative
         return None

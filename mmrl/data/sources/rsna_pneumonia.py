@@ -241,7 +241,7 @@ def _table_entries(path: str) -> Iterator[tuple[str, str, str]]:
     column = next((name for name in (*_IMAGE_COLUMNS, *_PATIENT_COLUMNS) if name in names), "")
     if not image or not column:
         raise InputError(
-            f"{path}: columns {', '.join(names)}; expected patientId and one of"
+            f"{path}: columns {', '.join(map(repr, names))}; expected patientId and one of"
             f" {', '.join((*_IMAGE_COLUMNS, *_PATIENT_COLUMNS))}"
         )
     for number, cells, problem in tabular.rows(path, [image, names[column]]):

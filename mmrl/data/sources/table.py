@@ -24,36 +24,60 @@ from mmrl import build
 from mmrl.data.image import readers
 from mmrl.data.reading import tabular
 from mmrl.data.reading.boxes import Boxes, check_columns
-from mmrl.data.reading.paths import is_inside
+from mmrl.data.reading.paths import OutsideError, Root
 from mmrl.data.reading.rows import (
     Columns,
+    Fault,
     Row,
     Rows,
     check_verify,
+    explained,
     find_faults,
     named_columns,
     section_columns,
 )
 from mmrl.data.reading.splits import Fractions
-from mmrl.data.text import class_rules
+from mmrl.data.text import blanks, class_rules
 from mmrl.types import InputError, Record, Reject
 
 
 class Table:
     """Records of one split of a table; a Source.
 
-    Rows are numbered from 1; the header and blank lines are not counted. Without `id_column` the id
-    of a row is its number. Without `study_column` each row is a study, "{patient}/{id}". Without
-    `patient_column` each row is a patient, and a warning says so. Cells are text: numbers are
-    converted to text, null and NaN are blank. The text of sections is not changed; blank sections
-    are left out.
+    Rows are numbered from 1; the header and blank lines are not counted, and rows without content
+    are left out. Without `id_column` the id of a row is its number. Without `study_column` each row
+    is a study, "{patient}/{id}". Without `patient_column` each row is a patient, and a warning says
+    so. Cells are text: numbers are converted to text, null and NaN are blank. Blank is also, in
+    every column, a cell without characters and one of the texts of `blank`: an id or patient "NA"
+    is none, and its row is refused. The text of sections is not changed; sections that are blank,
+    or have no letter or digit beside headings and marks of de-identification ("FINDINGS: ___"), are
+    left out.
+
+    A table is read as other programs write it. What is decided for the user is a warning:
+
+      * Content that is certainly Parquet, gzip or JSONL is read as such, whatever the suffix. A
+        JSON array, a workbook and an HTML page are refused in these words.
+      * Blanks around column names are not part of them; if they follow every delimiter of the
+        header, they are not part of cells either. Of columns without a name, the last ones may be
+        blank, as Excel writes them; a row with content there is refused. Others are not read.
+      * In paths of images and masks, backslashes are separators where no file has such a name, and
+        letters are equal in all normal forms of Unicode. Paths may be absolute below `root`.
+        Otherwise names must agree in every letter; what is near to a missing file is named.
 
     Args:
       split: train, val or test.
       path: the table. Its suffix states the format: .csv or .tsv (both quoted as in RFC 4180),
-        .jsonl, each also with .gz, or .parquet. Text must be UTF-8, with or without byte-order
-        mark.
+        .jsonl, each also with .gz, or .parquet.
+      encoding: encoding of the text, such as cp1252. None: as the byte-order mark says (UTF-8,
+        UTF-16 or UTF-32), and UTF-8 without one.
+      delimiter: the character between cells. None: that of a first line "sep=;"; the comma of .csv
+        and the tab of .tsv; or, where the header has none, the only one of , ; tab | that it has.
+      blank: the texts that stand for a blank cell, compared in lower case; by default those that
+        pandas reads as missing. A report that is one of the default texts has no content in any
+        case.
       root: folder to which image paths are relative; the folder of the table by default.
+      follow_links: folders outside `root` into which symbolic links may lead, such as the folder
+        `blobs` of a Hugging Face cache.
       image_column: path of the image, relative to `root`: JPEG, PNG, or DICOM (.dcm, .dicom).
         DICOM images whose header says that text is burned into the pixels are rejected. "": the
         table has texts alone.
@@ -112,8 +136,9 @@ class Table:
       warnings: lines that a user should read before trusting the split.
 
     Raises:
-      InputError: the table cannot be used, or the path of an image or mask leads outside its root.
-        A table with such a path is refused as a whole, since it should not be trusted.
+      InputError: the table cannot be used, or the path of an image or mask leads outside its root,
+        as written or by a symbolic link. A table with such a path is refused as a whole, since it
+        should not be trusted.
     """
 
     def __init__(
@@ -121,7 +146,11 @@ class Table:
         *,
         split: str,
         path: str,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+        blank: Sequence[str] | str = blanks.BLANK,
         root: str | None = None,
+        follow_links: Sequence[str] | str = (),
         image_column: str = "image",
         report_columns: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_column: str | None = None,
@@ -180,7 +209,8 @@ class Table:
         check_verify(verify, num_threads)
         check_columns(box_columns or {})
         _check_names(name, labels_separator)
-        present = tabular.columns(path)
+        sheet = tabular.open_table(path, encoding=encoding, delimiter=delimiter)
+        present = sheet.columns
         if class_rule and class_rule not in present:
             present = [*present, class_rule]  # its cells are written as rows are read
         self._path, self._mask_label, self._language = path, mask_label, language
@@ -189,11 +219,11 @@ class Table:
         for option, folder in {"root": self._root, "mask_root": self._mask_root}.items():
             if not os.path.isdir(folder):
                 raise InputError(f"{path}: {option} '{folder}' is not a folder")
-        columns.check(present, path)
+        self._images = Root(self._root, follow_links)
+        self._mask_files = Root(self._mask_root, follow_links)
+        columns.check(present, path, hint=sheet.hint)
         known: set[str] = set()  # images, only read by boxes
-        read: Iterable[Row] = tabular.rows(
-            path, [name for name in columns.names() if name != class_rule]
-        )
+        read: Iterable[Row] = sheet.rows([name for name in columns.names() if name != class_rule])
         if class_rule:
             read = _ruled(read, class_rule, list(reports.values()))
         self._rows = Rows(
@@ -204,18 +234,23 @@ class Table:
             split=split,
             fractions=fractions,
             salt=split_salt,
+            blank=blank,
         )
         if columns.image is not None:
             fault = functools.partial(readers.fault, self._root, verify=verify)
-            self._rows.drop(find_faults(fault, self._rows.column("image"), num_threads))
+            self._drop(
+                "image", self._images, find_faults(fault, self._rows.column("image"), num_threads)
+            )
         self._has_masks = mask_column is not None
         if self._has_masks:
             bad = functools.partial(readers.mask_fault, self._mask_root, self._root, verify)
             pairs = zip(self._rows.column("mask"), self._rows.column("image"), strict=True)
-            self._rows.drop(find_faults(bad, list(pairs), num_threads))
+            self._drop("mask", self._mask_files, find_faults(bad, list(pairs), num_threads))
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
         self.warnings = [*patient_warnings("patient_column", patient_column), *_several(notes)]
+        self.warnings += [*sheet.notes, *self._rows.notes]
+        self.warnings += [*self._images.notes("images"), *self._mask_files.notes("masks")]
         self.warnings += [
             f"{count:,} rows are left out, with {' or '.join(map(repr, cells))} in {column!r}"
             for (column, cells), count in zip(
@@ -230,15 +265,13 @@ class Table:
                 images=self._rows.column("image"),
                 ids=[f"{name}:{native}" for native in self._rows.column("id")],
                 known=known,
+                find=self._images.find,
+                blank=blanks.Blanks(blank),
                 size=functools.lru_cache(maxsize=1)(functools.partial(readers.size, self._root)),
                 source=name,
             )
             self.rejects += self._boxes.rejects
-            if self._boxes.clipped:
-                self.warnings.append(
-                    f"{self._boxes.clipped:,} boxes leave their image by at most a pixel and are"
-                    " cut off there"
-                )
+            self.warnings += self._boxes.notes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -253,6 +286,11 @@ class Table:
             record = dataclasses.replace(record, boxes=self._boxes[position])
         return record
 
+    def _drop(self, column: str, root: Root, faults: Sequence[Fault | None]) -> None:
+        """Refuses the rows with a fault, and says what paths of missing files probably mean."""
+        paths = self._rows.column(column)
+        self._rows.drop([explained(root, *pair) for pair in zip(paths, faults, strict=True)])
+
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
         return readers.loader(self._root, relative)
 
@@ -266,15 +304,14 @@ class Table:
     def _confined(
         self, rows: Iterable[Row], columns: Columns, images: set[str] | None
     ) -> Iterator[Row]:
-        """Yields the rows, and adds their images to `images`.
+        """Yields the rows with paths as they are on the disk, and adds images to `images`.
 
         Raises:
           InputError: a path that leads outside its root.
         """
-        realpath = functools.cache(os.path.realpath)
         given = (
-            ("image", columns.image, self._root),
-            ("mask", columns.mask, self._mask_root),
+            ("image", columns.image, self._images),
+            ("mask", columns.mask, self._mask_files),
         )
         places = [(what, column, root) for what, column, root in given if column is not None]
         for number, cells, problem in rows:
@@ -282,11 +319,15 @@ class Table:
                 relative = cells.get(column, "").strip()
                 if "\0" in relative:
                     problem = problem or f"the {what} path holds a null character"
-                elif not is_inside(root, relative, realpath):
+                    continue
+                try:
+                    found = root.find(relative) if relative else relative
+                except OutsideError as error:
                     raise InputError(
-                        f"{self._path} row {number}: {what} path '{relative}' leads outside root"
-                        f" '{root}'; expected a path inside it"
-                    )
+                        f"{self._path} row {number}: {what} path '{relative}' {error}"
+                    ) from None
+                if found != relative:
+                    cells = {**cells, column: found}
             if images is not None and (relative := cells.get(columns.image or "", "").strip()):
                 images.add(os.path.normpath(relative))
             yield number, cells, problem

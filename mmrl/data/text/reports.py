@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
+from mmrl.data.text import blanks
+
 # --- words ---------------------------------------------------------------------------------------
 
 
@@ -208,10 +210,14 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 KNOWN_SECTIONS: tuple[str, ...] = (*_SYNONYMS, "caption", "last_paragraph", "preamble", "full")
 """The section names of records; "full" is a report without headers."""
 
-_MISSING_MARKERS = frozenset(
-    {"", "nan", "none", "null", "<na>", "n/a", "na", "not given", "not available"}
-)
-"""What tables have in place of missing text; compared case-folded, without a final full stop."""
+# Marks of de-identification in brackets; names and dates of patients stood there.
+_REPLACED = re.compile(r"\[(?:\*\*[^\]]*\*\*|[A-Z][A-Z _-]*)\]|<[A-Z][A-Z _-]*>")
+# The first character of a word that is no mark such as "XXXX".
+_CONTENT = re.compile(r"(?<![^\W_])(?!X{4,}(?![^\W_]))[^\W_]")
+_LOWER = re.compile("[a-z]")
+# Lines that say nothing: the title of a report, and a heading in capitals with nothing after it.
+_TITLE = re.compile(r"^[ \t]*(?:FINAL|WET|PRELIMINARY) (?:REPORT|READ):?[ \t]*$", re.MULTILINE)
+_OPEN_TITLE = re.compile(r"^[ \t]*[A-Z][A-Z /()&,-]{2,}:[ \t]*$", re.MULTILINE)
 
 _CANONICAL = {header: name for name, headers in _SYNONYMS.items() for header in (name, *headers)}
 _ANY_HEADER = "|".join(
@@ -267,8 +273,23 @@ def parse_sections(text: str) -> dict[str, str]:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a section has no text: it is empty or a marker such as "n/a" or "not given"."""
-    return text.strip().rstrip(".").rstrip().casefold() in _MISSING_MARKERS
+    """Whether a section says nothing.
+
+    It is a blank cell (see `blanks`), also with a full stop after it, or holds no letter or digit
+    beside headings ("FINDINGS:") and marks of de-identification ("___", "XXXX", "[**Name**]").
+    """
+    if _says(text.rpartition(":")[2]):  # no heading of a section is without a colon
+        return False
+    return not any(map(_says, parse_sections(text).values()))
+
+
+def _says(text: str) -> bool:
+    """Whether a text without known headings has a word that is no mark."""
+    if "[**" not in text and _LOWER.search(text):  # headings and other marks are in capitals
+        return not blanks.is_blank(text.rstrip(". \n"))
+    for pattern in (_REPLACED, _TITLE, _OPEN_TITLE):
+        text = pattern.sub("", text)
+    return bool(_CONTENT.search(text)) and not blanks.is_blank(text.rstrip(". \n"))
 
 
 def compose(sections: Mapping[str, str], wanted: tuple[str, ...]) -> str:
