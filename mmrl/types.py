@@ -33,6 +33,26 @@ class PreemptedError(RuntimeError):
     """Training stopped after a signal; the message names the saved step."""
 
 
+class DamageError(InputError):
+    """A file that mmrl wrote is not as it was written; the message names it in one line."""
+
+
+class BusyError(Exception):
+    """Another process uses a folder that only one may use; the message names it in one line."""
+
+
+class MachineError(Exception):
+    """Something outside mmrl failed, such as a full disk; the message is one line.
+
+    Attributes:
+      status: the exit status of a command that it ends, see `mmrl.cli`.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
     """A reference to one image. It holds a path, an offset or drawing parameters, and no pixels.

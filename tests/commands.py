@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 COMPILATIONS = tempfile.TemporaryDirectory()
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
+    "jax_enable_compilation_cache",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_enable_xla_caches",
 )

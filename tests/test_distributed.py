@@ -189,10 +189,17 @@ def test_strangers_at_the_port_are_ignored():
 def test_sigterm_and_the_first_sigint_only_ask_to_stop():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     for number in (signal.SIGTERM, signal.SIGINT):
-        with distributed.Preemption() as preemption:
+        said = []
+        with distributed.Preemption(said.append) as preemption:
             assert not preemption.reached()
             signal.raise_signal(number)
             assert preemption.reached()
+            assert (
+                said
+                == ["saves the current step and stops; press Ctrl-C again to stop at once"][
+                    : number == signal.SIGINT
+                ]
+            )
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):
                     signal.raise_signal(number)
@@ -206,7 +213,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from mmrl.devices import distributed
-from mmrl.types import InputError
+from mmrl.types import BusyError, InputError, MachineError
 port, folder, process = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 print(distributed.start(distributed.Settings(f"localhost:{port}", 2, process)))
 distributed.agree({"seed": 0, "size": 1}, "config")
@@ -221,6 +228,17 @@ for check in (
         check()
     except InputError as error:
         print(error)
+
+def fail(kind, *arguments):
+    assert process == 0  # it is called nowhere else
+    raise kind("first " * 300, *arguments)
+
+print(distributed.by_first(lambda: {"steps": [process, 2]}))
+for kind, *arguments in ((BusyError,), (MachineError, 73)):
+    try:
+        distributed.by_first(lambda: fail(kind, *arguments))
+    except kind as error:
+        print(kind.__name__, str(error) == "first " * 300, vars(error))
 distributed.exit_soon(1)
 """
 
@@ -244,6 +262,8 @@ def test_processes_that_differ_are_told_apart(tmp_path):
         assert (came, rows) == (str((host, host)), "[3 4 7]")
         assert refusals[0].startswith("config is not the same on every process: process 1 differs")
         assert "/" in refusals[1] and "process 1 differs from process 0" in refusals[1]
+        assert refusals[2] == "{'steps': [0, 2]}"
+        assert refusals[3:] == ["BusyError True {}", "MachineError True {'status': 73}"]
 
 
 # Two processes of four devices against one of eight. Parameters are split over both processes.

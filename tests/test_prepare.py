@@ -19,7 +19,7 @@ from mmrl.data.sources import phantom
 from mmrl.data.sources.prepared import Prepared
 from mmrl.preparation import encode, inventory, job, source_options
 from mmrl.preparation.storage import Storage
-from mmrl.types import Box, Entailment, Finding, InputError, Reject
+from mmrl.types import Box, DamageError, Entailment, Finding, InputError, Reject
 
 LABELS = ("effusion", "nodule")
 
@@ -277,9 +277,20 @@ def test_an_index_cannot_reach_outside(folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(path)
     at = table.column_names.index("shard")
     pq.write_table(table.set_column(at, "shard", [["../x", "../x"]]), path)
-    manifest["files"]["index.parquet"]["bytes"] = path.stat().st_size
+    stated = manifest["files"]["index.parquet"]
+    stated["bytes"], stated["sha256"] = path.stat().st_size, shards.files.sha256(path)
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"names '\.\./x', which the manifest does not list"):
+        Prepared(split="val", path=str(tmp_path / "out"))
+
+
+def test_a_damaged_index_is_named_before_it_is_read(folder: Path, tmp_path: Path) -> None:
+    prepare(folder, tmp_path / "out")
+    path = tmp_path / "out" / "index.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(DamageError, match=r"index\.parquet was altered: its sha256 differs"):
         Prepared(split="val", path=str(tmp_path / "out"))
 
 
@@ -288,9 +299,11 @@ def test_too_many_refusals_stop_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prepare(folder, tmp_path / "out", max_reject_fraction=0.5)
     assert str(caught.value) == (
-        "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image,"
-        " 1 bad_row; --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
+        "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image"
+        " (rich:c: cut.png: truncated PNG: its data stop after 2588 bytes, before IEND), 1 bad_row"
+        " (rich:row 9: 2 fields, expected 5); --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
     )
+    assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 3
     assert not (tmp_path / "out" / "manifest.json").exists()
     prepare(folder, tmp_path / "out", max_reject_fraction=0.75)  # the same work, now allowed
     assert (tmp_path / "out" / "manifest.json").exists()
@@ -307,7 +320,7 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"needs about 0\.00 GiB and its disk has 0\.00 GiB free"):
         job.prepare("rich", given, tmp_path / "out", settings, free=lambda folder: 1000)
     assert not (tmp_path / "out").exists()
-    assert job.finish.free_bytes(tmp_path / "no" / "such") > 0
+    assert job.files.free_bytes(tmp_path / "no" / "such") > 0
 
 
 def test_the_estimate_is_near_what_is_written() -> None:

@@ -102,11 +102,28 @@ def test_too_many_missing_images(
     given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
     assert run(monkeypatch, *given) == 2
     assert capsys.readouterr().err == (
-        "error: 1 of 20 records of table, or images of them, rejected (5.0 %): 1 missing_image;"
-        " --max-reject-fraction=0.01 allows 0; see rejects.jsonl\n"
+        "error: 1 of 20 records of table, or images of them, rejected (5.0 %): 1 missing_image"
+        " (table:8: row 8: no file '7.png'); --max-reject-fraction=0.01 allows 0;"
+        " see rejects.jsonl\n"
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.jsonl"]
     assert run(monkeypatch, *given, "--allow-missing-images") == 0
+
+
+def test_a_table_without_a_readable_row_lists_them(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pairs.write_text("image,report,patient\n" + "0.png,Clear.,nan\n" * 3)
+    given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
+    assert run(monkeypatch, *given, "--option=patient_column=patient") == 2
+    assert "no readable row; row 1: blank 'patient'" in capsys.readouterr().err
+    listed = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["detail"] for line in listed] == [
+        f"row {number}: blank 'patient': 'nan'" for number in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,11 +208,11 @@ def test_a_full_disk_ends_in_one_line(
 
     monkeypatch.setattr(job, "_run", no_space)
     given = ["table", f"--input={pairs}", f"--output={tmp_path / 'out'}", "--workers=0"]
-    assert run(monkeypatch, *given, "--max-reject-fraction=1") == 2
-    assert capsys.readouterr().err == (
-        f"error: --output={tmp_path / 'out'}: No space left on device. Free some space and"
-        " start the same command again: it resumes\n"
-    )
+    assert run(monkeypatch, *given, "--max-reject-fraction=1") == 74
+    err, output = capsys.readouterr().err, tmp_path / "out"
+    told = f"error: cannot write to --output={output}: No space left on device ('{output}', "
+    assert err.startswith(told) and err.count("\n") == 1
+    assert err.endswith(" MB free); free some space and start the same command again: it resumes\n")
 
 
 def test_preparing_starts_without_jax() -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from mmrl import files as mmrl_files
+from mmrl import locks
 from mmrl.data.reading import shards
-from mmrl.preparation import inventory, job, lock, workers, workplace
+from mmrl.preparation import inventory, job, workers, workplace
 from mmrl.preparation.storage import Storage
-from mmrl.types import ImageRef, InputError
+from mmrl.types import BusyError, ImageRef, InputError
 from tests.conftest import ROOT
 
 OPTIONS = {"length": 40, "render_size": 32}
@@ -292,12 +293,11 @@ def test_an_altered_closed_shard_is_refused(
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(tmp_path / "out", monkeypatch)
-    held = lock.acquire(tmp_path / "out" / workplace.WORK / "run.lock")
-    real = lock.acquire
-    monkeypatch.setattr(lock, "acquire", lambda path: real(path, patience=0.1))
-    with pytest.raises(InputError, match="another process prepares a corpus in"):
+    held = locks.Lock(tmp_path / "out" / workplace.WORK / locks.NAME, "the preparation")
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    with pytest.raises(BusyError, match="is used by process "):
         run(tmp_path / "out")
-    held.close()
+    held.release()
     run(tmp_path / "out")
 
 

@@ -23,18 +23,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mmrl import interrupts
 from mmrl.devices import gather, rollcall
 from mmrl.devices.environment import MODE, TIMEOUT, VARIABLES
-from mmrl.types import InputError
+from mmrl.types import BusyError, DamageError, InputError, MachineError
 
 # At the end of a run, process 0 writes the summary page while the others wait for it.
 _SHUTDOWN_SECONDS = 3600
+# Errors of process 0 that all others raise as well.
+_TOLD: dict[str, Any] = {
+    kind.__name__: kind for kind in (DamageError, InputError, BusyError, MachineError)
+}
+_LINE = 1024  # bytes
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +165,40 @@ def of_first(value: float) -> float:
     return float(np.frombuffer(np.ascontiguousarray(bits).tobytes(), np.float64)[0])
 
 
+def by_first(call: Callable[[], T]) -> T:
+    """What `call` returns on process 0, where alone it is called; its errors on every process.
+
+    Args:
+      call: returns a value that is serialisable as JSON.
+
+    Raises:
+      InputError, BusyError, MachineError: as `call` raised them on process 0.
+    """
+    if jax.process_count() == 1:
+        return call()
+    answer: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            answer = {"value": call()}
+        except (InputError, BusyError, MachineError) as error:
+            kind = next(name for name, kind in _TOLD.items() if isinstance(error, kind))
+            status = [error.status] if isinstance(error, MachineError) else []
+            answer = {"error": kind, "arguments": [str(error), *status]}
+    told = json.loads(_text_of_first(json.dumps(answer)))
+    if "error" not in told:
+        return told["value"]
+    raise _TOLD[told["error"]](*told["arguments"])
+
+
+def _text_of_first(text: str) -> str:
+    """The text of process 0."""
+    data = text.encode()
+    size = int(gather.of_processes(np.array([len(data)], np.int32))[0, 0])
+    padded = np.zeros(-(-size // _LINE) * _LINE, np.uint8)  # few sizes, since each is compiled
+    padded[: min(len(data), size)] = np.frombuffer(data, np.uint8)[:size]
+    return bytes(np.ascontiguousarray(gather.of_processes(padded)[0])[:size]).decode()
+
+
 def await_shared(path: Path, seconds: float = 60.0) -> None:
     """Waits until a file that process 0 wrote exists for all processes.
 
@@ -199,11 +241,17 @@ _CALLS = itertools.count(1)
 class Preemption:
     """Context manager that handles SIGTERM and the first SIGINT.
 
+    The second SIGINT ends a command at once, and raises KeyboardInterrupt elsewhere.
+
     In a run of several processes, jax notifies all of them of the signal, and they agree on a step
     that none has passed. `reached` only reads host memory; it never waits for a device.
+
+    Args:
+      say: prints a line when a SIGINT arrives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
         self._signalled = False
         self._several = jax.distributed.is_initialized()
         self._before: dict[int, Any] = {}
@@ -234,10 +282,14 @@ class Preemption:
         self._signalled = True
 
     def _on_interrupt(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one interrupts
+        outer = self._before[signal.SIGINT]
+        of_command = outer not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN, None)
+        second = interrupts.end_at_once if of_command else signal.default_int_handler
+        signal.signal(signal.SIGINT, second)
         if self._several:
             signal.raise_signal(signal.SIGTERM)
         self._signalled = True
+        self._say("saves the current step and stops; press Ctrl-C again to stop at once")
 
 
 def _setting(name: str, flag: str | None, environment: Mapping[str, str]) -> str | None:

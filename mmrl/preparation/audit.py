@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mmrl import files
+from mmrl import files, sequences
 from mmrl.data.overlap import fingerprints, leaks
 from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
@@ -68,7 +68,7 @@ def audit(
       LeakError: after everything is written, for an overlap with `against` that is not waived.
       InputError: a folder is no complete prepared corpus, or an option is out of its range.
     """
-    _check(folders, lengths, batch_sizes)
+    _check(folders, against, lengths, batch_sizes)
     target = Path(out) if out else Path(os.path.abspath(folders[0]) + "-audit")
     held = [Holdings(folder, sections=sections) for folder in folders]
     others = [Holdings(folder) for folder in against]
@@ -77,7 +77,8 @@ def audit(
     console = Console(highlight=False)
     console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
     corpora: dict[str, Any] = {}
-    shown: list[str] = []
+    shown: list[page.Section] = []
+    pictures = page.Pictures()
     found: list[tuple[str, list[leaks.Overlap]]] = []
     for one in held:
         name = one.name if one.name not in corpora else os.path.abspath(one.folder)
@@ -97,11 +98,11 @@ def audit(
         listed = [*tables(corpora[name]), *_against(corpora[name]["against"])]
         prefix = f"{name}: " if len(held) > 1 else ""
         _print(console, name, corpora[name]["cautions"], listed)
-        shown += _sections(prefix, corpora[name], listed, figures, chosen)
+        shown += _sections(prefix, corpora[name], listed, figures, chosen, pictures)
     numbers = json.dumps({"corpora": corpora}, indent=1, ensure_ascii=False) + "\n"
     files.write(target / NUMBERS, numbers)
     title = f"Audit of {', '.join(corpora)}"
-    page.write_page(target / PAGE, title=title, sections=shown, style=cards.STYLE)
+    page.write_page(target / PAGE, title=title, sections=shown)
     console.print(Text(f"Written: {target / PAGE} and {target / NUMBERS}"))
     for where, overlaps in found:
         leaks.check(overlaps, waivers, where, setting="--waive=")
@@ -158,8 +159,14 @@ def _fingerprint(held: Holdings, splits: Sequence[str]) -> fingerprints.Fingerpr
     return collector.finish(texts)
 
 
-def _check(folders: Sequence[str], lengths: Sequence[int], batch_sizes: Sequence[int]) -> None:
-    if not folders:
+def _check(
+    folders: Sequence[str],
+    against: Sequence[str],
+    lengths: Sequence[int],
+    batch_sizes: Sequence[int],
+) -> None:
+    sequences.of(against, "against", sequences.PATHS)
+    if not sequences.of(folders, "folders", sequences.PATHS):
         raise InputError("no folder to audit; expected one or more that mmrl.prepare wrote")
     for name, values, least in (("lengths", lengths, 3), ("batch sizes", batch_sizes, 2)):
         if not values or min(values) < least:
@@ -298,23 +305,24 @@ def _sections(
     listed: Sequence[Table],
     figures: Mapping[str, tuple[str, Path, str]],
     chosen: Sequence[cards.Card],
-) -> list[str]:
-    """The sections of the page for one corpus, as HTML."""
-    points = "".join(f"<li>{page.escaped(line)}</li>" for line in found["cautions"])
-    made = [page.section(f"{prefix}What to look at first", f"<ul>{points}</ul>")]
+    pictures: page.Pictures,
+) -> list[page.Section]:
+    """The sections of the page for one corpus."""
+    points = [page.Points(found["cautions"])] if found["cautions"] else []
+    made = [page.Section(f"{prefix}What to look at first", points)]
     for topic in dict.fromkeys(one.topic for one in listed):
-        parts: list[str] = []
+        parts: list[page.Part] = []
         if topic in figures:
-            parts.append(page.figure(*figures[topic]))
+            parts += pictures.part(*figures[topic])
         for one in listed:
             if one.topic == topic:
-                parts.append(f"<h3>{page.escaped(one.title)}</h3>")
-                parts.append(page.table(one.header, one.rows, numbers=list(one.numbers)))
-                parts.append(f'<p class="quiet">{page.escaped(one.note)}</p>' if one.note else "")
-        made.append(page.section(f"{prefix}{topic}", *parts))
+                shown = page.table(one.header, one.rows, numbers=list(one.numbers))
+                parts += [page.Heading(one.title), *shown]
+                parts += [page.Note(one.note)] if one.note else []
+        made.append(page.Section(f"{prefix}{topic}", parts))
     note = (
         f"{len(chosen)} of {found['counts']['all']['records']:,} records, chosen by a hash of their"
         " ids: half of train, a quarter of each other split; up to a third have boxes or masks."
     )
-    quiet = f'<p class="quiet">{page.escaped(note)}</p>'
-    return [*made, page.section(f"{prefix}Samples", quiet, cards.as_html(chosen))]
+    samples = [page.Note(note), *cards.as_parts(chosen)]
+    return [*made, page.Section(f"{prefix}Samples", samples)]

@@ -1,6 +1,5 @@
 """Cards: sample records of a prepared corpus with picture, boxes, text and labels."""
 
-import base64
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -18,16 +17,6 @@ CARDS = 24
 _SIDE = 256  # pixels of the long side of a picture
 _CUT = 700  # characters of a section that are shown
 _RIM, _LINE = (0, 0, 0), (0, 159, 230)  # black and orange (Okabe and Ito), as BGR
-
-STYLE = """
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: .75rem; font-size: .85rem;
-  background: var(--panel); }
-.card img { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem;
-  background: #000000; border-radius: 3px; }
-.card p { margin: .35rem 0; }
-.card b { font-weight: 600; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +147,15 @@ def draw(image: np.ndarray, boxes: Sequence[Box], masks: Sequence[np.ndarray]) -
     return data.tobytes()
 
 
-def as_html(cards: Sequence[Card]) -> str:
-    """The cards as a grid in HTML; all text is escaped."""
-    made = []
-    for card in cards:
-        parts = [f"<p><b>{page.escaped(card.id)}</b> ({card.split})</p>"]
-        if card.picture:
-            encoded = base64.b64encode(card.picture).decode("ascii")
-            name = page.escaped(f"image of {card.id}")
-            parts.insert(0, f'<img alt="{name}" src="data:image/jpeg;base64,{encoded}">')
-        parts += [
-            f"<p><b>{page.escaped(name)}</b> {page.escaped(text)}</p>" for name, text in card.rows
-        ]
-        made.append(f'<article class="card">{"".join(parts)}</article>')
-    return f'<div class="cards">\n{chr(10).join(made)}\n</div>' if made else ""
+def as_parts(cards: Sequence[Card]) -> list[page.Part]:
+    """The cards as a grid of a page; nothing without cards."""
+    shown = [
+        page.Card(
+            title=card.id,
+            note=f"({card.split})",
+            data=page.embedded(card.picture, "jpeg") if card.picture else "",
+            rows=card.rows,
+        )
+        for card in cards
+    ]
+    return [page.Cards(shown)] if shown else []

@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from mmrl import files
 from mmrl.data.reading import rejects, shards
 from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.assembly import MAX_RECORDS
@@ -74,15 +74,15 @@ def finish(
         }
         for split in SPLITS
     }
-    files = {
+    stated = {
         shard["shard"]: {key: shard[key] for key in ("bytes", "sha256", "records")}
         for shard in closed
         if shard["shard"]
     }
     total = sum(count["records"] for count in counts.values())
     for path, records in ((index, total), (listed, len(refused))):
-        digest = shards.file_sha256(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest, "records": records}
+        digest = files.sha256(path)
+        stated[path.name] = {"bytes": path.stat().st_size, "sha256": digest, "records": records}
     manifest = {
         **plan,
         "facts": dict(inventory.facts),
@@ -94,19 +94,12 @@ def finish(
         "label_names": list(inventory.label_names),
         "sections": sections,
         "rejects": rejects.summarise(refused),
-        "files": dict(sorted(files.items())),
+        "files": dict(sorted(stated.items())),
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     workplace.publish(shards.MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     workplace.remove_work()
     return manifest
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder, which need not exist."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _write_index(

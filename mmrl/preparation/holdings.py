@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from mmrl import sequences
 from mmrl.data.reading import shards
 from mmrl.data.reading.splits import SPLITS
 from mmrl.data.sources.prepared import Prepared
@@ -52,12 +53,12 @@ class Holdings:
             for name in self._table.column_names
             if name.startswith(prefix)
         )
-        unknown = [name for name in sections if name not in self.known]
+        self.sections = tuple(sequences.each(sections, "sections"))
+        unknown = [name for name in self.sections if name not in self.known]
         if unknown:
             raise InputError(
                 f"'{folder}' has no section {unknown[0]!r}; choices: {', '.join(self.known)}"
             )
-        self.sections = tuple(sections)
         if not sections:
             report = [name for name in REPORT if name in self.known and any(self.texts(name))]
             self.sections = REPORT if report else self.known

@@ -12,9 +12,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
-from mmrl import files
+from mmrl import files, locks
 from mmrl.data.reading.splits import SPLITS
-from mmrl.preparation import lock as locks
 from mmrl.preparation.encode import Chunk, encode_chunk
 from mmrl.preparation.inventory import Inventory
 from mmrl.preparation.storage import Storage
@@ -114,7 +113,7 @@ def encode_to(path: str, records: Sequence[Record], storage: Storage) -> None:
 def _begin(lock: str) -> None:
     """Initialises a worker: it holds a shared lock, and exits when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it, and ends the workers
-    _HELD.append(locks.acquire(Path(lock), shared=True))
+    _HELD.append(locks.share(Path(lock)))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

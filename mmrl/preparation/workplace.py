@@ -15,14 +15,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgpack
 
-from mmrl import files
+from mmrl import files, locks
 from mmrl.data.reading import shards
 from mmrl.data.reading.splits import SPLITS
-from mmrl.preparation import lock
 from mmrl.types import InputError
 
 WORK = ".work"
@@ -36,26 +35,30 @@ class Workplace:
     Args:
       output: created if it does not exist.
       plan: JSON values that are equal in all runs of one preparation.
+      say: is told what the lock has to say, see `locks.Lock`.
 
     Attributes:
       complete: whether the folder holds the finished result of this plan.
 
     Raises:
-      InputError: the folder holds something else, or another process uses it.
+      InputError: the folder holds something else.
+      BusyError: another process prepares a corpus in it.
     """
 
-    def __init__(self, output: Path, plan: dict[str, Any]) -> None:
+    def __init__(
+        self, output: Path, plan: dict[str, Any], say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.output, self.work = output, output / WORK
         self._plan = plan
         check(output, plan)
         self.complete = (output / shards.MANIFEST).exists()
-        self._lock: IO[bytes] | None = None
+        self._lock: locks.Lock | None = None
         if self.complete:
             shards.check_files(output, shards.read_manifest(output))
             self.remove_work()
             return
         self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = lock.acquire(self.work / "run.lock")
+        self._lock = locks.Lock(self.work / locks.NAME, f"the preparation in '{output}'", say)
         try:
             self._take()
         except BaseException:
@@ -100,18 +103,17 @@ class Workplace:
     def remove_work(self) -> None:
         """Removes the work folder, the last step of a preparation."""
         shutil.rmtree(self.work, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
+        self.leave()
 
     def leave(self) -> None:
         """Releases the lock, so that another run can resume."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def _take(self) -> None:
         """Prepares the folder for a new or a resumed run."""
         # Workers of a run that was killed hold this lock until they exit.
-        lock.acquire(self.workers_lock).close()
+        locks.await_free(self.workers_lock, f"'{self.output}'")
         check(self.output, self._plan)  # again, since another run may have ended meanwhile
         if not (self.work / "plan.json").exists():
             files.write(self.work / "plan.json", _json(self._plan))
@@ -172,7 +174,7 @@ def check(output: Path, plan: dict[str, Any]) -> None:
         strange += [
             f"{WORK}/{p.name}"
             for p in begun
-            if not (p.name in ("run.lock", "workers.lock") or _is_unfinished(p, "plan.json"))
+            if not (p.name in (locks.NAME, "workers.lock") or _is_unfinished(p, "plan.json"))
         ]
     strange = [name for name in strange if not _is_unfinished(output / name, shards.REJECTS)]
     if strange:

@@ -12,7 +12,7 @@ import collections
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from mmrl import build, files, streams, wiring
+from mmrl import build, files, locks, streams, wiring
 from mmrl import config as configs
 from mmrl.data.batches.pipeline import BatchIterator, Examples, batch_shapes, training_batches
 from mmrl.data.corpus import Corpus, describe
@@ -29,7 +29,7 @@ from mmrl.data.inputs import base as inputs
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import compile_cache, distributed, sharding
 from mmrl.evaluators.base import Results
-from mmrl.training import checkpoint, draw, initial, run
+from mmrl.training import checkpoint, draw, forecast, initial, run
 from mmrl.training import scalars as metrics
 from mmrl.training.clock import Clock
 from mmrl.training.console import Console
@@ -39,7 +39,9 @@ from mmrl.training.profile import Profile
 from mmrl.training.selection import Selection
 from mmrl.training.step import State, TrainStep
 from mmrl.training.validation import Validation
-from mmrl.types import InputError, NonFiniteError, PreemptedError
+from mmrl.types import BusyError, InputError, MachineError, NonFiniteError, PreemptedError
+
+Finish = Callable[[run.Trained, dict[str, Results]], None]
 
 
 class Trainer:
@@ -48,24 +50,44 @@ class Trainer:
     The steps are config.total_steps or those of config.epochs, unless config.best.patience ends
     training before.
 
-    The constructor makes all checks; `run` trains.
+    The constructor locks the run directory and makes all checks; `run` trains.
 
     Args:
       config: from a config file; locked or not.
       workdir: the run directory, created when absent.
+      fall_back: if the last checkpoint is damaged, continue from the last intact one; those after
+        it are moved to `damaged/` of the run directory.
 
     Raises:
       InputError: config, data or workdir are invalid.
+      DamageError: a file of the run is not as it was written, see `checkpoint.Checkpoints`.
       NonFiniteError: from `run`; a loss, gradient or embedding is not finite. The message names
         the step and, for a loss or gradient, the records.
       PreemptedError: from `run`; the process received SIGTERM. The message names the saved step.
+      BusyError: another process trains in `workdir`.
+      MachineError: the disk is full, `workdir` cannot be written or was removed, or the like.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path) -> None:
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, *, fall_back: bool = False
+    ) -> None:
         configs.validate(config)
+        self._fall_back, self._began = fall_back, False
         self.config, self.workdir = config, workdir
         self.first = jax.process_index() == 0
         self.console = Console(active=self.first)
+        run.read_config(workdir)  # refuses a folder of something else before it is touched
+        self._lock: locks.Lock | None = None
+        distributed.by_first(self._take_lock)
+        with contextlib.ExitStack() as ending:
+            ending.callback(self.release)
+            with self._told_in_one_line():
+                self._prepare()
+            ending.pop_all()  # from here on, `run` ends it
+
+    def _prepare(self) -> None:
+        """Makes all checks, and all parts of the run."""
+        config, workdir = self.config, self.workdir
         stored = run.read_config(workdir)
         has_run = stored is not None and (workdir / "checkpoints").is_dir()
         # All processes must agree before one writes: if some resumed and others started afresh,
@@ -80,8 +102,7 @@ class Trainer:
         self.inputs = inputs.make(config, wiring.wire(config)[0])
 
         # Data before the model, so that errors in them show before anything is compiled.
-        self.corpora = {split: run.load_corpus(config, split) for split in ("train", "val")}
-        run.check_rejects(self.corpora, workdir, config.data.max_reject_fraction)
+        self.corpora = run.load_corpora(config, ("train", "val"), workdir)
         training, held_out = (self.corpora[split].fingerprint for split in ("train", "val"))
         self.leaks = run.check_leaks(training, held_out, config.data, self.console)
         # A resumed run takes its tokenizer from the checkpoint: a new one could assign other ids.
@@ -127,54 +148,80 @@ class Trainer:
         # Each process read the data by itself. Different files would silently mix two corpora.
         for name, value in self.meta.items():
             distributed.agree(value, f"{name} of the run")
+        self.disk = forecast.disk(self.step, self.meta, workdir)
+        distributed.by_first(lambda: forecast.check_disk(self.disk, workdir))
         self._describe()
         if self.first:
             self._record_start(changed)
         distributed.await_shared(workdir / "config.json")
         # Opened after the agreement, because it creates folders and deletes incomplete steps.
-        self.saved = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+        self.saved = checkpoint.Checkpoints(
+            workdir,
+            keep=config.checkpoint.keep,
+            fall_back=self._fall_back,
+            say=self.console.say,
+        )
         self.predict = Predict(self.step.layout, self.mesh)
         self.evaluators = run.make_evaluators(config.evaluators, self.predict, self.examples())
         self.validation = self._validation() if config.validation_loss else None
         self.selection = Selection.of(config.best, None)
 
-    def run(self) -> tuple[run.Trained, dict[str, Results]]:
-        """Trains, evaluates and saves; returns the trained encoders and their last results."""
+    def run(self, finish: Finish | None = None) -> tuple[run.Trained, dict[str, Results]]:
+        """Trains, evaluates and saves; returns the trained encoders and their last results.
+
+        Args:
+          finish: called with both at the end, while the run directory is still locked.
+        """
+        with contextlib.ExitStack() as ending:
+            ending.callback(self.release)
+            ending.enter_context(self._told_in_one_line())
+            ending.callback(self.saved.close)
+            ending.callback(self.batches.close)
+            ending.callback(self.console.stop)
+            state, results = self._train(ending)
+            step = int(jax.device_get(state["step"]))
+            trained = run.Trained(
+                self.workdir, self.config, self.meta, self.tokenizers, self.predict, state, step
+            )
+            self.saved.wait()
+            if finish is not None:
+                finish(trained, results)
+        return trained, results
+
+    def release(self) -> None:
+        """Leaves the run directory to others; `run` does so at its end."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _train(self, ending: contextlib.ExitStack) -> tuple[State, dict[str, Results]]:
+        """Takes all steps that are left; what has to be closed is closed by `ending`."""
         state, start = self._restore()
         writer = metrics.Writer(
             self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
         )
-        try:
-            if start >= self.total or self.selection.stopped:
-                more = "config.best.patience" if self.selection.stopped else "config.total_steps"
-                if start >= self.total and self.config.epochs:
-                    more = "config.epochs"
-                self.console.say(f"already complete at step {start}; increase {more} to continue")
-                # Without the writer: the log of a complete run stays as it is.
-                results, _ = self._evaluate(state, start)
-            else:
-                traced = Profile(self.workdir, start=start, **self.config.profile)
-                ahead, patience = self.config.data.prefetch, self.config.data.stall_seconds
-                with (
-                    distributed.Preemption() as preemption,
-                    Prefetch(
-                        self.batches, self._place, ahead, patience=patience, late=self._say_late
-                    ) as feed,
-                    contextlib.closing(traced),
-                ):
-                    state, results = self._loop(state, start, writer, preemption, feed, traced)
-            if self.selection.metric:
-                self.console.say(f"best checkpoint: {self.selection}")
-        finally:
-            self.console.stop()
-            writer.close()
-            self.batches.close()
-            self.saved.close()
-        step = int(jax.device_get(state["step"]))
-        trained = run.Trained(
-            self.workdir, self.config, self.meta, self.tokenizers, self.predict, state, step
-        )
-        return trained, results
+        ending.callback(writer.close)
+        if start >= self.total or self.selection.stopped:
+            more = "config.best.patience" if self.selection.stopped else "config.total_steps"
+            if start >= self.total and self.config.epochs:
+                more = "config.epochs"
+            self.console.say(f"already complete at step {start}; increase {more} to continue")
+            # Without the writer: the log of a complete run stays as it is.
+            results, _ = self._evaluate(state, start)
+        else:
+            self._began = True
+            traced = Profile(self.workdir, start=start, **self.config.profile)
+            ahead, patience = self.config.data.prefetch, self.config.data.stall_seconds
+            with (
+                distributed.Preemption(self.console.say) as preemption,
+                Prefetch(
+                    self.batches, self._place, ahead, patience=patience, late=self._say_late
+                ) as feed,
+                contextlib.closing(traced),
+            ):
+                state, results = self._loop(state, start, writer, preemption, feed, traced)
+        if self.selection.metric:
+            self.console.say(f"best checkpoint: {self.selection}")
+        return state, results
 
     def _loop(
         self,
@@ -191,6 +238,7 @@ class Trainer:
             results, _ = self._evaluate_and_select(state, start, writer)
             if self.selection.stopped:
                 return state, results
+        self.console.facts("forecast", forecast.facts(self.step, self.disk, total - start))
         clock = self._clock()
         recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self.console.start(start, total)
@@ -230,10 +278,8 @@ class Trainer:
                 # its lines must be on disk before the checkpoint is.
                 with clock.excluded():
                     # Preemption leaves little time, so the resumed run makes up the evaluation.
-                    position = {**feed.position, "owes_evaluation": evaluating and stopping}
-                    if self.selection.metric:
-                        position[checkpoint.BEST] = self.selection.state()
-                    self.saved.save(step, state, position, self.meta)
+                    owes = evaluating and stopping
+                    self._save(state, step, {**feed.position, "owes_evaluation": owes})
             if stopping:
                 self.saved.wait()
                 raise PreemptedError(
@@ -244,6 +290,55 @@ class Trainer:
         if note := profile.close():
             self.console.say(note)
         return state, results
+
+    def _save(self, state: State, step: int, position: dict[str, Any]) -> None:
+        distributed.by_first(self._check_lock)
+        if self.selection.metric:
+            position = {**position, checkpoint.BEST: self.selection.state()}
+        self.saved.save(step, state, position, self.meta)
+
+    def _take_lock(self) -> None:
+        path, what = self.workdir / locks.NAME, f"the run in '{self.workdir}'"
+        try:
+            self._lock = locks.Lock(path, what, self.console.say)
+            files.remove_unfinished(self.workdir)
+        except OSError as error:
+            raise files.outside(error, f"cannot write to --workdir={self.workdir}") from error
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
+    @contextlib.contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        """Turns errors of the operating system into `MachineError`, which says what is kept."""
+        try:
+            yield
+        except InputError as error:
+            # A file that was there at the start and is gone is no fault of the input. Workers send
+            # only the words of an error.
+            is_gone = files.cause(error) is not None or "no such file" in str(error)
+            if not (self._began and is_gone):
+                raise
+            text = f"{error}; {self._kept()}; start the same command again when it can be read"
+            raise MachineError(text, files.IO) from error
+        except (BusyError, MachineError, NonFiniteError, PreemptedError):
+            raise
+        except Exception as error:
+            self._check_lock()  # says more, if the whole folder is gone
+            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+                raise
+            cure = "free some space" if error.errno in files.FULL else "remove the cause"
+            raise files.outside(
+                error,
+                f"training in '{self.workdir}' stopped",
+                f"{self._kept()}; {cure} and start the same command again",
+                where=self.workdir,
+            ) from error
+
+    def _kept(self) -> str:
+        step = checkpoint.latest(self.workdir)
+        return "no checkpoint was saved" if step is None else f"the last checkpoint is step {step}"
 
     def _clock(self) -> Clock:
         return Clock(
@@ -269,6 +364,7 @@ class Trainer:
         self, state: State, step: int, writer: metrics.Writer
     ) -> tuple[dict[str, Results], bool]:
         """Evaluates and updates the selection; also whether this is the best evaluation."""
+        distributed.by_first(self._check_lock)
         results, values = self._evaluate(state, step, writer)
         self.selection = self.selection.after(step, values)
         self.saved.keep_best(self.selection.step)
@@ -298,6 +394,7 @@ class Trainer:
                 "step": step,
                 "leaks": self.leaks,
                 "warnings": self.corpora["val"].warnings,
+                "headline": {name: dict(one.headline) for name, one in self.evaluators.items()},
                 "results": {name: result.to_dict() for name, result in results.items()},
             }
             if losses:
@@ -328,7 +425,7 @@ class Trainer:
         )
 
     def _existing_meta(self) -> dict[str, Any] | None:
-        saved = checkpoint.Checkpoints(self.workdir, read_only=True)
+        saved = checkpoint.Checkpoints(self.workdir, read_only=True, fall_back=self._fall_back)
         try:
             return saved.meta() if saved.latest() is not None else None
         finally:
