@@ -1,15 +1,29 @@
 """mmrl: pretrain, judge and ship biomedical image+report encoders in JAX."""
 
-from typing import Any, Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl import interrupts
 from mmrl.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from mmrl.encoder import Encoder
 
-def load(folder: str, *, step: int | Literal["best"] | None = None) -> Any:
-    """The encoders of a run, or of a converted folder: `embed_images(...)`, `embed_texts(...)`.
+interrupts.arm_command(os.path.dirname(__file__))
 
-    See `mmrl.encoder.Encoder`. Imported on call, so that `import mmrl` stays quick.
+
+def load(
+    path: str,
+    *,
+    step: int | Literal["best"] | None = None,
+    batch_size: int = 64,
+    device: Any = None,
+    colour: bool = False,
+) -> "Encoder":
+    """The encoders of a run, of an exported or converted folder, or of hf://OWNER/NAME.
+
+    See `mmrl.encoder.Encoder.load`. Imported on call, so that `import mmrl` stays quick.
     """
     from mmrl.encoder import Encoder
 
-    return Encoder.load(folder, step=step)
+    return Encoder.load(path, step=step, batch_size=batch_size, device=device, colour=colour)

@@ -1,21 +1,21 @@
 """What all commands share: flags, help, errors in one line, exit statuses.
 
-Exit status 0: the command succeeded. 2: an input is wrong; one line on stderr says what was given
-and what is allowed. 3: training stopped on a loss that is not finite. 69: not all processes of the
-run started. 75: the command was stopped and has saved its work; start the same command again and it
-continues. 141: what read the output closed it, as in `... --help | head`. Every other status is a
-bug and comes with a traceback.
+docs/training.md has the table of exit statuses. A status that is not in it is a bug and comes with
+a traceback.
 
 Each command has its own set of flags (`new_flags`), so that a notebook or a test can import two of
 them.
 """
 
+import contextlib
+import errno
 import functools
 import os
 import re
 import select
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,11 +24,20 @@ import ml_collections
 from absl import flags
 
 from mmrl import config as configs
-from mmrl import presets, starts
+from mmrl import files, interrupts, presets, starts
 from mmrl.devices import environment, rollcall
-from mmrl.types import InputError, NonFiniteError, PreemptedError
+from mmrl.types import (
+    BusyError,
+    DamageError,
+    InputError,
+    MachineError,
+    NonFiniteError,
+    PreemptedError,
+)
 
-_UNAVAILABLE, _TRY_AGAIN = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
+_WRONG, _NOT_FINITE, _DAMAGED, _BUSY = 2, 3, 4, 5
+# EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL and EX_NOPERM of sysexits.h
+_UNAVAILABLE, _CANNOT_CREATE, _TRY_AGAIN, _NO_PERMISSION = 69, 73, 75, 77
 _CLOSED = 141  # the status that a shell gives to a process ended by SIGPIPE
 _WIDTH = 90  # columns of help
 _HELP = {"--help", "-h", "-help"}
@@ -124,6 +133,16 @@ def define_config(values: flags.FlagValues, help_text: str, *, run: str = "") ->
     return flag
 
 
+def define_fall_back(values: flags.FlagValues) -> flags.FlagHolder[bool]:
+    """Defines --fall-back, for checkpoints that are damaged."""
+    return flags.DEFINE_bool(
+        "fall_back",
+        False,
+        "Takes the last intact checkpoint if the last one is damaged.",
+        flag_values=values,
+    )
+
+
 def define_processes(values: flags.FlagValues) -> None:
     """Defines the flags of a run of several processes, see `mmrl.devices.distributed`."""
     flags.DEFINE_string(
@@ -159,43 +178,134 @@ def run(
       positional: `main` takes the arguments that are no flags; otherwise they are refused.
       show_help: the text for --help, from all arguments; default: `help_text(doc, values)`.
     """
+    _show_any_text()
+    with interrupts.Interrupts() as interrupted:
+        try:
+            _run(main, values, doc, positional=positional, show_help=show_help)
+        except BaseException as error:
+            if interrupted.came or isinstance(error, KeyboardInterrupt):
+                interrupted.exit_soon()  # whatever a library made of it
+                _end(interrupts.STATUS, interrupts.LINE)
+            if _is_closed_output(error):
+                _end(_CLOSED)
+            status, line = ending(error)
+            if not status:
+                _exit_soon(1)
+                raise
+            _end(status, line)
+
+
+def _run(
+    main: Callable[..., None],
+    values: flags.FlagValues,
+    doc: str | None,
+    *,
+    positional: bool,
+    show_help: Callable[[Sequence[str]], str] | None,
+) -> None:
+    """`run` without its care for errors."""
     arguments = sys.argv[1:]
-    try:
-        if _HELP & set(arguments):
-            print(show_help(arguments) if show_help else help_text(doc or "", values), flush=True)
-            return
-        rest = _parse(arguments, values)
-        if rest and not positional:
-            raise InputError(f"unexpected argument {rest[0]!r}; options are written --name=value")
-        config = _config_of(values)
-        if config is not None:
-            config.make()  # before the start of several processes, so that errors come early
-        _give_fake_devices_threads()
-        # Grain reads absl's global flags when it starts worker processes.
-        flags.FLAGS.mark_as_parsed()
-        first = _start(values)
-        if config is not None and first:
-            config.say = functools.partial(print, flush=True)
-            config.say_notes()
-        main(*rest)
+    if _HELP & set(arguments):
+        print(show_help(arguments) if show_help else help_text(doc or "", values), flush=True)
+        return
+    rest = _parse(arguments, values)
+    if rest and not positional:
+        raise InputError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+    config = _config_of(values)
+    if config is not None:
+        config.make()  # before the start of several processes, so that errors come early
+    _give_fake_devices_threads()
+    # Grain reads absl's global flags when it starts worker processes.
+    flags.FLAGS.mark_as_parsed()
+    first = _start(values)
+    if config is not None and first:
+        config.say = functools.partial(print, flush=True)
+        config.say_notes()
+    main(*rest)
+    if sys.stdout is not None:
         sys.stdout.flush()  # here, where an error of it is handled
-    except InputError as error:
-        _fail(str(error), 2)
-    except NonFiniteError as error:
-        _fail(str(error), 3)
-    except rollcall.StartError as error:
-        _fail(str(error), _UNAVAILABLE)
-    except PreemptedError as error:
-        _exit_soon(_TRY_AGAIN)
-        print(error, file=sys.stderr)
-        sys.exit(_TRY_AGAIN)
-    except BaseException as error:
-        if _is_closed_output(error):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
-            _exit_soon(_CLOSED)
-            sys.exit(_CLOSED)
-        _exit_soon(1)
-        raise
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """The exit status and the line with which an error ends a command; (0, "") for a bug."""
+    if isinstance(error, PreemptedError):  # a success, as far as it goes
+        return _TRY_AGAIN, str(error)
+    statuses = {
+        DamageError: _DAMAGED,  # before InputError, which it is, too
+        InputError: _WRONG,
+        NonFiniteError: _NOT_FINITE,
+        BusyError: _BUSY,
+        rollcall.StartError: _UNAVAILABLE,
+        MemoryError: _UNAVAILABLE,
+    }
+    status, message = next((c for kind, c in statuses.items() if isinstance(error, kind)), 0), ""
+    if isinstance(error, MachineError):
+        status = error.status
+    elif not status and (found := _of_files(error)):
+        outside = files.outside(found, "cannot continue")
+        status, message = outside.status, str(outside)
+    elif isinstance(error, MemoryError):
+        message = f"out of memory: {error or 'this machine has too little'}; {_LESS_MEMORY}"
+    elif not status and (message := _unavailable(error)):
+        status = _UNAVAILABLE
+    message = " ".join((message or str(error)).split())
+    return (status, f"error: {message}") if status else (0, "")
+
+
+def _of_files(error: BaseException) -> OSError | None:
+    """The fault of a file or disk that an error tells of; None for processes and connections."""
+    if not isinstance(error, OSError):
+        # Libraries in C++ raise these; any other error is one of Python code.
+        found = files.cause(error) if isinstance(error, RuntimeError | ValueError) else None
+        return None if found is None or found.errno == errno.ENOENT else found
+    others = ConnectionError, BlockingIOError, ChildProcessError, ProcessLookupError, TimeoutError
+    is_lost = isinstance(error, FileNotFoundError) and error.filename is None
+    known = (error.errno or 0) > 0 and not is_lost and not isinstance(error, others)
+    return error if known else None
+
+
+_LESS_MEMORY = (
+    "lower config.batch_size, or raise config.gradient_cache; python -m mmrl.plan shows what a "
+    "step takes"
+)
+
+
+def _is_of_files(error: OSError) -> bool:
+    """Whether an error tells of files and disks, and not of processes and connections."""
+    others = ConnectionError, BlockingIOError, ChildProcessError, ProcessLookupError, TimeoutError
+    is_lost = isinstance(error, FileNotFoundError) and error.filename is None
+    return (error.errno or 0) > 0 and not is_lost and not isinstance(error, others)
+
+
+def _unavailable(error: BaseException) -> str:
+    """What a device lacks, or that it is missing, from an error of jax; "" for other errors."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text and type(error).__name__.endswith("RuntimeError"):
+        asked = re.search(r"(?:allocat\w*|requested?) (\d[\d.]*\s?\w*)", text)
+        amount = f" ({asked[1]} asked)" if asked else ""
+        return f"out of memory on a device{amount}; {_LESS_MEMORY}"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = {
+        f.name for f in frames if f.filename.endswith(os.path.join("jax", "_src", "xla_bridge.py"))
+    }
+    asked_for = os.environ.get("JAX_PLATFORMS", "")
+    if not asked_for or not places & {"backends", "_init_backend"}:
+        return ""
+    import jax
+
+    jax.config.update("jax_platforms", None)
+    there = ", ".join(sorted({device.platform for device in jax.devices()}))
+    return (
+        f"JAX_PLATFORMS={asked_for}: there is no such device here, or the package of jax for it is "
+        f"not installed; there is: {there}. Unset JAX_PLATFORMS to use that"
+    )
+
+
+def _show_any_text() -> None:
+    """Lets stdout and stderr show every text: what their encoding lacks appears as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # None, closed, or another object
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def help_text(
@@ -273,7 +383,42 @@ def folder(name: str, value: Any) -> Path:
             f"--{name}={given} is an address; expected a folder: mount the bucket first, as the "
             "launchers do (launch/README.md)"
         )
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"--{name}={given!a}: the name holds bytes that are not {sys.getfilesystemencoding()}; "
+            "rename the folder, or set LC_ALL=C.UTF-8"
+        ) from None
     return Path(given)
+
+
+def output(name: str, value: Any, *, is_file: bool = False) -> Path:
+    """The folder or file that a flag names, to be written to; it need not exist yet.
+
+    Raises:
+      InputError: as of `folder`.
+      MachineError: it cannot be created; so that this shows before any work is done.
+    """
+    path = folder(name, value)
+    given = f"--{name}={path}"
+    parent = path.parent if is_file else path
+    try:
+        if is_file and path.is_dir():
+            raise MachineError(f"{given} is a folder; expected a file", _CANNOT_CREATE)
+        while not parent.exists() and parent != parent.parent:
+            if parent.is_symlink():
+                raise MachineError(f"{given}: '{parent}' is a broken link", _CANNOT_CREATE)
+            parent = parent.parent
+        if not parent.is_dir():
+            raise MachineError(f"{given}: '{parent}' is a file; expected a folder", _CANNOT_CREATE)
+        if os.statvfs(parent).f_flag & os.ST_RDONLY:
+            raise MachineError(f"{given}: '{parent}' is on a read-only file system", _CANNOT_CREATE)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise MachineError(f"{given}: no permission to write to '{parent}'", _NO_PERMISSION)
+    except OSError as error:
+        raise files.outside(error, given) from None
+    return path
 
 
 def _start(values: flags.FlagValues) -> bool:
@@ -323,17 +468,28 @@ def _is_closed_output(error: BaseException) -> bool:
     """Whether an error is that stdout is a pipe which nothing reads any more."""
     if isinstance(error, SystemExit):  # rich exits so
         return isinstance(error.__context__, BrokenPipeError)
-    if not isinstance(error, BrokenPipeError):
+    if not isinstance(error, BrokenPipeError) or sys.stdout is None:
         return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    _exit_soon(code)
-    sys.exit(code)
+def _end(status: int, line: str = "") -> NoReturn:
+    """Ends with an exit status, and with a line on stderr unless that is closed."""
+    if line and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+    # What is buffered would fail again at the exit of Python, with another status.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    _exit_soon(status)
+    sys.exit(status)
 
 
 def _parse(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:

@@ -22,6 +22,9 @@ from mmrl.values import Option, check, defaults, setting, type_of
 
 # Keys that may differ when a run continues; config_history.jsonl records the changes. All other
 # keys define the experiment, and a run must not change them halfway.
+PLACES = ("path", "root", "mask_root", "images", "nih_mapping", "data_dir")
+"""Options of sources that say where a corpus lies, relative to the current folder."""
+
 RESUMABLE_KEYS = (
     "total_steps",
     "epochs",
@@ -44,6 +47,7 @@ RESUMABLE_KEYS = (
     "data.cache_images",
     "data.cache_mib",
     "data.stall_seconds",
+    *(f"data.{name}" for name in PLACES),  # what lies there must be the same
 )
 
 
@@ -569,7 +573,7 @@ def lora_options(where: str, tower: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuses keys that are not known, and a config that lacks one."""
+    """Refuses keys that are not known, values of another type, and a config that lacks a key."""
     where = f"config.{path}".rstrip(".")
     if path not in MODULES:
         for name in given:
@@ -582,6 +586,10 @@ def _check_keys(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -
             if not hasattr(given[name], "items"):
                 raise InputError(f"{where}.{name}={given[name]!r}; expected a mapping of keys")
             _check_keys(f"{path}.{name}".lstrip("."), given[name], inner)
+        else:  # a preset may have replaced a whole part, which no type protects any more
+            value = given[name]
+            value = value.to_dict() if hasattr(value, "to_dict") else value
+            check(f"{where}.{name}={value!r}", value, inner.accepts)
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

@@ -71,7 +71,7 @@ def main(*paths: str) -> None:
     if len(paths) != 1:
         given = " ".join(paths) or "none"
         raise InputError(f"expected one folder or file to convert; given: {given}")
-    out = cli.folder("out", _OUT.value)
+    out = cli.output("out", _OUT.value)
     if _CHANNELS.value not in (None, 1):
         raise InputError(f"--channels={_CHANNELS.value}; expected 1")
     if (_CHANNELS.value is None) != (_FOLD.value is None):

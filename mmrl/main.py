@@ -9,9 +9,17 @@ MMRL_PROCESS_ID, or on Cloud TPU, Slurm and Kubernetes from MMRL_DISTRIBUTED=aut
         --workdir=runs/mine
 """
 
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from absl import flags
 
-from mmrl import cli
+from mmrl import cli, origins
+
+if TYPE_CHECKING:  # these take seconds, which --help and refused commands do not need
+    from mmrl.evaluators.base import Results
+    from mmrl.training.run import Trained
 
 _FLAGS = cli.new_flags()
 _CONFIG = cli.define_config(
@@ -29,18 +37,22 @@ _SUMMARY = flags.DEFINE_bool(
     "Draws figures and writes the summary page, report.html, at the end.",
     flag_values=_FLAGS,
 )
+_FALL_BACK = cli.define_fall_back(_FLAGS)
 cli.define_processes(_FLAGS)
 
 
 def main() -> None:
     """Trains and writes the summary page."""
     config = cli.required_config(_CONFIG)
-    workdir = cli.folder("workdir", _WORKDIR.value)
+    workdir = cli.output("workdir", _WORKDIR.value)
+    config = origins.resolve(config, workdir, _CONFIG.say)
     from mmrl.training import train  # takes a second, which --help and refused commands do not need
 
-    trainer = train.Trainer(config, workdir)
-    trained, results = trainer.run()
-    if _SUMMARY.value:
+    trainer = train.Trainer(config, workdir, fall_back=_FALL_BACK.value)
+    if trainer.first:
+        origins.record(workdir, sys.argv[1:], trainer.total)
+
+    def write_summary(trained: "Trained", results: "Mapping[str, Results]") -> None:
         from mmrl.reporting import (
             write as reporting,  # imported late, because matplotlib loads slowly
         )
@@ -56,6 +68,8 @@ def main() -> None:
             leaks=trainer.leaks,
         )
         trainer.console.say(f"summary page: {page}")
+
+    trainer.run(write_summary if _SUMMARY.value else None)
 
 
 if __name__ == "__main__":

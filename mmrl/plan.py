@@ -54,6 +54,8 @@ def main() -> None:
     """Plans one config on one topology."""
     config = cli.required_config(_CONFIG)
     name = cli.required("topology", _TOPOLOGY.value)
+    if _JSON.value:
+        cli.output("json", _JSON.value, is_file=True)
     if _BATCH.value is not None:
         if _BATCH.value < 1:
             raise InputError(f"--batch={_BATCH.value} must be at least 1")

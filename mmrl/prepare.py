@@ -277,7 +277,7 @@ def main(*arguments: str) -> None:
         max_reject_fraction=_MAX_REJECTS.value,
         allow_missing_images=_MISSING.value,
     )
-    output = cli.folder("output", _OUTPUT.value)
+    output = cli.output("output", _OUTPUT.value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     if _TFDS.value:
@@ -345,7 +345,8 @@ def _audit(folders: list[str]) -> None:
         if not texts:
             continue
         if name in ("out", "tokenizer"):
-            given[name] = str(cli.folder(name, ",".join(texts)))
+            place = cli.output if name == "out" else cli.folder
+            given[name] = str(place(name, ",".join(texts)))
         elif name in ("lengths", "batch_sizes"):
             given[name] = _numbers(name, texts)
         else:

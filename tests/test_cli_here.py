@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import shutil
 
 import cv2
 import jax
@@ -15,6 +16,7 @@ import pytest
 from mmrl.training import checkpoint, run
 from tests import commands, stubs
 from tests.commands import train_command
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def tiny(tmp_path_factory):
 @pytest.mark.optax
 def test_a_run_can_be_extended_and_that_is_recorded(tiny, capsys, tmp_path):
     assert tiny("smoke", tmp_path) == 0
-    capsys.readouterr()
+    assert "\nforecast: memory " in capsys.readouterr().out
     assert tiny("smoke", tmp_path, "--config.total_steps=5", "--config.eval_every=0") == 0
     out = capsys.readouterr().out
     assert "total_steps 4 -> 5" in out and "resumed from step 4" in out
@@ -108,6 +110,19 @@ def test_a_table_of_the_user_trains_and_exports_one_row_per_image(on_spoiled_tab
     assert not patients[0] & patients[1] and not patients[0] & patients[2]
 
 
+@pytest.mark.optax
+def test_a_run_continues_where_its_corpus_was_moved(tiny, on_spoiled_table, capsys, tmp_path):
+    workdir, _ = on_spoiled_table
+    moved = tmp_path / "moved"
+    shutil.copytree(workdir.parent, moved)
+    extra = (f"--config.data.path={moved / 'pairs.csv'}", "--config.data.max_reject_fraction=0.1")
+    assert tiny("table,smoke", moved / "run", *extra) == 0
+    told = capsys.readouterr().out
+    assert f"data.path {workdir.parent / 'pairs.csv'} -> {moved / 'pairs.csv'}" in told
+    started = json.loads((moved / "run" / "start.json").read_text())
+    assert started["arguments"][-2] == extra[0] and started["folder"] == str(ROOT)
+
+
 def test_a_tolerated_reject_is_counted_and_the_rest_trains(on_spoiled_table):
     workdir, out = on_spoiled_table
     assert "unreadable_image" in out
@@ -142,7 +157,7 @@ def blank(path):
         (corrupt, ("1 unreadable_image", "max_reject_fraction", "rejects.jsonl")),
         (blank, ("1 empty_report", "max_reject_fraction")),
         (empty, ("pairs.csv",)),
-        (rename, ("report", "image, text, patient_id")),
+        (rename, ("report", "'image', 'text', 'patient_id'")),
         (escape, ("../../5.png",)),
     ],
 )

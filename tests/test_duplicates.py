@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from mmrl.data.image import images
+from mmrl.data.image import images, readers
 from mmrl.data.overlap import duplicates
 from mmrl.data.overlap.duplicates import FLAT, NearPairs
 from mmrl.data.text import reports
@@ -276,7 +276,7 @@ def test_one_changed_word_of_forty_is_near_and_an_inserted_negation_shows_its_si
 @pytest.mark.real_data
 def test_radiographs_near_duplicates_are_the_three_true_ones(real_data):
     files = sorted((real_data / "covid_cxr" / "images").glob("*.jpg"))
-    pictures = [images.read(path) for path in files]
+    pictures = [readers.read(path) for path in files]
     hashes = [duplicates.perceptual_hash(image) for image in pictures]
     assert FLAT not in hashes
     for image, value in zip(pictures, hashes, strict=True):

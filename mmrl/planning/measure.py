@@ -16,6 +16,7 @@ from mmrl import config as configs
 from mmrl.data.batches.pipeline import batch_shapes
 from mmrl.data.inputs import base as inputs
 from mmrl.devices import flops, sharding
+from mmrl.devices.memory import Memory
 from mmrl.planning import hlo, traffic
 from mmrl.planning.roofline import Roofline, roofline
 from mmrl.planning.topology import Topology
@@ -27,23 +28,6 @@ from mmrl.training.step import State, TrainStep, model_flops
 SPILL = "spill"
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that XLA allocates on one device.
-
-    Attributes:
-      arguments: the state and the batch.
-      temporaries: all intermediate arrays.
-      outputs: the outputs of the step that do not reuse the memory of donated arguments.
-      peak: the sum of the three.
-    """
-
-    arguments: int
-    temporaries: int
-    outputs: int
-    peak: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,20 +186,13 @@ def _analyse(
             collectives=collectives,
         )
     return {
-        "memory": _memory(compiled.memory_analysis()),
+        "memory": Memory.of(compiled),
         "shortage": None,
         "collectives": collectives,
         "memory_bytes": moved,
         "loops_known": all(visit.exact for visit in hlo.visits(program, inside=False, rare=SPILL)),
         "roofline": limits,
     }
-
-
-def _memory(stats: Any) -> Memory:
-    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    # XLA's own peak counts live arrays only, without the gaps between them in the allocation.
-    return Memory(arguments, temporaries, outputs, arguments + temporaries + outputs)
 
 
 def read_shortage(message: str) -> Shortage | None:

@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from mmrl import build, wiring
+from mmrl import build, sequences, wiring
 from mmrl.data import counter, stall
 from mmrl.data.batches import sequence
 from mmrl.data.batches.example import Make
@@ -300,13 +300,17 @@ class Examples:
         return made
 
     def with_texts(self, texts: Sequence[str]) -> "Prompts":
-        """Other texts in place of the reports, to be encoded by text towers."""
+        """Other texts in place of the reports, to be encoded by text towers.
+
+        Raises:
+          InputError: a single text, or an item that is no Unicode text.
+        """
         return Prompts(self, texts)
 
     def tokenize(self, texts: Sequence[str], tower: str = "text") -> tuple[np.ndarray, np.ndarray]:
         """Tokens i32[N, L] and mask bool[N, L], as in training."""
         length = int(self._config["towers"][tower]["length"])
-        tokens, mask, _ = self.tokenizers[tower].encode_batch(list(texts), length)
+        tokens, mask, _ = self.tokenizers[tower].encode_batch(texts, length)
         return tokens, mask
 
     @property
@@ -335,7 +339,8 @@ class Examples:
           InputError: a label that the corpus does not have, or a corpus without labels.
         """
         offered = self.corpus.label_names
-        chosen = tuple(names or self._config["data"]["label_names"] or offered)
+        own = sequences.of(names, "names of labels")
+        chosen = tuple(own or self._config["data"]["label_names"] or offered)
         if not chosen:
             raise InputError(f"{self.name} has no labels ({len(self)} examples)")
         what = f"label of {self.name}"
@@ -381,7 +386,7 @@ class Prompts:
     """
 
     def __init__(self, data: Examples, texts: Sequence[str]) -> None:
-        self._data, self.texts = data, list(texts)
+        self._data, self.texts = data, sequences.of(texts, "texts")
         identity = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
         self.sha256 = f"{data.sha256}/{identity}"
 

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mmrl import sequences
 from mmrl.data.overlap.joins import (
     CHUNK,
     Distinct,
@@ -164,15 +165,16 @@ def near_texts(
       threshold: 0.6 to 1; at a lower one too many pairs would be missed.
 
     Raises:
-      InputError: a threshold outside its range.
+      InputError: a threshold outside its range, a single text, or an item that is none.
     """
     if not 0.6 <= threshold <= 1:
         raise InputError(f"threshold {threshold}; expected 0.6 to 1")
-    plain = list(map(reports.canonical, texts))
+    plain = list(map(reports.canonical, sequences.each(texts, "texts")))
     left = Distinct.of(np.asarray(plain, object))
     right, keys = None, list(left.values)
     if others is not None:
-        right = Distinct.of(np.asarray(list(map(reports.canonical, others)), object))
+        plain = list(map(reports.canonical, sequences.each(others, "others")))
+        right = Distinct.of(np.asarray(plain, object))
         keys += list(right.values)
     sets = _Shingles.of(keys)
     split = len(left.values)

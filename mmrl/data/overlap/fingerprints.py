@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from mmrl import build, files
 from mmrl.data.overlap import signatures
-from mmrl.types import InputError, Record
+from mmrl.types import DamageError, InputError, Record
 
 KEYED = (
     "patient",
@@ -85,7 +86,8 @@ class Fingerprint:
         """Reads a file that `save` wrote.
 
         Raises:
-          InputError: no such file, or no fingerprint.
+          InputError: no such file.
+          DamageError: no fingerprint, or not as it was written.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -103,8 +105,12 @@ class Fingerprint:
                     texts=stored["texts"],
                     long_enough=stored["long_enough"],
                 )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is no fingerprint of a training split: {error}") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DamageError(
+                f"{path} is damaged, or no fingerprint of a training split: {error}"
+            ) from None
 
 
 class Collector:

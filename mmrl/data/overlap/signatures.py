@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.data.text import reports
 
 LENGTH = 128  # bytes of a signature; the standard error of J is at most 0.044
@@ -35,6 +36,7 @@ def _permutations() -> tuple[np.ndarray, np.ndarray]:
 
 def signatures(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Signatures u8[N, 128], and bool[N]: whether the text has at least MIN_WORDS words."""
+    texts = sequences.of(texts, "texts")
     scale, shift = _permutations()
     found = np.zeros((len(texts), LENGTH), np.uint8)
     long_enough = np.zeros(len(texts), bool)

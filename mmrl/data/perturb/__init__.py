@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmrl import build
+from mmrl import build, sequences
 from mmrl.data.perturb import antonyms, clinical, order_questions, order_rules, shuffle_sentences
 from mmrl.data.perturb.edits import edited
 from mmrl.data.perturb.report import Kind, ParsedReport
@@ -64,7 +64,7 @@ def check_kinds(kinds: Sequence[str], *, among: Sequence[str] = KINDS) -> None:
     Raises:
       InputError: names the kind and lists the choices.
     """
-    for kind in kinds:
+    for kind in sequences.of(kinds, "perturbations"):
         if kind in CONTROL_KINDS and kind not in among:
             raise InputError(
                 f"perturbation {kind!r} keeps the meaning, so it cannot be a negative; choices: "

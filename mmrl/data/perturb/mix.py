@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.data import counter, perturb
 from mmrl.data.perturb.systematic import systematic, uniforms_needed
 from mmrl.types import InputError
@@ -89,8 +90,11 @@ class Mix:
 
 
 def _weights(where: str, given: Sequence[str] | Weights) -> dict[str, float]:
-    names = list(given)
-    weights = dict(given.items()) if hasattr(given, "items") else dict.fromkeys(names, 1.0)
+    if hasattr(given, "items"):
+        names, weights = list(given), dict(given.items())
+    else:
+        names = sequences.of(given, where)
+        weights = dict.fromkeys(names, 1.0)
     if not names:
         raise InputError(f"{where} is empty; name at least one kind")
     if len(weights) < len(names):

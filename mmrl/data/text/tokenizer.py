@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrl import files
+from mmrl import files, sequences
 from mmrl.data.text import sentencepiece_model
 from mmrl.data.text.reports import WORD
 from mmrl.data.text.sentencepiece_model import SentencepieceModel
@@ -77,10 +77,12 @@ class Tokenizer:
         possible vocabulary is learned: then `vocab_size` is below `requested_vocab_size`.
 
         Raises:
-          InputError: no text, a vocabulary too small for the characters of the corpus (5 special
-            ids, 256 bytes and each distinct character), or an unknown model type.
+          InputError: no text, an item that is none, a vocabulary too small for the characters of
+            the corpus (5 special ids, 256 bytes and each distinct character), or an unknown model
+            type.
         """
-        return cls(sentencepiece_model.train(texts, vocab_size, model_type), vocab_size)
+        content = sentencepiece_model.train(sequences.each(texts, "texts"), vocab_size, model_type)
+        return cls(content, vocab_size)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Tokenizer":
@@ -135,10 +137,10 @@ class Tokenizer:
         """`encode` for N texts at once: i32[N, length], bool[N, length], bool[N].
 
         Raises:
-          InputError: as of `encode`.
+          InputError: as of `encode`; a single text, or an item that is no Unicode text.
         """
         room = self.room(length)
-        pieces = [self.pieces_of(text) for text in texts]
+        pieces = [self.pieces_of(text) for text in sequences.each(texts, "texts")]
         sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         flat = itertools.chain.from_iterable(ids[:room] for ids in pieces)
         ids = np.fromiter(flat, np.int32, int(np.minimum(sizes, room).sum()))

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from mmrl import sequences
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.data.text.tokenizer_json import CLIP_MARKS, CLIP_SPLIT, byte_characters, guarded, opened
 from mmrl.types import InputError
@@ -107,7 +108,7 @@ def word_pieces(pieces: Sequence[str], lower_case: bool | None = None) -> bytes:
     Raises:
       InputError: a special token is missing.
     """
-    vocabulary = _numbered(pieces)
+    vocabulary = _numbered(sequences.of(pieces, "pieces"))
     names = {name: f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     missing = [name for name in names.values() if name not in vocabulary and name != "[MASK]"]
     if missing:

@@ -5,7 +5,6 @@ Nothing that a file holds is executed: safetensors are read by the library of th
 """
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import ml_dtypes  # noqa: F401  so that numpy knows bfloat16
 import numpy as np
 import safetensors
 
+from mmrl import files
 from mmrl.models.convert import torch_file
 from mmrl.models.convert.torch_file import Tensor
 from mmrl.types import InputError
@@ -142,7 +142,7 @@ class Source:
 
     def sha256(self) -> dict[str, str]:
         """Name of each file that was read -> digest of its content."""
-        return {str(file.relative_to(self.folder)): _digest(file) for file in self._read}
+        return {str(file.relative_to(self.folder)): files.sha256(file) for file in self._read}
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -213,8 +213,3 @@ def _parsed(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
