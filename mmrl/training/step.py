@@ -87,7 +87,7 @@ class TrainStep:
 
     def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
         """Makes one update; `state` is donated and must not be used again."""
-        return self._compiled(state, batch)
+        return self.compiled(state, batch)
 
     def target(self) -> Any:
         """The state as ShapeDtypeStructs with shardings, to restore a checkpoint to this mesh."""
@@ -108,7 +108,8 @@ class TrainStep:
         return self._jit_step.trace(self.target(), batch)
 
     @functools.cached_property
-    def _compiled(self) -> jax.stages.Compiled:
+    def compiled(self) -> jax.stages.Compiled:
+        """The compiled step."""
         # Calling the jitted function would trace the step a second time.
         return self.traced.lower().compile()
 
