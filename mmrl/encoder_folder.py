@@ -1,6 +1,6 @@
-"""The folder of an encoder that carries no run: encoder.json, weights.npz, and its tokenizers.
+"""The folder of an encoder that carries no run: encoder.json, its weights, and its tokenizers.
 
-`python -m mmrl.convert` and `python -m mmrl.export --weights` write such folders. encoder.json:
+`python -m mmrl.convert` and `python -m mmrl.export encoder` write such folders. encoder.json:
 
     {"format": 1,
      "towers": {"image": {options as of config.towers}, "text": {..., "tokenizer": "FILE"}},
@@ -9,29 +9,54 @@
      "inputs": {options as of config.inputs},                  may be absent
      "dtype": type of the computation,                         may be absent: float32
      "logit_scale": {...},                                     may be absent; not read here
+     "weights": {"file": weights under our names,              may be absent: weights.npz
+                 "libraries": [{"folder": NAME or ".",         may be absent
+                                "family": NAME, "towers": {"image" or "text": NAME}}]},
      "source": {"family": NAME, "files": {NAME: SHA256}, "license": TEXT}}
 
-`weights.npz` holds every parameter and batch statistic by path, as those of a run.
+`weights.npz`, or a file of safetensors, holds every parameter and batch statistic by path, as those
+of a run. Where libraries are stated, it holds only what they have no place for: their folders hold
+the encoders under their own names, see `mmrl.models.convert`.
 """
 
 import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from mmrl import build, files
-from mmrl.types import InputError
+from mmrl.types import DamageError, InputError
+
+_DAMAGES = (
+    *(EOFError, ValueError, KeyError),
+    *(zipfile.BadZipFile, zlib.error, safetensors.SafetensorError),
+)
 
 FORMAT = 1
 ENCODER, WEIGHTS = "encoder.json", "weights.npz"
 
-_KEYS = ("format", "towers", "data", "inputs", "dtype", "logit_scale", "source")
+_KEYS = ("format", "towers", "data", "inputs", "dtype", "logit_scale", "weights", "source")
 _OF_DATA = ("resize", "antialias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A part of the weights under the names of a library.
+
+    Attributes:
+      folder: that holds it. family: see `mmrl.models.convert`.
+      towers: "image", "text" -> the tower here.
+    """
+
+    folder: Path
+    family: str
+    towers: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +69,8 @@ class EncoderFolder:
       data: options of config.data that belong to the encoder.
       inputs: as config.inputs. dtype: of the computation.
       source: where the encoder comes from, JSON-able.
+      file: path of the weights under our names.
+      libraries: the parts under the names of others.
     """
 
     path: Path
@@ -52,10 +79,16 @@ class EncoderFolder:
     inputs: Mapping[str, Mapping[str, Any]]
     dtype: str
     source: Mapping[str, Any]
+    file: Path
+    libraries: tuple[Library, ...] = ()
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All arrays by path; InputError as of `read_weights`."""
-        return read_weights(self.path / WEIGHTS)
+        """The arrays of `file` by path; InputError as of `read_weights`."""
+        return read_weights(self.file)
+
+    def array(self, name: str) -> np.ndarray | None:
+        """One array, without reading the others; None if there is none of this name."""
+        return read_weights(self.file, (name,)).get(name)
 
 
 def is_encoder(folder: Path) -> bool:
@@ -91,8 +124,11 @@ def read(folder: Path) -> EncoderFolder:
     for kind in ("towers", "inputs"):
         for name, given in parts[kind].items():
             _check_modules(path, f"{kind}.{name}", _mapping(path, f"{kind}.{name}", given))
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} has no {WEIGHTS}, the weights of its encoder")
+    weights = _mapping(path, "weights", stored.get("weights", {}))
+    _check_keys(f"weights of {path}", weights, ("file", "libraries"))
+    file = folder / _inside(path, "weights.file", weights.get("file", WEIGHTS))
+    if not file.is_file():
+        raise InputError(f"{folder} has no {file.name}, the weights of its encoder")
     return EncoderFolder(
         folder,
         {name: _with_path(folder, name, given) for name, given in parts["towers"].items()},
@@ -100,6 +136,8 @@ def read(folder: Path) -> EncoderFolder:
         parts["inputs"],
         stored.get("dtype", "float32"),
         _mapping(path, "source", stored.get("source", {})),
+        file,
+        tuple(_library(path, given) for given in weights.get("libraries", ())),
     )
 
 
@@ -116,19 +154,32 @@ def write(
     files.write_json(folder / ENCODER, content)
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file by name. Nothing in it is unpickled.
+def read_weights(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file of .npz or .safetensors by name. Nothing in it is unpickled.
+
+    Args:
+      names: those to read, where they are there; None: all.
 
     Raises:
-      InputError: it is damaged, no such file, or holds objects.
+      InputError: no such file, or one that cannot be read.
+      DamageError: it is no such archive, holds objects, or is not as it was written.
     """
     try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "numpy") as stored:
+                return {name: stored.get_tensor(name) for name in _chosen(stored.keys(), names)}
         with path.open("rb") as file, zipfile.ZipFile(file):
             pass  # np.load would take a file of another kind for a pickle
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+            return {name: stored[name] for name in _chosen(stored.files, names)}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except _DAMAGES as error:
+        raise DamageError(f"cannot read {path}: {error}") from None
+
+
+def _chosen(offered: Iterable[str], names: Sequence[str] | None) -> list[str]:
+    return [name for name in offered if names is None or name in names]
 
 
 def _with_path(folder: Path, tower: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +196,27 @@ def _with_path(folder: Path, tower: str, given: Mapping[str, Any]) -> dict[str, 
             f"{folder / ENCODER}: towers.{tower}.tokenizer={name!r} is no file of that folder"
         )
     return {**given, "tokenizer": str(folder / name)}
+
+
+def _library(path: Path, given: Any) -> Library:
+    stated = _mapping(path, "weights.libraries", given)
+    _check_keys(f"weights.libraries of {path}", stated, ("folder", "family", "towers"))
+    name = stated.get("folder", ".")
+    folder = path.parent / _inside(path, "weights.libraries.folder", name)
+    towers = _mapping(path, "weights.libraries.towers", stated.get("towers"))
+    return Library(folder, str(stated.get("family", "")), towers)
+
+
+def _inside(path: Path, key: str, name: Any) -> str:
+    """The name of a file or folder beside encoder.json.
+
+    Raises:
+      InputError: it leads elsewhere.
+    """
+    plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
+    if name != "." and (not plain or name == ".."):
+        raise InputError(f"{path}: {key}={name!r} is no name of something in that folder")
+    return name
 
 
 def _check_modules(path: Path, key: str, given: Mapping[str, Any]) -> None:

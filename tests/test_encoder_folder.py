@@ -4,17 +4,20 @@ import functools
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
 import mmrl
+from benchmarks import browser
 from mmrl import config as configs
 from mmrl import encoder_folder
 from mmrl.evaluators.retrieval import Retrieval
 from mmrl.evaluators.zero_shot_classes import ZeroShotClasses
 from mmrl.training import run
 from mmrl.types import InputError
-from tests import commands
+from tests import commands, dicoms
+from tests.browser import is_sound
 from tests.conftest import ROOT
 from tests.test_text_inference_preset import mednli  # noqa: F401
 
@@ -240,22 +243,119 @@ def test_encoders_of_other_libraries_stand_in_one_table_with_ours(judged, preset
     assert table["facts"]["encoders"]["dinov2"]["source"]["family"] == "dinov2"
 
 
+@pytest.fixture(scope="module")
+def compared(trained, exported, judged, preset, tmp_path_factory):
+    """What `python -m mmrl.compare` writes of a run, its encoders and a stored evaluation."""
+    folder = tmp_path_factory.mktemp("compared")
+    given = [f"run={trained}", f"both={exported}", f"stored={judged / 'image'}"]
+    assert commands.run_here("mmrl.compare", *given, preset, *QUICK, f"--out={folder}") == 0
+    return folder
+
+
+QUICK = (CACHE, "--config.evaluators.structure=none", "--config.evaluators.pointing=none")
+
+
 @pytest.mark.optax
-def test_load_embeds_as_the_run_does(trained, exported, judged):
+def test_runs_and_encoders_are_evaluated_where_they_are_not_yet(
+    compared, trained, exported, judged, preset, capsys, refusal
+):
+    table = json.loads((compared / "comparison.json").read_text())
+    rows = {row["name"]: row["values"] for row in table["rows"]}
+    assert rows["run"] == rows["both"] and list(rows["stored"]) == ["nearest/P@10"]
+    assert sorted(p.name for p in (compared / "evaluations").iterdir()) == ["both", "run"]
+    for name in ("run", "both"):  # the same as of mmrl.evaluate with this preset
+        own = json.loads((compared / "evaluations" / name / "results.json").read_text())
+        whole = read(judged, name)["results"]
+        assert own["results"] == {key: whole[key] for key in ("retrieval", "nearest", "parts")}
+    again = ("mmrl.compare", f"run={trained}", f"both={exported}", *QUICK, f"--out={compared}")
+    before = (compared / "evaluations" / "run" / "results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert commands.run_here(*again, preset) == 0
+    told = capsys.readouterr().out
+    assert all(f"{name}: evaluated before, {compared}" in told for name in ("run", "both"))
+    # Another split is another evaluation.
+    assert commands.run_here(*again[:2], *again[3:], preset, "--split=val") == 0
+    own = compared / "evaluations" / "run" / "results.json"
+    assert json.loads(own.read_text())["results"]["retrieval"]["data"]["name"].endswith("/val")
+    assert own.stat().st_mtime_ns > before
+    for arguments, text in (
+        ((f"run={trained}",), "missing --out"),
+        ((f"run={exported.parent}", f"--out={compared}"), "holds no run, no encoder and no eval"),
+        ((f"both={exported}", f"--out={compared}"), "need --config=FILE"),
+        ((f"a/b={exported}", f"--out={compared}"), "'a/b' is no name of a folder"),
+        ((f"run={trained}", f"--out={compared}", "--split=dev"), "--split=dev; choices"),
+        ((f"run={trained}", f"--out={compared}", "--step=9"), "no checkpoint of step 9 in "),
+    ):
+        assert text in refusal("mmrl.compare", *arguments), arguments
+
+
+@pytest.mark.optax
+def test_an_evaluation_of_the_run_itself_is_reused(trained, tmp_path, capsys):
+    """Without --config the first run judges, so that its own evaluation asks the same."""
+    changed = "--config.evaluators.retrieval.bootstrap=20"
+    assert commands.run_here("mmrl.evaluate", f"--workdir={trained}", changed) == 0
+    capsys.readouterr()
+    command = ("mmrl.compare", trained, changed, f"--out={tmp_path / 'out'}")
+    assert commands.run_here(*command) == 0
+    own = trained / "evaluations" / "test-00000002"
+    assert f"ours: evaluated before, {own}" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "evaluations").exists()
+    content = json.loads((own / "results.json").read_text())
+    assert content["config"]["data"]["length"] == 60 and len(content["asked_sha256"]) == 64
+
+
+@pytest.mark.optax
+def test_pages_of_real_evaluations_are_sound_in_a_browser(compared):
+    if reason := browser.missing():
+        pytest.skip(reason)
+    pages = [compared / "comparison.html", compared / "evaluations" / "both" / "report.html"]
+    with browser.started() as running:
+        for page in pages:
+            with browser.opened(running, page) as visit:
+                is_sound(visit)
+    text = pages[1].read_text(encoding="utf-8")
+    for told in ("Reports nearest to an image", "Images nearest to a report", "Map of image."):
+        assert told in text, told
+
+
+@pytest.mark.optax
+def test_load_embeds_as_the_run_does(trained, exported, judged, tmp_path):
     own, foreign = mmrl.load(str(trained)), mmrl.load(str(exported))
     assert (own.step, foreign.step, foreign.dim) == (2, None, own.dim)
     images = [np.random.default_rng(0).integers(0, 256, (40, 90), np.uint8)]
     np.testing.assert_array_equal(foreign.embed_images(images), own.embed_images(images))
+    (tmp_path / "IM000001").write_bytes(dicoms.image(images[0], 8))
+    kinds = [tmp_path / "IM000001", str(tmp_path / "IM000001"), dicoms.image(images[0], 8)]
+    kinds += [cv2.imencode(".tiff", images[0])[1].tobytes(), images[0][:, :, None]]
+    np.testing.assert_array_equal(own.embed_images(kinds), own.embed_images(images * len(kinds)))
+    for lone in (str(tmp_path / "IM000001"), tmp_path / "IM000001", kinds[2], images[0], None):
+        with pytest.raises(InputError, match="items"):
+            own.embed_images(lone)
+    for wrong in ([images[0], None], [images[0], images[0].astype(float)], [images[0], b"\xff"]):
+        with pytest.raises(InputError, match=r"(items\[1\]|image 1)"):
+            own.embed_images(wrong)
+    burned = [dicoms.image(images[0], 8, BurnedInAnnotation="YES")]
+    with pytest.raises(InputError, match="image 0: burned_in_annotation"):
+        own.embed_images(burned)
+    embedded = own.embed_images(burned, allow_burned_in=True)
+    np.testing.assert_array_equal(embedded, own.embed_images(images))
     texts = ["Small left effusion."]
     np.testing.assert_array_equal(foreign.embed_texts(texts), own.embed_texts(texts))
+    for unfit in (texts[0], None, b"Effusion.", [b"Effusion."], [None], ["\ud800"], [5]):
+        with pytest.raises(InputError, match="texts"):
+            own.embed_texts(unfit)
     alone = mmrl.load(judged / "text_encoder")
     np.testing.assert_array_equal(alone.embed_texts(texts), own.embed_texts(texts))
     with pytest.raises(InputError, match=r"unknown tower in 'image\.embedding'"):
         alone.embed_images(images)
     with pytest.raises(InputError, match="without steps; given: step=1"):
         mmrl.load(exported, step=1)
-    with pytest.raises(InputError, match=r"holds no config\.json"):
-        mmrl.load(exported.parent)
+    for wrong in (None, [str(exported)], b"runs"):
+        with pytest.raises(InputError, match=r"path is .*; expected the path"):
+            mmrl.load(wrong)
+    for wrong in (exported.parent, exported / "none", ROOT / "tests/golden/convert/clip_pair"):
+        with pytest.raises(InputError, match="holds neither a trained run nor encoders of mmrl"):
+            mmrl.load(wrong)
 
 
 @pytest.mark.optax

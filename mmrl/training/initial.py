@@ -24,7 +24,7 @@ import numpy as np
 from mmrl import build, encoder_folder, starts, wiring
 from mmrl.encoder_folder import WEIGHTS
 from mmrl.models import fit
-from mmrl.training import checkpoint, lora
+from mmrl.training import checkpoint, lora, stored
 from mmrl.training.optim import path_of
 from mmrl.types import InputError
 
@@ -237,12 +237,15 @@ def _source(entry: Mapping[str, str]) -> tuple[str, str]:
 
 def _arrays_of(folder: Path, step: checkpoint.Step | None) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint of a run, the averaged ones if kept, or of an export."""
-    if (folder / WEIGHTS).is_file():
+    described = encoder_folder.is_encoder(folder)
+    if described or (folder / WEIGHTS).is_file():
         if step is not None:
             raise InputError(
                 f"config.init: {folder} holds exported weights, which have no step; given: {step}"
             )
         try:
+            if described:
+                return stored.arrays(encoder_folder.read(folder))
             return encoder_folder.read_weights(folder / WEIGHTS)
         except InputError as error:
             raise InputError(f"config.init: {error}") from None

@@ -1,0 +1,1 @@
+"""Forms in which encoders leave mmrl, one file a form."""

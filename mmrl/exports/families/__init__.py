@@ -1,0 +1,1 @@
+"""Encoders under the names of other libraries, one file a family: its config and its tensors."""
