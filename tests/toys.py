@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mmrl import wiring
+from mmrl import files, wiring
 from mmrl.data.batches.pipeline import BatchIterator, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.inputs import base as inputs
@@ -154,15 +154,15 @@ def prepare(folder: Path, records: list[Record], *, per_shard: int = 8) -> Path:
         writer.close()
     sections = dict.fromkeys(name for record in records for name in record.sections)
     pq.write_table(shards.index_table(rows, tuple(sections)), folder / shards.INDEX)
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": shards.file_sha256(path)}
+    stated = {
+        path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
         for path in sorted(folder.iterdir())
     }
     manifest = {
         "schema_version": shards.SCHEMA_VERSION,
         "label_names": list(records[0].label_names),
         "rejects": {},
-        "files": files,
+        "files": stated,
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest))
     return folder
