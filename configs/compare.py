@@ -2,7 +2,7 @@
 
     python -m mmrl.main --config=configs/compare.py:paper --config.seed=1 --workdir=runs/paper-1
 
-Exactly one of `VARIANTS` is given after the colon. `python -m benchmarks.compare` trains those of
+Exactly one of `VARIANTS` is given after the colon. `python -m benchmarks.ablation` trains those of
 `OBJECTIVES` with several seeds and writes the table; `python -m benchmarks.curves` adds the parts
 of our recipe, one at a time.
 """

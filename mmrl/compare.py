@@ -1,21 +1,52 @@
-"""Compares evaluations in one table: encoders as rows, measures as columns, paired differences.
+"""Compares encoders in one table: encoders as rows, measures as columns, paired differences.
 
-Evaluations of other examples, protocol versions or preprocessing are refused. A name may be given
-to each, NAME=PATH; PATH is a folder of `python -m mmrl.evaluate` or the results.json in it. A value
-is bold if its encoder is better than every other row, blind rows included, by the paired bootstrap.
+Each argument is a run, a folder of an encoder that was not trained here, or a stored evaluation (a
+folder of `python -m mmrl.evaluate` or the results.json in it), with a name if it is NAME=PATH. Runs
+and encoders are evaluated on the same split by the data and the evaluators of --config, or else of
+the first run; evaluations that did so already are reused. Evaluations of other examples, protocol
+versions or preprocessing are refused. A value is bold if its encoder is better than every other
+row, blind rows included, by the paired bootstrap.
 
+    python -m mmrl.compare runs/ours runs/paper --out=compared
+    python -m mmrl.compare runs/ours clip=weights/clip --config=configs/judge.py:roco --out=compared
     python -m mmrl.compare ours=runs/pretrain/evaluations/test-00001200 \\
         paper=runs/paper/evaluations/test-00001200 --measures=retrieval/image_to_text/R@1
 """
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import ml_collections
 from absl import flags
 
-from mmrl import cli, files
+from mmrl import cli, config, encoder_folder, evaluation, files, starts
 from mmrl.types import InputError
 
+if TYPE_CHECKING:  # these take seconds, which --help and refused commands do not need
+    from mmrl.evaluators.stored import Evaluation
+    from mmrl.opening import Opened
+
 _FLAGS = cli.new_flags()
+_CONFIG = cli.define_config(
+    _FLAGS,
+    "FILE[:VARIANT,...]: The preset whose data and evaluators judge runs and encoders; by default "
+    "those of the first run.",
+)
+_SPLIT = flags.DEFINE_string(
+    "split",
+    "test",
+    f"SPLIT: The records to evaluate: {', '.join(evaluation.SPLITS)}.",
+    flag_values=_FLAGS,
+)
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "N: The checkpoint of every run, or best: the one chosen by config.best of the run; by default "
+    "the latest.",
+    flag_values=_FLAGS,
+)
 _MEASURES = flags.DEFINE_list(
     "measures",
     [],
@@ -31,32 +62,52 @@ _MAY_DIFFER = flags.DEFINE_list(
     flag_values=_FLAGS,
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "FOLDER: Where to write comparison.md and comparison.json.", flag_values=_FLAGS
+    "out",
+    None,
+    "FOLDER: Where to write comparison.md, comparison.json, the page comparison.html and new "
+    "evaluations. Required if a run or an encoder is given.",
+    flag_values=_FLAGS,
 )
+
+RUN, ENCODER, STORED = "run", "encoder", "evaluation"
 
 
 def main(*arguments: str) -> None:
-    """Prints the table and writes it."""
-    from mmrl.evaluators import stored  # here, so that --help starts at once
-    from mmrl.reporting import comparison
+    """Evaluates what is not evaluated yet, prints the table and writes it with its page."""
+    paths = _named(arguments)
+    kinds = {name: _kind(path) for name, path in paths.items()}
+    asked = set(kinds.values()) - {STORED}
+    if asked:
+        cli.required("out", _OUT.value)
+    evaluation.check_split(_SPLIT.value)
+    folder = cli.output("out", _OUT.value) if _OUT.value else None
+    # Here, so that --help starts at once.
+    from mmrl.evaluators import stored
+    from mmrl.reporting import comparison, comparison_page
 
-    given = {name: stored.read(path) for name, path in _named(arguments).items()}
-    table = comparison.compare(given, measures=_MEASURES.value, may_differ=_MAY_DIFFER.value)
+    given = {name: stored.read(paths[name]) for name, kind in kinds.items() if kind == STORED}
+    if asked and folder is not None:
+        given |= _evaluated(paths, kinds, folder)
+    ordered = {name: given[name] for name in paths}
+    table = comparison.compare(ordered, measures=_MEASURES.value, may_differ=_MAY_DIFFER.value)
     print(table.markdown(), end="")
-    if _OUT.value:
-        folder = cli.folder("out", _OUT.value)
+    if folder is not None:
         files.write(folder / "comparison.md", table.markdown())
         files.write_json(folder / "comparison.json", table.to_dict())
+        print(f"comparison page: {comparison_page.write(folder, table, ordered)}")
 
 
 def _named(arguments: tuple[str, ...]) -> dict[str, Path]:
-    """Name -> path of every evaluation.
+    """Name -> path of every argument.
 
     Raises:
       InputError: none, or two of one name.
     """
     if not arguments:
-        raise InputError("no evaluation was given; expected NAME=PATH ..., see --help")
+        raise InputError(
+            "nothing to compare was given; expected runs, encoders or evaluations as NAME=PATH "
+            "..., see --help"
+        )
     found: dict[str, Path] = {}
     for argument in arguments:
         name, equals, rest = argument.partition("=")
@@ -64,16 +115,120 @@ def _named(arguments: tuple[str, ...]) -> dict[str, Path]:
         label = name if equals else _name_of(path)
         if not label:
             raise InputError(f"{argument} names no encoder; expected NAME=PATH")
+        if label in (".", "..") or "/" in label or "\\" in label:
+            raise InputError(f"the name {label!r} is no name of a folder; expected NAME=PATH")
         if label in found:
-            raise InputError(f"two evaluations are named {label!r}; expected NAME=PATH for each")
+            raise InputError(f"two arguments are named {label!r}; expected NAME=PATH for each")
         found[label] = path
     return found
 
 
 def _name_of(path: Path) -> str:
-    """The run folder of runs/NAME/evaluations/SPLIT-STEP; else the folder of the results."""
+    """The run folder of runs/NAME/evaluations/SPLIT-STEP; else the folder that is given."""
     folder = path.parent if path.suffix == ".json" else path
     return folder.parent.parent.name if folder.parent.name == "evaluations" else folder.name
+
+
+def _kind(path: Path) -> str:
+    """What a path holds; what is no folder is read as an evaluation.
+
+    Raises:
+      InputError: a folder that holds none of the three.
+    """
+    if encoder_folder.is_encoder(path):
+        return ENCODER
+    if (path / starts.RUN).is_file():
+        return RUN
+    if not path.is_dir() or (path / "results.json").exists():
+        return STORED
+    raise InputError(
+        f"{path} holds no run, no encoder and no evaluation; expected {starts.RUN}, "
+        f"{encoder_folder.ENCODER} or results.json in it"
+    )
+
+
+def _evaluated(
+    paths: Mapping[str, Path], kinds: Mapping[str, str], folder: Path
+) -> dict[str, "Evaluation"]:
+    """The evaluations of runs and encoders, stored ones where they asked the same."""
+    from mmrl.devices import compile_cache
+    from mmrl.evaluators import stored
+    from mmrl.training.console import Console
+
+    judge = _judge(paths, kinds)
+    console = Console(active=True)
+    if note := compile_cache.use(judge.compile_cache):
+        console.say(note)
+    found = {}
+    for name, path in paths.items():
+        if kinds[name] == STORED:
+            continue
+        opened = _open(path, kinds[name], judge)
+        asked = evaluation.digest(opened, _SPLIT.value)
+        own = folder / "evaluations" / name
+        where = next(
+            (place for place in _places(path, own) if _asked(place) == asked),
+            None,
+        )
+        if where is None:
+            evaluation.evaluate(opened, _SPLIT.value, own, console, leave_out=True)
+            where = own
+        else:
+            console.say(f"{name}: evaluated before, {where}")
+        found[name] = stored.read(where)
+    return found
+
+
+def _judge(paths: Mapping[str, Path], kinds: Mapping[str, str]) -> ml_collections.ConfigDict:
+    """The config whose data and evaluators are the same for all.
+
+    Raises:
+      InputError: there is neither a preset nor a run.
+    """
+    from mmrl.training import run
+
+    first = next((paths[name] for name, kind in kinds.items() if kind == RUN), None)
+    own = None if first is None else config.from_plain(run.read_config(first) or {})
+    preset = _CONFIG.make() if own is None else _CONFIG.read_by(own)
+    judge = own if preset is None else preset
+    if judge is None:
+        raise InputError(
+            "encoders that were not trained here need --config=FILE, a preset that names the data "
+            "and the evaluators, such as configs/judge.py:roco"
+        )
+    return judge
+
+
+def _open(path: Path, kind: str, judge: ml_collections.ConfigDict) -> "Opened":
+    """A run or an encoder that reads the data of `judge`."""
+    from mmrl.opening import Opened
+    from mmrl.training import checkpoint, run
+
+    if kind == RUN:
+        trained = run.restore(path, step=checkpoint.parse_step("--step", _STEP.value))
+    else:
+        trained = run.read_encoder(path)
+    chosen = config.with_data(trained.config, judge)
+    if kind == ENCODER:
+        trained = dataclasses.replace(trained, config=chosen)
+    return Opened(trained, chosen, judge)
+
+
+def _places(path: Path, own: Path) -> Iterator[Path]:
+    """Folders in which an evaluation of a run or an encoder may be."""
+    yield own
+    if (path / "evaluations").is_dir():
+        yield from sorted((path / "evaluations").iterdir())
+
+
+def _asked(folder: Path) -> str | None:
+    """The digest of what a stored evaluation asked; None if there is none that can be read."""
+    from mmrl.evaluators import stored
+
+    try:
+        return stored.read(folder).content.get("asked_sha256")
+    except InputError:
+        return None
 
 
 if __name__ == "__main__":

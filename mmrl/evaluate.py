@@ -12,20 +12,14 @@ and by the evaluators of --config. What needs a part that the encoder lacks is l
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import ml_collections
 from absl import flags
 
-from mmrl import cli, config, opening, wiring
-from mmrl.types import InputError
+from mmrl import cli, evaluation, opening
 
-if TYPE_CHECKING:  # these take seconds, which --help and refused commands do not need
-    from mmrl.data.corpus import Corpus
-    from mmrl.training.console import Console
+if TYPE_CHECKING:  # it takes seconds, which --help and refused commands do not need
     from mmrl.training.run import Trained
-
-SPLITS = ("train", "val", "test")
 
 _FLAGS = cli.new_flags()
 _ENCODERS = opening.Encoders(
@@ -34,7 +28,10 @@ _ENCODERS = opening.Encoders(
     "FILE[:VARIANT,...]: A preset whose data and evaluators replace those of the run.",
 )
 _SPLIT = flags.DEFINE_string(
-    "split", "test", f"SPLIT: The records to evaluate: {', '.join(SPLITS)}.", flag_values=_FLAGS
+    "split",
+    "test",
+    f"SPLIT: The records to evaluate: {', '.join(evaluation.SPLITS)}.",
+    flag_values=_FLAGS,
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -49,103 +46,24 @@ def main() -> None:
     """Evaluates one checkpoint, or one encoder, on one split."""
     if not _ENCODERS.is_run:
         cli.required("out", _OUT.value)
-    if _SPLIT.value not in SPLITS:
-        raise InputError(f"--split={_SPLIT.value}; choices: {', '.join(SPLITS)}")
+    evaluation.check_split(_SPLIT.value)
     # These take seconds, which --help and refused commands do not need.
     import jax
 
     from mmrl.devices import compile_cache
-    from mmrl.evaluators import stored
-    from mmrl.reporting import write as reporting
-    from mmrl.training import run
     from mmrl.training.console import Console
 
-    trained, chosen, asked = _ENCODERS.open()
-    left_out = {} if trained.step is not None else _left_out(trained, chosen)
-    folder = cli.folder("out", _OUT.value or _default_out(trained))
-    first = jax.process_index() == 0
-    console = Console(active=first)
-    if note := compile_cache.use(chosen.compile_cache):
+    opened = _ENCODERS.open()
+    folder = cli.output("out", _OUT.value or _default_out(opened.trained))
+    console = Console(active=jax.process_index() == 0)
+    if note := compile_cache.use(opened.chosen.compile_cache):
         console.say(note)
-    for name, reason in left_out.items():
-        console.say(f"left out: {name} {reason}")
-    splits = run.splits(asked, wiring.evaluated(asked), folder)
-    corpus = splits(_SPLIT.value)
-    for warning in corpus.warnings:
-        console.say(f"warning: {warning}")
-    leaks = _leaks(trained, chosen, corpus, console)
-    examples = trained.examples(corpus, splits, config=chosen)
-    console.say(f"evaluating {trained} on {examples.name}")
-    if trained.step is None:
-        console.facts("preprocessing", examples.preprocessing)
-        for tower, facts in trained.encoders().items():
-            console.facts(f"tower {tower}", facts)
-    evaluators = run.make_evaluators(chosen.evaluators, trained.predict, examples)
-    results = run.evaluate_all(evaluators, trained.state)
-    console.results(f"{examples.name}, {trained}", results)
-    content = {
-        "step": trained.step,
-        "weights_sha256": trained.weights_sha256(),
-        "encoders": trained.encoders(),
-        **{key: trained.meta[key] for key in ("source",) if key in trained.meta},
-        "leaks": leaks,
-        "warnings": corpus.warnings,
-        "left_out": dict(left_out),
-        "headline": {name: dict(one.headline) for name, one in evaluators.items()},
-    }
-    if first:
-        stored.write(folder, content, results)
-    page = reporting.write(
-        folder,
-        trained,
-        examples,
-        evaluators,
-        results,
-        title=f"mmrl evaluation: {examples.name}",
-        config=config.plain(chosen),
-        leaks=leaks,
-        left_out=left_out,
-    )
-    console.say(f"results: {folder / stored.RESULTS}\nsummary page: {page}")
+    leave_out = opened.trained.step is None
+    evaluation.evaluate(opened, _SPLIT.value, folder, console, leave_out=leave_out)
 
 
 def _default_out(trained: "Trained") -> Path:
     return trained.folder / "evaluations" / f"{_SPLIT.value}-{trained.step:08d}"
-
-
-def _left_out(trained: "Trained", chosen: ml_collections.ConfigDict) -> dict[str, str]:
-    """Takes the evaluators that an encoder cannot run out of its config; each with the reason.
-
-    Raises:
-      InputError: none is left.
-    """
-    from mmrl.training import run
-
-    found = run.left_out(chosen.evaluators, trained.predict.provides)
-    kept = {name: given for name, given in chosen.evaluators.items() if name not in found}
-    if not kept:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in found.items())
-        raise InputError(
-            f"--encoder={trained.folder} can run no evaluator of --config: "
-            f"{reasons or 'it has none'}"
-        )
-    chosen.evaluators = ml_collections.ConfigDict(kept)
-    return found
-
-
-def _leaks(
-    trained: "Trained", chosen: ml_collections.ConfigDict, corpus: "Corpus", console: "Console"
-) -> dict[str, Any]:
-    """What results state of records that occur in training, too."""
-    from mmrl.training import run
-
-    if trained.step is None:
-        console.say(f"warning: {run.UNKNOWN_TRAINING}")
-        return {"note": run.UNKNOWN_TRAINING}
-    if _SPLIT.value == "train":
-        return {"note": "the evaluated split is the training split"}
-    training = run.training_fingerprint(trained)
-    return run.check_leaks(training, corpus.fingerprint, chosen.data, console)
 
 
 if __name__ == "__main__":

@@ -325,7 +325,8 @@ def test_command_prints_and_writes(two, tmp_path, capsys):
     paths = [f"{name}={one.path}" for name, one in two.items()]
     assert commands.run_here("mmrl.compare", *paths, f"--out={tmp_path / 'out'}") == 0
     printed = capsys.readouterr().out
-    assert printed == (tmp_path / "out" / "comparison.md").read_text()
+    page = tmp_path / "out" / "comparison.html"
+    assert printed == f"{(tmp_path / 'out' / 'comparison.md').read_text()}comparison page: {page}\n"
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["best"] == {"toy/accuracy": "good"}
     assert content["facts"]["encoders"]["bad"]["weights_sha256"] == "e" * 64
@@ -339,5 +340,5 @@ def test_names_of_encoders(two, tmp_path, capsys):
     assert commands.run_here("mmrl.compare", *folders) == 0
     assert "| paper |" in capsys.readouterr().out
     twice = commands.refusal(capsys, "mmrl.compare", folders[0], folders[0])
-    assert "two evaluations are named 'ours'; expected NAME=PATH for each" in twice
-    assert "no evaluation was given" in commands.refusal(capsys, "mmrl.compare")
+    assert "two arguments are named 'ours'; expected NAME=PATH for each" in twice
+    assert "nothing to compare was given" in commands.refusal(capsys, "mmrl.compare")

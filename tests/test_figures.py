@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from mmrl.evaluators.base import Estimate, Figure, Results
-from mmrl.reporting import attention, bars, figures, write
-from mmrl.reporting import page as report
+from mmrl.reporting import attention, bars, figures, page, report, write
 from mmrl.reporting.attention import AttentionExample
 from mmrl.types import InputError
 
@@ -161,28 +160,29 @@ class Page(html.parser.HTMLParser):
 def written(path, **changes):
     parts = {
         "title": "Run <script>alert(1)</script> & more",
-        "summary": [("R@1", 0.25, 'the "best" <b>')],
+        "summary": [("R@1", retrieval_results()["values"]["image_to_text/R@1"], 'the "best" <b>')],
         "results": {"retrieval": retrieval_results(), "structure": structure_results()},
-        "figures": [],
+        "pictures": [],
         "config": {"model": {"name": "</pre><img src=x onerror=alert(2)>"}, "lr": 1e-3},
+        "changed": {"lr": (1e-4, 1e-3)},
         "provenance": {"step": 200, "packages": {"jax": "0.8"}, "pixel_mean": 0.49786},
     }
     report.write_report(path, **{**parts, **changes})
-    page = path.read_text(encoding="utf-8")
-    return page, Page(page)
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
 
 
 def test_report_is_self_contained_and_escaped(tmp_path):
     figures.loss_curves(metrics_lines(), tmp_path / "loss.png")
-    shown = ("Losses", tmp_path / "loss.png", "A <caption>")
-    page, parsed = written(tmp_path / "report.html", figures=[shown])
+    shown = page.Pictures().part("Losses", tmp_path / "loss.png", "A <caption>")
+    text, parsed = written(tmp_path / "report.html", pictures=shown)
     assert "script" not in parsed.tags and "link" not in parsed.tags
     assert parsed.tags.count("img") == 1
-    assert all(a.startswith("data:image/png;base64,") for a in parsed.addresses)
-    assert "url(" not in page and "@import" not in page and "http:" not in page
+    assert all(a.startswith(("data:image/png;base64,", "#")) for a in parsed.addresses)
+    assert "url(" not in text and "@import" not in text and "http:" not in text
     for told in ("<script>alert(1)</script>", "</pre><img", 'the "best" <b>', "A <caption>"):
         assert told in parsed.text
-    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert {f.name for f in tmp_path.iterdir()} == {"loss.png", "report.html"}
 
 
@@ -198,9 +198,12 @@ def test_report_states_every_figure_with_what_it_rests_on(tmp_path):
 def test_report_names_missing_figures_and_empty_results(tmp_path):
     data = {"name": "fake/test", "sha256": "0"}
     nothing = Results("pointing@1", {}, 0, data, {}, {"no boxes": 3}).to_dict()
+    pictures = page.Pictures()
+    parts = pictures.part("Attention", None, "no local features")
+    parts += pictures.part("Lost", tmp_path / "x.png", "Caption")
     _, parsed = written(
         tmp_path / "report.html",
-        figures=[("Attention", None, "no local features"), ("Lost", tmp_path / "x.png", "Caption")],
+        pictures=parts,
         results={"pointing": nothing},
     )
     assert "Missing figure: no local features" in parsed.text

@@ -184,6 +184,8 @@ class Results:
       n: examples evaluated. excluded: reason -> count of examples left out.
       data: what `identity` states of the examples. preprocessing: as in HeldOut.
       details: further facts, JSON-able.
+      answers: part of a value's name, such as "findings" -> the `scoring.Answers` behind the
+        values, for figures. Not part of the JSON form.
     """
 
     protocol: str
@@ -193,6 +195,7 @@ class Results:
     preprocessing: Mapping[str, Any]
     excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    answers: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def scalars(self) -> dict[str, float]:
         """Name -> value, for the metric log; ends of intervals as "{name}/low" and "/high"."""
@@ -204,8 +207,9 @@ class Results:
         return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, as stored in the run directory; without the draws."""
-        plain = dataclasses.asdict(self)
+        """JSON-able form, as stored in the run directory; without the draws and the answers."""
+        plain = dataclasses.asdict(dataclasses.replace(self, answers={}))
+        del plain["answers"]
         for estimate in plain["values"].values():
             del estimate["draws"]
         return plain
@@ -234,6 +238,39 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[Path], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An example as the summary page shows it among others.
+
+    Attributes:
+      id: of the example. text, image: what is shown of it; image is u8[H, W, C] with 1 or 3
+        channels.
+      score: cosine with the query; None for the query itself.
+      matches: whether it belongs to the query.
+    """
+
+    id: str
+    text: str = ""
+    image: np.ndarray | None = None
+    score: float | None = None
+    matches: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Queries with what an encoder finds nearest to them, for the summary page.
+
+    Attributes:
+      name, title, caption: as of `Figure`.
+      queries: each item with those found for it, best first.
+    """
+
+    name: str
+    title: str
+    caption: str
+    queries: Sequence[tuple[Item, Sequence[Item]]]
 
 
 class Evaluator:
@@ -276,7 +313,7 @@ class Evaluator:
 
     def figures(
         self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
-    ) -> list[Figure]:
+    ) -> Sequence[Figure | Neighbours]:
         """Pictures of `results`, in order; none unless a subclass has some.
 
         Every process of a run calls this, because encoding needs them all. Only the first draws.

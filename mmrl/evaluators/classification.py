@@ -1,14 +1,20 @@
 """Classification by a trained head: AUROC of labels, or accuracy of exclusive classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy import special
 
 from mmrl import build
-from mmrl.evaluators import scoring, statistics
-from mmrl.evaluators.base import Evaluator, Predict, Results, identity
+from mmrl.evaluators import pictures, scoring, statistics
+from mmrl.evaluators.base import (
+    Evaluator,
+    Figure,
+    Predict,
+    Results,
+    identity,
+)
 from mmrl.evaluators.subgroups import subgroups
 from mmrl.types import InputError
 
@@ -160,9 +166,16 @@ class Classification(Evaluator):
             data=identity(data),
             preprocessing=data.preprocessing,
             excluded={reason: count for reason, count in excluded.items() if count},
+            answers={self.kind: answers},
             details={
                 **details,
                 "labels": [self.label_names[column] for column in kept],
                 "options": {"kind": self.kind, "bootstrap": self.bootstrap, "seed": self.seed},
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """How the answers lie to the truth."""
+        return pictures.of_answers(results.answers)

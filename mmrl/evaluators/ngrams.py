@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.data.perturb import parse
 
 _BEGIN, _END = "\x02", "\x03"
@@ -45,7 +46,7 @@ class LanguageModel:
     """
 
     def __init__(self, texts: Iterable[str], *, order: int = 3) -> None:
-        texts = list(texts)
+        texts = sequences.of(texts, "texts")
         if order < 1 or not texts:
             raise ValueError(f"order {order}, {len(texts)} texts; expected at least 1 of each")
         named = "\x00".join((str(order), *texts)).encode("utf-8", "surrogatepass")
@@ -76,7 +77,9 @@ class LanguageModel:
 
     def score(self, texts: Iterable[str]) -> np.ndarray:
         """Natural log-probability of each text including its end, f64[N]."""
-        return np.array([self._log_probability(text) for text in texts], np.float64)
+        return np.array(
+            [self._log_probability(text) for text in sequences.each(texts, "texts")], np.float64
+        )
 
     def _padded(self, text: str) -> list[str]:
         return [_BEGIN] * (self.order - 1) + tokens(text) + [_END]

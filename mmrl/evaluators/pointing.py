@@ -73,9 +73,15 @@ def word_maps(
     maps = []
     for row, example in enumerate(examples):
         weights = np.asarray(attention(words[row], word_mask[row], regions[row]), np.float32)
-        of_words = [weights[list(positions)].mean(axis=0) for _, positions in example.words]
-        maps.append(np.stack(of_words).reshape(-1, *grid))
+        of_words = by_word(weights, [positions for _, positions in example.words])
+        maps.append(of_words.reshape(-1, *grid))
     return maps
+
+
+def by_word(weights: np.ndarray, positions: Sequence[Sequence[int]]) -> np.ndarray:
+    """The mean of the maps f[L, R] of the tokens of each word, by their positions: f[words, R]."""
+    means = [weights[list(tokens)].mean(axis=0) for tokens in positions]
+    return np.stack(means) if means else weights[:0]
 
 
 class Pointing(Game):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.evaluators import scoring, statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
 from mmrl.evaluators.subgroups import subgroups
@@ -123,6 +124,7 @@ class PrecisionAtK(Evaluator):
     ) -> None:
         statistics.at_least(1, ks=min(ks, default=0), chunk=chunk, permutations=permutations)
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
+        classes = sequences.of(classes, "precision_at_k.classes")
         if len(set(classes)) < 2:
             raise InputError(
                 f"precision_at_k.classes is {tuple(classes)}, expected at least two names of "

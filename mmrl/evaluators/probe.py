@@ -8,11 +8,19 @@ from typing import Any, ClassVar, NamedTuple
 import cv2
 import numpy as np
 
-from mmrl import build, wiring
+from mmrl import build, sequences, wiring
 from mmrl.data import draws as drawing
 from mmrl.data.image import dicom
-from mmrl.evaluators import linear, metrics, scoring, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
+from mmrl.evaluators import linear, metrics, pictures, scoring, statistics
+from mmrl.evaluators.base import (
+    Estimate,
+    Evaluator,
+    Figure,
+    HeldOut,
+    Predict,
+    Results,
+    identity,
+)
 from mmrl.evaluators.scoring import UNKNOWN, Answers
 from mmrl.evaluators.subgroups import subgroups
 from mmrl.types import InputError
@@ -171,7 +179,8 @@ class Probe(Evaluator):
         statistics.at_least(0, bootstrap=bootstrap, seed=seed, shots=min(shots, default=0))
         super().__init__(predict, data, reads=reads)
         self.kind, self.target, self.min_positives = kind, target, min_positives
-        self.methods, self.fractions, self.shots = tuple(methods), tuple(fractions), tuple(shots)
+        self.methods = tuple(sequences.each(methods, "probe.methods"))
+        self.fractions, self.shots = tuple(fractions), tuple(shots)
         self.draws, self.neighbours, self.sensitivity = draws, neighbours, sensitivity
         self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
         usual = linear.RIDGE_STRENGTHS if kind == "number" else linear.STRENGTHS
@@ -179,7 +188,7 @@ class Probe(Evaluator):
         self._check_options()
         self.asked: tuple[str, ...] = (target,)
         if kind in ("labels", "classes"):
-            self.asked = data.labels(tuple(labels))[0]
+            self.asked = data.labels(labels)[0]
         elif labels:
             raise InputError(f"labels={tuple(labels)}: kind={kind!r} has the target {target!r}")
         self.left_out: dict[str, str] = {}
@@ -349,8 +358,10 @@ class Probe(Evaluator):
         groups = {name: mask[rows] for name, mask in self._subgroups.items()}
         values: dict[str, Estimate] = {}
         details: dict[str, Any] = {}
+        answers: dict[str, Answers] = {}
         for name, method, drawn in self._settings(parts.train):
             fitted = [self._fit(method, parts, train, draw) for draw, train in enumerate(drawn)]
+            answers[name] = fitted[0].answers
             of_setting, details[name] = self._report(name, fitted, pixels, parts, groups)
             details[name] |= {
                 "training_items": [len(train.truth) for train in drawn],
@@ -368,6 +379,7 @@ class Probe(Evaluator):
             data=identity(self.data),
             preprocessing=self.data.preprocessing,
             excluded=excluded,
+            answers=answers,
             details={
                 "features": self.names["features"],
                 "kind": self.kind,
@@ -393,6 +405,18 @@ class Probe(Evaluator):
                 },
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """How the answers lie to the truth, of the first draw, and a map of the features."""
+        features, present = self._features(state, self.data)
+        rows = np.flatnonzero(present)
+        name = self.names["features"]
+        return [
+            *pictures.of_answers(results.answers),
+            *pictures.embedding_map(self.data, rows, features[rows], of=name, seed=self.seed),
+        ]
 
     def _described(self, role: str, inside: Mapping[str, np.ndarray]) -> dict[str, Any]:
         split = self._splits[role]

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl import build
+from mmrl import build, sequences
 from mmrl.types import InputError
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -57,7 +57,8 @@ def worded(templates: Iterable[str], name: str, side: str = "") -> tuple[str, ..
     """Fills and capitalises templates; name "Pleural_Effusion" becomes "pleural effusion"."""
     words = name.replace("_", " ").split()
     finding = " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
-    filled = (template.format(finding=finding, side=side) for template in templates)
+    given = sequences.each(templates, "templates")
+    filled = (template.format(finding=finding, side=side) for template in given)
     return tuple(text[0].upper() + text[1:] for text in filled)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.reading import tabular
+from mmrl.data.reading.rows import lacks
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import HeldOut
 from mmrl.evaluators.prompt_sets import SIDED, STATED, worded
@@ -74,8 +75,7 @@ def read(path: str, data: HeldOut) -> Asked:
     missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise InputError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(header)}, expected "
-            f"{', '.join(_COLUMNS)} and optionally type"
+            f"{lacks(path, missing, header)}; expected {', '.join(_COLUMNS)} and optionally type"
         )
     wanted = (*_COLUMNS, *(("type",) if "type" in header else ()))
     place = {name: row for row, name in enumerate(data.ids)}

@@ -7,9 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mmrl import sequences
 from mmrl.data.text import reports
-from mmrl.evaluators import statistics
-from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
+from mmrl.evaluators import pictures, statistics
+from mmrl.evaluators.base import (
+    Estimate,
+    Evaluator,
+    Figure,
+    HeldOut,
+    Neighbours,
+    Predict,
+    Results,
+    identity,
+)
 from mmrl.types import InputError
 
 PROTOCOL = "retrieval@1"
@@ -69,7 +79,7 @@ def identical_share(texts: Sequence[str]) -> float:
 
     Examples without a text count as not identical.
     """
-    canonical = [reports.canonical(text) for text in texts]
+    canonical = [reports.canonical(text) for text in sequences.each(texts, "texts")]
     counts = collections.Counter(text for text in canonical if text)
     return sum(count for count in counts.values() if count > 1) / max(len(texts), 1)
 
@@ -170,19 +180,13 @@ class Retrieval(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        names = list(self.names.values())
-        encoded = self.predict.encode(state, data, names)
-        present = encoded["present"]
-        if not present.any():
-            raise InputError(f"no example of {data.name} has every input of {', '.join(names)}")
-        ids = [name for name, kept in zip(data.ids, present, strict=True) if kept]
-        images, texts = (statistics.unit_rows(encoded[name][present], name, ids) for name in names)
-        groups = np.asarray(data.groups)[present]
+        rows, images, texts = self._embeddings(state)
+        groups = np.asarray(data.groups)[rows]
         ranks = {
             "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
             "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
         }
-        patients = np.asarray(data.patients)[present]
+        patients = np.asarray(data.patients)[rows]
         rng = statistics.generator(self.seed, "images")
         blind = {}
         for order in statistics.permutations_between_patients(patients, rng, 1):
@@ -194,7 +198,7 @@ class Retrieval(Evaluator):
         matches = matches_per_item(groups)
         excluded = {
             "not drawn (max_pairs)": self.not_drawn,
-            "an input is missing": int((~present).sum()),
+            "an input is missing": len(data) - len(rows),
         }
         return Results(
             protocol=PROTOCOL,
@@ -208,7 +212,7 @@ class Retrieval(Evaluator):
                 "duplicate_share": float((matches > 1).mean()),
                 "groups": len(np.unique(groups)),
                 "identical_report_share": identical_share(
-                    [text for text, kept in zip(data.texts, present, strict=True) if kept]
+                    [data.texts[row] for row in rows.tolist()]
                 ),
                 # All candidates are tied, so all non-matching ones rank ahead.
                 "constant_predictor": {
@@ -221,8 +225,33 @@ class Retrieval(Evaluator):
 
     def figures(
         self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
-    ) -> list[Figure]:
-        """Recall over training."""
+    ) -> list[Figure | Neighbours]:
+        """Recall over training, neighbours of some queries, and a map of the images."""
+        data = self.data
+        rows, images, texts = self._embeddings(state)
+        groups = np.asarray(data.groups)[rows]
+        of_image = self.names["image"]
+        return [
+            *self._over_time(results, history),
+            *pictures.neighbours(data, rows, images, texts, groups, pixels=of_image),
+            *pictures.embedding_map(data, rows, images, of=of_image, seed=self.seed),
+        ]
+
+    def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows i64[n] that have every input, and their images and texts f32[n, D], normalised."""
+        data = self.data
+        names = list(self.names.values())
+        encoded = self.predict.encode(state, data, names)
+        rows = np.flatnonzero(encoded["present"])
+        if not len(rows):
+            raise InputError(f"no example of {data.name} has every input of {', '.join(names)}")
+        ids = [data.ids[row] for row in rows.tolist()]
+        images, texts = (statistics.unit_rows(encoded[name][rows], name, ids) for name in names)
+        return rows, images, texts
+
+    def _over_time(
+        self, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure | Neighbours]:
         from mmrl.reporting import figures
 
         if not history:

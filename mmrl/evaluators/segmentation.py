@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mmrl import build, streams
+from mmrl import build, sequences, streams
 from mmrl.data.image.images import Geometry, Preprocess
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
@@ -375,7 +375,8 @@ class Segmentation(Evaluator):
             seed,
         )
         build.check_distinct("labels of segmentation", labels)
-        self.labels_given, self.max_train = tuple(labels), max_train
+        self.labels_given = tuple(sequences.each(labels, "segmentation.labels"))
+        self.max_train = max_train
         self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
         self.train = data.split("train")
         if self.train.name == data.name:

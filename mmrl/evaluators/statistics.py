@@ -32,7 +32,7 @@ def unit_rows(embedding: np.ndarray, name: str, ids: Sequence[str]) -> np.ndarra
       FloatingPointError: a row is not finite; the message names the first example.
     """
     embedding = np.asarray(embedding, np.float32)
-    finite = np.isfinite(embedding).reshape(len(embedding), -1).all(axis=1)
+    finite = np.isfinite(embedding).all(axis=tuple(range(1, embedding.ndim)))
     if not finite.all():
         first = ids[int(np.argmin(finite))]
         raise FloatingPointError(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmrl import build
+from mmrl import build, sequences
 from mmrl.evaluators import statistics
 from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
 from mmrl.evaluators.ngrams import LanguageModel
@@ -90,7 +90,7 @@ class Structure(Evaluator):
     ) -> None:
         statistics.at_least(1, max_reports=max_reports)
         statistics.at_least(0, bootstrap=bootstrap)
-        for name in protocols:
+        for name in sequences.of(protocols, "structure.protocols"):
             if name not in PROTOCOLS:
                 raise InputError(build.unknown("structure protocol", name, PROTOCOLS))
         if not protocols:

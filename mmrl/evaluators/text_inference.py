@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +21,8 @@ from mmrl import build
 from mmrl.data.overlap.joins import connected_components
 from mmrl.data.reading.sentence_pairs import LABELS
 from mmrl.data.text.reports import canonical
-from mmrl.evaluators import scoring, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
+from mmrl.evaluators import pictures, scoring, statistics
+from mmrl.evaluators.base import Estimate, Evaluator, Figure, HeldOut, Predict, Results, identity
 from mmrl.types import InputError, Record
 
 PROTOCOL = "text_inference@1"
@@ -247,6 +247,7 @@ class TextInference(Evaluator):
             data=identity(data),
             preprocessing=data.preprocessing,
             excluded=judged.excluded,
+            answers={"pairs": answers},
             details={
                 **details,
                 "pairs_sha256": judged.sha256(),
@@ -277,6 +278,12 @@ class TextInference(Evaluator):
                 },
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """How the answers lie to the truth."""
+        return pictures.of_answers(results.answers)
 
     # --- which pairs ---------------------------------------------------------------------------
 

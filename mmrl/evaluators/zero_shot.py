@@ -8,8 +8,16 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.labels import Policy
-from mmrl.evaluators import metrics, prompt_sets, scoring, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
+from mmrl.evaluators import metrics, pictures, prompt_sets, scoring, statistics
+from mmrl.evaluators.base import (
+    Estimate,
+    Evaluator,
+    Figure,
+    HeldOut,
+    Predict,
+    Results,
+    identity,
+)
 from mmrl.evaluators.prompt_sets import DENIED, SIDED, STATED, worded
 from mmrl.evaluators.scoring import UNKNOWN, Answers
 from mmrl.evaluators.subgroups import subgroups
@@ -223,6 +231,10 @@ class ZeroShot(Evaluator):
 
     reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
     prompted: ClassVar[tuple[str, ...]] = ("text",)
+    headline: ClassVar[Mapping[str, str]] = {
+        "findings/auroc": "prompts tell whether a finding is present, mean AUROC over findings",
+        "laterality/auroc": "prompts tell left from right, mean AUROC over findings",
+    }
 
     def __init__(
         self,
@@ -280,11 +292,12 @@ class ZeroShot(Evaluator):
         values: dict[str, Estimate] = {}
         beside: dict[str, Estimate] = {}
         details: dict[str, Any] = {}
+        answers: dict[str, Answers] = {}
         for set_name, questions in self.sets.items():
             if questions:
                 rows, details[set_name] = self._set(questions, images, prompt, permutations)
                 values |= {f"{set_name}/{name}": row for name, row in rows.items()}
-                more, details[set_name]["beside"] = self._beside(
+                more, details[set_name]["beside"], answers[set_name] = self._beside(
                     set_name, images, prompt, permutations, thresholds.get(set_name)
                 )
                 beside |= more
@@ -301,6 +314,7 @@ class ZeroShot(Evaluator):
             data=identity(data),
             preprocessing=data.preprocessing,
             excluded=self.left_out,
+            answers=answers,
             details={
                 "tasks": details,
                 "tasks_excluded": self.tasks_excluded,
@@ -317,6 +331,12 @@ class ZeroShot(Evaluator):
                 | ({} if self.policy == OPEN else {"label_policy": self.policy.to_dict()}),
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """How the answers lie to the truth."""
+        return pictures.of_answers(results.answers)
 
     def ranked(self, state: Any) -> dict[str, dict[str, metrics.Ranked]]:
         """Set -> task -> the scores f32[1, n] from which `run` computes its AUROCs.
@@ -406,8 +426,8 @@ class ZeroShot(Evaluator):
         prompt: Mapping[str, np.ndarray],
         foreign: np.ndarray,
         thresholds: Mapping[str, float] | None,
-    ) -> tuple[dict[str, Estimate], dict[str, Any]]:
-        """Measures of a set beside the AUROC, by full name, and their details."""
+    ) -> tuple[dict[str, Estimate], dict[str, Any], Answers]:
+        """Measures of a set beside the AUROC, by full name, their details, and the answers."""
         questions = self.sets[set_name]
         truth = np.full((len(images), len(questions)), UNKNOWN, np.int8)
         scores = np.empty(truth.shape, np.float64)
@@ -432,12 +452,13 @@ class ZeroShot(Evaluator):
             bootstrap=self.bootstrap,
             seed=self.seed,
         )
-        return {
+        named = {
             _full_name(set_name, name): value
             for name, value in values.items()
             if name not in ("macro_auroc", "macro_auroc_images_permuted")
             and not (name.startswith("label/") and name.endswith("/auroc"))
-        }, details
+        }
+        return named, details, answers
 
     def _estimates(
         self, row: str, names: Iterable[str], tasks: Sequence[metrics.Ranked]

@@ -5,9 +5,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mmrl import build
-from mmrl.evaluators import prompt_sets, scoring, statistics
-from mmrl.evaluators.base import Estimate, Evaluator, HeldOut, Predict, Results, identity
+from mmrl import build, sequences
+from mmrl.evaluators import pictures, prompt_sets, scoring, statistics
+from mmrl.evaluators.base import (
+    Estimate,
+    Evaluator,
+    Figure,
+    HeldOut,
+    Predict,
+    Results,
+    identity,
+)
 from mmrl.evaluators.pointing_game import softmax
 from mmrl.evaluators.scoring import Answers
 from mmrl.evaluators.subgroups import subgroups
@@ -173,7 +181,7 @@ class ZeroShotClasses(Evaluator):
         statistics.at_least(1, draws=draws, permutations=permutations, variants=len(variants))
         statistics.at_least(0, bootstrap=bootstrap, seed=seed)
         self.prompts = prompt_sets.load(prompts, "classes", where="prompts of zero_shot_classes")
-        for name in variants:
+        for name in sequences.of(variants, "zero_shot_classes.variants"):
             if name not in VARIANTS:
                 raise InputError(build.unknown("variant of zero_shot_classes", name, VARIANTS))
         known = know(data, purpose="zero_shot_classes", language=self.prompts.language)
@@ -215,6 +223,7 @@ class ZeroShotClasses(Evaluator):
         foreign = statistics.permutations_between_patients(data.patients, rng, self.permutations)
         values: dict[str, Estimate] = {}
         details: dict[str, Any] = {}
+        answers: dict[str, Answers] = {}
         for name in self.variants:
             variant = VARIANTS[name]
             sets = [[[place[text] for text in own] for own in one] for one in drawn[name]]
@@ -226,9 +235,9 @@ class ZeroShotClasses(Evaluator):
             scores = [class_scores(variant, similarity, images, embedded, one) for one in sets]
             # Each permutation meets one draw of prompts.
             blind = [scores[n % len(scores)][rows] for n, rows in enumerate(foreign)]
-            answers = Answers("classes", scores[0], self.truth, data.patients, classes)
+            answers[name] = Answers("classes", scores[0], self.truth, data.patients, classes)
             found, details[name] = scoring.report(
-                answers,
+                answers[name],
                 repeats=scores[1:],
                 rows={"images_permuted": blind},
                 subgroups=self.groups,
@@ -245,6 +254,7 @@ class ZeroShotClasses(Evaluator):
             data=identity(data),
             preprocessing=data.preprocessing,
             excluded=self.excluded,
+            answers=answers,
             details={
                 "prompt_set": self.prompts.to_dict(),
                 "variants": details,
@@ -258,6 +268,12 @@ class ZeroShotClasses(Evaluator):
                 },
             },
         )
+
+    def figures(
+        self, state: Any, results: Results, history: Sequence[Mapping[str, Any]]
+    ) -> list[Figure]:
+        """How the answers lie to the truth."""
+        return pictures.of_answers(results.answers)
 
     def _drawn(self, variant: Variant) -> list[list[list[str]]]:
         """The prompts of each draw and class; one draw if all prompts are used."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmrl import build
+from mmrl import build, sequences
 from mmrl.evaluators import scoring
 from mmrl.evaluators.base import ROWS, Estimate, direction
 from mmrl.evaluators.stored import Evaluation
@@ -76,8 +76,9 @@ class Comparison:
             [
                 row.name,
                 *(
-                    _shown(row.cells.get(measure), bold=self.best.get(measure) == row.name)
+                    _bold(cell) if self.best.get(measure) == row.name else cell
                     for measure in self.measures
+                    for cell in [shown(row.cells.get(measure))]
                 ),
             ]
             for row in self.rows
@@ -92,7 +93,7 @@ class Comparison:
             lines += _table(
                 ["", *self.measures],
                 [
-                    [name, *(_shown(cells.get(measure), sign=True) for measure in self.measures)]
+                    [name, *(shown(cells.get(measure), sign=True) for measure in self.measures)]
                     for name, cells in self.differences.items()
                 ],
             )
@@ -121,7 +122,8 @@ def compare(
     """
     if not given:
         raise InputError("no evaluation was given; expected at least one results.json")
-    chosen = _chosen(given, measures)
+    may_differ = sequences.of(may_differ, "may_differ")
+    chosen = _chosen(given, sequences.of(measures, "measures"))
     notes: list[str] = []
     differing: set[str] = set()
     for evaluator in dict.fromkeys(_split(given, measure)[0] for measure in chosen):
@@ -373,12 +375,12 @@ def _explained(encoders: Sequence[Row], best: Mapping[str, str]) -> list[str]:
         return []
     if not best:
         return [
-            "Nothing is bold: no encoder is better than every other row of its column, with an "
-            "interval of the paired difference that excludes 0."
+            "Nothing is bold: on no measure is an encoder better than all others and all rows that "
+            "they are compared with, with intervals of the paired differences that exclude 0."
         ]
     return [
-        "Bold: better than every other row of the column; the 95 % interval of each paired "
-        "difference excludes 0."
+        "Bold: better on the measure than all others and all rows that they are compared with; the "
+        "95 % interval of each paired difference excludes 0."
     ]
 
 
@@ -451,15 +453,20 @@ def _listed(values: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(cell: Estimate | None, *, bold: bool = False, sign: bool = False) -> str:
+def shown(cell: Estimate | None, *, sign: bool = False) -> str:
+    """The value of a cell with its interval; "" for a blank one."""
     if cell is None:
         return ""
     form = "+.3f" if sign else ".3f"
-    value = f"{cell.value:{form}}"
-    value = f"**{value}**" if bold else value
     if cell.low is None or cell.high is None:
-        return value
-    return f"{value} ({cell.low:{form}} to {cell.high:{form}})"
+        return f"{cell.value:{form}}"
+    return f"{cell.value:{form}} ({cell.low:{form}} to {cell.high:{form}})"
+
+
+def _bold(text: str) -> str:
+    """Text whose first word is bold in Markdown."""
+    first, *rest = text.split(" ", 1)
+    return " ".join([f"**{first}**", *rest])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

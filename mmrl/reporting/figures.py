@@ -6,9 +6,11 @@ of Okabe and Ito (2008), which colour-blind readers can distinguish.
 """
 
 import functools
+import hashlib
 import itertools
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,6 +29,9 @@ Path = str | os.PathLike[str]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, GREY = "#D55E00", "#6E6E6E"
+SKY, PURPLE, LIGHT = "#56B4E9", "#CC79A7", "#DDDDDD"
+_PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (GREY, "D"))
 
 _DPI = 150
@@ -47,6 +52,25 @@ _STYLE: dict[str, Any] = {
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def colours(names: Iterable[str], fixed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Name -> a colour that depends on the name, not on its place.
+
+    The names of one figure have different colours as long as there are as many: a name whose colour
+    an earlier one has takes the next free one. Adding a name at the end changes no other.
+
+    Args:
+      fixed: colours of some of the names, as another figure has them.
+    """
+    asked = list(dict.fromkeys(names))
+    found = {name: colour for name, colour in (fixed or {}).items() if name in asked}
+    for name in [name for name in asked if name not in found]:
+        start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        turns = [_PALETTE[(start + n) % len(_PALETTE)] for n in range(len(_PALETTE))]
+        used = Counter(found.values())
+        found[name] = min(turns, key=lambda colour: used[colour])  # the first of the least used
+    return {name: found[name] for name in asked}
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:

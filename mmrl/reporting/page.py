@@ -1,153 +1,222 @@
-"""Writes the summary page of a run: one HTML file with embedded figures."""
+"""Self-contained pages: one HTML file of sections, made of parts, with embedded pictures.
+
+Jinja2 templates escape every text. A page runs no script and reads nothing but itself, and its
+policy forbids both, even if text from the data asked for it.
+"""
 
 import base64
-import html
+import functools
 import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jinja2
 
 from mmrl import files
 
-# Forbids scripts and external resources, even if text from the data contained them.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --quiet: #5c6370; --page: #ffffff;
-  --line: #d8dbe0; --panel: #f4f5f7; --warn: #9a3b00; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e6ea; --quiet: #a2a8b3; --page: #16181c; --line: #3a3f47; --panel: #202329;
-    --warn: #ffb27a; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page);
-  color: var(--text); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); overflow-wrap: normal; }
-td.number { text-align: right; white-space: nowrap; }
-th.number { text-align: right; }
-figure { margin: 1.5rem 0; }
-figure img { display: block; max-width: 100%; height: auto; background: #ffffff; padding: .5rem;
-  border: 1px solid var(--line); border-radius: 6px; }
-figcaption, .quiet { color: var(--quiet); font-size: .9rem; }
-.missing { border-left: 4px solid var(--warn); padding: .5rem .75rem; background: var(--panel); }
-pre { padding: .75rem; background: var(--panel); border-radius: 6px; font-size: .8rem;
-  white-space: pre-wrap; }
-summary { cursor: pointer; }
-"""
+LIMIT = 8 * 2**20
+"""Bytes of pictures that one page holds at most, as base64."""
+MOST_ROWS, MOST_TEXT = 1000, 50_000
+"""Rows of a table and characters of a text that one page shows at most."""
 
 
-def write_report(
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-    summary: Sequence[tuple[str, Any, str]],
-    results: Mapping[str, Mapping[str, Any]],
-    figures: Sequence[tuple[str, str | os.PathLike[str] | None, str]],
-    config: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    left_out: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a self-contained page with inline style and images, no scripts and escaped text.
+@dataclass(frozen=True)
+class Part:
+    """What a section is made of; `template` draws it."""
 
-    Args:
-      path: of the HTML file, written atomically.
-      title: of the page.
-      summary: (name, value, note) rows of the first table.
-      results: evaluator name -> `Results.to_dict()`.
-      figures: (title, PNG path, caption). If the path is None or the file is missing, the page
-        states that and gives the caption as the reason.
-      config: the run's configuration, JSON-able.
-      provenance: step, data digests, package versions; may be nested.
-      left_out: evaluator -> why it could not run.
+    template: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Heading(Part):
+    """A title within a section."""
+
+    template: ClassVar[str] = "parts/heading.html"
+    text: str
+
+
+@dataclass(frozen=True)
+class Note(Part):
+    """A paragraph; `look` is "", "quiet" or "missing"."""
+
+    template: ClassVar[str] = "parts/note.html"
+    text: str
+    look: str = "quiet"
+
+
+@dataclass(frozen=True)
+class Points(Part):
+    """A list of lines."""
+
+    template: ClassVar[str] = "parts/points.html"
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code(Part):
+    """JSON, indented; a long one is cut, and says so."""
+
+    template: ClassVar[str] = "parts/code.html"
+    value: Any
+
+    @property
+    def text(self) -> str:
+        """The JSON text."""
+        whole = _json(self.value)
+        if len(whole) <= MOST_TEXT:
+            return whole
+        return f"{whole[:MOST_TEXT]}\n[... {len(whole) - MOST_TEXT:,} more characters]"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text of a table with a mark: a coloured square before it, or bold type."""
+
+    text: Any
+    colour: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table(Part):
+    """A table that scrolls sideways on small screens; columns `numbers` align right.
+
+    Names of columns and cells are texts, numbers or `Cell`s.
     """
-    limits = (
-        '<p class="quiet">docs/limits.md of mmrl says what these figures do not show; none of them '
-        "is clinical evidence.</p>"
-    )
-    sections = [
-        section("Summary", table(("", "value", "note"), summary, numbers=(1,)), limits),
-        section("Results", *(_result(name, result) for name, result in results.items())),
-        *_left_out(left_out or {}),
-        section("Excluded examples", _excluded(results)),
-        section("Figures", *(figure(*one) for one in figures)),
-        section("Preprocessing", _preprocessing(results)),
-        section("Provenance", table(("", ""), _flat(provenance))),
-        section("Configuration", f"<pre>{escaped(_json(config))}</pre>"),
-    ]
-    write_page(path, title=title, sections=sections)
+
+    template: ClassVar[str] = "parts/table.html"
+    header: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
+    numbers: Sequence[int] = ()
+
+    @property
+    def named(self) -> bool:
+        """Whether any column has a name."""
+        return any(self.header)
 
 
-def write_page(
-    path: str | os.PathLike[str], *, title: str, sections: Sequence[str], style: str = ""
-) -> None:
-    """Writes a page of HTML `sections` atomically; `style` is additional CSS.
+@dataclass(frozen=True)
+class Folded(Part):
+    """Parts that are hidden until the title is clicked."""
 
-    Use `section` for sections and `table`, `figure` and `folded` for their parts; pass all other
-    text through `escaped`.
+    template: ClassVar[str] = "parts/folded.html"
+    title: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Picture(Part):
+    """An embedded picture; `data` is its address, see `embedded`."""
+
+    template: ClassVar[str] = "parts/picture.html"
+    title: str
+    data: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A record: its picture ("" if it has none) and (name, text) rows."""
+
+    title: str
+    note: str
+    data: str
+    rows: Sequence[tuple[str, str]]
+
+    @property
+    def alt(self) -> str:
+        """What the picture is, for readers who do not see it."""
+        return f"image of {self.title}"
+
+
+@dataclass(frozen=True)
+class Cards(Part):
+    """Records in a grid."""
+
+    template: ClassVar[str] = "parts/cards.html"
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item of a `Gallery`: an embedded picture or a text, or both.
+
+    Attributes:
+      score: cosine with the query; None for the query itself.
+      matches: whether it belongs to the query.
     """
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
-        f"<h1>{escaped(title)}</h1>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
+
+    title: str
+    data: str = ""
+    text: str = ""
+    score: float | None = None
+    matches: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """An item with what was found for it, best first."""
+
+    item: Shown
+    found: Sequence[Shown]
+
+    @property
+    def pictured(self) -> bool:
+        """Whether pictures were found, which stand side by side."""
+        return any(one.data for one in self.found)
+
+
+@dataclass(frozen=True)
+class Gallery(Part):
+    """Queries with their nearest items."""
+
+    template: ClassVar[str] = "parts/gallery.html"
+    title: str
+    caption: str
+    queries: Sequence[Query]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled section; "None." stands where no parts are."""
+
+    title: str
+    parts: Sequence[Part] = field(default=())
+
+    @property
+    def anchor(self) -> str:
+        """The id by which links find it."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+def write_page(path: str | os.PathLike[str], *, title: str, sections: Sequence[Section]) -> None:
+    """Writes a page atomically."""
+    files.write(path, _templates().get_template("page.html").render(title=title, sections=sections))
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmrl.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    files.write(path, page)
+    found.filters["number"] = number
+    return found
 
 
-def escaped(value: Any) -> str:
-    """Escapes text for HTML."""
-    return html.escape(str(value), quote=True)
+def embedded(data: bytes, kind: str) -> str:
+    """A picture as an address that holds it; `kind` is "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
-
-
-def section(title: str, *parts: str) -> str:
-    """A titled section of HTML parts; "None." if all are empty."""
-    body = "\n".join(part for part in parts if part) or '<p class="quiet">None.</p>'
-    return f"<section>\n<h2>{escaped(title)}</h2>\n{body}\n</section>"
-
-
-def folded(title: str, *parts: str) -> str:
-    """HTML parts that are hidden until the title is clicked."""
-    body = "\n".join(parts)
-    return f"<details><summary>{escaped(title)}</summary>\n{body}\n</details>"
-
-
-def table(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = ()
-) -> str:
-    """An HTML table that scrolls sideways on small screens; columns `numbers` align right."""
-    attribute = [' class="number"' if i in numbers else "" for i in range(len(header))]
-    body = [
-        "".join(
-            f"<td{attribute[i]}>{escaped(_shown(cell) if i in numbers else cell)}</td>"
-            for i, cell in enumerate(row)
-        )
-        for row in rows
-    ]
-    if not body:
-        return ""
-    head = ""
-    if any(header):
-        cells = zip(attribute, header, strict=True)
-        named = "".join(f'<th scope="col"{kind}>{escaped(name)}</th>' for kind, name in cells)
-        head = f"<thead><tr>{named}</tr></thead>\n"
-    lines = "\n".join(f"<tr>{cells}</tr>" for cells in body)
-    return f'<div class="scroll"><table>\n{head}<tbody>\n{lines}\n</tbody>\n</table></div>'
-
-
-def _shown(value: Any) -> str:
+def number(value: Any) -> str:
     """Formats floats with three decimals, or one from 10 up; None and NaN as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "\N{EN DASH}"
@@ -158,100 +227,71 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _result(name: str, result: Mapping[str, Any]) -> str:
-    """One evaluator: its main values, and its breakdown and details, folded."""
-    rows = [
-        (
-            value_name,
-            value["value"],
-            _interval(value),
-            value["chance"],
-            value["n"],
-            result["protocol"],
-        )
-        for value_name, value in result["values"].items()
-    ]
-    header = ("measure", "value", "95 % interval", "chance", "N", "protocol")
-    main = [row for row in rows if row[0].count("/") < 2]
-    breakdown = [row for row in rows if row[0].count("/") >= 2]
-    numbers = (1, 2, 3, 4)
-    parts = [
-        f"<h3>{escaped(name)}</h3>",
-        f'<p class="quiet">{escaped(_examples(result))}</p>',
-        table(header, main, numbers=numbers) or "<p>No values: there was nothing to evaluate.</p>",
-    ]
-    for title, body in (
-        (f"Breakdown, {len(breakdown)} rows", table(header, breakdown, numbers=numbers)),
-        ("Details", f"<pre>{escaped(_json(result['details']))}</pre>"),
-    ):
-        if body and (breakdown or title == "Details"):
-            parts.append(folded(title, body))
-    return "\n".join(parts)
+def brief(value: Any) -> str:
+    """A value of a config on one line; a dash where a config does not have it."""
+    return "\N{EN DASH}" if value is None else str(value)
 
 
-def _examples(result: Mapping[str, Any]) -> str:
-    """Name, number and digest of the evaluated examples."""
-    data = result["data"]
-    return f"{data['name']}, N = {result['n']:,}, sha256 {data['sha256'][:16]}"
+def table(
+    header: Sequence[Any], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = ()
+) -> list[Part]:
+    """A `Table`; nothing without rows. A long one is cut, and a note says so."""
+    every = list(rows)
+    parts: list[Part] = [Table(header, every[:MOST_ROWS], numbers)] if every else []
+    if len(every) > MOST_ROWS:
+        parts.append(Note(f"{len(every) - MOST_ROWS:,} more rows are left out of this page."))
+    return parts
 
 
-def _interval(value: Mapping[str, Any]) -> str:
-    if value["low"] is None or value["high"] is None:
-        return "\N{EN DASH}"
-    return f"[{_shown(value['low'])}, {_shown(value['high'])}]"
-
-
-def _left_out(reasons: Mapping[str, str]) -> list[str]:
-    """A section of evaluators that could not run, if there are any."""
-    rows = table(("evaluator", "reason"), reasons.items())
-    return [section("Left out", rows)] if reasons else []
-
-
-def _excluded(results: Mapping[str, Mapping[str, Any]]) -> str:
-    return table(
-        ("evaluator", "reason", "examples"),
-        [
-            (name, reason, count)
-            for name, result in results.items()
-            for reason, count in result["excluded"].items()
-        ],
-        numbers=(2,),
-    )
-
-
-def figure(title: str, path: str | os.PathLike[str] | None, caption: str) -> str:
-    """A PNG file with its caption, or a notice if it is missing; see `write_report`."""
-    heading = f"<h3>{escaped(title)}</h3>\n"
-    if path is None or not pathlib.Path(path).is_file():
-        reason = caption or "no reason was given"
-        if path is not None:
-            reason = f"no file {pathlib.Path(path).name}. {caption}"
-        return f'{heading}<p class="missing">Missing figure: {escaped(reason)}</p>'
-    encoded = base64.b64encode(pathlib.Path(path).read_bytes()).decode("ascii")
-    return (
-        f'{heading}<figure><img alt="{escaped(title)}" src="data:image/png;base64,{encoded}">\n'
-        f"<figcaption>{escaped(caption)}</figcaption></figure>"
-    )
-
-
-def _preprocessing(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of preprocessing; evaluators with equal preprocessing share one."""
-    shared: dict[str, list[str]] = {}
-    for name, result in results.items():
-        shared.setdefault(_json(result["preprocessing"]), []).append(name)
-    return "\n".join(
-        f'<p class="quiet">{escaped(", ".join(names))}</p>\n'
-        + table(("", ""), _flat(results[names[0]]["preprocessing"]))
-        for names in shared.values()
-    )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Flattens nested mappings to rows such as ("packages.jax", "0.8")."""
     rows: list[tuple[str, Any]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value))
     return rows
+
+
+class Pictures:
+    """Embeds PNG files until a page holds `limit` bytes of them; names the others."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._left = limit
+
+    def part(
+        self, title: str, path: str | os.PathLike[str] | None, caption: str
+    ) -> tuple[Part, ...]:
+        """A picture with its caption, or a notice if there is none.
+
+        Args:
+          path: of the PNG file; None: the caption is the reason why there is none.
+        """
+        if path is None:
+            return Heading(title), _missing(caption or "no reason was given")
+        file = pathlib.Path(path)
+        if not file.is_file():
+            return Heading(title), _missing(f"no file {file.name}. {caption}")
+        data = embedded(file.read_bytes(), "png")
+        if not self.take(len(data)):
+            where = f"{file.parent.name}/{file.name}"
+            return Heading(title), Note(
+                f"{where} is not embedded, because this page would become too large. {caption}",
+                "missing",
+            )
+        return (Picture(title, data, caption),)
+
+    def take(self, size: int) -> bool:
+        """Whether a picture of `size` bytes still fits; if so, it counts."""
+        fits = size <= self._left
+        self._left -= size if fits else 0
+        return fits
+
+
+def _missing(reason: str) -> Note:
+    return Note(f"Missing figure: {reason}", "missing")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

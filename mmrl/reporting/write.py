@@ -1,4 +1,4 @@
-"""Draws the figures and writes the summary page of a run or an evaluation."""
+"""Draws the figures of a run or an evaluation and collects its summary page."""
 
 import dataclasses
 import functools
@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
+import numpy as np
 
+from mmrl import config as configs
 from mmrl.data.batches.pipeline import Examples
-from mmrl.evaluators.base import Evaluator, Figure, Results
-from mmrl.reporting import figures, page
+from mmrl.evaluators.base import Evaluator, Figure, Item, Neighbours, Results
+from mmrl.reporting import figures, page, report
 from mmrl.training import scalars
 from mmrl.training.run import Trained
+
+Pictured = Figure | Neighbours
 
 
 def write(
@@ -45,7 +50,7 @@ def write(
     """
     path = folder / "report.html"
     lines = scalars.read_lines(trained.folder / "metrics.jsonl")
-    made = _training_figures(lines) + _distinct(
+    made: list[Pictured] = _training_figures(lines) + _distinct(
         {
             name: evaluator.figures(trained.state, results[name], _history(lines, name))
             for name, evaluator in evaluators.items()
@@ -53,20 +58,21 @@ def write(
     )
     provenance = {**trained.provenance(examples), "leaks": leaks}
     if jax.process_index() == 0:
-        page.write_report(
+        report.write_report(
             path,
             title=title,
             summary=_summary(evaluators, results),
             results={name: result.to_dict() for name, result in results.items()},
-            figures=_draw(made, folder / "figures"),
+            pictures=_draw(made, folder / "figures"),
             config=config,
+            changed=configs.differences(configs.base(), config),
             provenance=provenance,
             left_out=left_out or {},
         )
     return path
 
 
-def _training_figures(lines: list[dict[str, Any]]) -> list[Figure]:
+def _training_figures(lines: list[dict[str, Any]]) -> list[Pictured]:
     if not any(line["kind"] == "train" for line in lines):
         return []
     caption = "Losses of the objectives are shown before weighting."
@@ -74,7 +80,7 @@ def _training_figures(lines: list[dict[str, Any]]) -> list[Figure]:
     return [Figure("loss", "Training losses", caption, draw)]
 
 
-def _distinct(of_evaluators: Mapping[str, Sequence[Figure]]) -> list[Figure]:
+def _distinct(of_evaluators: Mapping[str, Sequence[Pictured]]) -> list[Pictured]:
     """All figures; those whose name several evaluators use also have the evaluator's name."""
     times = Counter(one.name for made in of_evaluators.values() for one in made)
     return [
@@ -97,25 +103,72 @@ def _history(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return history
 
 
-def _draw(made: list[Figure], folder: Path) -> list[tuple[str, Path | None, str]]:
-    """Writes the PNG files; (title, file or None, caption) of each figure for the page."""
+def _draw(made: Sequence[Pictured], folder: Path) -> list[page.Part]:
+    """Writes the PNG files; the parts of the page that show all figures, in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown: list[tuple[str, Path | None, str]] = []
+    pictures = page.Pictures()
+    parts: list[page.Part] = []
     for one in made:
+        if isinstance(one, Neighbours):
+            parts.append(_gallery(one, pictures))
+            continue
         file = None if one.draw is None else folder / f"{one.name}.png"
         if one.draw is not None and file is not None:
             one.draw(file)
-        shown.append((one.title, file, one.caption))
-    return shown
+        parts += pictures.part(one.title, file, one.caption)
+    return parts
+
+
+def _gallery(made: Neighbours, pictures: page.Pictures) -> page.Gallery:
+    queries = [
+        page.Query(_shown(item, pictures), [_shown(other, pictures) for other in found])
+        for item, found in made.queries
+    ]
+    return page.Gallery(made.title, made.caption, queries)
+
+
+def _shown(item: Item, pictures: page.Pictures) -> page.Shown:
+    """An item with its picture as a small JPEG; without it if the page is full."""
+    data = "" if item.image is None else page.embedded(_thumbnail(item.image), "jpeg")
+    if not pictures.take(len(data)):
+        data = ""
+    return page.Shown(item.id, data, _cut(item.text), item.score, item.matches)
+
+
+_SIDE, _CUT = 160, 400
+"""Pixels of the long side of a thumbnail; characters of a text that are shown."""
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _CUT else f"{line[:_CUT]} [...]"
+
+
+def _thumbnail(image: np.ndarray) -> bytes:
+    """u8[H, W, C] -> a JPEG."""
+    scale = min(1.0, _SIDE / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    pixels = np.ascontiguousarray(image[..., ::-1])  # OpenCV has blue first
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    if not done:
+        raise RuntimeError(f"a picture of {size} pixels could not be encoded")
+    return data.tobytes()
 
 
 def _summary(
     evaluators: Mapping[str, Evaluator], results: Mapping[str, Results]
-) -> list[tuple[str, Any, str]]:
-    """The headline values of every evaluator, with their intervals, chance and meaning."""
-    return [
-        (f"{name}/{key}", str(results[name].values[key]), note)
-        for name, evaluator in evaluators.items()
-        for key, note in evaluator.headline.items()
-        if key in results[name].values
-    ]
+) -> list[tuple[str, Mapping[str, Any], str]]:
+    """The headline values of every evaluator, with their intervals, chance and meaning.
+
+    An evaluator without any of them shows its first value.
+    """
+    rows: list[tuple[str, Mapping[str, Any], str]] = []
+    for name, evaluator in evaluators.items():
+        values = results[name].values
+        shown = {key: note for key, note in evaluator.headline.items() if key in values}
+        shown = shown or dict.fromkeys(list(values)[:1], "")
+        rows += [
+            (f"{name}/{key}", dataclasses.asdict(values[key]), note) for key, note in shown.items()
+        ]
+    return rows

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmrl import build, wiring
+from mmrl import build, sequences, wiring
 from mmrl.devices import gather, sharding
 from mmrl.training.learner import Layout
 from mmrl.types import InputError
@@ -130,7 +130,7 @@ class Predict:
     def _by_tower(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """The names of each tower, in order; every tower takes a pass of its own."""
         found: dict[str, list[str]] = collections.defaultdict(list)
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(sequences.each(names, "names of encodings")):
             parsed = wiring.resolve(name, self._own)
             if parsed.feature not in self.features.get(parsed.tower, ()):
                 raise InputError(build.unknown("encoding", name, self.provides))

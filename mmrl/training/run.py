@@ -1,8 +1,10 @@
 """Builds the parts of a run that training, evaluation, export and `mmrl.load` share."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from mmrl import build, config, encoder_folder, wiring
+from mmrl import build, config, encoder_folder, files, locks, sequences, wiring
 from mmrl.data.batches.pipeline import Examples
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.inputs import base as inputs
@@ -22,10 +24,10 @@ from mmrl.data.reading import rejects
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import sharding
 from mmrl.evaluators.base import Evaluator, Results
-from mmrl.training import checkpoint, initial, learner
+from mmrl.training import checkpoint, initial, learner, stored
 from mmrl.training.console import Console
 from mmrl.training.predict import Predict
-from mmrl.types import InputError, Reject
+from mmrl.types import DamageError, InputError, Reject
 
 FINGERPRINT = "training_fingerprint.npz"  # in the run directory
 
@@ -59,7 +61,9 @@ def load_corpus(
     needed, others = (
         inputs.needs(inputs.make(settings, wired), pipeline["sections"])
         for wired in (
-            trained if encodings is None else wiring.Wiring.of(own, encodings),
+            trained
+            if encodings is None
+            else wiring.Wiring.of(own, sequences.of(encodings, "encodings")),
             evaluated,
         )
     )
@@ -75,6 +79,44 @@ def load_corpus(
         more=tuple(more.items()),
         allow_empty=allow_empty,
     )
+
+
+def load_corpora(
+    settings: Mapping[str, Any], splits: Sequence[str], workdir: Path
+) -> dict[str, Corpus]:
+    """Reads several splits, and checks how many of their records are rejected.
+
+    Rejected records are listed in WORKDIR/rejects.jsonl, also before an error.
+
+    Raises:
+      InputError: as of `load_corpus` and `check_rejects`.
+    """
+    read: dict[str, Corpus] = {}
+    for split in splits:
+        with _listing_rejects(read, workdir):
+            read[split] = load_corpus(settings, split)
+    check_rejects(read, workdir, settings["data"]["max_reject_fraction"])
+    return read
+
+
+@contextlib.contextmanager
+def _listing_rejects(read: Mapping[str, Corpus], folder: Path) -> Iterator[None]:
+    """Lists why no record of a split can be used, before the error is raised."""
+    try:
+        yield
+    except rejects.UnusableError as error:
+        _list_rejects([*_rejects_of(read), *error.rejects], folder)
+        raise rejects.UnusableError(f"{error}; see rejects.jsonl", error.rejects) from None
+
+
+def _rejects_of(corpora: Mapping[str, Corpus]) -> list[Reject]:
+    return [reject for corpus in corpora.values() for reject in corpus.rejects]
+
+
+def _list_rejects(refused: Sequence[Reject], folder: Path) -> None:
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        rejects.write_rejects(folder / "rejects.jsonl", refused)
 
 
 def _given(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +148,8 @@ def splits(
 
     def of(split: str) -> Corpus:
         if split not in read:
-            found = load_corpus(settings, split, encodings=encodings, allow_empty=bool(read))
+            with _listing_rejects(read, folder):
+                found = load_corpus(settings, split, encodings=encodings, allow_empty=bool(read))
             read[split] = found
             check_rejects(read, folder, settings["data"]["max_reject_fraction"])
         return read[split]
@@ -172,17 +215,14 @@ def check_rejects(corpora: Mapping[str, Corpus], workdir: Path, max_fraction: fl
     Raises:
       InputError: a split rejected more than `max_fraction` of its records.
     """
-    refused: list[Reject] = [reject for corpus in corpora.values() for reject in corpus.rejects]
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        rejects.write_rejects(workdir / "rejects.jsonl", refused)
+    _list_rejects(_rejects_of(corpora), workdir)
     for corpus in corpora.values():
         rejects.check_fraction(
             len(corpus.rejects),
             corpus.total,
             max_fraction,
             what=corpus.name,
-            reasons=rejects.summarise(corpus.rejects),
+            rejects=corpus.rejects,
         )
 
 
@@ -283,22 +323,26 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     Raises:
       InputError: the directory is not empty and holds no run, or a run whose config has keys of
         the first edition.
+      DamageError: the stored config is no JSON object.
     """
     path = workdir / "config.json"
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from None
+            raise DamageError(f"{path} is not JSON: {error}") from None
+        if not isinstance(stored, dict):
+            raise DamageError(f"{path} holds a {type(stored).__name__}; expected an object")
         if sentence := config.first_edition(stored):
             raise InputError(
                 f"--workdir={workdir} holds a run of an earlier version of mmrl, which this one "
                 f"cannot read: {sentence}; train again in a new folder"
             )
         return config.completed(stored)
-    others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-    # A first start that failed its data checks leaves only rejects.jsonl.
-    if [name for name in others if name != "rejects.jsonl"]:
+    others = workdir.iterdir() if workdir.is_dir() else ()
+    # A first start that failed its data checks, or was killed, leaves no more than these.
+    begun = {"rejects.jsonl", "init.json", locks.NAME}
+    if [p for p in others if p.name not in begun and not files.is_unfinished(p)]:
         raise InputError(
             f"--workdir={workdir} exists, is not empty and holds no config.json; expected a new "
             "or empty folder, or that of an earlier run"
@@ -389,21 +433,31 @@ _READING = ("size", "channels", "pixel_mean", "pixel_std", "length")
 
 
 def restore(
-    workdir: Path, *, step: checkpoint.Step | None = None, mesh: Mesh | None = None
+    workdir: Path,
+    *,
+    step: checkpoint.Step | None = None,
+    mesh: Mesh | None = None,
+    fall_back: bool = False,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Trained:
     """Loads a trained run from its checkpoint alone.
 
     Args:
       step: the latest by default; "best": by config.best of the run.
       mesh: all devices, data-parallel, by default.
+      fall_back, say: as of `checkpoint.Checkpoints`; without a step only.
 
     Raises:
-      InputError: there is no run or no such step, or the checkpoint lacks parameters.
+      InputError: there is no run or no such step, a step was given to fall back from, or the
+        checkpoint lacks parameters.
+      DamageError: a file of the checkpoint is not as it was written.
     """
+    if fall_back and step is not None:
+        raise InputError(f"--fall-back chooses the step, but --step={step} is given")
     if read_config(workdir) is None or not (workdir / "checkpoints").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained run (no checkpoints in it)")
-    mesh = mesh or _whole_mesh()
-    saved = checkpoint.Checkpoints(workdir, read_only=True)
+    mesh = mesh or whole_mesh()
+    saved = checkpoint.Checkpoints(workdir, read_only=True, fall_back=fall_back, say=say)
     try:
         meta = saved.meta(step)
         settings = config.from_plain(meta["config"])
@@ -440,7 +494,7 @@ def read_encoder(folder: Path, *, mesh: Mesh | None = None) -> Trained:
     settings.objectives = settings.evaluators = ml_collections.ConfigDict()
     settings.towers = ml_collections.ConfigDict(config.frozen(own.towers))
     settings.inputs = ml_collections.ConfigDict(config.frozen(own.inputs))
-    mesh = mesh or _whole_mesh()
+    mesh = mesh or whole_mesh()
     try:
         config.validate(settings, train=False)
         layout = learner.layout(settings, mesh)
@@ -475,8 +529,8 @@ def _placed(own: encoder_folder.EncoderFolder, layout: learner.Layout) -> dict[s
 
     Arrays of objectives, such as a temperature, are left out.
     """
-    where = own.path / encoder_folder.WEIGHTS
-    arrays = {k: v for k, v in own.weights().items() if not k.startswith("objectives/")}
+    where, held = own.file, stored.arrays(own)
+    arrays = {k: v for k, v in held.items() if not k.startswith("objectives/")}
     target = {**initial.by_path(layout.params), **initial.by_path(layout.variables)}
     wrong = [f"{path} is missing" for path in sorted(target.keys() - arrays.keys())]
     wrong += [f"{path} belongs to no tower" for path in sorted(arrays.keys() - target.keys())]
@@ -494,10 +548,10 @@ def _placed(own: encoder_folder.EncoderFolder, layout: learner.Layout) -> dict[s
     return initial.apply({"params": layout.params, "variables": layout.variables}, [read])
 
 
-def _whole_mesh() -> Mesh:
-    """All devices, data-parallel."""
+def whole_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Some devices, by default all, data-parallel."""
     everything = {"data": -1, "fsdp": 1, "tensor": 1}
-    return sharding.make_mesh({**everything, "dcn": everything})
+    return sharding.make_mesh({**everything, "dcn": everything}, devices)
 
 
 def read_tokenizers(meta: Mapping[str, Any]) -> dict[str, Tokenizer]:

@@ -1,12 +1,13 @@
 """Ablation of the objectives: trains six sets of them with several seeds and compares the results.
 
-    python -m benchmarks.compare --workdir=runs/compare --out=docs/results
+    python -m benchmarks.ablation --workdir=runs/ablation --out=docs/results
 
 Each run is `python -m mmrl.main --config=configs/compare.py:VARIANT --config.seed=SEED`. Corpus,
 steps, batch and architecture are the same in all runs. The seed determines initialisation, order of
 the data and perturbations. Completed runs are not repeated. Several runs execute in parallel, each
 on its own CPU core. Writes a page with tables, the figures as JSON, and a plot. The column of the
-supervised ceiling is from place.json of `python -m benchmarks.ceiling`, if --out has it.
+supervised ceiling is from place.json of `python -m benchmarks.ceiling`, if --out has it. Ends in
+`python -m mmrl.compare` of the runs with the first seed, WORKDIR/compared/comparison.html.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from benchmarks import runs
 from benchmarks.results import Measure, Runs, Tables, cell, found, stored
 from configs import compare as experiment
 from mmrl import config as configs
-from mmrl.reporting.figures import BLUE, GREY, VERMILION, new_figure, save, styled
+from mmrl.reporting.figures import GREY, colours, new_figure, save, styled
 from mmrl.training.checkpoint import versions
 
-COMMAND = "python -m benchmarks.compare"
+COMMAND = "python -m benchmarks.ablation"
 NAMES = {
     "global": "(a) global",
     "local": "(b) global + local",
@@ -83,7 +84,7 @@ CEILING = {"laterality/auroc": "laterality", "findings/auroc": "findings"}
 def main() -> None:
     """Runs the missing runs, then writes page, JSON and plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(NAMES), choices=list(NAMES))
@@ -94,15 +95,26 @@ def main() -> None:
     results = train(args)
     minutes = (time.monotonic() - began) / 60
     args.out.mkdir(parents=True, exist_ok=True)
-    draw(results, args.variants, args.seeds, args.out / "compare.png")
+    draw(results, args.variants, args.seeds, args.out / "ablation.png")
     kept = stored(results, (*MEASURES, *FIGURE))
     found_ceiling = ceiling(args.out / "place.json")
-    (args.out / "compare.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (args.out / "ablation.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     page = write_page(
         results, args.variants, args.seeds, minutes, args.options, ceiling=found_ceiling
     )
-    (args.out / "compare.md").write_text(page)
+    (args.out / "ablation.md").write_text(page, encoding="utf-8")
     print(page)
+    compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Compares the runs with the first seed under the evaluators of our recipe."""
+    given = [f"{v}={args.workdir / f'{v}-{args.seeds[0]}'}" for v in args.variants]
+    judge = ["--config=configs/compare.py:recommended", *args.options, "--split=val"]
+    out = args.workdir / "compared"
+    commands = {"compared": [*given, *judge, f"--out={out}"]}
+    runs.execute(commands, args.workdir, 1, module="mmrl.compare")
+    print(f"comparison page: {out / 'comparison.html'}")
 
 
 def train(args: argparse.Namespace) -> Runs:
@@ -156,7 +168,7 @@ def write_page(
         f"{first['structure']['n']:,} held-out studies of patients without training data. "
         f"Digests of the configurations: {hashes}.",
         "",
-        "![Key figures: one dot per seed, bars show the mean](compare.png)",
+        "![Key figures: one dot per seed, bars show the mean](ablation.png)",
         "",
         *with_ceiling(tabulated.table(MEASURES), ceiling or {}),
         "",
@@ -207,6 +219,7 @@ def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Pat
     figure = new_figure(11, 6)
     panels = figure.subplots(2, 3)
     tabulated = tables(results, variants, seeds)
+    of_variant = colours(variants)
     for axis, drawn in zip(panels.flat, FIGURE, strict=True):
         chance = None
         for place, variant in enumerate(variants):
@@ -220,9 +233,8 @@ def draw(results: Runs, variants: Sequence[str], seeds: Sequence[int], path: Pat
                 continue
             estimate = found(results[variant, seeds[0]], measure)
             chance = estimate["chance"] if estimate and chance is None else chance
-            colour = BLUE if variant in ("paper", "clinical", "recommended") else GREY
-            axis.bar(place, statistics.fmean(known), 0.7, color=colour)
-            axis.plot([place] * len(known), known, "o", color=VERMILION, markersize=4)
+            axis.bar(place, statistics.fmean(known), 0.7, color=of_variant[variant], alpha=0.6)
+            axis.plot([place] * len(known), known, "o", color=of_variant[variant], markersize=4)
         if chance is not None:
             axis.axhline(chance, color="black", linewidth=1, linestyle=(0, (4, 3)))
         axis.set_title("pointing accuracy" if drawn is FIGURE[-1] else drawn.title)

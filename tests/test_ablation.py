@@ -1,12 +1,13 @@
-"""Tables and figures of `benchmarks.compare`, on invented results."""
+"""Tables and figures of `benchmarks.ablation`, on invented results."""
 
+import argparse
 import json
 import math
 
 import pytest
 from PIL import Image
 
-from benchmarks import compare, results
+from benchmarks import ablation, results
 from configs import compare as experiment
 from mmrl import config as configs
 from mmrl.data import perturb
@@ -15,10 +16,10 @@ from mmrl.data import perturb
 def made_up(seeds=(0, 1, 2)):
     """Variant v (0 to 5) with seed s scores (v + 1) / 10 + s / 100 everywhere."""
     runs = {}
-    for place, variant in enumerate(compare.NAMES):
+    for place, variant in enumerate(ablation.NAMES):
         for seed in seeds:
             of_run = {}
-            for measure in (*compare.MEASURES, *compare.FIGURE, compare.SENTENCES):
+            for measure in (*ablation.MEASURES, *ablation.FIGURE, ablation.SENTENCES):
                 found = {"value": (place + 1) / 10 + seed / 100, "n": 1234, "chance": 0.25}
                 entry = of_run.setdefault(measure.evaluator, {"values": {}, "n": 1234})
                 entry["values"][measure.key] = found
@@ -27,14 +28,14 @@ def made_up(seeds=(0, 1, 2)):
 
 
 def test_table_and_differences_by_hand(tmp_path):
-    runs, variants, seeds = made_up(), list(compare.NAMES), [0, 1, 2]
+    runs, variants, seeds = made_up(), list(ablation.NAMES), [0, 1, 2]
     # Variant (c) gains 0.01 more with each seed than (a): 0.20, 0.21, 0.22.
     for seed in seeds:
         values = runs["discrimination", seed]["structure"]["values"]
         values["clinical@1/grounded_gain"]["value"] += seed / 100
-    page = compare.write_page(runs, variants, seeds, 12.3, ["--config.total_steps=5"])
+    page = ablation.write_page(runs, variants, seeds, 12.3, ["--config.total_steps=5"])
     assert (
-        "12 minutes" in page and "`python -m benchmarks.compare -- --config.total_steps=5`" in page
+        "12 minutes" in page and "`python -m benchmarks.ablation -- --config.total_steps=5`" in page
     )
     assert "| image to report R@1 | 0.110 ± 0.010 | 0.210 ± 0.010 |" in page
     assert "| 0.250 | 1,234 |" in page
@@ -43,9 +44,27 @@ def test_table_and_differences_by_hand(tmp_path):
     assert pointing.split("|")[2:5] == [" not trained ", " 0.210 ± 0.010 ", " not trained "]
     pointing = next(line for line in page.splitlines() if line.startswith("| pointing, sentences"))
     assert pointing.split("|")[6:8] == [" not trained ", " 0.610 ± 0.010 "]
-    compare.draw(runs, variants, seeds, tmp_path / "figure.png")
+    ablation.draw(runs, variants, seeds, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as image:
         assert image.size == (1650, 900)
+
+
+def test_an_ablation_ends_in_a_comparison_of_its_runs(tmp_path, monkeypatch):
+    asked = {}
+
+    def execute(commands, workdir, at_once, *, module):
+        asked.update(commands, module=module)
+
+    monkeypatch.setattr(ablation.runs, "execute", execute)
+    options = ["--config.total_steps=5"]
+    given = argparse.Namespace(
+        workdir=tmp_path, variants=["global", "paper"], seeds=[3, 4], options=options
+    )
+    ablation.compare(given)
+    assert asked.pop("module") == "mmrl.compare"
+    (command,) = asked.values()
+    assert command[:2] == [f"{name}={tmp_path / name}-3" for name in ("global", "paper")]
+    assert f"--out={tmp_path / 'compared'}" in command and options[0] in command
 
 
 def test_spread_is_the_sample_deviation():
@@ -60,12 +79,12 @@ def test_the_supervised_ceiling_stands_in_a_column_of_its_own(tmp_path):
     ]
     stored = {"supervised": {"sides,zones": dict(zip("012", areas, strict=True))}}
     (tmp_path / "place.json").write_text(json.dumps(stored))
-    found = compare.ceiling(tmp_path / "place.json")
+    found = ablation.ceiling(tmp_path / "place.json")
     assert found == {"findings/auroc": "0.805 ± 0.005", "laterality/auroc": "0.800 ± 0.000"}
-    page = compare.write_page(made_up(), list(compare.NAMES), [0, 1, 2], 1.0, [], ceiling=found)
+    page = ablation.write_page(made_up(), list(ablation.NAMES), [0, 1, 2], 1.0, [], ceiling=found)
     rows = [line for line in page.splitlines() if line.startswith("| zero-shot")]
     assert [row.split("|")[-2].strip() for row in rows[:2]] == ["0.800 ± 0.000", "0.805 ± 0.005"]
-    assert compare.ceiling(tmp_path / "absent.json") == {}
+    assert ablation.ceiling(tmp_path / "absent.json") == {}
 
 
 @pytest.mark.parametrize("variant", experiment.OBJECTIVES)
