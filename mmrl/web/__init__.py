@@ -1,0 +1,22 @@
+"""What the commands that listen on a network share: tokens, limits, batches, the server."""
+
+import importlib.util
+
+from mmrl.types import InputError
+
+REQUIREMENTS = "requirements-serve.txt"
+_PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+
+
+def check_installed() -> None:
+    """Refuses to start where a package is missing that only these commands need.
+
+    Raises:
+      InputError: names the packages and the file that lists them.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"this command needs {', '.join(missing)}; install them with "
+            f"pip install -r {REQUIREMENTS}"
+        )
