@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems compare curves ceiling local finetune real real-sets pretrained-text test test-all lint format clean
+.PHONY: pretrain systems ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -12,11 +12,11 @@ pretrain: $(VENV)/installed
 systems: $(VENV)/installed
 	$(BIN)/python -m benchmarks.systems --workdir=runs/systems --out=docs/results
 
-compare: $(VENV)/installed
-	$(BIN)/python -m benchmarks.compare --workdir=runs/compare --out=docs/results
+ablation: $(VENV)/installed
+	$(BIN)/python -m benchmarks.ablation --workdir=runs/ablation --out=docs/results
 
 curves: $(VENV)/installed
-	$(BIN)/python -m benchmarks.curves --workdir=runs/compare --out=docs/results
+	$(BIN)/python -m benchmarks.curves --workdir=runs/ablation --out=docs/results
 
 ceiling: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ceiling --workdir=runs/ceiling --out=docs/results
@@ -33,7 +33,7 @@ finetune: $(VENV)/installed
 real: $(VENV)/installed
 	$(BIN)/python -m benchmarks.real_pairs --workdir=runs/real --out=docs/results
 
-# Judges the runs of `make compare` and `make real` on the real sets below MMRL_REAL_DATA. MOBILENET
+# Judges the runs of `make ablation` and `make real` on the real sets below MMRL_REAL_DATA. MOBILENET
 # is the file of its weights; without it, its column is left out.
 MOBILENET ?= mobilenet_v2-b0353104.pth
 SEEDS := 0 1 2
@@ -44,7 +44,7 @@ runs_of = $(subst $(space),$(comma),$(foreach seed,$(SEEDS),$(1)-$(seed)))
 real-sets: $(VENV)/installed
 	$(BIN)/python -m benchmarks.real_sets --workdir=runs/real_sets --out=docs/results \
 		--random $(SEEDS) --mobilenet=$(MOBILENET) \
-		--encoder phantom=$(call runs_of,runs/compare/demo) \
+		--encoder phantom=$(call runs_of,runs/ablation/demo) \
 		--encoder roco=$(call runs_of,runs/real/roco-zones)
 
 # Starts text towers from the folder of an encoder that `python -m mmrl.convert` wrote.
@@ -52,6 +52,16 @@ ENCODER ?= weights/minilm
 pretrained-text: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pretrained_text --encoder=$(ENCODER) --workdir=runs/text \
 		--out=docs/results
+
+# Kills, starves and damages runs. Filling a disk needs the permission to mount one.
+chaos: $(VENV)/installed
+	$(BIN)/python -m benchmarks.chaos --workdir=runs/chaos --out=docs/results
+
+# Takes the pictures of the docs in an installed Chromium, of the runs in WORKDIR and of `make ablation`.
+screenshots: $(VENV)/installed-dev
+	$(BIN)/python -m mmrl.compare ours=$(WORKDIR) paper=runs/ablation/paper-0 --split=val \
+		--out=runs/compared
+	$(BIN)/python -m benchmarks.screenshots --workdir=$(WORKDIR) --compared=runs/compared
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

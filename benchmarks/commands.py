@@ -47,4 +47,4 @@ def write(args: argparse.Namespace, figures: Mapping[str, Any]) -> None:
         return
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     result = {"jax": jax.__version__, "settings": settings, **figures}
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
 """Learning curves of our recipe and of its ablations, on phantoms.
 
-    python -m benchmarks.curves --workdir=runs/compare --out=docs/results
+    python -m benchmarks.curves --workdir=runs/ablation --out=docs/results
 
 Trains `configs/pretrain.py` and, for fewer steps, our recipe without one of its parts
 (`configs/compare.py`), each with several seeds, and evaluates them several times on the way.
-Completed runs are not repeated; those of `python -m benchmarks.compare` are reused. Writes a plot,
+Completed runs are not repeated; those of `python -m benchmarks.ablation` are reused. Writes a plot,
 and a page with the value of every measure at every evaluation.
 """
 
@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import runs
+from benchmarks import ablation, runs
 from benchmarks.results import Measure, cell
-from mmrl.reporting.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure, save, styled
+from mmrl.reporting.figures import colours, new_figure, save, styled
 from mmrl.training.checkpoint import versions
 
 COMMAND = "python -m benchmarks.curves"
@@ -34,13 +34,7 @@ NAMES = {
 PRESETS = {"demo": "configs/pretrain.py"} | {
     variant: f"configs/compare.py:{variant}" for variant in NAMES if variant != "demo"
 }
-COLOURS = {
-    "demo": "black",
-    "recommended": BLUE,
-    "mean_pool": VERMILION,
-    "no_convolution": GREEN,
-    "gloria": ORANGE,
-}
+COLOURS = colours(NAMES, fixed=colours(ablation.NAMES))
 
 # Where a sentence contrast was trained, sentences point; with GLoRIA's loss, words do.
 POINTING = {"gloria": "pointing"}
@@ -61,7 +55,7 @@ Curves = dict[tuple[str, int], dict[int, dict[str, Any]]]
 def main() -> None:
     """Executes the missing runs, then writes plot and page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compare"), help="the runs")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="plot and page")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every variant")
     cores = len(os.sched_getaffinity(0))

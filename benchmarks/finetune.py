@@ -25,8 +25,8 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import runs
+from benchmarks.ablation import ceiling
 from benchmarks.ceiling import Areas, areas_of_logits, macro
-from benchmarks.compare import ceiling
 from benchmarks.results import cell, spread
 from mmrl.evaluators.zero_shot import ask
 from mmrl.training import run

@@ -163,7 +163,9 @@ def _cpu_seconds() -> float:
     seconds = time.process_time()
     ticks = os.sysconf("SC_CLK_TCK")
     for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )
         seconds += (int(fields[11]) + int(fields[12])) / ticks
     return seconds
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import commands
+from mmrl import files
 from mmrl.data.reading import shards
 from mmrl.preparation.workplace import WORK
 
@@ -38,7 +39,7 @@ def encoded_chunks(output: Path) -> int:
     try:
         names = os.listdir(output / WORK)
         closed = [
-            json.loads((output / WORK / name).read_text())["stop"]
+            json.loads((output / WORK / name).read_text(encoding="utf-8"))["stop"]
             for name in names
             if re.fullmatch(r"closed-\d+\.json", name)
         ]
@@ -70,7 +71,7 @@ def kill_once(output: Path, arguments: list[str], chunks: int, delay: float) -> 
 
 def digests(folder: Path) -> dict[str, str]:
     """Name of file -> sha256."""
-    return {path.name: shards.file_sha256(path) for path in sorted(folder.iterdir())}
+    return {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
 
 
 def measure(out: Path, arguments: list[str], kills: int, seed: int) -> dict[str, Any]:

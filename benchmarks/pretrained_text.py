@@ -210,7 +210,7 @@ def section(tables: Mapping[str, Tables], args: argparse.Namespace, minutes: flo
 
 def described(encoder: Path) -> str:
     """What the folder of an encoder says of its source."""
-    stated: dict[str, Any] = json.loads((encoder / "encoder.json").read_text())
+    stated: dict[str, Any] = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
     text, source = stated["towers"]["text"], stated["source"]
     sizes = ", ".join(f"{key} {text[key]}" for key in ("width", "depth", "num_heads"))
     weights = next(iter(source["files"].values()))[:12]
@@ -223,7 +223,9 @@ def trained(args: argparse.Namespace) -> Iterator[str]:
     yield ""
     for corpus in args.corpora[:1]:
         for start, title in STARTS.items():
-            log = (args.workdir / f"{corpus}-{start}-{args.seeds[0]}.log").read_text()
+            log = (args.workdir / f"{corpus}-{start}-{args.seeds[0]}.log").read_text(
+                encoding="utf-8"
+            )
             (line,) = [line for line in log.splitlines() if line.startswith("parameters: ")]
             yield f"- {title}: {line.removeprefix('parameters: ')}"
 

@@ -186,7 +186,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     tables = {corpus: tabulate(corpus, args.seeds, results, judged) for corpus in args.corpora}
     kept = {corpus: stored(table.runs, measures(corpus)) for corpus, table in tables.items()}
-    (args.out / "real_pairs.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (args.out / "real_pairs.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     shown = PICTURED in results
     if shown:
         picture(args.workdir / _name(*PICTURED), args.out / "real_pairs.png")

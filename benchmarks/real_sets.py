@@ -1,7 +1,7 @@
 """Judges encoders on real sets and writes one page of tables.
 
     python -m benchmarks.real_sets --workdir=runs/real_sets --out=docs/results --random 0 1 2 \\
-        --encoder phantom=runs/compare/demo-0,runs/compare/demo-1 --mobilenet=mobilenet_v2.pth
+        --encoder phantom=runs/ablation/demo-0,runs/ablation/demo-1 --mobilenet=mobilenet_v2.pth
 
 The sets are those of configs/judge.py; MMRL_REAL_DATA names their folder. An encoder is one or
 more finished runs that differ in the seed alone. `--random` judges towers with initial weights,
@@ -88,7 +88,9 @@ def main() -> None:
     )
     page = real_page.write_page(found, COMMAND, machine)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "real.json").write_text(json.dumps(real_page.stored(found), indent=1) + "\n")
+    (args.out / "real.json").write_text(
+        json.dumps(real_page.stored(found), indent=1) + "\n", encoding="utf-8"
+    )
     path = args.out / "real.md"
     # Another command writes that section.
     if path.exists() and (own := section_of(path.read_text(encoding="utf-8"), TEXT_HEADING)):

@@ -67,7 +67,9 @@ def train_all(
     }
     execute(commands, workdir, at_once, module="mmrl.main")
     last = {name: sorted((workdir / name / "results").glob("*.json"))[-1] for name in runs}
-    return {name: json.loads(path.read_text())["results"] for name, path in last.items()}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8"))["results"] for name, path in last.items()
+    }
 
 
 def _execute(name: str, arguments: Sequence[str], workdir: Path, core: int) -> None:
@@ -75,7 +77,7 @@ def _execute(name: str, arguments: Sequence[str], workdir: Path, core: int) -> N
     began = time.monotonic()
     log = workdir / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
+    with log.open("wb") as out:
         code = subprocess.call(command, stdout=out, stderr=subprocess.STDOUT)
     if code:
         raise SystemExit(f"{name} failed with exit status {code}; see {log}")

@@ -143,7 +143,7 @@ def _locked(folder: Path) -> list[str]:
 
 def _second_stage(workdir: Path) -> list[str]:
     """What the second stage copied, and whether a second run of it gives the same bits."""
-    read = json.loads((workdir / "second_stage-one" / "init.json").read_text())
+    read = json.loads((workdir / "second_stage-one" / "init.json").read_text(encoding="utf-8"))
     copied = read["read"][0]["copied"]
     one, two = (by_path(_state(workdir / f"second_stage-{n}")["params"]) for n in ("one", "two"))
     same = digest(one) == digest(two)

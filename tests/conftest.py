@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -37,6 +38,21 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MMRL_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for `tests.browser.opened`; skips the test if none is installed.
+
+    While it runs, `asyncio.run` fails here, and with it reading and writing of checkpoints. Runs
+    that a file needs are therefore made before, or in another process.
+    """
+    from benchmarks import browser
+
+    if reason := browser.missing():
+        pytest.skip(reason)
+    with browser.started() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mmrl.data.image import images
+from mmrl.data.image import readers
 from mmrl.data.image.images import Preprocess
 from mmrl.evaluators.grounding import Grounding, box_mask
 from mmrl.evaluators.segmentation import Segmentation, drawn_masks
@@ -26,7 +26,7 @@ def rows_of(path):
 
 
 def mask_of(path):
-    return {"lungs": images.read(path) > 0}
+    return {"lungs": readers.read(path) > 0}
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ class Lungs(Places):
     def record(self, index):
         number = self.number(index)
         row, made = self.rows[number], super().record(index)
-        load = functools.partial(images.load_file, str(self.folder), row["image"])
+        load = functools.partial(readers.load_file, str(self.folder), row["image"])
         mask = self.folder / "covid_cxr_masks" / row["mask"]
         return dataclasses.replace(
             made,

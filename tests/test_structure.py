@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCES = sorted((ROOT / "mmrl").rglob("*.py"))
+COMMANDS = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
 # What each folder, and each file beside them, may import besides itself. Data flows one way:
 # data -> models -> objectives -> training -> evaluators -> export.
@@ -21,8 +22,11 @@ BASE = {
     "durations",
     "encoder_folder",
     "files",
+    "interrupts",
+    "locks",
     "masks",
     "schedules",
+    "sequences",
     "starts",
     "streams",
     "vectors",
@@ -32,22 +36,32 @@ BASE = {
 AXES = {"devices.axes"}
 READING = {"data.reading", "data.image"}
 # What draws on plain data alone, so that an evaluator can bring its figures.
-DRAWING = {"reporting.figures", "reporting.bars", "reporting.attention"}
+DRAWING = {
+    f"reporting.{name}"
+    for name in ("figures", "bars", "attention", "answers", "scatter", "intervals")
+}
 TRAINING = BASE | {"config", "data", "devices", "evaluators", "models", "objectives"}
 MAY_IMPORT = {
     "version": set(),
     "durations": set(),
-    "files": set(),
+    "interrupts": set(),
+    "files": {"types"},
+    "locks": {"types"},
     "types": set(),
     "streams": set(),
     "vectors": set(),
     "masks": set(),
     "values": {"types"},
     "build": {"types", "values"},
+    "sequences": {"types"},
+    "hub": {"types"},
+    "approximate": {"types", "files"},
+    "index": {"types", "build", "approximate"},
     "wiring": {"types", "build"},
     "starts": {"types", "build", "wiring", "encoder_folder"},
     "schedules": {"types", "build"},
     "config": BASE | {"data.inputs", "data.settings"},
+    "origins": BASE | {"config"},
     "presets": BASE | {"config"},
     "cli": BASE | {"config", "devices", "presets"},
     "devices": BASE,
@@ -60,6 +74,8 @@ MAY_IMPORT = {
     "planning": TRAINING | {"training"},
     "reporting": TRAINING | {"training"},
     **dict.fromkeys(DRAWING, BASE | DRAWING),
+    "web": TRAINING | {"training", "encoder", "index"},
+    "exports": TRAINING | {"training"},
     "preparation": BASE | {"config", "data", "reporting"},
 }
 # The folders within `data`, in the order in which data flows through them.
@@ -162,6 +178,23 @@ def test_nothing_from_a_file_is_executed(path):
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     # pickletools lists the opcodes of a pickle and carries none out.
     assert not imported & {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "torch"}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_state_their_encoding(path):
+    """By default that is the one of the terminal."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(one.arg == "encoding" for one in node.keywords):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        # Before the encoding stand: nothing in read_text, a text in write_text, the mode in open.
+        given = [one.value for one in node.args if isinstance(one, ast.Constant)]
+        if name in ("read_text", "write_text"):
+            assert len(node.args) > (name == "write_text"), f"line {node.lineno} of {path}"
+        elif name == "open" and (not is_method or given[:1] in (["r"], ["w"], ["a"])):
+            mode = given[-1] if given else "r"
+            assert "b" in str(mode), f"line {node.lineno} of {path}"
 
 
 def test_no_machine_paths_or_leftovers():
