@@ -120,14 +120,27 @@ def _vision(
 
 def _text(source: Source, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Entry]]:
     """Options and entries of the text tower, whose pooled feature is that of the end mark."""
+    _, options, entries = text_tower(source, config)
+    width, as_is = options["width"], {"kind": "identity"}
+    embedding: dict[str, Any] = {"width": width, **as_is}
+    if source.has("text_projection.weight"):
+        embedding = {"width": source.shape("text_projection.weight")[0]}
+        entries += linear("towers/text/heads/embedding/out", "text_projection", bias=False)
+    heads = {"embedding": embedding, "words": {"width": width, **as_is}}
+    return {**options, "causal": True, "heads": heads}, entries
+
+
+def text_tower(
+    source: Source, config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], list[Entry]]:
+    """What the text towers of CLIP and SigLIP share: start of their names, options, entries."""
     heads, epsilon, act = images.stated(
         source, config, "num_attention_heads", "layer_norm_eps", "hidden_act"
     )
     start = "text_model." if source.starts("text_model.") else ""
-    encoder, layers = "towers/text/encoder", f"{start}encoder.layers"
+    layers = f"{start}encoder.layers"
     vocab_size, width = source.shape(f"{start}embeddings.token_embedding.weight")
     count = images.depth(source, f"{layers}.{{}}.")
-    projected = source.has("text_projection.weight")
     options = {
         "name": "transformer",
         "vocab_size": vocab_size,
@@ -137,19 +150,9 @@ def _text(source: Source, config: Mapping[str, Any]) -> tuple[dict[str, Any], li
         "num_heads": heads,
         "mlp_dim": source.shape(f"{layers}.0.mlp.fc1.weight")[0],
         "pool": "eos",
-        "causal": True,
         "block": {"epsilon": epsilon, "activation": images.activation(source, act)},
-        "heads": {
-            "embedding": {"width": source.shape("text_projection.weight")[0]}
-            if projected
-            else {"width": width, "kind": "identity"},
-            "words": {"width": width, "kind": "identity"},
-        },
     }
-    entries = [*text(encoder, start, layers, count, heads)]
-    if projected:
-        entries += linear("towers/text/heads/embedding/out", "text_projection", bias=False)
-    return options, entries
+    return start, options, [*text("towers/text/encoder", start, layers, count, heads)]
 
 
 def text(target: str, source: str, layers: str, count: int, heads: int) -> Entries:

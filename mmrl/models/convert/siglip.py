@@ -5,7 +5,7 @@ from typing import Any
 
 from mmrl.models.convert import images
 from mmrl.models.convert.base import Conversion
-from mmrl.models.convert.clip import blocks, text, towers_of
+from mmrl.models.convert.clip import blocks, text_tower, towers_of
 from mmrl.models.convert.entries import (
     Entries,
     Entry,
@@ -99,29 +99,7 @@ def _pooler(target: str, source: str, width: int) -> Entries:
 
 def _text(source: Source, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Entry]]:
     """Options and entries of the text tower, which attends to padding and pools the last token."""
-    heads, epsilon, act = images.stated(
-        source, config, "num_attention_heads", "layer_norm_eps", "hidden_act"
-    )
-    start = "text_model." if source.starts("text_model.") else ""
-    layers = f"{start}encoder.layers"
-    vocab_size, width = source.shape(f"{start}embeddings.token_embedding.weight")
-    count = images.depth(source, f"{layers}.{{}}.")
-    options = {
-        "name": "transformer",
-        "vocab_size": vocab_size,
-        "length": source.shape(f"{start}embeddings.position_embedding.weight")[0],
-        "width": width,
-        "depth": count,
-        "num_heads": heads,
-        "mlp_dim": source.shape(f"{layers}.0.mlp.fc1.weight")[0],
-        "pool": "eos",
-        "begin_mark": False,
-        "attend_padding": True,
-        "block": {"epsilon": epsilon, "activation": images.activation(source, act)},
-        "heads": {"embedding": {"width": source.shape(f"{start}head.weight")[0], "kind": "affine"}},
-    }
-    entries = [
-        *text("towers/text/encoder", start, layers, count, heads),
-        *linear("towers/text/heads/embedding/out", f"{start}head"),
-    ]
-    return options, entries
+    start, options, entries = text_tower(source, config)
+    heads = {"embedding": {"width": source.shape(f"{start}head.weight")[0], "kind": "affine"}}
+    entries += linear("towers/text/heads/embedding/out", f"{start}head")
+    return {**options, "begin_mark": False, "attend_padding": True, "heads": heads}, entries
