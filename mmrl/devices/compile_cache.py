@@ -18,11 +18,7 @@ def use(folder: str) -> str:
     """
     if not folder:
         return ""
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        # CPU programs that are read back do not keep the order of their collectives, so two that
-        # run at once may wait for each other forever. Seen with jax 0.10.2: 1 of 6 runs with eight
-        # fake devices hung, and none of 6 without the cache.
-        jax.config.update("jax_enable_compilation_cache", False)
+    if turn_off_if_unsafe():
         return "compiled programs are not kept, because those of several CPU devices may hang"
     path = Path(folder).expanduser().absolute()
     try:
@@ -36,3 +32,16 @@ def use(folder: str) -> str:
     # program: a cache that was moved or copied would never be hit.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     return ""
+
+
+def turn_off_if_unsafe() -> bool:
+    """Turns every persistent cache off if there are several CPU devices; returns whether it did.
+
+    CPU programs that are read back do not keep the order of their collectives. Those of concurrent
+    ones are mixed up between devices and processes, which then wait for each other forever. Seen
+    with jax 0.10.2: 1 of 6 runs with eight fake devices hung, and none of 6 without the cache.
+    """
+    unsafe = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if unsafe:
+        jax.config.update("jax_enable_compilation_cache", False)
+    return unsafe

@@ -30,7 +30,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mmrl import interrupts
-from mmrl.devices import gather, rollcall
+from mmrl.devices import compile_cache, gather, rollcall
 from mmrl.devices.environment import MODE, TIMEOUT, VARIABLES
 from mmrl.types import BusyError, DamageError, InputError, MachineError
 
@@ -128,10 +128,7 @@ def start(settings: Settings | None) -> tuple[str, ...]:
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         coordinator_bind_address=loopback,
     )
-    if jax.default_backend() == "cpu":
-        # CPU programs from the cache do not keep the order of their collectives, so messages of two
-        # concurrent ones are mixed up between processes. Seen with jax 0.10.2.
-        jax.config.update("jax_enable_compilation_cache", False)
+    compile_cache.turn_off_if_unsafe()
     return hosts
 
 
