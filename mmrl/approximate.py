@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmrl import files
-from mmrl.types import InputError
+from mmrl.types import InputError, first_line
 
 STATED = "search.json"
 EXTRA = "faiss-cpu"
@@ -86,7 +86,7 @@ def read(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: {first_line(error)}") from None
     return found, ()
 
 

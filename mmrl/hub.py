@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mmrl.types import InputError
+from mmrl.types import InputError, first_line
 
 PREFIX = "hf://"
 EXTRA = "huggingface_hub"
@@ -35,6 +35,6 @@ def fetch(address: str) -> Path:
         except errors.LocalEntryNotFoundError:
             found = hub.snapshot_download(name, revision=revision, ignore_patterns=_LEFT)
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{address} is neither in the cache nor to be had: {reason}") from None
     return Path(found)

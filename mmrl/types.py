@@ -53,6 +53,11 @@ class MachineError(Exception):
         self.status = status
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
     """A reference to one image. It holds a path, an offset or drawing parameters, and no pixels.

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from mmrl import files
 from mmrl.devices import distributed, gather
 from mmrl.training import checksums
-from mmrl.types import DamageError, InputError, MachineError
+from mmrl.types import DamageError, InputError, MachineError, first_line
 from mmrl.version import __version__
 
 _PACKAGES = (
@@ -352,7 +352,7 @@ class Checkpoints:
                 raise files.outside(found, f"cannot read checkpoint {step}") from error
             if _is_sealed(self.folder / str(step)):
                 raise  # the files are as they were written
-            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             raise DamageError(self._damage(step, why)) from error
 
     def _check(self, step: int, parts: Sequence[str]) -> None:

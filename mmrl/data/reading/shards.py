@@ -28,7 +28,7 @@ from array_record.python import array_record_module
 from mmrl import files
 from mmrl.data.image.masks import Mask, decode_masks
 from mmrl.data.reading.paths import is_file_name
-from mmrl.types import Box, DamageError, Finding, InputError, Record
+from mmrl.types import Box, DamageError, Finding, InputError, Record, first_line
 
 SCHEMA_VERSION = 2
 INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
@@ -282,7 +282,7 @@ def _reader(path: str) -> Any:
     try:
         return array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
     except Exception as error:  # the C++ extension raises many kinds of exceptions
-        raise InputError(f"{path} cannot be opened: {_line(error)}") from error
+        raise InputError(f"{path} cannot be opened: {first_line(error)}") from error
 
 
 def read_payload(path: str, position: int) -> dict[str, Any]:
@@ -303,7 +303,9 @@ def _read(path: str, position: int) -> bytes:
         # which takes longer than reading a record.
         (data,) = reader.read(position, position + 1)
     except Exception as error:
-        raise DamageError(f"{path} record {position} cannot be read: {_line(error)}") from error
+        raise DamageError(
+            f"{path} record {position} cannot be read: {first_line(error)}"
+        ) from error
     return data
 
 
@@ -381,7 +383,3 @@ def findings_of(text: str) -> tuple[Finding, ...]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

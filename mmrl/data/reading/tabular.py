@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from mmrl.data.reading import text_files
 from mmrl.data.reading.rows import CellError, Row, cell_text
 from mmrl.data.reading.text_files import TextFile, bounded
-from mmrl.types import InputError
+from mmrl.types import InputError, first_line
 
 T = TypeVar("T")
 
@@ -137,9 +137,9 @@ def _guarded(
         yield from values
     except UnicodeError as error:
         check()
-        raise InputError(f"{path}: cannot be decoded: {_line(error)}") from error
+        raise InputError(f"{path}: cannot be decoded: {first_line(error)}") from error
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {_line(error)}") from error
+        raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def _once(read: Callable[[], T], path: str, check: Callable[[], None] = lambda: None) -> T:
@@ -155,10 +155,6 @@ def _mostly_good(rows: Iterator[tuple[int, T, str]], path: str) -> Iterator[tupl
             if bad > max(_MANY_BAD, number // 2):
                 raise InputError(f"{path}: {bad} of {number} rows do not fit, the first is {first}")
         yield number, content, problem
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _stripped(names: Sequence[str]) -> list[str]:
@@ -386,7 +382,7 @@ class _Json:
                 try:
                     pairs = json.loads(line, object_pairs_hook=tuple)
                 except (ValueError, RecursionError) as error:
-                    yield f"not JSON: {_line(error)}"
+                    yield f"not JSON: {first_line(error)}"
                     continue
                 is_object = isinstance(pairs, tuple)
                 yield list(pairs) if is_object else f"{type(pairs).__name__}, expected an object"
@@ -405,7 +401,7 @@ class _Parquet:
         try:
             return list(pq.read_schema(self._path).names)
         except pa.ArrowException as error:
-            raise InputError(f"{self._path}: not a Parquet file: {_line(error)}") from error
+            raise InputError(f"{self._path}: not a Parquet file: {first_line(error)}") from error
 
     def names(self) -> list[str]:
         return self._given

@@ -31,7 +31,7 @@ from typing import Any
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
-from mmrl.types import Box, InputError, Reject
+from mmrl.types import Box, InputError, Reject, first_line
 
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 
@@ -225,7 +225,7 @@ def _json_entries(path: str) -> Iterator[tuple[str, str, str]]:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: not JSON: {first_line(error)}") from error
     if not isinstance(entries, list):
         raise InputError(f"{path}: {type(entries).__name__}; expected a list of objects")
     for number, entry in enumerate(entries, 1):

@@ -32,7 +32,7 @@ from mmrl.data.reading.rows import (
 from mmrl.data.reading.splits import Fractions
 from mmrl.data.sources.table import patient_warnings
 from mmrl.data.text import blanks
-from mmrl.types import InputError, Record, Reject
+from mmrl.types import InputError, Record, Reject, first_line
 
 _PIXELS = (np.uint8, np.uint16)
 
@@ -220,7 +220,7 @@ def _read(place: _Place, names: tuple[str, ...], image: str, offset: int) -> dic
         example = _open(place).examples[offset]
         return subset.deserialize_example_np(example, decoders=decoders)
     except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{place.path} example {offset} cannot be read: {reason}") from error
 
 
