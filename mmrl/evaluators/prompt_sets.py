@@ -15,14 +15,13 @@ of one entry of each list, joined by blanks, where "" adds nothing.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl import build, sequences
+from mmrl import build, files, sequences
 from mmrl.types import InputError
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -125,7 +124,7 @@ def load(name: str, kind: str, *, where: str) -> PromptSet:
         raise InputError(f"{path} has the classes {list(classes)}; expected at least two")
     return PromptSet(
         name,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        files.sha256(path),
         given["language"],
         classes,
         given.get("tasks", {}),

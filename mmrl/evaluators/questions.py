@@ -14,12 +14,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mmrl import build
+from mmrl import build, files
 from mmrl.data.reading import tabular
 from mmrl.data.reading.rows import lacks
 from mmrl.evaluators import statistics
@@ -99,7 +98,7 @@ def read(path: str, data: HeldOut) -> Asked:
     if not found:
         told = ", ".join(f"{count} {reason}" for reason, count in excluded.items()) or "no rows"
         raise InputError(f"{path} has no question about {data.name} ({told})")
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = files.sha256(path)
     return Asked(found, dict(excluded), {"name": path, "sha256": digest})
 
 

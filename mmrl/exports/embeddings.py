@@ -6,7 +6,6 @@ resumed export equal those of one that was never stopped.
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,12 +57,12 @@ def export(
         for number in range(count):
             name = f"{split}-{number:05d}-of-{count:05d}.{options.format}"
             path = out / name
-            if name in done and path.exists() and _sha256(path) == done[name]["sha256"]:
+            if name in done and path.exists() and files.sha256(path) == done[name]["sha256"]:
                 console.say(f"{name}: already complete")
                 continue
             rows = range(number * options.shard_size, len(corpus))[: options.shard_size]
             _write_shard(path, _columns(trained, examples, split, rows, options))
-            done[name] = {"file": name, "records": len(rows), "sha256": _sha256(path)}
+            done[name] = {"file": name, "records": len(rows), "sha256": files.sha256(path)}
             files.write_json(out / "manifest.json", {**manifest, "shards": list(done.values())})
             console.say(f"{name}: {len(rows)} records")
     manifest |= {"complete": True, "shards": [done[name] for name in sorted(done)]}
@@ -109,8 +108,7 @@ def _identity(
 def _open(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of an interrupted export, or a new one."""
     path = out / "manifest.json"
-    for left in out.glob(".*.tmp"):  # of an export that was killed while it wrote
-        left.unlink()
+    files.remove_unfinished(out)  # of an export that was killed while it wrote
     if path.exists():
         manifest = json.loads(path.read_text(encoding="utf-8"))
         differing = [key for key in identity if manifest.get(key) != identity[key]]
@@ -207,8 +205,3 @@ def _arrow(values: Any) -> pa.Array:
         return pa.array(values, pa.string())
     flat = values.reshape(len(values), -1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), pa.float32()), flat.shape[1])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

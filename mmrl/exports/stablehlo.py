@@ -6,7 +6,6 @@ programs.json           what each program takes and gives, and the provenance
 load_programs.py        reads the folder; needs neither flax nor mmrl
 """
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ def write(trained: run.Trained, out: Path) -> tuple[tuple[str, ...], float]:
             files.write(fresh / name, _serialised(exported))
             stated[program.name] = {
                 "file": name,
-                "sha256": hashlib.sha256((fresh / name).read_bytes()).hexdigest(),
+                "sha256": files.sha256(fresh / name),
                 "weights": list(program.weights),
                 "inputs": {
                     key: {"dtype": str(one.dtype), "shape": [str(n) for n in one.shape]}
