@@ -21,7 +21,7 @@ _CHANGE = (
     r"definite|definitely|major|obvious|really)\s+)*(?:change|changed|progression|difference|"
     r"comparison)\b"
 )
-_CUE = re.compile(
+CUE = re.compile(
     rf"\b(?:no\s+longer|(?:no|not|without)(?!\s+{_CHANGE}|\s+only\b)|absence\s+of|free\s+of|"
     r"negative\s+for|clear\s+of|devoid\s+of|nor|neither|denies|rather\s+than|fails?\s+to|"
     r"(?:resolution|clearing|removal)\s+of|(?:been|interval)\s+removal|resolved(?=\s+\w)|"
@@ -36,7 +36,7 @@ _BOUNDARY = re.compile(
     r"unchanged|minimal|persistent|chronic|increased|left|right|a\b|an\b|new\b)))\b",
     re.IGNORECASE,
 )
-_POST_CUE = re.compile(
+POST_CUE = re.compile(
     r"\b(?:(?:is|are|was|were)\s+(?:not(?!\s+(?:significantly\s+)?chang|\s+excluded)|absent|excluded|"
     r"gone|negative)|(?:has|have)\s+(?:been\s+)?(?:resolved|removed|cleared)|"
     r"(?<!cannot be )(?<!not be )ruled\s+out|not\s+(?:seen|identified|visualized|demonstrated))\b",
@@ -101,12 +101,12 @@ class Statement:
 
 def _negated(sentence: str) -> tuple[Span, ...]:
     spans: list[Span] = []
-    for cue in _CUE.finditer(sentence):
+    for cue in CUE.finditer(sentence):
         if spans and cue.start() < spans[-1][1]:
             continue
         boundary = _BOUNDARY.search(sentence, cue.end())
         spans.append((cue.start(), boundary.start() if boundary else len(sentence)))
-    for cue in _POST_CUE.finditer(sentence):
+    for cue in POST_CUE.finditer(sentence):
         low = max((m.end() for m in _BOUNDARY.finditer(sentence, 0, cue.start())), default=0)
         spans.append((low, cue.end()))
     return tuple(sorted(spans))

@@ -181,7 +181,7 @@ TERMS: dict[str, Term] = _parse()
 _LONGEST_FIRST = sorted(TERMS, key=len, reverse=True)
 
 
-def _alternatives(names: list[str]) -> str:
+def alternatives(names: list[str]) -> str:
     """A pattern for any of the names, grouped by first letter so that matching is fast."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -189,5 +189,5 @@ def _alternatives(names: list[str]) -> str:
     return "|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in groups.items())
 
 
-TERM = re.compile(rf"(?<![\w-])(?:{_alternatives(_LONGEST_FIRST)})(?![\w-])", re.IGNORECASE)
+TERM = re.compile(rf"(?<![\w-])(?:{alternatives(_LONGEST_FIRST)})(?![\w-])", re.IGNORECASE)
 """Matches the longest term at a position."""
