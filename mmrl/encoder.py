@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from mmrl import build, encoder_folder, hub, sequences, wiring
-from mmrl.data.image import readers
+from mmrl.data.image import channels, readers
 from mmrl.data.image.arrays import Range
 from mmrl.data.image.images import Geometry, Preprocess
 from mmrl.data.inputs import base as inputs
@@ -20,7 +20,7 @@ from mmrl.data.text import reports, spans
 from mmrl.devices import choice
 from mmrl.evaluators import grounding, pointing, sentence_pointing, statistics
 from mmrl.training import run
-from mmrl.training.predict import Predict, weights_of
+from mmrl.training.predict import Predict
 from mmrl.types import InputError
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | jax.Array | PIL.Image.Image
@@ -68,11 +68,10 @@ class Encoder:
       similarity = encoder.embed_images(["a.png"]) @ encoder.embed_texts(["No effusion."]).T
 
     Images are paths or the bytes of DICOM, JPEG, PNG, TIFF or WebP files, whose content decides
-    their kind; arrays or Pillow images, grey or in colour, which becomes grey unless `load` says
-    otherwise.
-    Kinds and sizes may be mixed. Arrays of u8 and u16 use their whole range, floats that from 0 to
-    1, unless `value_range` = (black, white) states another. `allow_burned_in` accepts DICOM images
-    whose header says that text is burned into the pixels.
+    their kind; arrays or Pillow images. A tower of three channels sees colour, unless its config or
+    `load` says otherwise. Kinds and sizes may be mixed. Arrays of u8 and u16 use their whole range,
+    floats that from 0 to 1, unless `value_range` = (black, white) states another.
+    `allow_burned_in` accepts DICOM images whose header says that text is burned into the pixels.
 
     Attributes:
       dim: D, width of the joint space; 0 without one.
@@ -84,7 +83,11 @@ class Encoder:
     """
 
     def __init__(
-        self, trained: run.Trained, device: jax.Device | None = None, *, colour: bool = False
+        self,
+        trained: run.Trained,
+        device: jax.Device | None = None,
+        *,
+        colour: bool | None = None,
     ) -> None:
         self.trained = trained
         self._device, self._colour = device, colour
@@ -103,7 +106,7 @@ class Encoder:
         step: int | Literal["best"] | None = None,
         batch_size: int = 64,
         device: str | jax.Device | None = None,
-        colour: bool = False,
+        colour: bool | None = None,
     ) -> "Encoder":
         """Loads encoders.
 
@@ -114,8 +117,8 @@ class Encoder:
           step: of the checkpoint of a run; by default the latest; "best": the one that it chose.
           batch_size: items of one call of the device; fewer are filled up to it.
           device: "cpu", "gpu", "gpu:1" or a device of JAX; by default batches are spread over all.
-          colour: show images in colour to towers of three channels, which evaluation shows grey;
-            DICOM stays grey.
+          colour: whether towers of three channels see colour, or the luma in all three; by default
+            as config.data.colour of the encoder says.
 
         Raises:
           InputError: `path` is no path or holds no encoders, or the run has no such step, or chose
@@ -143,7 +146,7 @@ class Encoder:
             trained = run.restore(folder, step=step, mesh=mesh)
         predict = Predict(trained.predict.layout, mesh, batch_size=batch_size)
         for tower, facts in trained.encoders().items():
-            if colour and facts.get("channels", 3) != 3:
+            if colour and facts.get("channels", 3) != 3:  # towers of texts state none
                 raise InputError(f"colour=True, but tower {tower} of {trained} reads one channel")
         return cls(dataclasses.replace(trained, predict=predict), chosen, colour=colour)
 
@@ -151,7 +154,8 @@ class Encoder:
         """The same encoders with batches of another size; they share their weights."""
         mesh = run.whole_mesh(None if self._device is None else [self._device])
         predict = Predict(self.trained.predict.layout, mesh, batch_size=batch_size)
-        return Encoder(dataclasses.replace(self.trained, predict=predict), self._device)
+        trained = dataclasses.replace(self.trained, predict=predict)
+        return Encoder(trained, self._device, colour=self._colour)
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -316,10 +320,9 @@ class Encoder:
         value_range: Range | None = None,
         allow_burned_in: bool = False,
     ) -> np.ndarray:
-        """Images as a tower gets them: u8[N, S, S, C].
+        """Images as a tower gets them: u8[N, S, S, C], C the channels of the tower.
 
-        C is 1, which a tower of several channels repeats, or 3 in colour. `embed_images` of these
-        arrays gives the embeddings of the images.
+        `embed_images` of these arrays gives the embeddings of the images.
 
         Raises:
           InputError: as of `embed_images`; no such image tower.
@@ -348,21 +351,16 @@ class Encoder:
         allow_burned_in: bool = False,
     ) -> "_Images":
         given = sequences.of(items, "items", _IMAGES)
-        return _Images(self.trained, given, self._reader(value_range, allow_burned_in))
-
-    def _reader(self, value_range: Range | None, allow_burned_in: bool) -> Callable[..., Any]:
-        return functools.partial(
-            readers.pixels,
-            value_range=value_range,
-            allow_burned_in=allow_burned_in,
-            colour=self._colour,
+        read = functools.partial(
+            readers.pixels, value_range=value_range, allow_burned_in=allow_burned_in
         )
+        return _Images(self.trained, given, read, self._colour)
 
     def _pixels(self, image: Image, value_range: Range | None, allow_burned_in: bool) -> np.ndarray:
-        """One image before it is resized, u8 or u16 [H, W], or [H, W, 3] in colour."""
+        """One image in grey before it is resized, u8 or u16 [H, W]."""
         if not isinstance(image, _IMAGES):
             raise InputError(f"image is {type(image).__name__}; expected a file or an array")
-        return self._reader(value_range, allow_burned_in)(image)
+        return readers.pixels(image, value_range=value_range, allow_burned_in=allow_burned_in)
 
     def _encode(self, items: "_Images | _Texts", *names: str) -> dict[str, np.ndarray]:
         """Encodings [N, ...] by name; numbers are f32."""
@@ -378,7 +376,7 @@ class Encoder:
         assert self.grid is not None
         own = self._images([]).prepared(self._input("image", "image"), "image")
         weights = maps.reshape(len(words), *self.grid).astype(np.float32)
-        height, width = pixels.shape[:2]
+        height, width = pixels.shape
         geometry = own.geometry(height, width)
         return Heatmap(words, weights, geometry, height, width, own.size)
 
@@ -443,7 +441,8 @@ class Encoder:
         chosen = self._objective(_CONTRASTS, *reads)
         if chosen is None:
             return None
-        found = weights_of(self.trained.state)["params"]["objectives"][chosen.name]
+        layout = self.trained.predict.layout
+        found = layout.weights_of(self.trained.state)["params"]["objectives"][chosen.name]
         for key in parameter.split("/"):
             if key not in found:
                 return None
@@ -462,9 +461,14 @@ class _Images:
     """Images from outside a corpus, as `Predict` takes them."""
 
     def __init__(
-        self, trained: run.Trained, items: Sequence[Image], read: Callable[[Any], np.ndarray]
+        self,
+        trained: run.Trained,
+        items: Sequence[Image],
+        read: Callable[..., np.ndarray],
+        colour: bool | None,
     ) -> None:
-        self._config, self._items, self._read = trained.config, items, read
+        self._config, self._items = trained.config, items
+        self._read, self._colour = read, colour
 
     def __len__(self) -> int:
         return len(self._items)
@@ -475,24 +479,30 @@ class _Images:
         """Pixels of some images, under the name of the input that the tower reads."""
         made = {}
         for name in names:
-            squares = [self._square(self.prepared(name, tower), row) for row in rows]
-            size = self.prepared(name, tower).size
-            made[f"{name}.pixels"] = np.stack(squares) if squares else _nothing(size)
+            own = self._own(name, tower)
+            squares = [self._square(own, row) for row in rows]
+            (shape, dtype) = own.shapes()["pixels"]
+            made[f"{name}.pixels"] = np.stack(squares) if squares else np.zeros((0, *shape), dtype)
         return made
 
-    def _square(self, preprocess: Preprocess, row: int) -> np.ndarray:
+    def _square(self, own: Any, row: int) -> np.ndarray:
         """One image as the tower gets it, u8[S, S, C]."""
+        shown = own.colour != "grey" if self._colour is None else self._colour
         try:
-            pixels = np.atleast_3d(self._read(self._items[row]))
-            channels = [preprocess(pixels[..., c]) for c in range(pixels.shape[2])]
+            pixels = self._read(self._items[row], colour=shown and own.channels == 3)
+            square = own.preprocess(pixels)
         except InputError as error:
             raise InputError(f"image {row}: {error}") from None
-        return np.stack(channels, axis=2)
+        if square.ndim == 3:
+            return square
+        return channels.repeated(square) if own.channels == 3 else square[..., None]
 
     def prepared(self, name: str, tower: str) -> Preprocess:
         """How an input prepares images for a tower."""
-        own: Any = inputs.make_one(self._config, name, tower)
-        return own.preprocess
+        return self._own(name, tower).preprocess
+
+    def _own(self, name: str, tower: str) -> Any:
+        return inputs.make_one(self._config, name, tower)
 
 
 class _Texts:
@@ -517,10 +527,6 @@ class _Texts:
             for name in names
             for array, value in {"tokens": tokens, "mask": mask}.items()
         }
-
-
-def _nothing(size: int) -> np.ndarray:
-    return np.zeros((0, size, size, 1), np.uint8)
 
 
 def _numbers(rows: np.ndarray) -> list[str]:

@@ -173,11 +173,11 @@ def _draw(
     Raises:
       InputError: the records that the encoder's config names are not those of the index.
     """
-    from mmrl.data.image import images, readers
+    from mmrl.data.image import images
     from mmrl.reporting.sheet import Tile, sheet
 
     examples = _examples(opened, index, dict.fromkeys(hit["split"] for hit in hits))
-    tiles = [Tile(images.to_uint8(readers.read(value)), "query", "")] if kind == "image" else []
+    tiles = [Tile(images.to_uint8(_query(opened, value)), "query", "")] if kind == "image" else []
     places = {name: {id: i for i, id in enumerate(one.ids)} for name, one in examples.items()}
     for hit in hits:
         of_split, place = examples[hit["split"]], places[hit["split"]][hit["id"]]
@@ -190,6 +190,13 @@ def _draw(
     path = Path(cli.required("sheet", _SHEET.value))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet(f"{index.manifest['columns'][column]} nearest to the {asked} {name}", tiles, path)
+
+
+def _query(opened: opening.Opened, path: str) -> np.ndarray:
+    """The image that is asked about, in colour where the tower reads it."""
+    from mmrl.data.image import readers
+
+    return readers.read(path, channels=opened.chosen.towers.image.get("channels", 1))
 
 
 def _examples(

@@ -166,7 +166,7 @@ def test_towers_of_three_channels_may_see_colour(tmp_path):
     del config.towers.text
     config.objectives, config.evaluators = {}, {}
     own = made(config)
-    grey, seen = Encoder(own), Encoder(own, colour=True)
+    grey, seen = Encoder(own, colour=False), Encoder(own)
     levels = [noise(n) for n in range(3)]
     image = np.dstack(levels)
     pillow = PIL.Image.fromarray(image)
@@ -178,10 +178,14 @@ def test_towers_of_three_channels_may_see_colour(tmp_path):
     )
     squares = seen.preprocess(forms)
     assert squares.shape == (9, 32, 32, 3)
-    apart = np.concatenate([grey.preprocess([one]) for one in levels], axis=3)
+    apart = np.stack([grey.preprocess([one])[..., 0] for one in levels], axis=3)
     for square in squares:
         np.testing.assert_array_equal(square, apart[0])
-    assert grey.preprocess(forms).shape == (9, 32, 32, 1)
+    shown = grey.preprocess(forms)
+    assert shown.shape == (9, 32, 32, 3) and (shown == shown[..., :1]).all()
+    own.config.data.colour = "grey"
+    np.testing.assert_array_equal(Encoder(own).preprocess(forms), shown)
+    own.config.data.colour = "as_stored"
     # The centre of a JPEG of one colour, whose chroma is coarser than its pixels.
     red = np.zeros((32, 32, 3), np.uint8) + np.array([250, 10, 20], np.uint8)
     found = seen.preprocess([stored(PIL.Image.fromarray(red), "JPEG", quality=100)])[0, 16, 16]
@@ -191,7 +195,7 @@ def test_towers_of_three_channels_may_see_colour(tmp_path):
     plain = levels[:1]
     file = dicoms.image(levels[0], 8)
     for one in (plain, [file]):
-        np.testing.assert_array_equal(seen.preprocess(one), grey.preprocess(one).repeat(3, 3))
+        np.testing.assert_array_equal(seen.preprocess(one), grey.preprocess(one))
     np.testing.assert_allclose(seen.embed_images(plain), grey.embed_images(plain), atol=1e-6)
     assert np.abs(seen.embed_images([image]) - grey.embed_images([image])).max() > 1e-3
 

@@ -458,5 +458,5 @@ def test_preprocess_survives_a_round_trip_and_refuses_nonsense() -> None:
         images.Preprocess(size=0)
     with pytest.raises(InputError, match="max_value 70000; expected 1 to 65535"):
         images.Preprocess(size=8, max_value=70000)
-    with pytest.raises(InputError, match=r"shape \(4, 4, 3\); expected \[H, W\]"):
-        preprocess(np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match=r"shape \(4, 4, 2\); expected \[H, W\]"):
+        preprocess(np.zeros((4, 4, 2), np.uint8))

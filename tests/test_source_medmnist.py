@@ -57,7 +57,7 @@ def test_grey_images_and_squeezed_labels(tmp_path):
     assert not source[0].leakage_unit_known
 
 
-def test_labels_of_many_classes_and_luma_of_colour(tmp_path):
+def test_labels_of_many_classes_and_colour(tmp_path):
     held = arrays(colour=True)
     held["train_images"][1] = (255, 0, 0)
     held["train_labels"][:, 0] = [8, 0, 3, 1]
@@ -66,8 +66,10 @@ def test_labels_of_many_classes_and_luma_of_colour(tmp_path):
     assert source[0].labels == (0, 0, 0, 0, 0, 0, 0, 0, 1)
     assert source[2].label_names[source[2].labels.index(1)] == "lymphocytes"
     pixels = source[1].images[0].load()
-    assert pixels.shape == (28, 28) and (pixels == 76).all()  # 0.299 * 255
-    assert source[3].images[0].load()[9, 9] == 30  # grey stays what it is
+    assert source.channels == 3 and pixels.shape == (28, 28, 3) and (pixels == (255, 0, 0)).all()
+    assert (source[3].images[0].load()[9, 9] == 30).all()
+    luma = read(tmp_path, "pathmnist", channels=1)[1].images[0].load()
+    assert luma.shape == (28, 28) and (luma == 76).all()  # 0.299 * 255
 
 
 def test_several_labels_at_once(tmp_path):

@@ -45,7 +45,7 @@ def test_records_and_refused_captions(folder):
     ]
     assert records[0].attributes == {"alignment_type": "exact", "alignment_score": "0.75"}
     assert records[1].attributes == {"alignment_type": "fuzzy"}
-    assert records[0].images[0].load().shape == (6, 8)
+    assert records[0].images[0].load().shape == (6, 8, 3)
     assert records[0].license == "not stated" and PmcOa.facts.namespace == "pmc"
     assert [(r.id, r.reason) for r in corpus.rejects] == [
         ("pmc_oa:PMC29_Fig1_1.jpg", "empty_report"),

@@ -104,8 +104,12 @@ def test_what_is_refused(folder):
 
 
 def test_opacity_is_composed_over_black(folder):
-    image = every(Quilt1m(split="all", path=str(folder)))[0].images[0].load()
-    assert image.dtype == np.uint8
+    def first(**options):
+        return every(Quilt1m(split="all", path=str(folder), **options))[0].images[0].load()
+
+    colours, image = first(), first(channels=1)
+    assert colours.dtype == image.dtype == np.uint8 and colours.shape == (6, 8, 3)
+    assert (colours[:, :4] == (0, 0, 255)).all() and not colours[:, 4:].any()
     np.testing.assert_array_equal(image, np.repeat([[29] * 4 + [0] * 4], 6, axis=0))  # 0.114 * 255
 
 

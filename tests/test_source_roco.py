@@ -64,7 +64,7 @@ def test_records_hold_caption_article_and_licence(folder):
         "subset": "radiology",
     }
     assert first.images[0].key == "data/train/radiology/images/ROCO_00001.jpg"
-    assert first.images[0].load().shape == (6, 8)
+    assert first.images[0].load().shape == (6, 8, 3)
     assert [(r.id, r.reason) for r in corpus.rejects] == [("roco:ROCO_00003", "empty_report")]
     assert corpus.total == 5 and Roco.facts.namespace == "pmc"
     assert any("4 records found, 81,807 in the published" in line for line in corpus.warnings)

@@ -116,10 +116,10 @@ class HeldOut(Protocol):
         """texts -> tokens i32[N, L], mask bool[N, L] exactly as in training."""
 
     def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
-        """u8[n, H, W, 1], the images that an encoding is made of; None: it is made of no image."""
+        """u8[n, H, W, C], the images that an encoding is made of; None: it is made of no image."""
 
     def image(self, index: int) -> np.ndarray:
-        """u8[H, W, 1], preprocessed as for evaluation (no augmentation)."""
+        """u8[H, W, C], preprocessed as for evaluation (no augmentation)."""
 
 
 def identity(data: HeldOut) -> dict[str, str]:

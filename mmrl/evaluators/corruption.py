@@ -108,7 +108,7 @@ class Corrupted(statistics.Subset):
         return np.stack([self._corrupt(one, row) for one, row in zip(found, rows, strict=True)])
 
     def image(self, index: int) -> np.ndarray:
-        """u8[H, W, 1] of an example, corrupted as its arrays are."""
+        """u8[H, W, C] of an example, corrupted as its arrays are."""
         return self._corrupt(super().image(index), index)
 
     def _corrupt(self, image: np.ndarray, row: int) -> np.ndarray:

@@ -602,7 +602,7 @@ class Grounding(Evaluator):
             clipped = np.clip(placed, 0, self.data.preprocess.size).tolist()
             examples.append(
                 attention.AttentionExample(
-                    image=self.data.image(phrase.index)[..., 0],
+                    image=self.data.image(phrase.index),
                     id=self.data.ids[phrase.index],
                     text=self.data.texts[phrase.index],
                     words=[(phrase.text, weights)],

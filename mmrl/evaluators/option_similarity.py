@@ -40,6 +40,7 @@ class Choice(Evaluator):
       questions: a set that is made from the records (findings, laterality, presence), or a file of
         questions; see `mmrl.evaluators.questions`.
       options: number of options of each question of the set `findings`.
+      findings: names of findings or labels that a set of questions is about; empty: all.
       template: text of an option, with {question} and {option}.
       corruptions: kind -> strengths, such as {"noise": (0.1, 0.3)}; noise, blur, occlusion and
         contrast, each from 0 to 1. Every point encodes all images again.
@@ -62,6 +63,7 @@ class Choice(Evaluator):
         *,
         questions: str,
         options: int = 4,
+        findings: Sequence[str] = (),
         template: str = "{question} {option}",
         corruptions: Mapping[str, Any] | None = None,
         permutations: int = 5,
@@ -80,7 +82,7 @@ class Choice(Evaluator):
             )
         points = corruption.chosen(corruptions, where=f"{own}.corruptions")
         super().__init__(predict, data, reads=reads)
-        self.asked = asked(questions, data, options=options, seed=seed)
+        self.asked = asked(questions, data, options=options, seed=seed, findings=findings)
         self.template, self.points = template, points
         self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
 
@@ -223,7 +225,9 @@ class Texts:
         return found
 
 
-def asked(name: str, data: HeldOut, *, options: int, seed: int) -> questions.Asked:
+def asked(
+    name: str, data: HeldOut, *, options: int, seed: int, findings: Sequence[str] = ()
+) -> questions.Asked:
     """The questions of a set, or of a file if the name has a suffix.
 
     Raises:
@@ -231,7 +235,7 @@ def asked(name: str, data: HeldOut, *, options: int, seed: int) -> questions.Ask
     """
     if "." in name:
         return questions.read(name, data)
-    return questions.make(name, data, options=options, seed=seed)
+    return questions.make(name, data, options=options, seed=seed, findings=findings)
 
 
 def _removed(template: str) -> str:

@@ -388,7 +388,7 @@ class Game(Evaluator):
 
         examples = [
             attention.AttentionExample(
-                image=self.data.image(choice.index)[..., 0],
+                image=self.data.image(choice.index),
                 id=self.data.ids[choice.index],
                 text=self.data.texts[choice.index],
                 words=list(zip(self.labels(choice), of_study, strict=True)),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrl import build, files
+from mmrl import build, files, sequences
 from mmrl.data.reading import tabular
 from mmrl.data.reading.rows import lacks
 from mmrl.evaluators import statistics
@@ -113,7 +113,9 @@ def _options(cell: str) -> tuple[str, ...]:
     return tuple(given) if all(isinstance(one, str) for one in given) else ()
 
 
-def make(name: str, data: HeldOut, *, options: int = 4, seed: int = 0) -> Asked:
+def make(
+    name: str, data: HeldOut, *, options: int = 4, seed: int = 0, findings: Sequence[str] = ()
+) -> Asked:
     """Questions of one of `SETS`, made from the findings or labels of the records.
 
     They depend on the seed and the ids and findings of the records, so they are equal for every
@@ -121,14 +123,20 @@ def make(name: str, data: HeldOut, *, options: int = 4, seed: int = 0) -> Asked:
 
     Args:
       options: of a question with drawn options. seed: of the draws.
+      findings: names of those that questions are about; empty: all.
 
     Raises:
-      InputError: an unknown set; records without findings and labels, or that give no question.
+      InputError: an unknown set or finding; records without findings and labels, or that give no
+        question.
     """
     if name not in SETS:
         raise InputError(f"{build.unknown('questions', name, SETS)}, or a file of questions")
     known = know(data, purpose=f"questions={name}")
     excluded, names = dict(known.excluded), known.names
+    for one in sequences.each(findings, "findings"):
+        if one not in names:
+            raise InputError(build.unknown(f"finding of {data.name}", one, names))
+    names = [one for one in names if one in findings] if findings else names
     found: list[Question] = []
     without = alike = 0
     for row, facts in enumerate(known.facts):

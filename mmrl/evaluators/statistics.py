@@ -139,7 +139,7 @@ class Subset:
         return self._data.pixels(encoding, [self._indices[row] for row in rows])
 
     def image(self, index: int) -> np.ndarray:
-        """u8[H, W, 1] of example `index` of the subset."""
+        """u8[H, W, C] of example `index` of the subset."""
         return self._data.image(self._indices[index])
 
 

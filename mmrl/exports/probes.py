@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmrl import wiring
+from mmrl.models.towers.sets import SET_FEATURES
 from mmrl.training import run
 from mmrl.types import InputError
 
@@ -39,7 +40,7 @@ class Probes:
         }
 
     def of(self, tower: str) -> dict[str, np.ndarray]:
-        """Pixels u8[N, S, S, 1] for an image tower; tokens i32[N, L] and mask bool[N, L]."""
+        """Pixels u8[N, S, S, C], grey, for an image tower; tokens i32[N, L] and mask bool[N, L]."""
         given: Any = self._trained.config.towers[tower]
         if tower in self._trained.tokenizers:
             tokenizer = self._trained.tokenizers[tower]
@@ -47,18 +48,21 @@ class Probes:
             return {"tokens": tokens, "mask": mask}
         size = int(given.size)
         drawn = np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 1), np.uint8)
-        return {"pixels": drawn}
+        return {"pixels": np.repeat(drawn, int(given.get("channels", 1)), axis=-1)}
 
 
 def names(trained: run.Trained) -> tuple[str, ...]:
-    """The encodings that are compared: all but masks, of towers that read images or texts."""
-    kinds = {
-        name: wiring.kind_of(name, trained.config.towers[name]) for name in trained.predict.features
-    }
+    """The encodings that are compared: of towers that read images or texts, alone.
+
+    Masks, and what only a set of images has, are left out.
+    """
+    kinds = {name: wiring.kind_of(name, given) for name, given in trained.config.towers.items()}
     return tuple(
         name
         for name in trained.predict.provides
-        if kinds[name.partition(".")[0]] in ("image", "text") and not name.endswith("_mask")
+        if kinds.get(name.partition(".")[0]) in ("image", "text")
+        and not name.endswith("_mask")
+        and name.partition(".")[2] not in SET_FEATURES
     )
 
 

@@ -103,12 +103,8 @@ def check(trained: run.Trained, made: tuple[Program, ...], folder: Path) -> floa
 
 
 def inputs(trained: run.Trained, program: Program) -> dict[str, np.ndarray]:
-    """The probes as a program takes them: grey pixels are repeated to its channels."""
-    found = probes.Probes(trained).of(program.name.partition(".")[0])
-    return {
-        name: np.repeat(array, program.inputs[name][1][-1], axis=-1) if name == "pixels" else array
-        for name, array in found.items()
-    }
+    """The probes as a program takes them."""
+    return probes.Probes(trained).of(program.name.partition(".")[0])
 
 
 def _serialised(exported: jax.export.Exported) -> bytes:

@@ -11,22 +11,22 @@ from mmrl import config, encoder_folder, files, starts
 from mmrl.devices import gather
 from mmrl.training import checkpoint, initial, run
 from mmrl.training import stored as stored_arrays
-from mmrl.training.predict import weights_of
 from mmrl.types import InputError
 
 
 def arrays(trained: run.Trained) -> dict[str, np.ndarray]:
-    """Path -> array on the host, of all that encoding uses, and of objectives.
+    """Path -> array on the host, of towers and of objectives.
 
-    Low-rank updates are merged. bfloat16 becomes float32, which holds each of its values exactly.
+    Fusions and derived inputs are left out. Low-rank updates are merged. bfloat16 becomes float32,
+    which holds each of its values exactly.
     """
-    held = weights_of(trained.state)
-    params = dict(trained.predict.layout.effective(held["params"]))
-    params.pop("lora", None)
+    held = trained.predict.layout.weights_of(trained.state)
+    params = trained.predict.layout.effective(held["params"])
     found = {**initial.by_path(params), **initial.by_path(held["variables"])}
     made = {
         path: gather.whole(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf)
         for path, leaf in found.items()
+        if path.startswith(("towers/", "objectives/"))
     }
     if trained.step is None:  # whose objectives, such as a temperature, are not loaded
         own = stored_arrays.arrays(encoder_folder.read(trained.folder))
@@ -72,11 +72,13 @@ def described(
 
 
 def data_of(trained: run.Trained) -> dict[str, Any]:
-    """How images become square, and how positions are interpolated, as encoder.json has it."""
-    resize = {"resize": str(trained.config.data.resize)}
+    """How images are prepared and positions interpolated, as encoder.json has it."""
+    found = {"resize": str(trained.config.data.resize)}
     if trained.step is None:
-        return {**resize, **encoder_folder.read(trained.folder).data}
-    return resize
+        found |= encoder_folder.read(trained.folder).data
+    if encoder_folder.colour_of(found, trained.config.towers) != trained.config.data.colour:
+        found["colour"] = str(trained.config.data.colour)
+    return found
 
 
 def provenance(trained: run.Trained) -> dict[str, Any]:
@@ -95,4 +97,5 @@ def provenance(trained: run.Trained) -> dict[str, Any]:
 def options(trained: run.Trained) -> dict[str, dict[str, Any]]:
     """Tower -> its options, without those that say how a run uses it."""
     given = config.plain(run.resolved(trained.config, trained.tokenizers))["towers"]
-    return {name: starts.options_of(given[name]) for name in trained.predict.features}
+    provided = trained.predict.features
+    return {name: starts.options_of(given[name]) for name in given if name in provided}

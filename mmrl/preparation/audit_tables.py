@@ -170,6 +170,10 @@ def _images(images: Mapping[str, Any]) -> Iterator[Table]:
     rows.append(("stored as", stored or "not stated"))
     if images["stored_bits"]:
         rows.append(("bits (of the samples)", _listed(images["stored_bits"])))
+    if pixels := images["pixels"]:
+        for name in ("mean", "deviation"):
+            shown = ", ".join(f"{value:.3f}" for value in pixels[name])
+            rows.append((f"{name} of red, green, blue ({pixels['images']:,} images)", shown))
     rows.append(("records with boxes", f"{images['records_with_boxes']:,}"))
     if images["boxes"]:
         rows.append(("boxes", f"{images['boxes']:,}"))

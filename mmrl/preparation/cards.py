@@ -122,16 +122,17 @@ def draw(image: np.ndarray, boxes: Sequence[Box], masks: Sequence[np.ndarray]) -
     """Draws an image with outlines as a JPEG whose long side has 256 pixels.
 
     Args:
-      image: u8[H, W] or u16[H, W]; the range of u16 is stretched to that of the image.
+      image: u8 or u16 [H, W] or [H, W, 3]; the range of u16 is stretched to that of the image.
       boxes: in pixels of the image.
       masks: bool[H, W] each.
     """
     if image.dtype == np.uint16:
         image = (image / max(int(image.max()), 1) * 255).astype(np.uint8)
-    scale = _SIDE / max(image.shape)
+    scale = _SIDE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = cv2.cvtColor(cv2.resize(image, size, interpolation=how), cv2.COLOR_GRAY2BGR)
+    code = cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR
+    canvas = cv2.cvtColor(cv2.resize(image, size, interpolation=how), code)
     outlines = []
     for box in boxes:
         x0, y0, x1, y1 = (round(value * scale) for value in box.xyxy)

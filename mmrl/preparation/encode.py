@@ -11,6 +11,7 @@ import numpy as np
 
 from mmrl.data.image.masks import Mask, encode_mask
 from mmrl.data.overlap.duplicates import perceptual_hash
+from mmrl.data.reading import bags
 from mmrl.data.reading.shards import StoredImage, index_row, pack_payload, pixel_sha256
 from mmrl.preparation.storage import Storage
 from mmrl.types import Box, ImageRef, InputError, Record, Reject
@@ -49,31 +50,37 @@ class Chunk:
 class Encoded:
     """A record as it is stored, and the parts of it that were refused.
 
-    `record` has the images and boxes that are kept; it is None when the record is refused.
+    `record` has the images and boxes that are kept; it is None when the record is refused. `bag`
+    is f16 or f32 [S, F]; None where there is none.
     """
 
     record: Record | None
     images: tuple[StoredImage, ...]
     masks: tuple[Mask, ...]
     rejects: tuple[Reject, ...]
+    bag: np.ndarray | None = None
 
 
-def encode_chunk(records: Iterable[Record], storage: Storage) -> Chunk:
-    """Reads, reduces and encodes all images of the records."""
+def encode_chunk(records: Iterable[Record], storage: Storage, channels: int = 1) -> Chunk:
+    """Reads, reduces and encodes all images of the records, see `encode_record`."""
     payloads: list[bytes] = []
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     for record in records:
-        made = encode_record(record, storage)
+        made = encode_record(record, storage, channels)
         rejects += made.rejects
         if made.record is not None:
-            payloads.append(pack_payload(made.record, made.images, made.masks))
-            rows.append(index_row(made.record, made.images, made.masks))
+            parts = (made.record, made.images, made.masks, made.bag)
+            payloads.append(pack_payload(*parts))
+            rows.append(index_row(*parts))
     return Chunk(payloads, rows, rejects)
 
 
-def encode_record(record: Record, storage: Storage) -> Encoded:
-    """Reads, reduces and encodes the images, boxes and masks of a record.
+def encode_record(record: Record, storage: Storage, channels: int = 1) -> Encoded:
+    """Reads, reduces and encodes the images, boxes, masks and features of a record.
+
+    Args:
+      channels: of the images, as the source states them.
 
     An image that cannot be read is refused, with its boxes. A record none of whose images can be
     read is refused. A record without images is kept for its text.
@@ -83,7 +90,7 @@ def encode_record(record: Record, storage: Storage) -> Encoded:
     faults: list[tuple[str, str, str]] = []
     for number, reference in enumerate(record.images):
         try:
-            images.append(_store(reference, storage))
+            images.append(_store(reference, storage, channels))
         except InputError as error:
             reason = getattr(error, "reason", "unreadable_image")
             faults.append((reference.key, reason, str(error)))
@@ -99,6 +106,12 @@ def encode_record(record: Record, storage: Storage) -> Encoded:
             masks = _masks(record.masks(), images[0])
         except InputError as error:
             refused.append(Reject(f"{record.id}#masks", "unreadable_mask", str(error)))
+    bag: np.ndarray | None = None
+    if record.bag is not None:
+        try:
+            bag = _bag(record.bag())
+        except InputError as error:
+            refused.append(Reject(f"{record.id}#bag", "bad_bag", str(error)))
     kept = record
     if faults:
         kept = dataclasses.replace(
@@ -106,10 +119,10 @@ def encode_record(record: Record, storage: Storage) -> Encoded:
             images=tuple(record.images[number] for number in moved),
             boxes=_moved(record.boxes, moved),
         )
-    return Encoded(kept, tuple(images), masks, tuple(refused))
+    return Encoded(kept, tuple(images), masks, tuple(refused), bag)
 
 
-def _store(reference: ImageRef, storage: Storage) -> StoredImage:
+def _store(reference: ImageRef, storage: Storage, channels: int) -> StoredImage:
     """Reads and encodes an image; InputError when it cannot be read."""
     try:
         original = reference.load()
@@ -118,10 +131,12 @@ def _store(reference: ImageRef, storage: Storage) -> StoredImage:
             raise
         # A damaged file must not end the run.
         raise InputError(f"{reference.key}: {type(error).__name__}: {error}") from error
-    if original.ndim != 2 or not original.size or original.dtype not in (np.uint8, np.uint16):
+    shape = "[H, W]" if channels == 1 else "[H, W, 3]"
+    fitting = original.ndim == 2 if channels == 1 else original.shape[2:] == (3,)
+    if not fitting or not original.size or original.dtype not in (np.uint8, np.uint16):
         raise InputError(
             f"{reference.key}: an image of {original.dtype}{list(original.shape)};"
-            " expected uint8 or uint16 [H, W], not empty"
+            f" expected uint8 or uint16 {shape}, not empty"
         )
     stored = storage.reduce(original)
     return StoredImage(
@@ -137,6 +152,12 @@ def _store(reference: ImageRef, storage: Storage) -> StoredImage:
         sha256=reference.sha256 or pixel_sha256(original),
         phash=perceptual_hash(original) if reference.phash is None else reference.phash,
     )
+
+
+def _bag(given: np.ndarray) -> np.ndarray:
+    """The features as they are stored: float64 becomes float32."""
+    bag = bags.checked(given)
+    return bag.astype(np.float32) if bag.dtype == np.float64 else bag
 
 
 def _moved(boxes: Iterable[Box], moved: dict[int, int]) -> tuple[Box, ...]:

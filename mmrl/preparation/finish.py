@@ -35,7 +35,7 @@ def make_plan(
     inventory: Inventory, storage: Storage, *, shard_bytes: int, chunk_records: int
 ) -> dict[str, Any]:
     """The plan: what is equal in all runs of one preparation. It is a part of the manifest."""
-    return {
+    made: dict[str, Any] = {
         "schema_version": shards.SCHEMA_VERSION,
         "mmrl": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -50,6 +50,9 @@ def make_plan(
         },
         "input": {"sha256": inventory.sha256, "records": inventory.records},
     }
+    if inventory.channels > 1:  # so that a grey corpus made before is not taken for this one
+        made["channels"] = inventory.channels
+    return made
 
 
 def finish(
@@ -63,7 +66,7 @@ def finish(
     sections = list(dict.fromkeys(name for shard in closed for name in shard["sections"]))
     index = workplace.publish(
         shards.INDEX,
-        lambda path: _write_index(path, workplace, len(closed), sections, inventory.vectors),
+        lambda path: _write_index(path, workplace, len(closed), sections, inventory.optional),
     )
     refused = [*inventory.rejects, *refused_later]
     listed = workplace.publish(shards.REJECTS, lambda path: rejects.write_rejects(path, refused))
@@ -85,6 +88,7 @@ def finish(
         stated[path.name] = {"bytes": path.stat().st_size, "sha256": digest, "records": records}
     manifest = {
         **plan,
+        "channels": inventory.channels,
         "facts": dict(inventory.facts),
         "licenses": dict(inventory.licenses),
         "access": dict(inventory.access),
@@ -103,12 +107,16 @@ def finish(
 
 
 def _write_index(
-    path: Path, workplace: Workplace, count: int, sections: Sequence[str], vectors: bool
+    path: Path,
+    workplace: Workplace,
+    count: int,
+    sections: Sequence[str],
+    optional: Sequence[str],
 ) -> None:
     """Writes one row group per shard, so that the rows of one shard are in memory at a time."""
-    schema = shards.index_table([], sections, vectors=vectors).schema
+    schema = shards.index_table([], sections, optional).schema
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for number in range(count):
             rows = workplace.rows(number)
             if rows:
-                writer.write_table(shards.index_table(rows, sections, vectors=vectors))
+                writer.write_table(shards.index_table(rows, sections, optional))

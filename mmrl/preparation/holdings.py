@@ -119,8 +119,8 @@ class Holdings:
         return list(map(reports.canonical, self.composed))
 
     def image(self, row: int, number: int) -> np.ndarray:
-        """Image `number` of a record as stored: u8 or u16[H, W]."""
-        return shards.load_image(*self.place(row), number)
+        """Image `number` of a record as stored: u8 or u16 [H, W], or [H, W, 3] in colour."""
+        return shards.load_image(*self.place(row), number, self.manifest.get("channels", 1))
 
     def place(self, row: int) -> tuple[str, int]:
         """Shard and position of a record."""

@@ -13,8 +13,10 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.corpus import records
+from mmrl.data.image import channels
 from mmrl.data.reading import rejects
 from mmrl.data.reading.listing import ALL, Listing
+from mmrl.data.reading.shards import OPTIONAL_FIELDS
 from mmrl.data.reading.splits import SPLITS
 from mmrl.preparation.pseudonyms import Pseudonymised
 from mmrl.types import InputError, Record, Reject, Source
@@ -60,9 +62,10 @@ class Inventory:
       licenses, access: value -> number of records.
       texts: section -> number of records with text in it; "both" and "neither" count findings and
         impression together.
+      channels: of the images, 1 or 3.
       label_names: label names of all records with labels.
       sections: names of all sections, in the order of occurrence.
-      vectors: whether any record has a vector.
+      optional: those of `shards.OPTIONAL_FIELDS` that any record has.
       rejects, total, missing_images, warnings: those of the source for all splits. Details name
         files relative to the folders of the corpus.
       places: prefixes of file names, which depend on the place of the corpus.
@@ -77,9 +80,10 @@ class Inventory:
     licenses: Mapping[str, int]
     access: Mapping[str, int]
     texts: Mapping[str, int]
+    channels: int
     label_names: tuple[str, ...]
     sections: tuple[str, ...]
-    vectors: bool
+    optional: tuple[str, ...]
     rejects: tuple[Reject, ...]
     total: int
     missing_images: int
@@ -143,6 +147,9 @@ def take(
     build.check_options(f"source {name}", kind, options, supplied=("split",))
     splits = (ALL,) if issubclass(kind, Listing) else SPLITS
     sources: dict[str, Any] = {split: kind(split=split, **options) for split in splits}
+    stored = channels.of(next(iter(sources.values())))
+    if not stored:
+        raise InputError(f"{name} has grey and colour parts; prepare each of them by itself")
     if key is not None:
         sources = {split: Pseudonymised(source, key) for split, source in sources.items()}
     refused = [reject for source in sources.values() for reject in source.rejects]
@@ -165,9 +172,10 @@ def take(
         licenses=_by_count(reading.licenses),
         access=_by_count(reading.access),
         texts=reading.texts_by_section(),
+        channels=channels.check(f"channels of {name}", stored),
         label_names=reading.label_names,
         sections=tuple(reading.sections),
-        vectors=reading.vectors,
+        optional=tuple(name for name in OPTIONAL_FIELDS if name in reading.optional),
         rejects=(),
         total=sum(source.total for source in sources.values()),
         missing_images=sum(getattr(source, "missing_images", 0) for source in sources.values()),
@@ -203,7 +211,7 @@ class _Reading:
         self._texts: collections.Counter[str] = collections.Counter()
         self.label_names: tuple[str, ...] = ()
         self.sections: dict[str, None] = {}
-        self.vectors = False
+        self.optional: set[str] = set()
         self._progress = progress
         self._sources: dict[str, tuple[Source, str]] = {}
         self._positions = {split: array.array("q") for split in SPLITS}
@@ -251,7 +259,7 @@ class _Reading:
         self._texts["both"] += {"findings", "impression"} <= held
         self._texts["neither"] += not {"findings", "impression"} & held
         self.sections.update(dict.fromkeys(record.sections))
-        self.vectors |= record.vector is not None
+        self.optional.update(n for n in OPTIONAL_FIELDS if getattr(record, n) is not None)
         if record.labels and record.label_names != self.label_names:
             if self.label_names:
                 raise InputError(f"{record.id} has other label names than the records before it")
@@ -262,14 +270,16 @@ class _Reading:
             for image in record.images
         ]
         fields["split"] = split
+        if record.bag is not None:
+            fields["bag"] = True
         self.digest.update(msgpack.packb(fields, default=_plain))
 
 
-# Boxes and masks are left out, since they may have to be drawn.
+# Boxes, masks and bags are left out, since they may have to be drawn or read.
 _IDENTITY = [
     field
     for field in dataclasses.fields(Record)
-    if field.name not in ("images", "boxes", "masks", "split")
+    if field.name not in ("images", "boxes", "masks", "split", "bag")
 ]
 
 

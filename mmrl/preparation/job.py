@@ -195,7 +195,11 @@ def estimate(found: Inventory, storage: Storage) -> int:
         places = np.linspace(0, len(part) - 1, share).astype(int)
         records = [record for at in places for record in part.records(at, at + 1)]
         if records:
-            size += len(encode_chunk(records, storage).to_bytes()) / len(records) * len(part)
+            size += (
+                len(encode_chunk(records, storage, found.channels).to_bytes())
+                / len(records)
+                * len(part)
+            )
     return round(size)
 
 

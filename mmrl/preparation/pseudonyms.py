@@ -43,14 +43,14 @@ class Pseudonymised:
 
     Attributes:
       rejects: have pseudonyms and no detail, which may quote ids and file names.
-      total, missing_images, warnings, facts: those of the source.
+      total, missing_images, warnings, facts, channels: those of the source.
     """
 
     def __init__(self, source: Source, key: bytes) -> None:
         self._source, self._key = source, key
         self.total = source.total
         self.rejects = [self._reject(reject) for reject in source.rejects]
-        for name in ("missing_images", "warnings", "facts"):
+        for name in ("missing_images", "warnings", "facts", "channels"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 
@@ -76,6 +76,7 @@ class Pseudonymised:
                 for image in record.images
             ),
             "masks": record.masks and functools.partial(_load_silently, record.masks),
+            "bag": record.bag and functools.partial(_load_silently, record.bag),
         }
         return dataclasses.replace(record, **hidden)
 

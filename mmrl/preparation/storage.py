@@ -44,10 +44,10 @@ class Storage:
             raise InputError(f"--quality={self.quality}; expected 1 to 100")
 
     def reduce(self, image: np.ndarray) -> np.ndarray:
-        """u8[H, W] or u16[H, W] to the pixels that are stored."""
+        """u8 or u16 [H, W] or [H, W, 3] to the pixels that are stored."""
         if self.format == "jpeg":
             image = to_uint8(image)
-        height, width = image.shape
+        height, width = image.shape[:2]
         scale = self.size / max(height, width)
         if scale >= 1:
             return image
@@ -55,9 +55,17 @@ class Storage:
         return cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
 
     def encode(self, stored: np.ndarray) -> bytes:
-        """Encodes pixels that `reduce` returned; equal pixels give equal bytes."""
+        """Encodes pixels that `reduce` returned; equal pixels give equal bytes.
+
+        JPEG stores colour at the full resolution (4:4:4).
+        """
+        colour = stored.ndim == 3
+        if colour:
+            stored = np.ascontiguousarray(stored[..., ::-1])  # OpenCV has blue first
         if self.format == "jpeg":
             settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+            if colour:
+                settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
             done, data = cv2.imencode(".jpg", stored, settings)
         else:
             done, data = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])

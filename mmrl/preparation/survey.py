@@ -16,6 +16,7 @@ from mmrl.preparation.holdings import Holdings
 
 VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
 _FEW = 8  # greatest number of distinct values of an attribute that are listed
+_SAMPLED = 256  # images whose pixels are read
 QUANTILES = (5, 25, 50, 75, 95, 99)
 
 Numbers = dict[str, Any]
@@ -92,6 +93,34 @@ def images(held: Holdings) -> Numbers:
         "masks": tally(itertools.chain.from_iterable(held.column("mask_labels"))),
         "stored": held.manifest.get("image") or {},
     }
+
+
+def pixels(held: Holdings) -> Numbers:
+    """Mean and deviation of every channel of a corpus in colour, as stored, in parts of full range.
+
+    Of at most 256 images, spread evenly over the train split, or over all where there is none; {}
+    for a grey corpus. `config.towers.NAME.pixel_mean` and `pixel_std` take such numbers.
+
+    Returns:
+      images: how many were read. mean, deviation: of red, green and blue.
+
+    Raises:
+      InputError: a shard is damaged.
+    """
+    if held.manifest.get("channels", 1) == 1:
+        return {}
+    rows = held.splits.get("train", np.arange(len(held)))
+    rows = rows[held.image_counts[rows] > 0]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLED, len(rows))).astype(int))
+    moments = []
+    for row in rows[chosen].tolist():
+        image = held.image(row, 0)
+        levels = image.reshape(-1, 3) / np.iinfo(image.dtype).max
+        moments.append([levels.mean(axis=0), np.square(levels).mean(axis=0)])
+    # Every image counts the same, whatever its size.
+    mean, square = np.mean(moments, axis=0) if moments else np.full((2, 3), np.nan)
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    return {"images": len(moments), "mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
 def labels(held: Holdings) -> Numbers:

@@ -40,7 +40,7 @@ Example = tuple[str, dict[str, Any]]
 class Work(NamedTuple):
     """What a worker needs to read and encode records, as plain data.
 
-    `options` are the options of the source, as JSON.
+    `options` are the options of the source, as JSON; `channels` are those of its images.
     """
 
     source: str
@@ -48,6 +48,7 @@ class Work(NamedTuple):
     storage: Storage
     label_names: tuple[str, ...]
     sections: tuple[str, ...]
+    channels: int
 
 
 @functools.lru_cache(maxsize=4)
@@ -80,7 +81,7 @@ def records_of(work: Work, span: str) -> Iterator[Record]:
 def examples(work: Work, records: Iterable[Record]) -> Iterator[Example | Reject]:
     """Yields the key and the example of each record with encoded images, and the rejects."""
     for record in records:
-        made = encode_record(record, work.storage)
+        made = encode_record(record, work.storage, work.channels)
         yield from made.rejects
         if made.record is not None:
             row = shards.index_row(made.record, made.images, made.masks)
@@ -124,7 +125,8 @@ def features(work: Work) -> tfds.features.FeaturesDict:
     """
     kinds = tfds.features
     depth = np.uint8 if work.storage.format == "jpeg" else np.uint16
-    image = kinds.Image(shape=(None, None, 1), dtype=depth, encoding_format=work.storage.format)
+    shape = (None, None, work.channels)
+    image = kinds.Image(shape=shape, dtype=depth, encoding_format=work.storage.format)
     return kinds.FeaturesDict(
         {
             **{
@@ -158,7 +160,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
       beam: generate examples on the Beam runner of `download_and_prepare`.
 
     Raises:
-      InputError: records with vectors.
+      InputError: records with vectors or bags of features.
     """
 
     VERSION = tfds.core.Version("2.0.0")
@@ -176,9 +178,10 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
         data_dir: str,
         beam: bool = False,
     ) -> None:
-        if inventory.vectors:
+        if inventory.optional:
+            held = " and ".join(f"{name}s" for name in inventory.optional)
             raise InputError(
-                f"{inventory.name} has records with vectors, which --tfds does not write; prepare"
+                f"{inventory.name} has records with {held}, which --tfds does not write; prepare"
                 " the corpus without --tfds"
             )
         self._inventory, self._settings, self._beam = inventory, settings, beam
@@ -188,6 +191,7 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
             settings.storage,
             inventory.label_names,
             inventory.sections,
+            inventory.channels,
         )
         config = tfds.core.BuilderConfig(
             name=config_name(inventory, settings.storage),
@@ -262,10 +266,14 @@ class MmrlCorpus(tfds.core.GeneratorBasedBuilder):
 
 
 def config_name(inventory: Inventory, storage: Storage) -> str:
-    """Source, storage of images and a digest of the text: "openi-256-jpeg-95-1f0c9a3b"."""
+    """Source, storage of images and a digest of the text: "openi-256-jpeg-95-1f0c9a3b".
+
+    In colour with "rgb": "quilt1m-256-jpeg-95-rgb-1f0c9a3b".
+    """
     content = json.dumps([dict(inventory.options), inventory.sha256], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return "-".join([inventory.name, *map(str, storage.to_dict().values()), digest])
+    colour = ["rgb"] if inventory.channels > 1 else []
+    return "-".join([inventory.name, *map(str, storage.to_dict().values()), *colour, digest])
 
 
 def prepare(

@@ -64,10 +64,10 @@ def encoded(
       InputError: a worker died, or the disk is full.
     """
 
-    def task(number: int) -> tuple[str, list[Record], Storage]:
+    def task(number: int) -> tuple[str, list[Record], Storage, int]:
         span = cut[number]
         records = inventory.parts[span.split].records(span.start, span.stop)
-        return str(workplace.chunk(number)), records, storage
+        return str(workplace.chunk(number)), records, storage, inventory.channels
 
     def read(number: int) -> tuple[str, Chunk]:
         path = workplace.chunk(number)
@@ -105,9 +105,9 @@ def encoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_to(path: str, records: Sequence[Record], storage: Storage) -> None:
+def encode_to(path: str, records: Sequence[Record], storage: Storage, channels: int) -> None:
     """Encodes records to a chunk file."""
-    files.write(Path(path), encode_chunk(records, storage).to_bytes())
+    files.write(Path(path), encode_chunk(records, storage, channels).to_bytes())
 
 
 def _begin(lock: str) -> None:

@@ -21,7 +21,7 @@ class AttentionExample:
     """One study with its attention maps.
 
     Attributes:
-      image: u8[H, W], preprocessed.
+      image: u8[H, W, C], preprocessed, grey or red, green and blue.
       id, text: of the example.
       words: (word, attention f32[gh, gw] that sums to 1) pairs.
       boxes: (label, (x0, y0, x1, y1) in preprocessed pixels, clipped to the image) pairs.
@@ -102,7 +102,7 @@ def attention_grid(
 
 
 def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
-    height, width = example.image.shape
+    height, width = example.image.shape[:2]
     axis.imshow(
         example.image,
         cmap="gray",
@@ -132,7 +132,7 @@ def _image_panel(axis: Axes, example: AttentionExample, title: str) -> None:
 
 
 def _map_panel(axis: Axes, example: AttentionExample, label: str, weights: np.ndarray) -> None:
-    height, width = example.image.shape
+    height, width = example.image.shape[:2]
     over_uniform = weights.max() * weights.size
     _image_panel(axis, example, "")
     spread = weights.max() - weights.min()

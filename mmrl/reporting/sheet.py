@@ -12,7 +12,7 @@ _SIDE = 2.2  # inches of a tile
 
 
 class Tile(NamedTuple):
-    """An image u8[H, W], or None where there is none, with its title and text."""
+    """An image u8[H, W] or [H, W, 3], or None where there is none, with its title and text."""
 
     image: np.ndarray | None
     title: str

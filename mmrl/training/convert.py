@@ -97,12 +97,14 @@ class Converted:
             "notes": list(self.notes),
         }
         files.write_json(folder / REPORT, report)
+        colour = encoder_folder.colour_of({}, self.towers)
         encoder_folder.write(
             folder,
             towers=config.plain(dict(self.towers)),
             data={
                 "resize": self.conversion.resize,
                 **({} if self.conversion.antialias else {"antialias": False}),
+                **({"colour": colour} if colour != "as_stored" else {}),
             },
             source={
                 "family": self.family,

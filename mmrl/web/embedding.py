@@ -65,7 +65,7 @@ class Embedding:
 
 
 def prepare(encoder: Encoder, limits: Limits, image: bytes | str, number: int) -> np.ndarray:
-    """Decodes an image and prepares it as the encoder reads it: u8[S, S, 1].
+    """Decodes an image and prepares it as the encoder reads it: u8[S, S, C].
 
     Args:
       image: the bytes of a file, or these in base64.
@@ -85,6 +85,6 @@ def prepare(encoder: Encoder, limits: Limits, image: bytes | str, number: int) -
         if height * width > limits.pixels:
             size = f"{width} x {height} pixels"
             raise Refusal(413, f"image {number}: {size}; expected at most {limits.pixels}")
-        return encoder.preprocess([readers.decode(image)])[0]
+        return encoder.preprocess([image])[0]
     except InputError as error:
         raise Refusal(415, f"image {number}: {error}") from None

@@ -107,7 +107,7 @@ class Explorer:
     def record(self, row: int) -> dict[str, Any]:
         """A record: its report, and its boxes in parts of the width and height of the image."""
         examples, position = self._place(row)
-        height, width = examples.corpus.image(position).shape
+        height, width = examples.corpus.image(position).shape[:2]
         size = np.array([width, height, width, height])
         boxes = [
             {"label": box.label.replace("_", " "), "xyxy": (np.array(box.xyxy) / size).tolist()}
@@ -205,11 +205,12 @@ class Explorer:
         """The image of a row with a long side of at most `most` pixels."""
         examples, position = self._place(row)
         image = images.to_uint8(examples.corpus.image(position), examples.preprocess.max_value)
-        scale = most / max(image.shape)
+        scale = most / max(image.shape[:2])
         if scale < 1:
-            size = tuple(max(1, round(side * scale)) for side in image.shape[::-1])
+            size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return cv2.imencode(".png", image)[1].tobytes()
+        pixels = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])  # blue first
+        return cv2.imencode(".png", pixels)[1].tobytes()
 
     # --- HTTP ------------------------------------------------------------------------------------
 

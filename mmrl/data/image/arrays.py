@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import PIL.Image
 
-from mmrl.data.image.images import FULL_RANGE, over_black
+from mmrl.data.image.images import FULL_RANGE, luma, over_black
 from mmrl.types import InputError
 
 Range = tuple[float, float]
@@ -34,8 +33,8 @@ def grey(given: Any, value_range: Range | None = None) -> np.ndarray:
     array = _checked(given, value_range)
     if array.ndim == 2:
         return array
-    luma = cv2.cvtColor(np.ascontiguousarray(array[..., :3]), cv2.COLOR_RGB2GRAY)
-    return over_black(luma, array[..., 3]) if array.shape[2] == 4 else luma
+    made = luma(array[..., :3])
+    return over_black(made, array[..., 3]) if array.shape[2] == 4 else made
 
 
 def colour(given: Any, value_range: Range | None = None) -> np.ndarray:

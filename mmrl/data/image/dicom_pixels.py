@@ -1,4 +1,4 @@
-"""Decodes DICOM images to grey levels: decompression, then the grey scale pipeline of PS3.3.
+"""Decodes DICOM images: decompression, then colour or the grey scale pipeline of PS3.3.
 
 The header of a compressed frame must agree with that of the file before a decoder reads the frame,
 so that a decoder allocates no more than the file's header says. A JPEG stream is rebuilt from the
@@ -11,6 +11,7 @@ tables, turn negative slopes into inverted windows and overflow in the sigmoid.
 Sections are those of the DICOM standard: PS3.3 (information objects), PS3.5 (encoding).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -71,14 +72,14 @@ class Frame(NamedTuple):
     marker: int = 0  # of the JPEG frame header
 
 
-def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
-    """Decodes a DICOM file of one frame to one channel, 0 black, over its dtype's full range.
+def decode(data: bytes, *, allow_burned_in: bool = False, colour: bool = False) -> np.ndarray:
+    """Decodes a DICOM file of one frame, 0 black, over its dtype's full range.
 
     The steps are: decompression, modality LUT or rescale (PS3.3 C.11.1), VOI LUT or the first
     window (C.11.2), inversion of MONOCHROME1 (C.7.6.3.1.2), and scaling to 8 or 16 bits, depending
     on BitsStored. Where the file has neither VOI LUT nor window, the representable range becomes
-    the full range. Colour, also that of a palette (C.7.6.3.1.5), becomes Rec. 601 luma. Bits above
-    BitsStored, which may hold overlays, are ignored.
+    the full range. Colour, also that of a palette (C.7.6.3.1.5), becomes Rec. 601 luma unless it is
+    asked for. Bits above BitsStored, which may hold overlays, are ignored.
 
     Optional attributes that are absent, empty or half filled say nothing: no frames, one; no slope,
     1; no intercept, 0; no item with descriptor and entries, no table; no window with centre and
@@ -88,9 +89,11 @@ def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
     Args:
       data: the whole file.
       allow_burned_in: accept images whose header says that text is burned into the pixels.
+      colour: return red, green and blue; grey images are repeated.
 
     Returns:
-      u8[H, W] up to 8 bits stored, else u16[H, W]. For a palette the bits of its entries count.
+      u8[H, W] up to 8 bits stored, else u16[H, W]; [H, W, 3] with `colour`. For a palette the bits
+      of its entries count.
 
     Raises:
       DicomError: the file cannot be decoded; see its `reason`.
@@ -98,7 +101,7 @@ def decode(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
 
     def work() -> np.ndarray:
         file = DicomFile(data)
-        return _decode(file, _layout(file, allow_burned_in))
+        return _decode(file, _layout(file, allow_burned_in), colour)
 
     return guarded(work)
 
@@ -117,7 +120,7 @@ def check(data: bytes, *, allow_burned_in: bool = False) -> Header:
         layout = _layout(file, allow_burned_in)
         _frame(file, layout)
         if layout.samples == 1:
-            _table(file, layout)
+            _table(file, layout, colour=False)
         return header_of(file)
 
     return guarded(work)
@@ -176,22 +179,29 @@ def _frame(file: DicomFile, layout: Layout) -> Frame:
     return frame
 
 
-def _decode(file: DicomFile, layout: Layout) -> np.ndarray:
-    """The frame as grey levels: u8[H, W] up to 8 bits stored, else u16[H, W], full range."""
+def _decode(file: DicomFile, layout: Layout, colour: bool) -> np.ndarray:
+    """The frame as of `decode`."""
     frame = _frame(file, layout)
-    table = _table(file, layout) if layout.samples == 1 else np.empty(0)
-    cells = _cells(file, layout, frame)
+    table = _table(file, layout, colour) if layout.samples == 1 else np.empty(0)
+    cells = _cells(file, layout, frame, colour)
     if layout.samples == 1:
         if cells.shape != (layout.height, layout.width):
             raise DicomError("the compressed frame decodes to another size")
-        return table[_masked(cells, layout)]
-    return _luma(cells, layout)
+        made = table[_masked(cells, layout)]
+        return np.repeat(made[..., None], 3, axis=2) if colour and made.ndim == 2 else made
+    if colour and cells.ndim == 2:
+        raise DicomError("the compressed frame decodes to one sample per pixel")
+    # Lossy JPEG of 8 bits comes as red, green and blue.
+    converted = file.syntax in JPEG and _is_plain(frame)
+    stored = layout.photometric in ("YBR_FULL", "YBR_FULL_422") and not converted
+    make = (_of_ybr if stored else _unchanged) if colour else (_first if stored else _luma)
+    return _scaled(cells, layout, make)
 
 
-def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
+def _cells(file: DicomFile, layout: Layout, frame: Frame, colour: bool) -> np.ndarray:
     """u8 or u16 [H, W], or [H, W, 3]: values in the lowest BitsStored bits, any bits above them."""
     if file.syntax in JPEG:
-        return guarded(lambda: _decode_jpeg(frame), "damaged JPEG")
+        return guarded(lambda: _decode_jpeg(frame, colour), "damaged JPEG")
     if file.syntax in JPEG_2000:
         cells = guarded(lambda: openjpeg.decode(bytes(frame.data)), "damaged JPEG 2000")
         size = layout.allocated // 8  # widened before the sign is dropped
@@ -208,7 +218,10 @@ def _cells(file: DicomFile, layout: Layout, frame: Frame) -> np.ndarray:
     else:
         cells = np.frombuffer(frame.data, f"{'<' if file.little else '>'}u{size}")
         if layout.photometric == "YBR_FULL_422":  # Y Y Cb Cr
-            return cells.reshape(-1, 4)[:, :2].reshape(shape)
+            pairs = cells.reshape(-1, 4)
+            if not colour:
+                return pairs[:, :2].reshape(shape)
+            return pairs[:, [0, 2, 3, 1, 2, 3]].reshape(*shape, 3)
         if layout.samples == 1:
             cells = cells.reshape(shape)
         elif layout.planar:
@@ -229,17 +242,21 @@ def _masked(cells: np.ndarray, layout: Layout) -> np.ndarray:
 # --- grey scale pipeline -------------------------------------------------------------------------
 
 
-def _table(file: DicomFile, layout: Layout) -> np.ndarray:
-    """The grey level of each stored value of BitsStored bits: u8 or u16 [2**stored]."""
+def _table(file: DicomFile, layout: Layout, colour: bool) -> np.ndarray:
+    """What each stored value of BitsStored bits shows: u8 or u16 [2**stored].
+
+    With `colour` and a palette, [2**stored, 3].
+    """
     values = np.arange(2**layout.stored)
     if layout.signed:
         values = np.where(values < 2 ** (layout.stored - 1), values, values - 2**layout.stored)
-    make = _palette_table if layout.photometric == PALETTE else _grey_table
-    return make(file, layout, values)
+    if layout.photometric == PALETTE:
+        return _palette_table(file, layout, values, colour)
+    return _grey_table(file, layout, values)
 
 
-def _palette_table(file: DicomFile, layout: Layout, values: np.ndarray) -> np.ndarray:
-    """The luma of the colours of `values` (PS3.3 C.7.6.3.1.5): u8 or u16, as the palette's entries.
+def _palette_table(file: DicomFile, layout: Layout, values: np.ndarray, colour: bool) -> np.ndarray:
+    """The colours of `values` (PS3.3 C.7.6.3.1.5), or their luma: u8 or u16, as the entries are.
 
     No other transform applies to a palette.
     """
@@ -247,9 +264,9 @@ def _palette_table(file: DicomFile, layout: Layout, values: np.ndarray) -> np.nd
     dtype = np.uint8 if max(table.bits for table in tables) == 8 else np.uint16
     parts = [
         share * look_up(table, values) * (np.iinfo(dtype).max / (2**table.bits - 1))
-        for share, table in zip(_LUMA, tables, strict=True)
+        for share, table in zip((1, 1, 1) if colour else _LUMA, tables, strict=True)
     ]
-    return np.rint(sum(parts)).astype(dtype)
+    return np.rint(np.stack(parts, axis=-1) if colour else sum(parts)).astype(dtype)
 
 
 def _grey_table(file: DicomFile, layout: Layout, values: np.ndarray) -> np.ndarray:
@@ -315,20 +332,46 @@ def _window(file: DicomFile, levels: np.ndarray) -> np.ndarray | None:
     return np.clip((levels - centre) / width + 0.5, 0, 1)
 
 
-def _luma(cells: np.ndarray, layout: Layout) -> np.ndarray:
-    """Converts u8 or u16 [H, W, 3] to Rec. 601 luma; the Y of YBR is luma (C.7.6.3.1.2)."""
+def _scaled(
+    cells: np.ndarray, layout: Layout, make: Callable[[np.ndarray, int], np.ndarray]
+) -> np.ndarray:
+    """Converts samples to u8 or u16 of the full range.
+
+    Args:
+      cells: u8 or u16 [H, W, 3]; [H, W] is luma already.
+      make: (f64[h, W, 3], BitsStored) -> f64[h, W] or [h, W, 3] of the same range.
+    """
     if cells.shape[:2] != (layout.height, layout.width) or cells.shape[2:] not in ((), (3,)):
         raise DicomError("the compressed frame decodes to another size")
     top = 2**layout.stored - 1
     dtype = np.uint8 if layout.stored <= 8 else np.uint16
-    grey = np.empty(cells.shape[:2], dtype)
+    made = []
     for row in range(0, layout.height, _ROWS):
         block = _masked(cells[row : row + _ROWS], layout).astype(np.float64)
         if block.ndim == 3:
-            stored = layout.photometric in ("YBR_FULL", "YBR_FULL_422")
-            block = block @ ([1.0, 0, 0] if stored else _LUMA)
-        grey[row : row + _ROWS] = np.rint(block * np.iinfo(dtype).max / top)
-    return grey
+            block = make(block, layout.stored)
+        made.append(np.rint(block * np.iinfo(dtype).max / top).astype(dtype))
+    return np.concatenate(made)
+
+
+def _luma(samples: np.ndarray, stored: int) -> np.ndarray:
+    return samples @ _LUMA
+
+
+def _first(samples: np.ndarray, stored: int) -> np.ndarray:
+    """The Y of YBR, which is luma (C.7.6.3.1.2)."""
+    return samples @ [1.0, 0, 0]
+
+
+def _unchanged(samples: np.ndarray, stored: int) -> np.ndarray:
+    return samples
+
+
+def _of_ybr(samples: np.ndarray, stored: int) -> np.ndarray:
+    """YBR_FULL to red, green and blue (PS3.3 C.7.6.3.1.2, the inverse of its equations)."""
+    luma, blue, red = np.moveaxis(samples - [0, 2 ** (stored - 1), 2 ** (stored - 1)], -1, 0)
+    parts = (luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue)
+    return np.clip(np.stack(parts, axis=-1), 0, 2**stored - 1)
 
 
 # --- compressed frames ---------------------------------------------------------------------------
@@ -391,14 +434,23 @@ def _check_jpeg(
     return Frame(b"\xff\xd8" + b"".join(kept) + b"\xff\xd9", start[0], marker), size
 
 
-def _decode_jpeg(frame: Frame) -> np.ndarray:
-    """u8 or u16 [H, W] or [H, W, 3]; luma, [H, W], where 8-bit lossy JPEG stores colour."""
-    if frame.marker in _LOSSY and frame.precision == 8:
-        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+def _is_plain(frame: Frame) -> bool:
+    """Whether a JPEG is lossy and of 8 bits, as files outside of DICOM are."""
+    return frame.marker in _LOSSY and frame.precision == 8
+
+
+def _decode_jpeg(frame: Frame, colour: bool) -> np.ndarray:
+    """u8 or u16 [H, W] or [H, W, 3].
+
+    Of colour in a lossy JPEG of 8 bits: red, green and blue with `colour`, else luma, [H, W].
+    """
+    if _is_plain(frame):
+        kept = cv2.IMREAD_ANYCOLOR if colour else cv2.IMREAD_GRAYSCALE
+        flags = kept | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(frame.data, np.uint8), flags)
         if pixels is None:
             raise DicomError("damaged JPEG: its pixels cannot be decoded")
-        return pixels
+        return pixels[..., ::-1] if pixels.ndim == 3 else pixels
     return libjpeg.decode(bytes(frame.data))
 
 

@@ -1,8 +1,9 @@
-"""Decodes JPEG, PNG, TIFF and WebP to one channel and resizes images to a square.
+"""Decodes JPEG, PNG, TIFF and WebP to grey or colour and resizes images to a square.
 
-Colour becomes Rec. 601 luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601-7, section 2.5.1; in a JPEG
-it is the stored Y). Transparent pixels are composed over black. Orientation tags are ignored, since
-boxes and masks of every corpus count stored pixels. Nothing here is random; see `jitter`.
+The grey of colour is its Rec. 601 luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601-7, section 2.5.1;
+in a JPEG it is the stored Y). Transparent pixels are composed over black. Orientation tags are
+ignored, since boxes and masks of every corpus count stored pixels. Nothing here is random; see
+`jitter`.
 """
 
 import dataclasses
@@ -48,8 +49,8 @@ def decode(data: bytes) -> np.ndarray:
         return pixels
     if pixels.shape[2] == 2:
         return over_black(pixels[..., 0], pixels[..., 1])
-    luma = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
-    return over_black(luma, pixels[..., 3]) if pixels.shape[2] == 4 else luma
+    grey = luma(pixels[..., 2::-1])
+    return over_black(grey, pixels[..., 3]) if pixels.shape[2] == 4 else grey
 
 
 def decode_colour(data: bytes) -> np.ndarray:
@@ -79,8 +80,15 @@ def _decoded(
     return pixels
 
 
+def luma(image: np.ndarray) -> np.ndarray:
+    """The luma of an image, u8 or u16 [H, W]: of [H, W, 3], red first; grey passes unchanged."""
+    if image.ndim == 2:
+        return image
+    return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+
+
 def to_uint8(image: np.ndarray, max_value: int = FULL_RANGE) -> np.ndarray:
-    """Scales u16[H, W] to u8[H, W] by a fixed range: 0 becomes 0, `max_value` becomes 255.
+    """Scales u16 of any shape to u8 by a fixed range: 0 becomes 0, `max_value` becomes 255.
 
     Values are rounded to nearest; u8 passes unchanged. The range is that of the detector, such as
     4095 for 12 bits, and not that of the image: scaling each image by its own extremes would make
@@ -123,7 +131,9 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Resizes any image to u8[size, size], in training and evaluation alike.
+    """Resizes any image to u8[size, size], or [size, size, 3] in colour.
+
+    Training and evaluation do so alike. Every channel becomes what it would be as a grey image.
 
     Attributes:
       size: side of the square, in pixels.
@@ -157,10 +167,10 @@ class Preprocess:
         out: np.ndarray | None = None,
         corner: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """Maps u8[H, W] or u16[H, W] to u8[size, size].
+        """Maps u8 or u16 [H, W] to u8[size, size], and [H, W, 3] to u8[size, size, 3].
 
         Args:
-          out: u8[h, w], to which a part of the square is written instead of all of it.
+          out: u8[h, w] or [h, w, 3], to which a part of the square is written instead of all of it.
           corner: row and column of the square where that part begins.
 
         Returns:
@@ -169,13 +179,15 @@ class Preprocess:
         Raises:
           InputError: an image of another shape or dtype, or a pixel above `max_value`.
         """
-        if image.ndim != 2 or image.size == 0:
-            raise InputError(f"image of shape {image.shape}; expected [H, W], not empty")
+        if image.shape[2:] not in ((), (3,)) or image.size == 0:
+            raise InputError(
+                f"image of shape {image.shape}; expected [H, W] or [H, W, 3], not empty"
+            )
         if out is None:
-            out = np.empty((self.size, self.size), np.uint8)
-        rows, columns = self._taken(*image.shape)
+            out = np.empty((self.size, self.size, *image.shape[2:]), np.uint8)
+        rows, columns = self._taken(*image.shape[:2])
         image = image[rows, columns]
-        height, width, top, left = self._placement(*image.shape)
+        height, width, top, left = self._placement(*image.shape[:2])
         content = _resize(to_uint8(image, self.max_value), height, width)
         _lay(content, top - corner[0], left - corner[1], out)
         return out
@@ -220,18 +232,18 @@ def over_black(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """u8[H, W] -> u8[height, width]: shrinks by area averaging, then grows linearly."""
+    """u8[H, W, ...] -> u8[height, width, ...]: shrinks by area averaging, then grows linearly."""
     low_height, low_width = min(height, image.shape[0]), min(width, image.shape[1])
-    if (low_height, low_width) != image.shape:
+    if (low_height, low_width) != image.shape[:2]:
         image = cv2.resize(image, (low_width, low_height), interpolation=cv2.INTER_AREA)
-    if (height, width) != image.shape:
+    if (height, width) != image.shape[:2]:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return image
 
 
 def _lay(content: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
     """Writes what fits of `content` to `out` at row `top` and column `left`; the rest becomes 0."""
-    height, width = content.shape
+    height, width = content.shape[:2]
     first, last = max(top, 0), min(top + height, out.shape[0])
     begin, end = max(left, 0), min(left + width, out.shape[1])
     if first >= last or begin >= end:

@@ -20,6 +20,9 @@ DRAWS = 10  # random numbers per image
 class Jitter:
     """Random changes of one square image; the defaults change nothing.
 
+    The channels of a colour image share one geometry and one table of levels. The mean about which
+    `contrast` works is that of all channels.
+
     Each option has random numbers of its own, so that setting one does not change the effect of the
     others. Gamma, brightness and contrast are applied in this order.
 
@@ -76,10 +79,10 @@ class Jitter:
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Maps u8[S, S] to u8[size, size].
+        """Maps u8[S, S] to u8[size, size], and [S, S, 3] to [size, size, 3].
 
         Args:
-          out: u8[size, size], contiguous, to which the result is written.
+          out: the array of that shape, contiguous, to which the result is written.
 
         Returns:
           `out`, or a new array.
@@ -87,10 +90,13 @@ class Jitter:
         Raises:
           InputError: an image of another shape or dtype, or smaller than `size`.
         """
-        if image.dtype != np.uint8 or image.ndim != 2 or image.shape[0] != image.shape[1]:
-            raise InputError(f"image {image.dtype}{list(image.shape)}; expected uint8[S, S]")
-        size = self._side(image.shape[0])
-        out = np.empty((size, size), np.uint8) if out is None else out
+        shape = image.shape
+        if image.dtype != np.uint8 or shape[2:] not in ((), (3,)) or len(set(shape[:2])) != 1:
+            raise InputError(
+                f"image {image.dtype}{list(shape)}; expected uint8[S, S] or uint8[S, S, 3]"
+            )
+        size = self._side(shape[0])
+        out = np.empty((size, size, *shape[2:]), np.uint8) if out is None else out
         return self.apply(image, rng.random(DRAWS).tolist(), out)
 
     def apply(self, image: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
@@ -105,8 +111,8 @@ class Jitter:
 
         Args:
           side: of the image.
-          image: () -> u8[side, side]; (out, corner) writes the part of the image that begins at row
-            and column `corner` to `out`.
+          image: () -> u8[side, side] or [side, side, 3]; (out, corner) writes the part of the image
+            that begins at row and column `corner` to `out`.
         """
         corner = self.window(side, draw)
         if corner is None:
@@ -116,7 +122,7 @@ class Jitter:
             self.relight(out, draw, out)
 
     def relight(self, moved: np.ndarray, draw: Sequence[float], out: np.ndarray) -> np.ndarray:
-        """Writes u8[size, size] with changed grey levels to `out`, which may be `moved` itself."""
+        """Writes `moved` with changed levels to `out`, which may be `moved` itself."""
         if self._relights:
             return cv2.LUT(moved, self._levels(moved, draw), dst=out)
         if moved is not out:
@@ -201,7 +207,7 @@ class Jitter:
         return min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
 
     def _levels(self, moved: np.ndarray, draw: Sequence[float]) -> np.ndarray:
-        """u8[256]: the new value of each grey level."""
+        """u8[256]: the new value of each level of `moved`, whose channels count as one."""
         levels = _LEVELS
         if self.gamma:
             power = (1 + self.gamma) ** (2 * draw[9] - 1)
@@ -209,10 +215,11 @@ class Jitter:
         gain = 1 + (2 * draw[7] - 1) * self.brightness
         slope = 1 + (2 * draw[8] - 1) * self.contrast
         if self.gamma:
-            counts = cv2.calcHist([moved], [0], None, [256], [0, 256]).ravel()
+            counts = cv2.calcHist([moved.reshape(len(moved), -1)], [0], None, [256], [0, 256])
+            counts = counts.ravel()
             mean = gain * float(counts @ levels) / moved.size
         else:
-            mean = gain * (cv2.sumElems(moved)[0] / moved.size)
+            mean = gain * (sum(cv2.sumElems(moved)) / moved.size)
         return np.clip(np.rint((gain * levels - mean) * slope + mean), 0, 255).astype(np.uint8)
 
 
@@ -224,7 +231,7 @@ def _cut(
     wide, high = max(1, round(side * width)), max(1, round(side * height))
     top, left = _corner(side, wide, high, draw)
     window = image[top : top + high, left : left + wide]
-    if window.shape == out.shape:
+    if window.shape[:2] == out.shape[:2]:
         return window
     # Linear interpolation reads two pixels, and would skip some where more become one.
     coarse = min(wide, high) >= 2 * size

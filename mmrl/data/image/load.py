@@ -8,12 +8,13 @@ import numpy as np
 
 from mmrl.data import stall
 from mmrl.data.corpus import Corpus
+from mmrl.data.image.channels import fit
 from mmrl.data.image.images import Preprocess
 from mmrl.types import InputError
 
 
 class Load:
-    """(index, number) -> preprocessed image, u8[S, S].
+    """(index, number) -> preprocessed image, u8[S, S], or [S, S, 3] in colour.
 
     Images are kept in memory until `cache_mib` MiB are used, in each process separately. None is
     evicted: an epoch reads each image once, so a cache that evicts the oldest image would have
@@ -21,6 +22,7 @@ class Load:
 
     Args:
       cache_mib: 0 keeps none.
+      channels, colour: of the images that it returns, and config.data.colour, see `channels.fit`.
       mark: called with each stage before it begins, see `stall.Board.mark`.
     """
 
@@ -30,10 +32,14 @@ class Load:
         preprocess: Preprocess,
         cache_mib: int,
         mark: Callable[[int, int], None] = stall.ignore,
+        *,
+        channels: int = 1,
+        colour: str = "as_stored",
     ) -> None:
         self._load, self._positions, self._ids = corpus.load, corpus.positions, corpus.ids
         self._preprocess, self._mark = preprocess, mark
-        self._kept = cache_mib * 2**20 // preprocess.size**2
+        self._channels, self._colour = channels, colour
+        self._kept = cache_mib * 2**20 // (preprocess.size**2 * channels)
         self.cache: dict[tuple[int, int], np.ndarray] = {}
         self._adding = threading.Lock()
 
@@ -49,11 +55,11 @@ class Load:
         Args:
           index: of the example in the corpus.
           number: of the image in its record.
-          out: u8[h, w]. If given, the window of the image whose first pixel is at (row, column)
-            `corner` is written there.
+          out: u8[h, w] or [h, w, 3]. If given, the window of the image whose first pixel is at
+            (row, column) `corner` is written there.
 
         Returns:
-          `out`, or else the whole image, u8[S, S], which must not be modified: it may be in the
+          `out`, or else the whole image, which must not be modified: it may be in the
           cache.
 
         Raises:
@@ -67,6 +73,7 @@ class Load:
                 self._mark(stall.READ, index)
                 image = self._load(*key)
                 self._mark(stall.PREPROCESS, index)
+                image = fit(image, self._channels, self._colour)
                 if out is not None and not keep:
                     return self._preprocess(image, out, corner)
                 image = self._preprocess(image)
@@ -78,7 +85,7 @@ class Load:
                         self.cache[key] = image
         if out is None:
             return image
-        (top, left), (height, width) = corner, out.shape
+        (top, left), (height, width) = corner, out.shape[:2]
         np.copyto(out, image[top : top + height, left : left + width])
         return out
 

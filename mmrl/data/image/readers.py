@@ -50,27 +50,49 @@ def check(data: bytes, *, allow_burned_in: bool = False) -> None:
         containers.inspect(data)
 
 
-def read(path: str | os.PathLike[str], *, allow_burned_in: bool = False) -> np.ndarray:
-    """Reads and decodes a file: u8[H, W] or u16[H, W].
+def decode_colour(data: bytes, *, allow_burned_in: bool = False) -> np.ndarray:
+    """Decodes an image of any kind to red, green and blue: u8 or u16 [H, W, 3].
+
+    A grey image is repeated. The rest is as of `decode`.
+    """
+    if kind_of(data) == "DICOM":
+        return dicom_pixels.decode(data, allow_burned_in=allow_burned_in, colour=True)
+    return images.decode_colour(data)
+
+
+def decoder(channels: int) -> Callable[..., np.ndarray]:
+    """`decode` for 1 channel, `decode_colour` for 3."""
+    return decode_colour if channels == 3 else decode
+
+
+def read(
+    path: str | os.PathLike[str], *, allow_burned_in: bool = False, channels: int = 1
+) -> np.ndarray:
+    """Reads and decodes a file: u8 or u16 [H, W], or [H, W, 3] for 3 channels.
 
     Raises:
       InputError: as `decode`, or the file cannot be read; names the file unless it may be DICOM.
     """
-    return _of_file(path, functools.partial(decode, allow_burned_in=allow_burned_in))
+    return _of_file(path, functools.partial(decoder(channels), allow_burned_in=allow_burned_in))
 
 
-def load_file(root: str, relative: str, allow_burned_in: bool = False) -> np.ndarray:
+def load_file(
+    root: str, relative: str, allow_burned_in: bool = False, channels: int = 1
+) -> np.ndarray:
     """Reads `relative` under `root`; with functools.partial, the `load` of an ImageRef."""
-    return read(os.path.join(root, relative), allow_burned_in=allow_burned_in)
+    full = os.path.join(root, relative)
+    return read(full, allow_burned_in=allow_burned_in, channels=channels)
 
 
-def loader(root: str, relative: str, *, allow_burned_in: bool = False) -> Callable[[], np.ndarray]:
-    """Returns a function that reads `relative` under `root`: u8[H, W] or u16[H, W]. It pickles.
+def loader(
+    root: str, relative: str, *, allow_burned_in: bool = False, channels: int = 1
+) -> Callable[[], np.ndarray]:
+    """Returns a function that reads `relative` under `root`, see `read`. It pickles.
 
     Args:
       allow_burned_in: as for `decode`.
     """
-    return functools.partial(load_file, root, relative, allow_burned_in)
+    return functools.partial(load_file, root, relative, allow_burned_in, channels)
 
 
 def pixels(
@@ -86,7 +108,7 @@ def pixels(
       given: an array is grey or has colours, see `arrays.grey`.
       allow_burned_in: as for `decode`.
       value_range: (lowest, highest) value of arrays, see `arrays.grey`; files state theirs.
-      colour: return red, green and blue; DICOM stays grey in all three.
+      colour: return red, green and blue.
 
     Returns:
       u8 or u16 [H, W], or [H, W, 3] with `colour`.
@@ -94,7 +116,7 @@ def pixels(
     Raises:
       InputError: as `read` and `arrays.grey`.
     """
-    use = functools.partial(_colours if colour else decode, allow_burned_in=allow_burned_in)
+    use = functools.partial(decoder(3 if colour else 1), allow_burned_in=allow_burned_in)
     if isinstance(given, str | os.PathLike):
         return _of_file(given, use)
     if isinstance(given, bytes):
@@ -182,12 +204,6 @@ def header(root: str, relative: str) -> dicom.Header | None:
     """
     full = os.path.join(root, relative)
     return _of_file(full, dicom.inspect) if _of_file(full, _kind, 132) == "DICOM" else None
-
-
-def _colours(data: bytes, *, allow_burned_in: bool) -> np.ndarray:
-    if kind_of(data) == "DICOM":
-        return arrays.colour(decode(data, allow_burned_in=allow_burned_in))
-    return images.decode_colour(data)
 
 
 def _kind(data: bytes) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmrl import sequences
+from mmrl.data.image.images import luma
 from mmrl.data.overlap.joins import (
     CHUNK,
     Distinct,
@@ -82,7 +83,8 @@ def perceptual_hash(image: np.ndarray) -> int:
     1/128 of the brightest value, or below a quarter grey level. Radiographs have 1/30 or more.
 
     Args:
-      image: u8[H, W] or u16[H, W]; the scale of the values does not matter.
+      image: u8 or u16 [H, W], or [H, W, 3], of which the luma counts; the scale of the values does
+        not matter.
 
     Raises:
       InputError: another dtype or shape.
@@ -103,7 +105,7 @@ def pixel_similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of two images after averaging to 64 x 64; 0 where one has no contrast.
 
     Args:
-      first, second: u8[H, W] or u16[H, W], of any sizes.
+      first, second: u8 or u16 [H, W] or [H, W, 3], of any sizes.
 
     Raises:
       InputError: another dtype or shape.
@@ -208,10 +210,13 @@ def near_texts(
 
 def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     """f64[side, side], averaged by area."""
-    if image.ndim != 2 or image.size == 0 or image.dtype not in (np.uint8, np.uint16):
+    plain = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if not plain or image.size == 0 or image.dtype not in (np.uint8, np.uint16):
         raise InputError(
-            f"image {image.dtype}{list(image.shape)}; expected uint8 or uint16[H, W], not empty"
+            f"image {image.dtype}{list(image.shape)}; expected uint8 or uint16[H, W] or"
+            " [H, W, 3], not empty"
         )
+    image = luma(image)
     small = cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
     return small.astype(np.float64)
 

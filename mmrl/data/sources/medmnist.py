@@ -13,7 +13,7 @@ Paper: Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8. The se
 Also handled:
   * The only column of [N, 1] is the class, which becomes a label of 1 among labels of 0. ChestMNIST
     has a column for each label.
-  * Colour becomes one channel, as in all images here.
+  * Sets of colour images (Path-, Derma-, Retina- and BloodMNIST) keep their colour.
   * Arrays inside an archive cannot be mapped into memory. Each process unpacks a whole array when
     it first reads one of its images, and keeps two arrays: PathMNIST at 224 takes 13.5 GB in each
     process.
@@ -33,9 +33,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
+from mmrl.data.image import arrays
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile
 from mmrl.data.reading.listing import Listing
 from mmrl.data.reading.rows import Fault
@@ -60,6 +60,7 @@ class _Set(NamedTuple):
     several: bool = False  # whether an image may have several labels
     within: tuple[str, ...] = ()
     license: str = "CC-BY-4.0"
+    channels: int = 1
 
 
 _ORGANS = (
@@ -74,6 +75,7 @@ _SETS = {
             "colorectal adenocarcinoma epithelium",
         ),
         (89996, 10004, 7180),
+        channels=3,
     ),
     "chestmnist": _Set(
         (
@@ -93,13 +95,14 @@ _SETS = {
         ),
         (7007, 1003, 2005),
         license="CC-BY-NC-4.0",
+        channels=3,
     ),
     "octmnist": _Set(
         ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
         (97477, 10832, 1000),
     ),
     "pneumoniamnist": _Set(("normal", "pneumonia"), (4708, 524, 624)),
-    "retinamnist": _Set(("0", "1", "2", "3", "4"), (1080, 120, 400)),
+    "retinamnist": _Set(("0", "1", "2", "3", "4"), (1080, 120, 400), channels=3),
     "breastmnist": _Set(("malignant", "normal, benign"), (546, 78, 156)),
     "bloodmnist": _Set(
         (
@@ -108,6 +111,7 @@ _SETS = {
             *("lymphocyte", "monocyte", "neutrophil", "platelet"),
         ),
         (11959, 1712, 3421),
+        channels=3,
     ),
     "tissuemnist": _Set(
         (
@@ -155,7 +159,7 @@ class Medmnist(Listing):
         if size not in SIZES:
             raise InputError(f"size is {size!r}; expected one of: {', '.join(map(str, SIZES))}")
         self._flag, self._size, known = flag, size, _SETS[flag]
-        self.label_names = known.labels
+        self.label_names, self.channels = known.labels, known.channels
         counts = dict(zip(SPLITS, known.counts, strict=True))
         expected = {"records": sum(known.counts), "images": sum(known.counts)}
         self.facts = dataclasses.replace(
@@ -203,7 +207,8 @@ class Medmnist(Listing):
     def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
         """Returns a function that reads one image of an array."""
         archive, array, index = image.path.split("/")
-        return functools.partial(_load, os.path.join(self.path, archive), array, int(index))
+        full = os.path.join(self.path, archive)
+        return functools.partial(_load, full, array, int(index), self.channels)
 
     def fault_of(self, verify: str, image: ImageFile) -> Fault | None:
         """The reason and detail for which an image is refused, or None.
@@ -218,10 +223,10 @@ class Medmnist(Listing):
         return None
 
 
-def _load(path: str, array: str, index: int) -> np.ndarray:
-    """One image as u8[side, side]; colour becomes Rec. 601 luma."""
-    pixels = _array(path, array)[index]
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels.copy()
+def _load(path: str, array: str, index: int, channels: int) -> np.ndarray:
+    """One image: for 1 channel u8[side, side], the luma of colour; for 3 u8[side, side, 3]."""
+    pixels = _array(path, array)[index].copy()
+    return arrays.colour(pixels) if channels == 3 else arrays.grey(pixels)
 
 
 _lock = threading.Lock()  # so that only one thread unpacks an array

@@ -8,7 +8,8 @@
 
 Two thirds of every batch come from the first part and one third from the second, up to one example.
 Each part is shuffled and read completely before it is shuffled again. Without weights, parts are
-drawn in proportion to their sizes. Evaluation reads each record once.
+drawn in proportion to their sizes. Evaluation reads each record once. Grey and colour parts need
+config.data.colour, which makes all images alike.
 """
 
 import itertools
@@ -20,12 +21,13 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.corpus import loader, records
+from mmrl.data.image import channels
 from mmrl.data.reading.splits import check_split
 from mmrl.types import InputError, Record, Reject, Source
 
 
 class _Images:
-    """(index, number) -> u8 or u16[H, W] of the part that holds the record."""
+    """(index, number) -> image of the part that holds the record."""
 
     def __init__(
         self, starts: np.ndarray, loads: Sequence[Callable[[int, int], np.ndarray]]
@@ -51,7 +53,8 @@ class Mixture:
       starts: i64[P], the index of the first record of each part.
       weights: those of the parts; None where parts are drawn in proportion to their sizes.
       rejects, total, warnings: of all parts together.
-      image: (index, number = 0) -> u8 or u16[H, W].
+      channels: that of the parts, 1 or 3; 0 where they differ.
+      image: (index, number = 0) -> image, see `ImageRef`.
 
     Raises:
       InputError: as `check_options`, before any corpus is read; as the sources of the parts.
@@ -75,6 +78,8 @@ class Mixture:
         self.weights: tuple[float, ...] | None = weights or None
         self.rejects: list[Reject] = [reject for part in self._parts for reject in part.rejects]
         self.total: int = sum(part.total for part in self._parts)
+        found = {channels.of(part) for part in self._parts}
+        self.channels = found.pop() if len(found) == 1 else 0
         warnings = (getattr(part, "warnings", []) for part in self._parts)
         self.warnings: list[str] = list(itertools.chain.from_iterable(warnings))
         self.image = _Images(self.starts, [loader(part) for part in self._parts])

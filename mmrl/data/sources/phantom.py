@@ -2,39 +2,38 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from mmrl.data.phantom import course as phantom_course
 from mmrl.data.phantom import lateral as phantom_lateral
+from mmrl.data.phantom import slices as phantom_slices
 from mmrl.data.phantom import study as phantom
 from mmrl.data.phantom.vector import vector as phantom_vector
 from mmrl.data.reading.drafts import Facts
 from mmrl.data.reading.lazy import LazyBoxes
 from mmrl.data.reading.splits import Fractions, split_of
-from mmrl.types import Box, ImageRef, InputError, Record, Reject
+from mmrl.types import ImageRef, InputError, Record, Reject
 
 _SPLITS = ("train", "val", "test")
 
 
-def _boxes(seed: int, index: int, size: int) -> tuple[Box, ...]:
-    return phantom.boxes(phantom.study(seed, index), size)
+Load = Callable[[int, int, int], np.ndarray]
+"""(seed, index, size) -> u8[size, size], an image of a study."""
 
 
 class _Images:
     """(position, number = 0) -> u8[S, S], without the rest of the record."""
 
-    def __init__(self, seed: int, indices: np.ndarray, size: int, lateral: bool) -> None:
-        self._seed, self._indices, self._size = seed, indices, size
-        self._count = 2 if lateral else 1
+    def __init__(self, seed: int, indices: np.ndarray, size: int, loads: Sequence[Load]) -> None:
+        self._seed, self._indices, self._size, self._loads = seed, indices, size, loads
 
     def __call__(self, position: int, number: int = 0) -> np.ndarray:
-        if not 0 <= number < self._count:
-            raise InputError(f"the record has {self._count} images, no number {number}")
-        draw: Callable[[int, int, int], np.ndarray] = (
-            phantom_lateral.load_image if number else phantom.load_image
-        )
-        return draw(self._seed, int(self._indices[position]), self._size)
+        if not 0 <= number < len(self._loads):
+            raise InputError(f"the record has {len(self._loads)} images, no number {number}")
+        return self._loads[number](self._seed, int(self._indices[position]), self._size)
 
 
 class Phantom:
@@ -53,6 +52,12 @@ class Phantom:
       vector_missing: share of the records that have no vector.
       sided_labels: whether the labels also state the sides of findings, such as "left nodule"; see
         SIDED_LABELS of that module.
+      slices: number of images of every study, sections of the chest that show each lesion in some
+        of them only; see `mmrl.data.phantom.slices`. Labels are those of the study, boxes those of
+        all images, masks those of the first. 0: one radiograph.
+      priors: whether studies have a time and a course: the second study of a patient says in the
+        section "comparison" what is new, unchanged or resolved since the first, and has labels
+        such as "new nodule"; see `mmrl.data.phantom.course`.
 
     Attributes:
       rejects, total: as of Source.
@@ -84,6 +89,8 @@ class Phantom:
         vector_noise: float = 0.5,
         vector_missing: float = 0.0,
         sided_labels: bool = False,
+        slices: int = 0,
+        priors: bool = False,
     ) -> None:
         if split not in _SPLITS:
             raise InputError(f"unknown split {split!r}; choices: {', '.join(_SPLITS)}")
@@ -96,9 +103,33 @@ class Phantom:
                 f"phantom vector {vector}, vector_noise {vector_noise}, vector_missing"
                 f" {vector_missing}; expected at least 0, at least 0, and a share from 0 to 1"
             )
+        if slices < 0 or (slices and lateral):
+            raise InputError(
+                f"phantom slices {slices} with lateral={lateral}; expected at least 0, and one of "
+                "the two"
+            )
         self._split, self._seed, self._size = split, seed, render_size
-        self._lateral, self._vector = lateral, (vector, vector_noise, vector_missing)
-        self._sided_labels = sided_labels
+        self._vector = (vector, vector_noise, vector_missing)
+        self._sided_labels, self._priors = sided_labels, priors
+        self._draw = draw = phantom_course.study if priors else phantom.study
+        one: dict[str, Any] = {"draw": draw}
+        self._boxes = functools.partial(phantom.load_boxes, **one)
+        self._masks = functools.partial(phantom.load_masks, **one)
+        self._loads: list[Load] = [functools.partial(phantom.load_image, **one)]
+        self._keys, self._projections = ["{}"], [""]
+        if lateral:
+            self._loads.append(functools.partial(phantom_lateral.load_image, **one))
+            self._keys, self._projections = ["{}", "{}-lateral"], ["", "LATERAL"]
+        if slices:
+            one["count"] = slices
+            self._boxes = functools.partial(phantom_slices.load_boxes, **one)
+            self._masks = functools.partial(phantom_slices.load_masks, **one)
+            self._loads = [
+                functools.partial(phantom_slices.load_image, number=number, **one)
+                for number in range(slices)
+            ]
+            self._keys = [f"{{}}-{number}" for number in range(slices)]
+            self._projections = ["OTHER"] * slices
         of_patient = functools.cache(
             lambda number: split_of(f"{seed}-{number}", fractions, salt="phantom")
         )
@@ -106,7 +137,7 @@ class Phantom:
             index for index in range(length) if of_patient(phantom.patient_number(index)) == split
         ]
         self._indices = np.array(chosen, np.int64)
-        self.image = _Images(seed, self._indices, render_size, lateral)
+        self.image = _Images(seed, self._indices, render_size, self._loads)
         self.rejects: list[Reject] = []
         self.total = len(self._indices)
 
@@ -116,13 +147,13 @@ class Phantom:
     def __getitem__(self, position: int) -> Record:
         index = int(self._indices[position])
         key = (self._seed, index, self._size)
-        study = phantom.study(self._seed, index)
-        frontal = ImageRef(
-            str(index), functools.partial(phantom.load_image, *key), study.technique.projection
-        )
-        side = ImageRef(
-            f"{index}-lateral", functools.partial(phantom_lateral.load_image, *key), "LATERAL"
-        )
+        study = self._draw(self._seed, index)
+        sections = {
+            "indication": study.indication,
+            "findings": study.section("findings"),
+            "impression": study.section("impression"),
+            phantom_course.SECTION: study.section(phantom_course.SECTION),
+        }
         return Record(
             id=f"phantom:{self._seed}-{index}",
             source="phantom",
@@ -130,18 +161,28 @@ class Phantom:
             study_id=f"{self._seed}-{index}",
             leakage_unit=study.patient_id,
             split=self._split,
-            images=(frontal, side) if self._lateral else (frontal,),
-            sections={
-                "indication": study.indication,
-                "findings": study.section("findings"),
-                "impression": study.section("impression"),
-            },
-            label_names=phantom.LABELS + (phantom.SIDED_LABELS if self._sided_labels else ()),
-            labels=study.labels + (study.sided_labels if self._sided_labels else ()),
-            boxes=LazyBoxes(functools.partial(_boxes, *key)),
+            images=tuple(
+                ImageRef(
+                    name.format(index),
+                    functools.partial(load, *key),
+                    projection or study.technique.projection,
+                )
+                for name, load, projection in zip(
+                    self._keys, self._loads, self._projections, strict=True
+                )
+            ),
+            sections={name: text for name, text in sections.items() if text},
+            label_names=phantom.LABELS
+            + (phantom.SIDED_LABELS if self._sided_labels else ())
+            + (phantom_course.LABELS if self._priors else ()),
+            labels=study.labels
+            + (study.sided_labels if self._sided_labels else ())
+            + (phantom_course.labels(study) if self._priors else ()),
+            time=phantom_course.time(self._seed, index) if self._priors else None,
+            boxes=LazyBoxes(functools.partial(self._boxes, *key)),
             findings=study.findings,
             sentences=tuple((sentence.section, sentence.text) for sentence in study.sentences),
-            masks=functools.partial(phantom.load_masks, *key),
+            masks=functools.partial(self._masks, *key),
             vector=phantom_vector(study, *self._vector) if self._vector[0] else None,
             license=self.facts.license,
             redistributable=self.facts.redistributable,

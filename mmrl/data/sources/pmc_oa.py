@@ -38,7 +38,7 @@ _ALIGNMENT = ("alignment_type", "alignment_score")
 
 
 class PmcOa(Listing):
-    """PMC-OA, see the module; a Source.
+    """PMC-OA, see the module; a Source whose images keep their colour.
 
     Records have one image and the section "caption"; attributes alignment_type and
     alignment_score where the table has them. The id is the image's name.
@@ -60,6 +60,7 @@ class PmcOa(Listing):
         license="not stated",
         namespace="pmc",
     )
+    channels = 3
 
     def __init__(self, *, table: str = "", licenses: str | None = None, **others: Any) -> None:
         if table and table not in TABLES:

@@ -29,18 +29,25 @@ _ROWS = 1024  # of the index, turned into Python's objects at a time
 
 
 class _Images:
-    """(index, number) -> u8 or u16[H, W]. It is sent to every worker, so it is small."""
+    """(index, number) -> image. It is sent to every worker, so it is small."""
 
-    def __init__(self, path: str, shard: np.ndarray, names: tuple[str, ...], position: np.ndarray):
+    def __init__(
+        self,
+        path: str,
+        shard: np.ndarray,
+        names: tuple[str, ...],
+        position: np.ndarray,
+        channels: int,
+    ) -> None:
         self._paths = tuple(os.path.join(path, name) for name in names)
-        self._shard, self._position = shard, position
+        self._shard, self._position, self._channels = shard, position, channels
 
     def place(self, index: int) -> tuple[str, int]:
         """Path of the shard of record `index`, and its position there."""
         return self._paths[self._shard[index]], int(self._position[index])
 
     def __call__(self, index: int, number: int = 0) -> np.ndarray:
-        return shards.load_image(*self.place(index), number)
+        return shards.load_image(*self.place(index), number, self._channels)
 
 
 class Prepared:
@@ -56,8 +63,8 @@ class Prepared:
       rejects: empty; what was refused is in rejects.jsonl of the folder.
       warnings: how many items were refused.
       manifest: that of the corpus.
-      image: (index, number = 0) -> image `number` of record `index`, u8 or u16[H, W], without
-        building the record.
+      channels: 1 or 3, as the manifest states.
+      image: (index, number = 0) -> image `number` of record `index`, without building the record.
 
     Raises:
       InputError: no complete corpus in the folder, or files that differ from the manifest.
@@ -69,6 +76,7 @@ class Prepared:
             raise InputError(f"data.verify '{verify}'; choices: {', '.join(VERIFY)}")
         self.manifest: dict[str, Any] = shards.read_manifest(path)
         shards.check_files(path, self.manifest, verify)
+        self.channels: int = self.manifest.get("channels", 1)
         table = pq.read_table(os.path.join(path, shards.INDEX))
         self._rows = table.filter(pc.field("split") == split).combine_chunks()
         self._label_names = tuple(self.manifest["label_names"])
@@ -79,6 +87,7 @@ class Prepared:
             shard.indices.to_numpy(zero_copy_only=False),
             tuple(shard.dictionary.to_pylist()),
             self._rows["position"].to_numpy(),
+            self.channels,
         )
         strange = sorted(set(shard.dictionary.to_pylist()) - set(self.manifest["files"]))
         if strange:
@@ -125,7 +134,7 @@ class Prepared:
             images=tuple(
                 ImageRef(
                     key,
-                    functools.partial(shards.load_image, *place, number),
+                    functools.partial(shards.load_image, *place, number, self.channels),
                     row["projections"][number],
                     row["projection_sources"][number],
                     tuple(row["spacings"][number]) or None,
@@ -145,4 +154,5 @@ class Prepared:
             entailment=Entailment(*json.loads(row["entailment"])) if row["entailment"] else None,
             attributes=json.loads(row["attributes"]),
             vector=None if vector is None else tuple(vector),
+            bag=functools.partial(shards.load_bag, *place) if row.get("bag") else None,
         )

@@ -49,7 +49,7 @@ _DEEPEST_LITERAL = 8
 
 
 class Quilt1m(Listing):
-    """Quilt-1M, see the module; a Source.
+    """Quilt-1M, see the module; a Source whose images keep their colour.
 
     Records have one image and the section "caption"; attributes subset, magnification, single_wsi,
     pathology, roi_text, med_umls_ids where the table has them.
@@ -69,6 +69,7 @@ class Quilt1m(Listing):
         access="click",
         expected={"records": 1_017_712},
     )
+    channels = 3
 
     def __init__(self, *, keep_not_histology: bool = False, **others: Any) -> None:
         self._keep_not_histology = keep_not_histology

@@ -42,7 +42,7 @@ _EXTRAS = {"keywords": "keywords.txt", "cuis": "cuis.txt", "semantic_types": "se
 
 
 class Roco(Listing):
-    """ROCO v1, see the module; a Source.
+    """ROCO v1, see the module; a Source whose images keep their colour.
 
     Records have one image and the section "caption". Attributes are subset (radiology or
     non-radiology, where the layout states it), figure (file name in the article), keywords, cuis
@@ -70,6 +70,7 @@ class Roco(Listing):
         },
         namespace="pmc",
     )
+    channels = 3
 
     def __init__(
         self, *, subset: str = "radiology", official_split: bool = False, **others: Any

@@ -22,7 +22,8 @@ import numpy as np
 
 from mmrl import build
 from mmrl.data.image import readers
-from mmrl.data.reading import tabular
+from mmrl.data.image.channels import check as check_channels
+from mmrl.data.reading import bags, tabular
 from mmrl.data.reading.boxes import Boxes, check_columns
 from mmrl.data.reading.paths import OutsideError, Root
 from mmrl.data.reading.rows import (
@@ -112,25 +113,33 @@ class Table:
         no boxes. Boxes that leave the image by at most a pixel are cut off there.
       box_columns: names of its columns where they differ: image, label, x, y, w, h -> column.
       leave_out: column -> cells; the rows with one of them are left out, and a warning counts them.
+      channels: 1 reads images as grey, 3 in red, green and blue; see config.data.colour.
       name: name of the corpus: the prefix of ids, and `Record.source`. Only records of corpora of
         equal name are compared by patient in the leak check. The name of a source, such as nih14,
         states that the rows come from that corpus and have its patient ids.
       notes: lines to add to the warnings, such as known flaws of the corpus.
       vector_columns: columns of numbers that make up the vector of a record, such as an expression
         profile. A row whose cells are all blank has no vector.
+      bag_column: path of a file with a bag of features, relative to `bag_root`: .npy, .npz,
+        .safetensors or .h5 with an array [S, F] of float16 or float32, see
+        `mmrl/data/reading/bags.py`. A row whose cell is blank has no bag.
+      bag_root: folder to which paths of bags are relative; `root` by default.
+      time_column: when the study was: seconds, or a date such as 2019-04-30 or 2019-04-30T08:15.
+        The latest earlier study of a patient is the prior of a study. Blank: not known.
       language: ISO 639-1 code of the reports. Rules for English words are off for all but "en".
       fractions: shares of train, val and test without `split_column`, in this order or by name,
         see `split_of`.
       split_salt: name of that division; another name gives another division.
-      verify: "decode" decodes every image of the split once; "header" reads every file and finds
-        those cut short; "exists" only checks that the file is there.
+      verify: "decode" decodes every image of the split once, and reads every bag; "header" reads
+        every image and finds those cut short; "exists" only checks that the file is there.
       num_threads: threads that verify images.
 
     Attributes:
       rejects: the refused rows of the split. Reasons are missing_image, unreadable_image,
         empty_report, bad_vector (a cell that is not a number, or some blank cells), missing_mask,
-        bad_mask (it cannot be read, or has not the size of its image), and bad_row (fields that do
-        not fit the header, a blank id or patient). Refused boxes, whose records are kept, are
+        bad_mask (it cannot be read, or has not the size of its image), missing_bag, bad_bag (it
+        cannot be read, or is no array [S, F]), bad_time, and bad_row (fields that do not fit the
+        header, a blank id or patient). Refused boxes, whose records are kept, are
         bad_box (not four numbers, no area, no label, or outside of the image) and unknown_image.
       total: number of rows of the split before rejection.
       warnings: lines that a user should read before trusting the split.
@@ -160,6 +169,9 @@ class Table:
         split_column: str | None = None,
         label_columns: Sequence[str] | str = (),
         vector_columns: Sequence[str] | str = (),
+        bag_column: str | None = None,
+        bag_root: str | None = None,
+        time_column: str | None = None,
         class_column: str | None = None,
         class_rule: str | None = None,
         labels_column: str | None = None,
@@ -178,11 +190,13 @@ class Table:
         split_salt: str = "",
         verify: str = "decode",
         num_threads: int = 2,
+        channels: int = 1,
         name: str = "table",
         notes: Sequence[str] | str = (),
     ) -> None:
         labels, vector = _several(label_columns), _several(vector_columns)
-        stated = (*labels, *vector, *filter(None, (class_column, labels_column, mask_column)))
+        others = (class_column, labels_column, mask_column, bag_column)
+        stated = (*labels, *vector, *filter(None, others))
         reports = section_columns(report_columns, stated)
         _check_rule(class_rule, class_column, reports)
         columns = Columns(
@@ -202,11 +216,14 @@ class Table:
             attributes=named_columns(attribute_columns),
             mask=mask_column,
             mask_label=mask_label_column,
+            bag=bag_column,
+            time=time_column,
             leave_out={column: _several(cells) for column, cells in (leave_out or {}).items()},
         )
         if columns.image is None and (mask_column or boxes):
             raise InputError("image_column '' with masks or boxes, which belong to images")
         check_verify(verify, num_threads)
+        self.channels = check_channels("channels", channels)
         check_columns(box_columns or {})
         _check_names(name, labels_separator)
         sheet = tabular.open_table(path, encoding=encoding, delimiter=delimiter)
@@ -216,11 +233,14 @@ class Table:
         self._path, self._mask_label, self._language = path, mask_label, language
         self._root = os.path.dirname(path) or "." if root is None else root
         self._mask_root = self._root if mask_root is None else mask_root
-        for option, folder in {"root": self._root, "mask_root": self._mask_root}.items():
+        self._bag_root = self._root if bag_root is None else bag_root
+        roots = {"root": self._root, "mask_root": self._mask_root, "bag_root": self._bag_root}
+        for option, folder in roots.items():
             if not os.path.isdir(folder):
                 raise InputError(f"{path}: {option} '{folder}' is not a folder")
         self._images = Root(self._root, follow_links)
         self._mask_files = Root(self._mask_root, follow_links)
+        self._bag_files = Root(self._bag_root, follow_links)
         columns.check(present, path, hint=sheet.hint)
         known: set[str] = set()  # images, only read by boxes
         read: Iterable[Row] = sheet.rows([name for name in columns.names() if name != class_rule])
@@ -236,21 +256,14 @@ class Table:
             salt=split_salt,
             blank=blank,
         )
-        if columns.image is not None:
-            fault = functools.partial(readers.fault, self._root, verify=verify)
-            self._drop(
-                "image", self._images, find_faults(fault, self._rows.column("image"), num_threads)
-            )
         self._has_masks = mask_column is not None
-        if self._has_masks:
-            bad = functools.partial(readers.mask_fault, self._mask_root, self._root, verify)
-            pairs = zip(self._rows.column("mask"), self._rows.column("image"), strict=True)
-            self._drop("mask", self._mask_files, find_faults(bad, list(pairs), num_threads))
+        self._check_files(columns, verify, num_threads)
         self.rejects: list[Reject] = self._rows.rejects
         self.total: int = self._rows.total
         self.warnings = [*patient_warnings("patient_column", patient_column), *_several(notes)]
         self.warnings += [*sheet.notes, *self._rows.notes]
         self.warnings += [*self._images.notes("images"), *self._mask_files.notes("masks")]
+        self.warnings += self._bag_files.notes("bags")
         self.warnings += [
             f"{count:,} rows are left out, with {' or '.join(map(repr, cells))} in {column!r}"
             for (column, cells), count in zip(
@@ -282,9 +295,29 @@ class Table:
         position = operator.index(index) % len(self)
         if self._has_masks:
             record = dataclasses.replace(record, masks=self._masks(position))
+        if relative := self._rows.cell("bag", position):
+            bag = functools.partial(bags.load, self._bag_root, relative)
+            record = dataclasses.replace(record, bag=bag)
         if self._boxes is not None:
             record = dataclasses.replace(record, boxes=self._boxes[position])
         return record
+
+    def _check_files(self, columns: Columns, verify: str, num_threads: int) -> None:
+        """Refuses the rows whose image, mask or bag of features cannot be used."""
+        if columns.image is not None:
+            fault = functools.partial(readers.fault, self._root, verify=verify)
+            self._drop(
+                "image", self._images, find_faults(fault, self._rows.column("image"), num_threads)
+            )
+        if columns.mask is not None:
+            bad = functools.partial(readers.mask_fault, self._mask_root, self._root, verify)
+            pairs = zip(self._rows.column("mask"), self._rows.column("image"), strict=True)
+            self._drop("mask", self._mask_files, find_faults(bad, list(pairs), num_threads))
+        if columns.bag is not None:
+            paths = self._rows.column("bag")
+            bags.check_readable(paths)
+            bad_bag = functools.partial(bags.fault, self._bag_root, verify)
+            self._drop("bag", self._bag_files, find_faults(bad_bag, paths, num_threads))
 
     def _drop(self, column: str, root: Root, faults: Sequence[Fault | None]) -> None:
         """Refuses the rows with a fault, and says what paths of missing files probably mean."""
@@ -292,7 +325,7 @@ class Table:
         self._rows.drop([explained(root, *pair) for pair in zip(paths, faults, strict=True)])
 
     def _loader(self, relative: str) -> Callable[[], np.ndarray]:
-        return readers.loader(self._root, relative)
+        return readers.loader(self._root, relative, channels=self.channels)
 
     def _masks(self, position: int) -> Callable[[], dict[str, np.ndarray]] | None:
         mask, image = self._rows.cell("mask", position), self._rows.cell("image", position)
@@ -312,6 +345,7 @@ class Table:
         given = (
             ("image", columns.image, self._images),
             ("mask", columns.mask, self._mask_files),
+            ("bag", columns.bag, self._bag_files),
         )
         places = [(what, column, root) for what, column, root in given if column is not None]
         for number, cells, problem in rows:

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from mmrl.data.image import readers
+from mmrl.data.image.channels import check as check_channels
 from mmrl.data.reading.rows import (
     CellError,
     Columns,
@@ -46,7 +47,7 @@ class Tfds:
     `label_features`, where it is its number.
 
     Text is read once, by the constructor. An image is read by its `load`, as it is encoded in the
-    data set, and decoded by `readers.decode`. Worker processes must be spawned, as those of Grain
+    data set, and decoded by `readers`. Worker processes must be spawned, as those of Grain
     are, because the threads of array_record do not survive a fork.
 
     Args:
@@ -56,7 +57,8 @@ class Tfds:
       data_dir: folder in which TFDS prepared it; by default that of TFDS.
       tfds_split: the examples to read, in the notation of TFDS: "train", "train+test",
         "train[:10%]".
-      image_feature: an Image, or a Tensor [H, W] or [H, W, 1] of uint8 or uint16.
+      image_feature: an Image, or a Tensor [H, W] or [H, W, C] of uint8 or uint16; C is 1 or 3.
+      channels: 1 reads images as grey, 3 in red, green and blue; see config.data.colour.
       report_features: section name -> feature, or features that are also the section names; () for
         labels alone.
       patient_feature: the leakage unit. No patient is in two splits.
@@ -90,6 +92,7 @@ class Tfds:
         data_dir: str | None = None,
         tfds_split: str | None = None,
         image_feature: str = "image",
+        channels: int = 1,
         report_features: Mapping[str, str] | Sequence[str] | str = ("report",),
         patient_feature: str | None = None,
         study_feature: str | None = None,
@@ -118,6 +121,7 @@ class Tfds:
             labels=labels,
         )
         check_verify(verify, num_threads)
+        self.channels = check_channels("channels", channels)
         self._place = _Place(path, data_dir, tfds_split or "train", module)
         self._image = image_feature
         features = _open(self._place).features
@@ -145,7 +149,7 @@ class Tfds:
         return self._rows.record(index, self._loader)
 
     def _loader(self, offset: str) -> Callable[[], np.ndarray]:
-        return functools.partial(load_example, self._place, self._image, int(offset))
+        return functools.partial(load_example, self._place, self._image, int(offset), self.channels)
 
 
 class _Place(NamedTuple):
@@ -162,11 +166,15 @@ class _Corpus(NamedTuple):
     examples: Sequence[bytes]  # serialised, by offset
 
 
-def load_example(place: _Place, feature: str, offset: int) -> np.ndarray:
-    """The image of the example at `offset`: u8[H, W] or u16[H, W]; InputError if it is damaged."""
+def load_example(place: _Place, feature: str, offset: int, channels: int = 1) -> np.ndarray:
+    """The image of the example at `offset`: u8 or u16 [H, W], or [H, W, 3] for 3 channels.
+
+    Raises:
+      InputError: it is damaged.
+    """
     image = _read(place, (feature,), feature, offset)[feature]
     try:
-        return readers.decode(image) if isinstance(image, bytes) else _one_channel(image)
+        return readers.pixels(image, colour=channels == 3)
     except InputError as error:
         raise InputError(f"{place.path} example {offset}: {error}") from error
 
@@ -231,12 +239,12 @@ def _check_features(
     columns.check(sorted(features), path, noun="feature")
     image = features[image_name]
     shape = image.shape
-    flat = isinstance(shape, tuple) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1))
+    flat = isinstance(shape, tuple) and (len(shape) == 2 or shape[2:] in ((1,), (3,)))
     encoded = isinstance(image, tfds.features.Image)
     if not (encoded or flat) or image.np_dtype not in _PIXELS:
         raise InputError(
-            f"{path}: feature '{image_name}' is {image}; expected an Image, or a Tensor [H, W]"
-            " or [H, W, 1], of uint8 or uint16"
+            f"{path}: feature '{image_name}' is {image}; expected an Image, or a Tensor [H, W],"
+            " [H, W, 1] or [H, W, 3], of uint8 or uint16"
         )
     for name in columns.names():
         if name != image_name and features[name].shape != ():
@@ -277,14 +285,6 @@ def _text(value: Any, feature: Any) -> str:
     return cell_text(value)
 
 
-def _one_channel(image: np.ndarray) -> np.ndarray:
-    """An array [H, W] or [H, W, 1] as [H, W]."""
-    flat = image[..., 0] if image.ndim == 3 else image
-    if flat.size == 0:
-        raise InputError(f"an image of {flat.shape[1]} x {flat.shape[0]} pixels")
-    return flat
-
-
 def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | None:
     """The reason and detail for which the image of an example is refused, or None."""
     image = _read(place, (feature,), feature, int(offset))[feature]
@@ -292,7 +292,7 @@ def _fault(place: _Place, feature: str, verify: str, offset: str) -> Fault | Non
         return "missing_image", "the example has no image"
     try:
         if not isinstance(image, bytes):
-            _one_channel(image)
+            readers.pixels(image)
         elif verify == "decode":
             readers.decode(image)
         elif verify == "header":

@@ -245,9 +245,20 @@ def _without_bias(
     return arrays, ["the bias of the patches is added to their positions"]
 
 
-# What changes how fast or how a tower trains, and not what it computes in evaluation.
-_FREE = ("dropout", "attention", "scan_layers", "remat", "packing", "packing_group", "variant")
-_OF_TOKENIZER = ("tokenizer", "tokenizer_model", "begin_mark", "end_mark")
+# What changes how fast or how a tower trains, and not what it computes in evaluation of images of
+# its size.
+_FREE = (
+    "dropout", "attention", "scan_layers", "remat", "packing", "packing_group", "variant",
+    "antialias",
+)  # fmt: skip
+_OF_TOKENIZER = (
+    "tokenizer",
+    "tokenizer_model",
+    "begin_mark",
+    "end_mark",
+    "mask_token",
+    "special_tokens",
+)
 
 
 def complete(kind: str, given: Options) -> dict[str, Any]:
@@ -267,6 +278,7 @@ def complete(kind: str, given: Options) -> dict[str, Any]:
         found |= {"width": size.width, "depth": size.depth, "num_heads": size.num_heads}
         found["mlp_dim"] = found.get("mlp_dim") or 4 * size.width
         block = dataclasses.asdict(BlockOptions.of(found["name"], found.get("block")))
+        del block["drop_path"]
         block["layer_scale"] = bool(block["layer_scale"])
         block["kv_heads"] = block["kv_heads"] or size.num_heads
         block["head_dim"] = block["head_dim"] or size.width // size.num_heads
