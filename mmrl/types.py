@@ -64,8 +64,9 @@ class ImageRef:
 
     Attributes:
       key: stable name within the source (a relative path, a phantom index).
-      load: () -> u8[H, W] or u16[H, W], one channel, at original size; raises InputError when
-        the image cannot be read. It must pickle, so use functools.partial over plain functions.
+      load: () -> u8 or u16 [H, W], or [H, W, 3] (red, green, blue) of a source whose `channels` is
+        3, at original size; raises InputError when the image cannot be read. It must pickle, so use
+        functools.partial over plain functions.
       projection: PA, AP, FRONTAL, LATERAL, OTHER or UNKNOWN.
       projection_source: where the projection is stated ("metadata", "label", "dicom", "filename");
         "" when it is unknown.
@@ -150,6 +151,8 @@ class Record:
       time: seconds since the patient's first study, None when unknown.
       attributes: further facts that identify nobody ("sex": "F", "age": "57").
       vector: numbers of a third modality, such as an expression profile; None where there is none.
+      bag: () -> f16 or f32 [S, F], features of S parts of the study that were computed elsewhere,
+        such as the patches of a slide; None where there are none. It pickles.
       language: ISO 639-1 code of the text.
       license: as the owner states it, "" when unknown.
       access: open, click (an agreement must be clicked) or credentialed.
@@ -182,6 +185,7 @@ class Record:
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     language: str = "en"
     vector: Sequence[float] | None = None
+    bag: Callable[[], np.ndarray] | None = None
     access: str = "open"
     redistributable: bool = False
 
@@ -205,8 +209,9 @@ class Source(Protocol):
 
     A source may also have these attributes:
       warnings: list of lines that a user should read before trusting the corpus.
-      image: (index, number) -> u8[H, W] or u16[H, W], which reads an image without building its
-        record; it is sent to every worker, so it must pickle to a small size.
+      channels: 1 or 3, what its images have; 1 without this attribute.
+      image: (index, number) -> what the `load` of an image returns, without building its record;
+        it is sent to every worker, so it must pickle to a small size.
       __iter__: yields all records, where that is faster than one by one.
 
     Attributes:
@@ -223,7 +228,7 @@ class Source(Protocol):
 
 # Batch, a flat dict of arrays; numpy from `data/`, then global device arrays. B is global.
 # The arrays of an input are named "<input>.<array>", see `mmrl/data/inputs/`. The usual ones are
-#   image.pixels      u8[B, H, W, 1]
+#   image.pixels      u8[B, H, W, C], C = 1 or 3 channels
 #   text.tokens       i32[B, L]       text.mask       bool[B, L]
 #   perturbed.tokens  i32[B, K, L]    perturbed.mask  bool[B, K, L]
 #   perturbed.valid   bool[B, K]      perturbed.kind  i8[B, K]   index into perturb.KINDS

@@ -1,5 +1,6 @@
 """One split of one source, with its texts read into memory; training and evaluation use it."""
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from mmrl import sequences
+from mmrl.data import priors
 from mmrl.data import views as views_
+from mmrl.data.image import channels
 from mmrl.data.overlap.fingerprints import Collector, Fingerprint
 from mmrl.data.overlap.joins import connected_components
-from mmrl.data.reading import rejects
+from mmrl.data.reading import bags, rejects
 from mmrl.data.text import reports
 from mmrl.data.text.language import NOT_ENGLISH, is_english
 from mmrl.types import InputError, Record, Reject, Source
@@ -47,6 +50,9 @@ class Corpus:
       label_names, labels: i8[N, C], raw labels, -2 where a record does not state one.
       vectors: f32[N, F], NaN for records without a vector; None if no record has one.
       foreign: positions of the examples whose text is not English.
+      priors: i64[N], the example of the prior of each example, -1 where there is none, see
+        `mmrl.data.priors`.
+      bags: bool[N], which examples have a bag of features.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Corpus:
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int8))
     vectors: np.ndarray | None = None
     foreign: frozenset[int] = frozenset()
+    priors: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    bags: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,8 +124,13 @@ class Corpus:
 
     @property
     def load(self) -> Callable[[int, int], np.ndarray]:
-        """(position in the source, number of the image) -> u8 or u16[H, W]; can be pickled."""
+        """(position in the source, number of the image) -> image, see `loader`; can be pickled."""
         return loader(self.source)
+
+    @property
+    def channels(self) -> int:
+        """1: images are [H, W]; 3: [H, W, 3]; 0: those of some parts are grey, others in colour."""
+        return channels.of(self.source)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -130,8 +143,22 @@ class Corpus:
         starts = getattr(self.source, "starts", np.zeros(1, np.int64))
         return np.searchsorted(starts, self.positions, side="right") - 1
 
+    def bag(self, index: int) -> np.ndarray:
+        """The bag of features of example `index`, f[S, F].
+
+        Raises:
+          InputError: the record has none, or it cannot be read; names the record.
+        """
+        make = self.source[int(self.positions[index])].bag
+        try:
+            if make is None:
+                raise InputError("no bag of features")
+            return bags.checked(make())
+        except InputError as error:
+            raise InputError(f"record {self.ids[index]}: {error}") from None
+
     def image(self, index: int) -> np.ndarray:
-        """The image that evaluation uses of example `index`, u8 or u16[H, W].
+        """The image that evaluation uses of example `index`, u8 or u16 [H, W] or [H, W, 3].
 
         Raises:
           InputError: it cannot be read; names the record.
@@ -161,7 +188,10 @@ class Corpus:
 
 
 def loader(source: Source) -> Callable[[int, int], np.ndarray]:
-    """(position, number of the image) -> u8 or u16[H, W], in the fastest way the source has."""
+    """(position, number of the image) -> u8 or u16 [H, W], or [H, W, 3] of a source in colour.
+
+    It is the fastest way that the source has.
+    """
     fast = getattr(source, "image", None)
     return functools.partial(_load, source) if fast is None else fast
 
@@ -251,6 +281,8 @@ def read_corpus(
         labels=read.label_table(),
         vectors=read.vector_table(),
         foreign=frozenset(read.foreign),
+        priors=priors.find(read.seen),
+        bags=np.asarray(read.bags, np.bool_),
     )
 
 
@@ -264,6 +296,7 @@ def _scan(
 ) -> tuple["_Read", Collector]:
     """Reads every record; adds rejected ones to `refused`."""
     read, collector = _Read(), Collector(name)
+    starts = getattr(source, "starts", np.zeros(1, np.int64)).tolist()
     read.more = [[] for _ in columns[1:]]
     read.more_cuts = [[] for _ in columns[1:]]
     for position, record in enumerate(records(source)):
@@ -302,12 +335,28 @@ def _scan(
             all_cuts += [other_cuts] * len(numbers)
         read.add_labels(record, len(numbers))
         read.vectors += [record.vector] * len(numbers)
+        read.bags += [record.bag is not None] * len(numbers)
+        part = bisect.bisect_right(starts, position) - 1
+        read.seen += [_seen(part, record, number) for number in numbers]
         for number in numbers:
             collector.add(record if len(numbers) == 1 else views_.seen_by(record, number))
     if hasattr(source, "starts") and len(set(read.ids)) < len(read.ids):
         (twice, _), *_ = collections.Counter(read.ids).most_common(1)
         raise InputError(f"{name}: two records are {twice!r}; expected parts without overlap")
     return read, collector
+
+
+def _seen(part: int, record: Record, number: int) -> priors.Seen:
+    projection = record.images[number].projection if record.images else ""
+    return priors.Seen(
+        part,
+        record.id,
+        record.patient_id,
+        record.study_id,
+        record.prior_id,
+        record.time,
+        projection,
+    )
 
 
 def _compose(sections: Mapping[str, str], wanted: Sequence[str]) -> tuple[str, tuple[int, ...]]:
@@ -337,6 +386,8 @@ class _Read:
     labels: list[tuple[tuple[str, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
     vectors: list[Sequence[float] | None] = dataclasses.field(default_factory=list)
     foreign: list[int] = dataclasses.field(default_factory=list)
+    seen: list[priors.Seen] = dataclasses.field(default_factory=list)
+    bags: list[bool] = dataclasses.field(default_factory=list)
 
     def add_labels(self, record: Record, times: int) -> None:
         """Keeps the labels of a record; records may name different ones."""

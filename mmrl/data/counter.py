@@ -20,6 +20,11 @@ def bits(seeds: np.ndarray | np.uint64, numbers: np.ndarray | int) -> np.ndarray
         return mixed ^ (mixed >> np.uint64(31))
 
 
+def subset(seed: np.uint64, count: int, most: int) -> np.ndarray:
+    """i64[min(count, most)]: some of the numbers below `count`, ascending, all equally likely."""
+    return np.sort(np.argsort(bits(seed, np.arange(count)), kind="stable")[:most])
+
+
 def uniforms(seeds: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
     """f64[...] in [0, 1), multiples of 2**-53: the upper 53 of the same `bits`."""
     return (bits(seeds, numbers) >> np.uint64(11)) * 2.0**-53

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.data import draws, labels, views
+from mmrl.data import draws, labels, sampling, views
+from mmrl.data.image import channels
 from mmrl.data.overlap import leaks
 from mmrl.data.text import excerpts
 from mmrl.types import InputError
@@ -42,6 +43,12 @@ KEYS: dict[str, Any] = {
         "pad",
         "How an image becomes square: pad (black margins, same aspect ratio), stretch, or crop "
         "(the largest square in the centre).",
+    ),
+    "colour": setting(
+        "as_stored",
+        "What towers see of colour: as_stored (grey images for a tower of one channel, colour for "
+        "one of three; others are refused), grey (the luma), or rgb (grey images are repeated to "
+        "three channels).",
     ),
     "text": setting(
         "report",
@@ -126,6 +133,36 @@ KEYS: dict[str, Any] = {
         "each label occurs.",
     ),
     "train_draw": setting(0, "Number of that draw; another number draws other patients."),
+    "subset": setting(
+        "",
+        "File with the ids of the examples that training draws from, one a line; empty: all.",
+    ),
+    "subset_by": setting(
+        "example", "What these ids choose: the example, or all examples of its patient (patient)."
+    ),
+    "sampler": {
+        "name": setting(
+            "shuffle",
+            "How training draws: shuffle (every example once per epoch), classes (every class of "
+            "`labels` equally often) or groups (every group of `by` equally often).",
+        ),
+        "labels": setting(
+            (),
+            "Classes of the sampler, by label; examples without any of them are one more class, "
+            "and of several classes the rarest counts. Empty: all labels of the corpus.",
+            tuple[str, ...],
+        ),
+        "by": setting(
+            "patient",
+            "Groups of the sampler: patient, duplicates (duplicate groups), or an attribute of the "
+            "records such as `sex`.",
+        ),
+        "members": setting(
+            1,
+            "Examples of one class or group that stand together in a batch; smaller groups are "
+            "left out.",
+        ),
+    },
     "num_threads": setting(2, "Threads that read and decode, in each process."),
     "num_workers": setting(0, "Processes that make batches, for each process of the run. 0: none."),
     "stall_seconds": setting(
@@ -159,6 +196,32 @@ INPUT_KEYS: dict[str, Any] = {
     "separator": setting(
         " ", "What stands between the sections of a text, such as ' | '; by default a blank."
     ),
+    "num_crops": setting(2, "Crops of each image that an input `crops` holds."),
+    "crop_size": setting(
+        0,
+        "Side of these crops in pixels, a multiple of the patches of the tower; 0: the size of the "
+        "tower.",
+    ),
+    "max_images": setting(
+        8,
+        "Images of each study that an input `images` holds. Of a study with more of them, training "
+        "draws some and evaluation takes the first ones.",
+    ),
+    "max_elements": setting(
+        256,
+        "Rows of each bag of features that an input `bag` holds. Of a bag with more of them, "
+        "training draws some and evaluation takes some at equal distances.",
+    ),
+    "entities": setting(
+        (),
+        "Names of findings, devices and anatomy to look for in reports, in this order; empty: all.",
+        tuple[str, ...],
+    ),
+    "num_entities": setting(16, "Most entities of a text whose places a batch holds."),
+    "unstated": setting(
+        "ignore",
+        "What an entity counts as that a report does not name: ignore or absent.",
+    ),
     "required": setting(
         True, "Whether records without this text are rejected; else training masks their rows."
     ),
@@ -179,6 +242,11 @@ def check_ranges(where: str, given: Mapping[str, Any]) -> None:
         "load_size": 0,
         "num_perturbed": 1,
         "num_sentences": 1,
+        "num_crops": 1,
+        "crop_size": 0,
+        "max_images": 1,
+        "max_elements": 1,
+        "num_entities": 1,
         "prefetch": 2,
         "cache_mib": 0,
     }
@@ -191,8 +259,11 @@ def check_ranges(where: str, given: Mapping[str, Any]) -> None:
         )
 
 
-def check(data: Mapping[str, Any]) -> None:
+def check(data: Mapping[str, Any], batch_size: int) -> None:
     """Refuses values of config.data out of range.
+
+    Args:
+      batch_size: config.batch_size.
 
     Raises:
       InputError: names the option in one line.
@@ -201,8 +272,10 @@ def check(data: Mapping[str, Any]) -> None:
     if not data["stall_seconds"] > 0:
         raise InputError(f"config.data.stall_seconds={data['stall_seconds']} must be above 0")
     views.check(data["views"])
+    channels.check_colour("config.data.colour", data["colour"])
     names = ("config.data.train_fraction", "config.data.train_draw")
     draws.check(data["train_fraction"], data["train_draw"], names=names)
+    sampling.check(data, batch_size)
     excerpts.check(data["text"])
     labels.Policy.from_config(data["label_policy"])
     leaks.parse_waivers(data["waive_leaks"])

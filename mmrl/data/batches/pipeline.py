@@ -24,6 +24,7 @@ from mmrl.data.image.images import Preprocess
 from mmrl.data.inputs import base as inputs
 from mmrl.data.inputs.base import Input, Place, Reader, Rows
 from mmrl.data.labels import Policy
+from mmrl.data.sampling import Groups
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.types import InputError, Record
 
@@ -156,6 +157,7 @@ def training_batches(
     batch_size: int,
     rows: np.ndarray | None = None,
     drawn: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
 
@@ -169,10 +171,11 @@ def training_batches(
       rows: i64[n], ascending, the rows of the global batch that this process makes, see
         `sharding.local_rows`; None for all.
       drawn: i64[n], ascending, the examples of the corpus that training uses; None for all.
+      groups: to draw equally often, see `sequence.order`; None: examples are.
 
     Raises:
-      InputError: the corpus, or a part of a mixture, has fewer records than one global batch takes;
-        it lacks labels or vectors that an input reads.
+      InputError: the corpus, a group, or a part of a mixture, has fewer records than one global
+        batch takes; it lacks labels or vectors that an input reads.
     """
     board = stall.Board()
     make = Make(
@@ -184,7 +187,7 @@ def training_batches(
         batch_size=batch_size,
         mark=board.mark,
     )
-    order = sequence.order(corpus, seed, batch_size, drawn)
+    order = sequence.order(corpus, seed, batch_size, drawn, groups)
     rows = np.arange(batch_size) if rows is None else rows
     dataset = _Batches(order, make, rows, batch_size)
     # Each thread makes one batch, and one more waits, so that few batches are in memory.
@@ -239,7 +242,8 @@ class Examples:
         self.texts: Sequence[str] = corpus.texts
         self.patients: Sequence[str] = corpus.patients
         self.foreign = corpus.foreign
-        self._own = wiring.own_inputs(config["towers"])
+        self._graph = wiring.graph(config)
+        self._own = dict(self._graph.own)
         self._inputs: dict[tuple[str, str], Input] = {}
         self._readers: dict[tuple[str, str], Reader] = {}
         self.preprocessing: Mapping[str, Any] = self._describe()
@@ -325,9 +329,9 @@ class Examples:
         return own.preprocess
 
     def image(self, index: int) -> np.ndarray:
-        """u8[H, W, 1] as the tower `image` sees it, without augmentation."""
+        """u8[H, W, C] as the tower `image` sees it, without augmentation; of a set the first."""
         own = self._own["image"]
-        return self.arrays([own], [index], "image")[f"{own}.pixels"][0]
+        return _first_images(self.arrays([own], [index], "image")[f"{own}.pixels"])[0]
 
     def labels(self, names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
         """(names, labels i8[N, C], known bool[N, C]), as config.data.label_policy reads them.
@@ -349,15 +353,16 @@ class Examples:
         return chosen, *table
 
     def pixels(self, encoding: str, rows: Sequence[int]) -> np.ndarray | None:
-        """u8[n, H, W, 1], the images that an encoding is made of; None: it is made of no image.
+        """u8[n, H, W, C], the images that an encoding is made of, the first of each set; or None.
 
         Raises:
           InputError: a tower or an input that does not exist.
         """
-        name = wiring.resolve(encoding, self._own)
-        if self.input(name.input, name.tower).kind != "image":
-            return None
-        return self.arrays([name.input], rows, name.tower)[f"{name.input}.pixels"]
+        for name in self._graph.towers_of(self._graph.resolve(encoding)):
+            own = self._graph.recorded(name.input)
+            if self.input(own, name.tower).kind == "image":
+                return _first_images(self.arrays([own], rows, name.tower)[f"{own}.pixels"])
+        return None
 
     def _describe(self) -> dict[str, Any]:
         """What happens to pixels and text before the towers; of further ones under their names."""
@@ -366,16 +371,26 @@ class Examples:
             given: Any = self.input(own, tower)
             if given.kind == "image":
                 stated = given.preprocess.to_dict()
+                if self.corpus.channels != 1:
+                    luma = given.colour == "grey" or given.channels == 1
+                    stated["colour"] = "grey" if luma else "rgb"
             elif given.kind == "text" and tower in self.tokenizers:
                 digest = self.tokenizers[tower].sha256
                 stated = {"text_length": given.length, "tokenizer_sha256": digest}
                 if getattr(given, "separator", " ") != " ":
                     stated["separator"] = given.separator
             else:
-                continue
+                stated = {}
+            if hasattr(given, "most"):
+                stated["set_size"] = given.most
             known = set(stated) & set(found)
             found |= {f"{tower}.{key}" if known else key: value for key, value in stated.items()}
         return found
+
+
+def _first_images(pixels: np.ndarray) -> np.ndarray:
+    """u8[n, H, W, C] of pixels [n, H, W, C] or, of sets of images, [n, S, H, W, C]."""
+    return pixels[:, 0] if pixels.ndim == 5 else pixels
 
 
 class Prompts:

@@ -9,7 +9,7 @@ from mmrl import build, streams, wiring
 from mmrl.data import counter, stall
 from mmrl.data.corpus import Corpus
 from mmrl.data.text.tokenizer import Tokenizer
-from mmrl.types import InputError
+from mmrl.types import InputError, Source
 from mmrl.wiring import Wiring
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
@@ -98,6 +98,16 @@ class Input:
     def link(self, inputs: Mapping[str, "Input"]) -> None:
         """Told of all inputs, by name, before any of them is opened."""
 
+    def check(self, name: str, source: Source) -> None:
+        """Refuses a source that this input cannot read, before its records are read.
+
+        Args:
+          name: of the corpus, for messages.
+
+        Raises:
+          InputError: it cannot.
+        """
+
     def names(self) -> Mapping[str, Mapping[str, int]]:
         """Array -> what its numbers stand for (name -> number), for arrays of categories."""
         return {}
@@ -119,8 +129,8 @@ def make(config: Mapping[str, Any], wired: Wiring) -> dict[str, Input]:
     """
     readers = wired.readers()
     made = {name: make_one(config, name, tower) for name, tower in readers.items()}
-    for tower, wanted in wired.wanted().items():
-        for name in wanted:
+    for tower, read in wired.recorded().items():
+        for name in read:
             _check_shared(config, made[name], readers[name], tower)
     for one in made.values():
         one.link(made)

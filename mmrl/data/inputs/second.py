@@ -9,7 +9,7 @@ from mmrl.data.inputs.image import Image
 
 
 class Second(Image):
-    """Another image of the record than the input `image` shows: pixels u8[n, S, S, 1].
+    """Another image of the record than the input `image` shows: pixels u8[n, S, S, C].
 
     Training draws it among the others, evaluation takes the next one in the order of the record.
     `present` bool[n] is False for records with one image.

@@ -110,7 +110,7 @@ class _Sentences:
         if not self._place.train:
             return [_whole(sentence, english) for sentence in found[: own.count]]
         draws = counter.bits(np.uint64(seed), np.arange(3 * len(found)).reshape(3, -1))
-        chosen = np.sort(np.argsort(draws[0], kind="stable")[: own.count]).tolist()
+        chosen = counter.subset(np.uint64(seed), len(found), own.count).tolist()
         return [self._draw(found[i], english, int(draws[1, i]), int(draws[2, i])) for i in chosen]
 
     def _draw(self, sentence: str, english: bool, first: int, second: int) -> tuple[str, bool]:

@@ -17,7 +17,7 @@ from mmrl.data.phantom.anatomy import SIDES, circle, spline
 from mmrl.data.phantom.canvas import Canvas, strip
 from mmrl.data.phantom.dice import stream
 from mmrl.data.phantom.findings import DEVICES, Lesion
-from mmrl.data.phantom.study import Study, study
+from mmrl.data.phantom.study import Draw, Study, study
 
 # Outline of a lung: front, apex, back, posterior angle, diaphragm from back to front.
 _FRONT = ((-0.90, 0.80), (-0.93, 0.66), (-0.89, 0.50), (-0.78, 0.34), (-0.58, 0.18), (-0.36, 0.06))
@@ -35,7 +35,7 @@ _SPINE = np.concatenate([_SPINE, [(0.72, 0.78), (0.58, 1.0), (0.44, 1.2), (0.38,
 _SPINE_STEPS = np.linspace(0.0, 1.0, 49)
 _ALONG = np.linspace(0.0, 1.0, 11)
 _BRANCH_ANGLE = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
-_DEPTH_NUMBER = 10  # of the numbers of a shape; other shapes do not use it
+DEPTH_NUMBER = 10  # of the numbers of a shape; other shapes do not use it
 
 
 class _Frame(anatomy.Frame):
@@ -99,9 +99,9 @@ def render(chosen: Study, size: int) -> np.ndarray:
     return paint.expose(picture, canvas)
 
 
-def load_image(seed: int, index: int, size: int) -> np.ndarray:
+def load_image(seed: int, index: int, size: int, draw: Draw = study) -> np.ndarray:
     """`render` of a study, u8[size, size]; with functools.partial, the `load` of an ImageRef."""
-    return render(study(seed, index), size)
+    return render(draw(seed, index), size)
 
 
 def _frame(chosen: Study) -> _Frame:
@@ -267,7 +267,7 @@ def _centre(lesion: Lesion, canvas: _Canvas, margin: float) -> tuple[float, floa
     front = max(front, float(np.interp(v, (0.45, 0.6), (front, edge))))
     middle = 0.5 * (front + back)
     front, back = min(front + margin, middle), max(back - margin, middle)
-    return front + (back - front) * lesion.shape[_DEPTH_NUMBER], v
+    return front + (back - front) * lesion.shape[DEPTH_NUMBER], v
 
 
 def _fluid(lesion: Lesion, canvas: _Canvas) -> np.ndarray:

@@ -5,10 +5,12 @@ draw the image and its truth at any size. Results depend on seed, index and size
 lets anyone test the software without data; results on it are no clinical evidence.
 
 Anatomy is in `anatomy` and `canvas`, findings are in `findings` and `paint`, reports in `grammar`.
-`lateral` draws a second projection of a study, `vector` computes a vector from its findings.
+`lateral` draws a second projection of a study, `slices` a stack of sections, `course` a later study
+of a patient; `vector` computes a vector from the findings of a study.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -164,11 +166,20 @@ def boxes(chosen: Study, size: int) -> tuple[Box, ...]:
     return tuple(result)
 
 
-def load_image(seed: int, index: int, size: int) -> np.ndarray:
-    """`render` of `study`, u8[size, size]; with functools.partial, the `load` of an ImageRef."""
-    return render(study(seed, index), size)
+Draw = Callable[[int, int], Study]
+"""(seed, index) -> a study: `study` itself, or `course.study`."""
 
 
-def load_masks(seed: int, index: int, size: int) -> dict[str, np.ndarray]:
-    """`masks` of `study`; with functools.partial, the `masks` of a Record."""
-    return masks(study(seed, index), size)
+def load_image(seed: int, index: int, size: int, draw: Draw = study) -> np.ndarray:
+    """`render` of a study, u8[size, size]; with functools.partial, the `load` of an ImageRef."""
+    return render(draw(seed, index), size)
+
+
+def load_boxes(seed: int, index: int, size: int, draw: Draw = study) -> tuple[Box, ...]:
+    """`boxes` of a study; with functools.partial, for `LazyBoxes`."""
+    return boxes(draw(seed, index), size)
+
+
+def load_masks(seed: int, index: int, size: int, draw: Draw = study) -> dict[str, np.ndarray]:
+    """`masks` of a study; with functools.partial, the `masks` of a Record."""
+    return masks(draw(seed, index), size)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmrl.data.image import readers
+from mmrl.data.image.channels import check as check_channels
 from mmrl.data.image.masks import decode_masks
 from mmrl.data.reading import tabular
 from mmrl.data.reading.drafts import Draft, Facts, ImageFile, pack, unpack, without_images
@@ -63,6 +64,8 @@ class Listing:
       dicom_headers: take projection, sex and age from the headers of DICOM images where no table
         states them; a few milliseconds an image. Spacing is not taken: challenges resize images
         and leave the spacing of the original in the header.
+      channels: of the images: 1 reads them as grey, 3 in red, green and blue; by default as the
+        corpus is.
 
     Attributes:
       facts: what the owner states of the corpus. A constructor sets it where it depends on the
@@ -81,6 +84,7 @@ class Listing:
 
     facts: Facts
     label_names: tuple[str, ...] = ()
+    channels: int = 1
 
     def __init__(
         self,
@@ -98,10 +102,13 @@ class Listing:
         blank: Sequence[str] | str = blanks.BLANK,
         dicom_burned_in: bool = False,
         dicom_headers: bool = False,
+        channels: int | None = None,
     ) -> None:
         if split not in (*SPLITS, ALL):
             raise InputError(f"split is {split!r}, expected one of: {', '.join((*SPLITS, ALL))}")
         check_verify(verify, num_threads)
+        if channels is not None:
+            self.channels = check_channels("channels", channels)
         if not os.path.isdir(path):
             raise InputError(
                 f"{self.name()}: '{path}' is not a folder; expected that of the corpus"
@@ -149,7 +156,12 @@ class Listing:
 
     def loader(self, image: ImageFile) -> Callable[[], np.ndarray]:
         """Returns a function that reads one image. It pickles."""
-        return readers.loader(self.image_root, image.path, allow_burned_in=self._burned_in)
+        return readers.loader(
+            self.image_root,
+            image.path,
+            allow_burned_in=self._burned_in,
+            channels=self.channels,
+        )
 
     def root(self, path: str) -> Root:
         """A folder of the corpus, with the links that may be followed."""

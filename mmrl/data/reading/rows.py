@@ -6,7 +6,9 @@ in compact columns (a few hundred bytes a row beside the text), and builds their
 
 import collections
 import dataclasses
+import datetime
 import difflib
+import functools
 import math
 import operator
 import re
@@ -75,6 +77,7 @@ class Columns:
       lists: the labels that are present, several in a cell, divided by `separator`.
       attributes: attribute -> column.
       mask: path of a mask. mask_label: what the mask shows.
+      bag: path of a bag of features. time: when the study was, see `seconds`.
       leave_out: column -> cells of rows that are skipped.
     """
 
@@ -94,6 +97,8 @@ class Columns:
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mask: str | None = None
     mask_label: str | None = None
+    bag: str | None = None
+    time: str | None = None
     leave_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def names(self) -> list[str]:
@@ -110,6 +115,8 @@ class Columns:
             "lists": self.lists,
             "mask": self.mask,
             "mask_label": self.mask_label,
+            "bag": self.bag,
+            "time": self.time,
         }
         attributes = {f"attribute.{name}": column for name, column in self.attributes.items()}
         return {name: column for name, column in single.items() if column} | attributes
@@ -173,7 +180,11 @@ def find_faults(
 
 def explained(root: Root, path: str, fault: Fault | None) -> Fault | None:
     """The fault of a file, with what its path probably means where there is no such file."""
-    if fault is None or not path or fault[0] not in ("missing_image", "missing_mask"):
+    if (
+        fault is None
+        or not path
+        or fault[0] not in ("missing_image", "missing_mask", "missing_bag")
+    ):
         return fault
     return fault[0], fault[1] + root.near(path)
 
@@ -206,6 +217,32 @@ def projection_name(text: str) -> str:
     """The projection by its first word: "AP supine" is AP, "" is UNKNOWN, "oblique" is OTHER."""
     words = re.findall("[A-Z]+", text.upper())
     return _PROJECTION_NAMES.get(words[0], "OTHER") if words else "UNKNOWN"
+
+
+def seconds(text: str) -> int | None:
+    """A time in seconds: a number of them, or a date of ISO 8601, with or without time of day.
+
+    None for a blank text. A date without a time zone is of UTC.
+
+    Raises:
+      ValueError: neither of both.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"time {text!r}; expected seconds, or a date such as 2019-04-30 or 2019-04-30T08:15"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int(moment.timestamp())
 
 
 def cell_text(value: Any) -> str:
@@ -335,7 +372,21 @@ class Rows:
                 if (text := cell[f"attribute.{name}"])
             },
             vector=self._vector(position),
+            time=self._time(cell),
         )
+
+    @functools.cached_property
+    def _first(self) -> dict[str, int]:
+        """Patient -> the earliest time of a row of it."""
+        first: dict[str, int] = {}
+        for patient, text in zip(self.column("patient"), self.column("time"), strict=True):
+            if (time := seconds(text)) is not None:
+                first[patient] = min(time, first.get(patient, time))
+        return first
+
+    def _time(self, cell: Mapping[str, str]) -> int | None:
+        time = seconds(cell.get("time", ""))
+        return None if time is None else time - self._first[cell["patient"]]
 
     def _images(
         self, cell: Mapping[str, str], loader: Callable[[str], Callable[[], np.ndarray]]
@@ -539,6 +590,12 @@ class _Scan:
             shown = next((f" but {text.strip()[:40]!r}" for text in texts if text.strip()), "")
             self._refuse(number, native, "empty_report", f"nothing in {empty}{shown}")
             return
+        if columns.time is not None:
+            try:
+                seconds(cells[columns.time])
+            except ValueError as error:
+                self._refuse(number, native, "bad_time", str(error))
+                return
         vector, problem = self._vector(cells)
         if problem:
             self._refuse(number, native, "bad_vector", problem)

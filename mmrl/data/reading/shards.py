@@ -26,6 +26,7 @@ import pyarrow as pa
 from array_record.python import array_record_module
 
 from mmrl import files
+from mmrl.data.image.channels import CHANNELS
 from mmrl.data.image.masks import Mask, decode_masks
 from mmrl.data.reading.paths import is_file_name
 from mmrl.types import Box, DamageError, Finding, InputError, Record, first_line
@@ -44,7 +45,7 @@ class StoredImage:
 
     Attributes:
       key, projection, projection_source, spacing: as in ImageRef.
-      data: a JPEG or PNG file of one channel, 8 or 16 bits.
+      data: a JPEG or PNG file of 8 or 16 bits, grey or red, green and blue.
       height, width: of `data`, in pixels.
       orig_height, orig_width: of the image as its owner distributes it.
       sha256: hex digest of the original pixels (dtype, shape, values), which does not depend on the
@@ -66,9 +67,16 @@ class StoredImage:
 
 
 def pack_payload(
-    record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
+    record: Record,
+    images: Sequence[StoredImage],
+    masks: Sequence[Mask] = (),
+    bag: np.ndarray | None = None,
 ) -> bytes:
-    """The entry of a record in a shard: its images, and boxes and masks in original pixels."""
+    """The entry of a record in a shard: its images, and boxes and masks in original pixels.
+
+    Args:
+      bag: f16 or f32 [S, F], the bag of features of the record.
+    """
     content = {
         "mark": _MARK,
         "id": record.id,
@@ -76,6 +84,9 @@ def pack_payload(
         "boxes": [dataclasses.astuple(box) for box in record.boxes],
         "masks": [dataclasses.astuple(mask) for mask in masks],
     }
+    if bag is not None:
+        stored = bag.astype(bag.dtype.newbyteorder("<"), copy=False)
+        content["bag"] = (stored.dtype.str, stored.shape, stored.tobytes())
     return msgpack.packb(content)
 
 
@@ -112,7 +123,7 @@ def _damaged(error: Exception) -> DamageError:
 
 
 # Columns of the index. They are followed by one column per section, "section.findings" and so on,
-# and by "vector", a list of f32, if any record of the corpus has a vector.
+# and by those of OPTIONAL_FIELDS that any record of the corpus has.
 INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("id", pa.string()),
     ("source", pa.string()),
@@ -150,12 +161,20 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("position", pa.int32()),
 )
 
+OPTIONAL_FIELDS: Mapping[str, pa.DataType] = {
+    "vector": pa.list_(pa.float32()),
+    "bag": pa.list_(pa.int64()),  # its shape; the bag itself is in the shard
+}
+
 # Columns that equal the field of Record of the same name.
 PLAIN_FIELDS = tuple(name for name, _ in INDEX_FIELDS[:16] if name != "aliases")
 
 
 def index_row(
-    record: Record, images: Sequence[StoredImage], masks: Sequence[Mask] = ()
+    record: Record,
+    images: Sequence[StoredImage],
+    masks: Sequence[Mask] = (),
+    bag: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """A row of the index without shard and position; all sections are under "sections"."""
     plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
@@ -180,25 +199,26 @@ def index_row(
         "has_findings": any(record.sections.get(s, "").strip() for s in ("findings", "impression")),
         "sections": dict(record.sections),
         "vector": None if record.vector is None else list(record.vector),
+        "bag": None if bag is None else list(bag.shape),
     }
 
 
 def index_table(
-    rows: Sequence[Mapping[str, Any]], sections: Sequence[str], *, vectors: bool = False
+    rows: Sequence[Mapping[str, Any]], sections: Sequence[str], optional: Sequence[str] = ()
 ) -> pa.Table:
     """The index as a table.
 
     Args:
       rows: those of `index_row`, with shard and position.
       sections: the names of all sections, in order.
-      vectors: whether any record of the corpus has a vector.
+      optional: those of OPTIONAL_FIELDS that any record of the corpus has.
     """
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in INDEX_FIELDS}
     for section in sections:
         texts = [row["sections"].get(section) for row in rows]
         columns[f"section.{section}"] = pa.array(texts, pa.large_string())
-    if vectors:
-        columns["vector"] = pa.array([row["vector"] for row in rows], pa.list_(pa.float32()))
+    for name in optional:
+        columns[name] = pa.array([row[name] for row in rows], OPTIONAL_FIELDS[name])
     return pa.table(columns)
 
 
@@ -227,6 +247,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: schema_version {version!r}; expected {SCHEMA_VERSION}. Another version of"
             " mmrl wrote it; prepare the corpus again in another folder"
         )
+    if manifest.get("channels", 1) not in CHANNELS:  # older corpora are grey
+        raise InputError(f"{path}: channels {manifest['channels']!r}; expected 1 or 3")
     stated = manifest.get("files")
     if not isinstance(stated, dict) or not all(map(_is_stated, stated.values())):
         raise DamageError(f"{path} was altered: it does not state bytes and sha256 of every file")
@@ -268,7 +290,12 @@ def check_files(
 
 
 def pixel_sha256(image: np.ndarray) -> str:
-    """Hex digest of an image's pixels, dtype and shape."""
+    """Hex digest of an image's pixels, dtype and shape.
+
+    A colour image whose channels are equal has the digest of the grey image.
+    """
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = image[..., 0]
     digest = hashlib.sha256(f"{image.dtype.str}{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
@@ -309,27 +336,31 @@ def _read(path: str, position: int) -> bytes:
     return data
 
 
-def decode_image(image: StoredImage) -> np.ndarray:
-    """The pixels of a stored image: u8[H, W] or u16[H, W]; InputError when it is damaged.
+def decode_image(image: StoredImage, channels: int = 1) -> np.ndarray:
+    """The pixels of a stored image: u8 or u16 [H, W], or [H, W, 3] for 3 channels.
 
     The container is not checked: it was complete when the shard was written, and the manifest has
     the digest of the shard.
+
+    Raises:
+      InputError: it is damaged.
     """
-    return _decode(image.key, image.data, image.height, image.width)
+    return _decode(image.key, image.data, image.height, image.width, channels)
 
 
-def _decode(key: str, data: bytes, height: int, width: int) -> np.ndarray:
+def _decode(key: str, data: bytes, height: int, width: int, channels: int) -> np.ndarray:
     try:
-        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        kept = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+        flags = cv2.IMREAD_ANYDEPTH | kept | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
-    if pixels is None or pixels.shape != (height, width):
+    if pixels is None or pixels.shape[:2] != (height, width):
         raise InputError(f"image {key!r} cannot be decoded")
-    return pixels
+    return pixels[..., ::-1] if channels == 3 else pixels
 
 
-def load_image(path: str, position: int, number: int) -> np.ndarray:
+def load_image(path: str, position: int, number: int, channels: int = 1) -> np.ndarray:
     """Image `number` of a record, see `decode_image`; an InputError names shard and position.
 
     Other images, boxes and masks are not read.
@@ -340,7 +371,7 @@ def load_image(path: str, position: int, number: int) -> np.ndarray:
         if not 0 <= number < len(images):
             raise InputError(f"no image {number}; the record has {len(images)}")
         key, data, height, width = images[number][:4]  # the first fields of StoredImage
-        return _decode(key, data, height, width)
+        return _decode(key, data, height, width, channels)
     except InputError as error:
         raise type(error)(f"{path} record {position}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -361,6 +392,18 @@ def load_boxes(path: str, position: int) -> tuple[Box, ...]:
         scaled = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
         boxes.append(dataclasses.replace(box, xyxy=scaled))
     return tuple(boxes)
+
+
+def load_bag(path: str, position: int) -> np.ndarray:
+    """The bag of features of a record, f16 or f32 [S, F]."""
+    content = _content(_read(path, position))
+    try:
+        kind, shape, data = content["bag"]
+        if kind not in ("<f2", "<f4"):
+            raise ValueError(kind)
+        return np.frombuffer(data, kind).reshape(shape)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} record {position}: {_damaged(error)}") from error
 
 
 def load_masks(path: str, position: int) -> dict[str, np.ndarray]:
