@@ -19,7 +19,7 @@ counts learned queries have no name (None).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -73,11 +73,17 @@ class Features(NamedTuple):
       local: for images, [B, R, local_width], the regions in row-major order of the encoder's
         `grid`; for texts, [B, L, width], the features of all token positions, padding included.
       mask: bool[B, L], True at tokens that are not padding; None for images.
+      layers: [B, n, R or L, width], the regions or tokens after chosen numbers of blocks, before
+        any later norm; None if not asked for.
+      attention: f32[B, heads, R or L], the attention that the summary token pays to them in the
+        last block; without such a token, that of all of them on average. None if not asked for.
     """
 
     pooled: jax.Array
     local: Any
     mask: jax.Array | None
+    layers: jax.Array | None = None
+    attention: jax.Array | None = None
 
 
 class ImageEncoder(Protocol):
@@ -86,9 +92,15 @@ class ImageEncoder(Protocol):
     Attributes:
       width: features of the pooled output.
       local_width: features of the local output.
-      grid: rows and columns of regions.
+      grid: rows and columns of regions of an image of the size that the encoder is made for.
       channels: C; 1 for an encoder that does not state it.
       layers: see `Layers`; an encoder without them cannot be trained with layer-wise decay.
+      takes_kept: whether it can encode some of the regions alone; False if not stated.
+      takes_hidden: whether a learned token can stand in the place of regions; False if not stated.
+      num_heads: heads of the last block, of an encoder that gives `attention`.
+
+    An encoder without such abilities leaves out the arguments `kept`, `hidden`, `layers` and
+    `attention`.
     """
 
     width: int
@@ -102,8 +114,24 @@ class ImageEncoder(Protocol):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
         present: jax.Array | None = None,
+        kept: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+        layers: Sequence[int] = (),
+        attention: bool = False,
     ) -> Features:
-        """image f[B, H, W, C] -> pooled [B, width] and local [B, R, local_width]."""
+        """image f[B, H, W, C] -> pooled [B, width] and local [B, R, local_width].
+
+        Args:
+          train: whether dropout and batch statistics are those of training.
+          rngs: stream "dropout"; None: no dropout.
+          present: bool[B], rows that count in statistics of the batch; None: all.
+          kept: i32[B, P'], places (row by row of the grid) of the regions to encode; R is then P',
+            in this order. Only of an encoder with `takes_kept`. None: all.
+          hidden: bool[B, R], regions whose pixels change nothing. Only of an encoder with
+            `takes_hidden`. None: none.
+          layers: numbers of blocks after which the regions are wanted; 1: after the first one.
+          attention: whether the attention of the last block is wanted.
+        """
 
 
 class Size(NamedTuple):
@@ -160,10 +188,19 @@ def resolve_size(
     return size
 
 
-def check_image(image: jax.Array, size: int, channels: int) -> None:
-    """Raises ValueError unless `image` is [B, size, size, channels]."""
-    if image.ndim != 4 or image.shape[1:] != (size, size, channels):
-        raise ValueError(f"image {image.shape}; expected [B, {size}, {size}, {channels}]")
+def check_image(image: jax.Array, size: int, step: int, channels: int) -> None:
+    """Raises ValueError unless `image` is [B, H, W, channels] with sides that an encoder takes.
+
+    These are `size`, which the encoder is made for, and the multiples of `step`.
+    """
+    fits = image.ndim == 4 and all(
+        side == size or (side > 0 and side % step == 0) for side in image.shape[1:3]
+    )
+    if not fits or image.shape[3] != channels:
+        raise ValueError(
+            f"image {image.shape}; expected [B, H, W, {channels}], where H and W are {size} or "
+            f"multiples of {step}"
+        )
 
 
 def flatten(x: jax.Array) -> jax.Array:
@@ -312,6 +349,10 @@ class BlockOptions:
       rope_scaling: stretches the wavelengths of rotary positions as Llama 3.1 does: a mapping with
         factor, low_freq_factor, high_freq_factor and original_max_position; see
         `rotary_frequencies`. None or {}: not.
+      drop_path: rate at which the last block leaves out each of its branches, per row and in
+        training alone; the rate rises linearly from 0 in the first block (Huang et al. 2016,
+        "Deep networks with stochastic depth", section 3). Branches that stay are divided by
+        1 - rate.
 
     Raises:
       InputError: values that do not fit together.
@@ -330,12 +371,15 @@ class BlockOptions:
     mlp_bias: bool = True
     rope_theta: float = 0.0
     rope_scaling: Mapping[str, float] | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         numbers = ("epsilon", "layer_scale", "kv_heads", "head_dim", "rope_theta")
         for name in numbers:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}; expected at least 0")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path {self.drop_path}; expected at least 0 and below 1")
         given = self.rope_scaling
         if not given:
             return
@@ -515,7 +559,54 @@ class Attention(nnx.Module):
         each query. positions i32[B, L] are those of the tokens, by default 0 to L - 1; only rotary
         positions need them.
         """
-        query, key, value = self._projected(x, queries)
+        (query, key, value), mask = self._asked(x, mask, queries, positions, 3)
+        # A fused kernel gains nothing for few queries, and cudnn refuses an odd number of them.
+        implementation = self.implementation if queries is None else "xla"
+        causal = self.causal and queries is None
+        if implementation == "splash":
+            x = splash.attend(query, key, value, mask, causal=causal)
+        else:
+            x = self._attend(query, key, value, mask, causal, implementation)
+        out = self.out(x.reshape(-1, *x.shape[2:]))
+        return out.reshape(*x.shape[:2], -1)
+
+    def weights(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        queries: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """The attention of all tokens, or of `queries`, f32[B, heads, L or Q, L]; as `__call__`.
+
+        Softmax of the scaled products of queries and keys (Vaswani et al. 2017, equation 1), in
+        float32. Sums to 1 over L.
+        """
+        (query, key), mask = self._asked(x, mask, queries, positions, 2)
+        key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)  # each is that of a group
+        products = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        products *= 1 / math.sqrt(query.shape[-1])
+        if self.causal and queries is None:
+            before = jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None]
+            mask = before if mask is None else before & (mask[:, None] if mask.ndim == 2 else mask)
+        if mask is not None:
+            seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
+            products = jnp.where(seen, products, -0.7 * float(np.finfo(np.float32).max))
+        return jax.nn.softmax(products, axis=-1)
+
+    def _asked(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        queries: jax.Array | None,
+        positions: jax.Array | None,
+        count: int,
+    ) -> tuple[list[jax.Array], jax.Array | None]:
+        """The first `count` of query, key and value, turned by positions; and the mask of queries.
+
+        A causal mask is included where there are `queries`.
+        """
+        query, key, *value = self._projected(x, queries, count)
         if self.frequencies:
             if positions is None:
                 positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
@@ -529,15 +620,7 @@ class Attention(nnx.Module):
             if mask is not None:
                 before &= mask[:, None] if mask.ndim == 2 else mask
             mask = before  # B Q L
-        # A fused kernel gains nothing for few queries, and cudnn refuses an odd number of them.
-        implementation = self.implementation if queries is None else "xla"
-        causal = self.causal and queries is None
-        if implementation == "splash":
-            x = splash.attend(query, key, value, mask, causal=causal)
-        else:
-            x = self._attend(query, key, value, mask, causal, implementation)
-        out = self.out(x.reshape(-1, *x.shape[2:]))
-        return out.reshape(*x.shape[:2], -1)
+        return [query, key, *value], mask
 
     def _attend(
         self,
@@ -556,27 +639,28 @@ class Attention(nnx.Module):
                 query, key, value, mask=mask, is_causal=causal, implementation=implementation
             )
 
-    def _projected(self, x: jax.Array, queries: jax.Array | None) -> list[jax.Array]:
-        """Query [B, L or Q, heads, head_dim], key and value [B, L, kv_heads, head_dim]."""
-        if queries is None and not self.grouped:
-            return self._parts(self.qkv(flatten(x)), x)
-        if self.grouped:
-            key, value = self._parts(self.kv(flatten(x)), x)
-        else:
-            key, value = self._some(x, slice(1, None))
-        asking = x if queries is None else take_rows(x, queries)
-        if self.grouped:
-            (query,) = self._parts(self.query(flatten(asking))[:, None], asking)
-        else:
-            (query,) = self._some(asking, slice(1))
-        return [query, key, value]
+    def _projected(self, x: jax.Array, queries: jax.Array | None, count: int) -> list[jax.Array]:
+        """Query [B, L or Q, heads, head_dim], key and value [B, L, kv_heads, head_dim].
 
-    def _some(self, x: jax.Array, which: slice) -> list[jax.Array]:
-        """Some of query, key and value of x [B, L, width], by the fused kernel."""
-        kernel = self.qkv.kernel[...][:, which].astype(x.dtype)
-        projected = jnp.tensordot(flatten(x), kernel, axes=1)
-        if self.qkv.bias is not None:
-            projected += self.qkv.bias[...][which].astype(x.dtype)[None]
+        Only the first `count` of the three.
+        """
+        if self.grouped:
+            asking = x if queries is None else take_rows(x, queries)
+            (query,) = self._parts(self.query(flatten(asking))[:, None], asking)
+            return [query, *self._some(self.kv, x, slice(count - 1))]
+        if queries is None:
+            return self._some(self.qkv, x, slice(count))
+        (query,) = self._some(self.qkv, take_rows(x, queries), slice(1))
+        return [query, *self._some(self.qkv, x, slice(1, count))]
+
+    def _some(self, layer: nnx.LinearGeneral, x: jax.Array, which: slice) -> list[jax.Array]:
+        """Some parts of x [B, L, width] by a kernel of several."""
+        kernel = layer.kernel[...]
+        if which.indices(kernel.shape[1])[:2] == (0, kernel.shape[1]):
+            return self._parts(layer(flatten(x)), x)
+        projected = jnp.tensordot(flatten(x), kernel[:, which].astype(x.dtype), axes=1)
+        if layer.bias is not None:
+            projected += layer.bias[...][which].astype(x.dtype)[None]
         return self._parts(projected, x)
 
     @staticmethod
@@ -666,23 +750,49 @@ class Block(nnx.Module):
         key: jax.Array | None = None,
         queries: jax.Array | None = None,
         positions: jax.Array | None = None,
+        rate: jax.Array | None = None,
     ) -> jax.Array:
         """x [B, L, width] -> [B, L, width]; with queries i32[B, Q], for those tokens only.
 
-        Mask and positions are as in Attention. Without a key there is no dropout.
+        Mask and positions are as in Attention. `rate` is that at which a row drops a branch.
+        Without a key there is no dropout of either kind.
         """
         attention_key, mlp_key = split_key(key, 2)
-        drop = functools.partial(self.dropout, deterministic=key is None)
+
+        def drop(branch: jax.Array, rngs: jax.Array | None) -> jax.Array:
+            branch = self.dropout(branch, deterministic=key is None, rngs=rngs)
+            if rngs is None or rate is None:
+                return branch
+            return drop_rows(branch, rate, jax.random.fold_in(rngs, 1))
+
         attended = self.attention(
             self.attention_norm(x) if self.pre_norm else x, mask, queries, positions
         )
         if self.has_scale:
             attended *= self.attention_scale[...].astype(x.dtype)[None, None]
         x = x if queries is None else take_rows(x, queries)
-        x = x + drop(attended, rngs=attention_key)
+        x = x + drop(attended, attention_key)
         x = x if self.pre_norm else self.attention_norm(x)
         added = self.mlp(self.mlp_norm(x) if self.pre_norm else x)
         if self.has_scale:
             added *= self.mlp_scale[...].astype(x.dtype)[None, None]
-        x = x + drop(added, rngs=mlp_key)
+        x = x + drop(added, mlp_key)
         return x if self.pre_norm else self.mlp_norm(x)
+
+    def attention_weights(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        queries: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """As `weights` of its attention, from the input of the block."""
+        x = self.attention_norm(x) if self.pre_norm else x
+        return self.attention.weights(x, mask, queries, positions)
+
+
+def drop_rows(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
+    """Sets rows of x [B, ...] to 0 at a rate, and divides the others by 1 - rate."""
+    stays = 1.0 - jnp.asarray(rate, jnp.float32)
+    rows = jax.random.bernoulli(key, stays, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return x * (rows.astype(jnp.float32) / stays).astype(x.dtype)

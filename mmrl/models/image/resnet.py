@@ -153,10 +153,13 @@ class ResidualBlock(nnx.Module):
 
 
 class Resnet(nnx.Module):
-    """ResNet-18, -34 or -50 (He et al. 2016) for one square image size.
+    """ResNet-18, -34 or -50 (He et al. 2016).
+
+    Images have the sides `image_size`, or multiples of the stride of the last stage: 32, or 8 with
+    the small stem.
 
     Args:
-      image_size: side of the image in pixels.
+      image_size: side in pixels of the square image that `grid` is for.
       depth: number of layers: 18, 34 or 50.
       width: channels of the stem; 64 in the paper.
       region_stage: the stage, 1 to 4, whose feature map becomes the regions.
@@ -169,6 +172,8 @@ class Resnet(nnx.Module):
     Attributes: width, local_width and grid, see ImageEncoder. Batch statistics are nnx.BatchStat
     variables, not parameters. Raises InputError for unknown choices.
     """
+
+    takes_kept = False
 
     def __init__(
         self,
@@ -219,11 +224,11 @@ class Resnet(nnx.Module):
                 features = block.out_features
             if stage == region_stage:
                 self.local_width = features
-        self.grid = self._grid(region_stage)
+        self.grid = self._grid(region_stage, image_size, image_size)
         self.pool = pools.make(
             pool,
             width=features,
-            grid=self._grid(4),
+            grid=self._grid(4, image_size, image_size),
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -240,10 +245,10 @@ class Resnet(nnx.Module):
         )
         return (("stem", "stem_norm"), *blocks)
 
-    def _grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of the feature map of a stage."""
+    def _grid(self, stage: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the feature map of a stage, of an image of so many pixels."""
         stride = 2 ** (stage - 1) * (1 if self.small_stem else 4)
-        return (-(-self.image_size // stride), -(-self.image_size // stride))
+        return -(-height // stride), -(-width // stride)
 
     def __call__(
         self,
@@ -253,12 +258,13 @@ class Resnet(nnx.Module):
         rngs: nnx.Rngs | None = None,
         present: jax.Array | None = None,
     ) -> Features:
-        """image f[B, image_size, image_size, channels] -> Features in the compute dtype.
+        """image f[B, H, W, channels] -> Features in the compute dtype.
 
         `train` is as in `apply_norm`. `rngs` is unused; it belongs to the common signature. Raises
         ValueError for another image shape.
         """
-        check_image(image, self.image_size, self.channels)
+        stride = 8 if self.small_stem else 32
+        check_image(image, self.image_size, stride, self.channels)
         x = self.stem(image.astype(self.dtype))
         x = jax.nn.relu(apply_norm(self.stem_norm, x, train, present))
         if not self.small_stem:
@@ -270,5 +276,6 @@ class Resnet(nnx.Module):
             if stage == self.region_stage:
                 regions = x
         local = regions.reshape(x.shape[0], -1, self.local_width)  # B R local_width
-        pooled = self.pool(x.reshape(x.shape[0], -1, x.shape[-1]))
+        grid = self._grid(4, *image.shape[1:3])
+        pooled = self.pool(x.reshape(x.shape[0], -1, x.shape[-1]), grid=grid)
         return Features(pooled=pooled, local=local, mask=None)
