@@ -87,8 +87,8 @@ def passes(
 
         def loss(params: Any, tokens: jax.Array, mask: jax.Array, graphdef: Any) -> jax.Array:
             text = nnx.merge(graphdef, params)
-            pooled, words = text.candidates(tokens, mask, words=True, train=True)
-            real = jnp.where(mask[:, 0, :, None], words, 0)
+            pooled, words = text.candidates(tokens, mask, words=(0,), train=True)
+            real = jnp.where(mask[:, :1, :, None], words, 0)
             return jnp.sum(pooled.astype(jnp.float32) ** 2) + jnp.sum(real.astype(jnp.float32) ** 2)
 
         gradient = jax.grad(functools.partial(loss, graphdef=graphdef))

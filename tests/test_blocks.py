@@ -171,18 +171,20 @@ def softmax(x):
 
 
 def attend(x, p, block, causal):
+    """The output of attention, and the weights of each head [heads, L, L]."""
     if "qkv" in p:
         q, k, v = linear(x, p["qkv"]).reshape(len(x), 3, HEADS, -1).transpose(1, 2, 0, 3)
     else:
         q = linear(x, p["query"]).reshape(len(x), HEADS, -1).transpose(1, 0, 2)
         k, v = linear(x, p["kv"]).reshape(len(x), 2, block.kv_heads, -1).transpose(1, 2, 0, 3)
-    attended = []
+    attended, weights = [], []
     for head in range(HEADS):
         shared = head // (HEADS // len(k))
         logits = turned(q[head], block) @ turned(k[shared], block).T / math.sqrt(q.shape[-1])
         logits = np.where(np.tri(len(x)) > 0, logits, -np.inf) if causal else logits
-        attended.append(softmax(logits) @ v[shared])
-    return linear(np.concatenate(attended, axis=1), p["out"])
+        weights.append(softmax(logits))
+        attended.append(weights[-1] @ v[shared])
+    return linear(np.concatenate(attended, axis=1), p["out"]), np.stack(weights)
 
 
 def mlp(x, p, activation, gated):
@@ -194,7 +196,7 @@ def mlp(x, p, activation, gated):
 def run_block(x, p, block, causal):
     normed = functools.partial(norm, kind=block.norm, epsilon=block.epsilon)
     branches = {
-        "attention": lambda x: attend(x, p["attention"], block, causal),
+        "attention": lambda x: attend(x, p["attention"], block, causal)[0],
         "mlp": lambda x: mlp(x, p["mlp"], block.activation, block.gated),
     }
     for name, branch in branches.items():
@@ -221,22 +223,30 @@ def latent_attention(x, p, num_heads, epsilon=1e-5):
     return x + mlp(normed(x, p["mlp_norm"]), p["mlp"], "gelu", True)
 
 
+def run_blocks(p, tokens, kind):
+    """tokens i32[V] -> the input of the first block and the output of each, f64[V, width]."""
+    options = KINDS[kind]
+    block = BlockOptions.of("", options.get("block"))
+    x = p["token"]["embedding"][tokens]
+    if options.get("positions", "learned") == "learned":
+        x = x + p["position"][: len(x)]
+    if options.get("embedding_norm"):
+        x = norm(x, p["embedding_norm"], block.norm, block.epsilon)
+    outputs = [x]
+    for name in sorted(p["stack"]):
+        outputs.append(run_block(outputs[-1], p["stack"][name], block, options.get("causal")))
+    return outputs
+
+
 def reference(p, tokens, kind, word_layers):
     """tokens i32[V] of one text -> pooled f64[width], words f64[V, width]."""
     options = KINDS[kind]
     block, pool = BlockOptions.of("", options.get("block")), options.get("pool", "cls")
     normed = functools.partial(norm, kind=block.norm, epsilon=block.epsilon)
-    x = p["token"]["embedding"][tokens]
-    if options.get("positions", "learned") == "learned":
-        x = x + p["position"][: len(x)]
-    x = normed(x, p["embedding_norm"]) if options.get("embedding_norm") else x
-    outputs = []
-    for name in sorted(p["stack"]):
-        x = run_block(x, p["stack"][name], block, options.get("causal", False))
-        outputs.append(x)
+    outputs = run_blocks(p, tokens, kind)
     last = (lambda x: normed(x, p["norm"])) if options.get("final_norm", True) else (lambda x: x)
     words = last(sum(outputs[-word_layers:]))
-    x = last(x)
+    x = last(outputs[-1])
     if isinstance(pool, dict):
         return latent_attention(x, p["pooler"], pool["num_heads"]).mean(0), words
     return {"cls": x[0], "eos": x[-1], "mean": x.mean(0)}[pool], words
@@ -249,7 +259,7 @@ def test_encoders_equal_their_reference_padded_and_by_queries(kind, word_layers)
     tokens, mask = texts()
     flat = tokens.reshape(-1, LENGTH), mask.reshape(-1, LENGTH)
     whole = jax.jit(lambda t, m: model(t, m))(*flat)
-    pooled, words = jax.jit(lambda t, m: model.candidates(t, m, words=True))(tokens, mask)
+    pooled, words = jax.jit(lambda t, m: model.candidates(t, m, words=(0, 2)))(tokens, mask)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), pure(model))
     for row, (text, valid) in enumerate(zip(*flat, strict=True)):
         expected, of_words = reference(p, text[valid], kind, word_layers)
@@ -258,8 +268,56 @@ def test_encoders_equal_their_reference_padded_and_by_queries(kind, word_layers)
         np.testing.assert_allclose(whole.pooled[row], expected, **close)
         np.testing.assert_allclose(whole.local[row][valid], of_words, **close)
         np.testing.assert_allclose(pooled[report, candidate], expected, **close)
-        if candidate == 0:
-            np.testing.assert_allclose(words[report][valid], of_words, **close)
+        if candidate != 1:
+            np.testing.assert_allclose(words[report, candidate // 2][valid], of_words, **close)
+
+
+def attention_reference(p, tokens, kind):
+    """tokens i32[V] of one text -> what its pooled token, or the mean, attends to f64[heads, V]."""
+    options = KINDS[kind]
+    block, pool = BlockOptions.of("", options.get("block")), options.get("pool", "cls")
+    x, own = run_blocks(p, tokens, kind)[-2], p["stack"]["block_01"]
+    if block.order == "pre":
+        x = norm(x, own["attention_norm"], block.norm, block.epsilon)
+    _, weights = attend(x, own["attention"], block, options.get("causal"))
+    return {"cls": weights[:, 0], "eos": weights[:, -1]}.get(str(pool), weights.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("bert", {"scan_layers": True}),
+        ("llama", {"word_layers": 2}),
+        ("siglip", {"remat": "full"}),
+        ("latents", {}),
+        pytest.param("clip", {"remat": "dots", "scan_layers": True}, marks=pytest.mark.exhaustive),
+        pytest.param("default", {"attention": "xla"}, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_layers_and_attention_equal_their_reference(kind, options):
+    model = encoder(kind, **options)
+    tokens, mask = (x.reshape(-1, LENGTH) for x in texts())
+    mask[-1] = False  # a text without tokens
+    found = jax.jit(lambda t, m: model(t, m, layers=(2, 1), attention=True))(tokens, mask)
+    assert np.isfinite(found.attention).all() and found.attention.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        np.where(mask[:, None], 0, found.attention), np.zeros_like(found.attention)
+    )
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), pure(encoder(kind)))
+    for row in range(len(tokens) - 1):
+        text, valid = tokens[row][mask[row]], mask[row]
+        _, first, second = run_blocks(p, text, kind)
+        close = {"rtol": 1e-4, "atol": 3e-5}
+        np.testing.assert_allclose(found.layers[row][:, valid], [second, first], **close)
+        expected = attention_reference(p, text, kind)
+        np.testing.assert_allclose(found.attention[row][:, valid], expected, **close)
+
+
+def test_layers_that_do_not_exist_are_refused():
+    tokens, mask = (x.reshape(-1, LENGTH) for x in texts())
+    for layers in ((0,), (3,)):
+        with pytest.raises(ValueError, match=r"layers \(\d,\); expected numbers"):
+            encoder("default")(tokens, mask, layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +343,7 @@ def test_options_change_the_reference_by_more_than_is_tolerated(kind, other, mon
 @pytest.mark.parametrize("kind", ["bert", "llama", "scaled", "latents"])
 def test_scanned_stacks_equal_unrolled_ones(kind):
     tokens, mask = texts()
-    for words in (True, False):
+    for words in ((0, 1), ()):
         one, two = (
             jax.jit(functools.partial(encoder(kind, **options).candidates, words=words))(
                 tokens, mask
@@ -298,11 +356,11 @@ def test_scanned_stacks_equal_unrolled_ones(kind):
 @pytest.mark.parametrize(
     ("kind", "words", "budget"),
     [
-        ("llama", True, 0.34),  # spills
-        ("bert", True, 0.5),
-        ("latents", False, 0.5),
-        pytest.param("clip", False, 0.34, marks=pytest.mark.exhaustive),
-        pytest.param("scaled", True, 0.85, marks=pytest.mark.exhaustive),
+        ("llama", (1, 2), 0.34),  # spills, and more words than rows
+        ("bert", (0,), 0.5),
+        ("latents", (1,), 0.5),
+        pytest.param("clip", (), 0.34, marks=pytest.mark.exhaustive),
+        pytest.param("scaled", (0,), 0.85, marks=pytest.mark.exhaustive),
     ],
 )
 def test_packing_changes_no_output_and_no_gradient(kind, words, budget):
@@ -333,13 +391,13 @@ def test_texts_without_tokens_are_finite_and_leave_the_others_alone(kind):
     hidden[1, 2] = False
 
     def loss(params: Any) -> jax.Array:
-        pooled, _ = nnx.merge(nnx.graphdef(model), params).candidates(tokens, hidden, words=False)
+        pooled, _ = nnx.merge(nnx.graphdef(model), params).candidates(tokens, hidden, words=())
         return jnp.sum(pooled**2), pooled
 
     gradient, pooled = jax.jit(jax.grad(loss, has_aux=True))(pure(model))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.isfinite(pooled).all()
-    kept = model.candidates(tokens, mask, words=False)[0]
+    kept = model.candidates(tokens, mask, words=())[0]
     np.testing.assert_allclose(pooled[0], kept[0], atol=1e-5)
 
 

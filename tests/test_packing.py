@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ SIZE = {"width": 16, "depth": 1, "num_heads": 2, "vocab_size": 30, "length": L}
 
 # The tensor axis of a mesh of 4 divides the heads of the queries but not those of the keys.
 GROUPED = {"num_heads": 4, "causal": True, "block": {"kv_heads": 2, "rope_theta": 100.0}}
+FIRST = (0,)  # words of the first text alone
 LATENTS = {"pool": {"name": "latent_attention", "latents": 3, "num_heads": 2}}
 
 
@@ -57,7 +59,7 @@ def texts(reports: int = B, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.arange(L) < lengths[..., None]
 
 
-def compiled(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> tuple[Any, Any]:
+def compiled(text: Transformer, tokens: Any, mask: Any, *, words: Sequence[int]) -> tuple[Any, Any]:
     """(parameters -> (gradient, (pooled, words where there are tokens)), parameters)."""
     graphdef, params = nnx.split(text)
     weights = np.random.default_rng(3).normal(size=(2, 16)).astype(np.float32)
@@ -69,7 +71,7 @@ def compiled(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> tuple
         pooled = jnp.where(mask.any(axis=2)[..., None], pooled, 0)
         total = jnp.sum(jnp.sin(pooled) @ weights[0])
         if of_words is not None:
-            of_words = jnp.where(mask[:, 0, :, None], of_words, 0)
+            of_words = jnp.where(mask[:, list(words), :, None], of_words, 0)
             total += jnp.sum(jnp.sin(of_words) @ weights[1])
         return total, (pooled, of_words)
 
@@ -78,7 +80,7 @@ def compiled(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> tuple
     return gradient.lower(pure, tokens, mask).compile(), pure
 
 
-def outputs(text: Transformer, tokens: Any, mask: Any, *, words: bool) -> Any:
+def outputs(text: Transformer, tokens: Any, mask: Any, *, words: Sequence[int]) -> Any:
     """Gradient of a function of all features, and the features."""
     call, params = compiled(text, tokens, mask, words=words)
     return call(params, tokens, mask)
@@ -126,13 +128,15 @@ def test_rows_hold_every_token_once_and_keep_texts_apart():
 
 CASES = [
     # pool, word_layers, scan_layers, words, packing: 0.85 fits, 0.34 spills in uneven chunks
-    ("eos", 2, True, True, 0.34),
-    ("mean", 1, False, True, 0.85),
+    ("eos", 2, True, FIRST, 0.34),
+    ("mean", 1, False, (0, 2), 0.85),
+    ("cls", 2, False, (1,), 0.85),
+    ("eos", 2, False, (0, 1, 2), 0.34),  # more words than rows: these are completed
     # On a mesh below.
-    pytest.param("cls", 1, False, True, 0.34, marks=pytest.mark.exhaustive),
-    pytest.param("cls", 2, True, False, 0.85, marks=pytest.mark.exhaustive),
-    pytest.param("eos", 2, False, False, 1.0, marks=pytest.mark.exhaustive),
-    pytest.param("mean", 2, True, True, 0.34, marks=pytest.mark.exhaustive),
+    pytest.param("cls", 1, False, FIRST, 0.34, marks=pytest.mark.exhaustive),
+    pytest.param("cls", 2, True, (), 0.85, marks=pytest.mark.exhaustive),
+    pytest.param("eos", 2, False, (), 1.0, marks=pytest.mark.exhaustive),
+    pytest.param("mean", 2, True, (2, 1), 0.34, marks=pytest.mark.exhaustive),
 ]
 
 
@@ -149,9 +153,9 @@ def test_packing_changes_no_output_and_no_gradient(pool, word_layers, scan_layer
 @pytest.mark.parametrize(
     ("pool", "words", "scan_layers", "size"),
     [
-        ("cls", True, False, 5),
-        ("mean", True, True, 3),
-        pytest.param("eos", False, False, 5, marks=pytest.mark.exhaustive),
+        ("cls", (0, 1), False, 5),
+        ("mean", FIRST, True, 3),
+        pytest.param("eos", (), False, 5, marks=pytest.mark.exhaustive),
     ],
 )
 def test_packing_changes_nothing_for_a_convolution_over_tokens(pool, words, scan_layers, size):
@@ -170,9 +174,9 @@ def test_candidates_are_the_texts_encoded_alone(pool):
     tokens, mask = texts()
     mask[1, 0, :4] = True
     alone = jax.jit(lambda t, m: text(t, m))(tokens.reshape(-1, L), mask.reshape(-1, L))
-    pooled, words = jax.jit(lambda t, m: text.candidates(t, m, words=True))(tokens, mask)
+    pooled, words = jax.jit(lambda t, m: text.candidates(t, m, words=(2, 0)))(tokens, mask)
     assert_close(pooled, alone.pooled.reshape(B, C, -1), floor=1.0)
-    assert_close(words, alone.local.reshape(B, C, L, -1)[:, 0], floor=1.0)
+    assert_close(words, alone.local.reshape(B, C, L, -1)[:, [2, 0]], floor=1.0)
 
 
 def test_copies_cost_the_last_block_little_more_than_its_keys_and_values():
@@ -184,7 +188,7 @@ def test_copies_cost_the_last_block_little_more_than_its_keys_and_values():
         return jax.jit(call).lower(tokens, mask).compile().cost_analysis()["flops"]
 
     whole = flops(lambda t, m: text(t.reshape(-1, L), m.reshape(-1, L)).pooled)
-    pooled = flops(lambda t, m: text.candidates(t, m, words=False)[0])
+    pooled = flops(lambda t, m: text.candidates(t, m, words=())[0])
     # Of 12 width^2 multiplications per token, keys and values are 2; one token in L pays 10 more.
     assert pooled / whole == pytest.approx((2 + 10 / L) / 12, abs=0.06)
 
@@ -192,10 +196,10 @@ def test_copies_cost_the_last_block_little_more_than_its_keys_and_values():
 def test_evaluation_is_not_packed():
     text = build(packing=0.3, packing_group=3)  # groups of 3 do not divide the reports
     tokens, mask = texts()
-    pooled = jax.eval_shape(lambda: text.candidates(tokens, mask, words=False))[0]
+    pooled = jax.eval_shape(lambda: text.candidates(tokens, mask, words=()))[0]
     assert pooled.shape == (B, C, 16)
     with pytest.raises(InputError, match=r"packing_group=3 .* does not divide the 4 reports"):
-        jax.eval_shape(lambda: text.candidates(tokens, mask, words=False, train=True))
+        jax.eval_shape(lambda: text.candidates(tokens, mask, words=(), train=True))
 
 
 @pytest.mark.parametrize("options", [{"packing": -0.1}, {"packing": 1.5}, {"packing_group": 0}])
@@ -210,7 +214,7 @@ def test_dropout_follows_the_key_and_hits_spilled_texts_too():
 
     @jax.jit
     def call(seed: jax.Array) -> Any:
-        return text.candidates(tokens, mask, words=False, train=True, rngs=nnx.Rngs(seed))[0]
+        return text.candidates(tokens, mask, words=(), train=True, rngs=nnx.Rngs(seed))[0]
 
     first, again, other = (call(jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -232,12 +236,12 @@ def test_every_mesh_computes_the_same_and_packs_on_the_spot(axes, options):
     """Equals the result of one device without packing."""
     tokens, mask = texts(reports=16)
     text = build(packing=0.34, **options)
-    expected = outputs(build(**options), tokens, mask, words=True)
+    expected = outputs(build(**options), tokens, mask, words=FIRST)
     mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, axes, strict=True)))
     graphdef, params = nnx.split(text)
     placed = jax.device_put(nnx.to_pure_dict(params), sharding.variable_shardings(params, mesh))
     inputs = jax.device_put((tokens, mask), sharding.batch_sharding(mesh))
-    call, placed = compiled(nnx.merge(graphdef, placed), *inputs, words=True)
+    call, placed = compiled(nnx.merge(graphdef, placed), *inputs, words=FIRST)
     assert_close(call(placed, *inputs), expected, floor=1.0)
     if axes == (8, 1, 1):  # nothing but gradients and the decision to spill leaves a device
         moved = re.findall(r" (all-gather|all-to-all|collective-permute)\(", call.as_text())

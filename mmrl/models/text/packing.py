@@ -24,6 +24,7 @@ Design:
 `python -m benchmarks.packing` measures the budget that a corpus needs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -92,6 +93,11 @@ def first_fit_decreasing(lengths: jax.Array, slots: int, seats: int) -> tuple[ja
     return row, offset[which, row] + rank * lengths
 
 
+def take_texts(x: jax.Array, chosen: Sequence[int], axis: int = 1) -> jax.Array:
+    """x [B, C, ...] -> [B, len(chosen), ...], by slices, which no mesh has to exchange."""
+    return jnp.concatenate([jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in chosen], axis)
+
+
 class PackingPlan:
     """Assigns the texts of each group to rows, and maps the outputs of rows back to texts.
 
@@ -135,32 +141,38 @@ class PackingPlan:
         same = self.row[:, None] == self.row[:, :, None]
         earlier = same & (self._start[:, None] < self._start[:, :, None])
         seat = jnp.sum(earlier, axis=2, dtype=jnp.int32)
-        return self._find(x, first, seat[..., None], jnp.bool_(True))[:, :, 0]
+        return self._find(x, first, self.row, seat[..., None], jnp.bool_(True))[:, :, 0]
 
-    def tokens_of(self, x: jax.Array, first: jax.Array | int, every: int) -> jax.Array:
-        """Maps outputs per slot to texts 0, every, 2 * every, ...
+    def tokens_of(
+        self, x: jax.Array, first: jax.Array | int, count: int, chosen: Sequence[int]
+    ) -> jax.Array:
+        """Maps outputs per slot to the `chosen` of each `count` neighbouring texts.
 
-        x [G * R, P, width] -> [G, N / every, P, width]. x belongs to the rows from `first` on.
-        Texts in other rows get 0, and so do positions after the end of a text.
+        x [G * R, P, width] -> [G, N / count * len(chosen), P, width]. x belongs to the rows from
+        `first` on. Texts in other rows get 0, and so do positions after the end of a text.
         """
-        chosen = (slice(None), slice(None, None, every))
-        column = jnp.arange(self._slots, dtype=jnp.int32)
-        inside = column < self._lengths[chosen][..., None]
-        slot = self._start[chosen][..., None] + column
-        return self._find(x, first, slot, inside, chosen)
 
+        def of_texts(values: jax.Array) -> jax.Array:
+            taken = take_texts(values.reshape(len(values), -1, count), chosen, axis=2)
+            return taken.reshape(len(values), -1)
+
+        lengths, start, row = map(of_texts, (self._lengths, self._start, self.row))
+        column = jnp.arange(self._slots, dtype=jnp.int32)
+        inside = column < lengths[..., None]
+        return self._find(x, first, row, start[..., None] + column, inside)
+
+    @staticmethod
     def _find(
-        self,
         x: jax.Array,
         first: jax.Array | int,
+        row: jax.Array,
         column: jax.Array,
         inside: jax.Array,
-        chosen: tuple[slice, ...] = (),
     ) -> jax.Array:
-        """x [G * R, Q, width] at the row of each text and at `column` i32[G, N, C]; 0 elsewhere."""
-        groups, width = self.row.shape[0], x.shape[2]
+        """x [G * R, Q, width] at `row` i32[G, N] and `column` i32[G, N, C]; 0 where not inside."""
+        groups, width = row.shape[0], x.shape[2]
         x = x.reshape(groups, -1, x.shape[1], width)
-        row = (self.row[chosen] - first)[..., None]
+        row = (row - first)[..., None]
         inside = inside & (row >= 0) & (row < x.shape[1])
         index = jnp.where(inside, row * x.shape[2] + column, 0)
         flat = x.reshape(groups, -1, width)

@@ -1,7 +1,7 @@
 """Transformer text encoder with pooled text features and word features."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,9 +22,10 @@ from mmrl.models.layers import (
     learned_positions,
     resolve_size,
     split_key,
+    take_rows,
 )
 from mmrl.models.stack import Stack
-from mmrl.models.text.packing import PAD, PackingPlan, Rows
+from mmrl.models.text.packing import PAD, PackingPlan, Rows, take_texts
 from mmrl.models.text.pooling import LatentAttention
 from mmrl.types import InputError
 
@@ -237,33 +238,67 @@ class Transformer(nnx.Module):
         *,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
+        layers: Sequence[int] = (),
+        attention: bool = False,
     ) -> Features:
         """tokens i32[N, L], mask bool[N, L] -> Features in the compute dtype.
 
-        Dropout is on when `train` and `rngs` (stream "dropout") are given. Raises ValueError if L
-        exceeds `length` or if the shapes differ.
+        Dropout is on when `train` and `rngs` (stream "dropout") are given.
+
+        Args:
+          layers: numbers of blocks, 1 to depth, whose outputs are wanted; without the final norm.
+          attention: whether the attention of the last block is wanted, f32[N, heads, L]: what the
+            pooled token (pool cls or eos) pays, or with other pools what all tokens pay on average.
+            0 at padding. Computed again from the input of the block.
+
+        Raises:
+          ValueError: L exceeds `length`, the shapes differ, or `layers` do not exist.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or mask.shape != tokens.shape:
             raise ValueError(
                 f"tokens {tokens.shape}, mask {mask.shape}; expected [N, L], L <= {self.length}"
             )
+        if 0 in layers:
+            raise ValueError(f"layers {tuple(layers)}; expected numbers from 1 on")
         embed_key, stack_key = dropout_keys(train, rngs, 2)
         x = self._embed(jnp.where(mask, tokens, PAD), None, mask, embed_key)
-        x, summed = self.stack(x, mask, key=stack_key, last=self.word_layers)
+        before = self.stack.depth - 1
+        wanted = (*layers, before) if attention else layers
+        x, summed, after = self.stack(x, mask, key=stack_key, last=self.word_layers, layers=wanted)
         x = self._normed(x)
-        words = x if self.word_layers == 1 else self._normed(summed)
-        return Features(pooled=self._pool(x, mask), local=words, mask=mask)
+        return Features(
+            pooled=self._pool(x, mask),
+            local=x if self.word_layers == 1 else self._normed(summed),
+            mask=mask,
+            layers=jnp.stack([after[one] for one in layers], axis=1) if layers else None,
+            attention=self._attention(after[before], mask) if attention else None,
+        )
+
+    def _attention(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Attention f32[N, heads, L] from the input of the last block x [N, L, width]."""
+        if self.pool == "mean":
+            first = jnp.arange(x.shape[1], dtype=jnp.int32)[None] == 0
+            # A text without tokens, whose attention has no meaning, must not divide by 0.
+            among = mask | (first & ~mask.any(axis=1, keepdims=True))
+            found = self.stack.attention_of_last(x, mask, among=among)
+        else:
+            found = self.stack.attention_of_last(x, mask, queries=self._pooled_at(mask)[:, None])
+        return jnp.where(mask[:, None], found, jnp.zeros_like(found))
+
+    def _pooled_at(self, mask: jax.Array) -> jax.Array:
+        """mask bool[N, L] -> i32[N], the position of the pooled token."""
+        return last_token(mask) if self.pool == "eos" else jnp.zeros(mask.shape[:1], jnp.int32)
 
     def candidates(
         self,
         tokens: jax.Array,
         mask: jax.Array,
         *,
-        words: bool,
+        words: Sequence[int],
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encodes C texts for each of B reports in one pass; word features only for the first text.
+        """Encodes C texts for each of B reports in one pass; word features of chosen texts only.
 
         Gives the same result as C calls but takes less work. With pool "cls" or "eos", the last
         block computes only the pooled token of each text whose word features are not needed. Texts
@@ -271,14 +306,14 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: i32[B, C, L]. mask: bool[B, C, L].
-          words: whether to compute word features.
+          words: positions among C, without repetition, of the texts whose word features are wanted.
 
         Returns:
-          Pooled features [B, C, width] and, with `words`, the word features of the first text of
-          each report [B, L, width]; both in the compute dtype.
+          Pooled features [B, C, width] and, where there are `words`, word features
+          [B, len(words), L, width] in their order; both in the compute dtype.
 
         Raises:
-          ValueError: as in `__call__`.
+          ValueError: as in `__call__`; `words` that are no positions among C.
           InputError: `packing_group` does not divide B.
         """
         reports, count, length = tokens.shape
@@ -286,29 +321,42 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"tokens {tokens.shape}, mask {mask.shape}; expected [B, C, L], L <= {self.length}"
             )
-        if words and count == 1 and not (train and self.packing):
-            features = self(tokens[:, 0], mask[:, 0], train=train, rngs=rngs)
-            return features.pooled[:, None], features.local
+        if len(set(words) & set(range(count))) < len(words):
+            raise ValueError(f"words {tuple(words)}; expected distinct positions below {count}")
+        packed = train and self.packing > 0
+        flat = tokens.reshape(-1, length), mask.reshape(-1, length)
+        if len(words) == count and not packed:
+            features = self(*flat, train=train, rngs=rngs)
+            local = features.local.reshape(*tokens.shape, -1)
+            return features.pooled.reshape(reports, count, -1), take_texts(local, words)
         row_key, word_key = dropout_keys(train, rngs, 2)
-        if train and self.packing:
-            pooled, x, total = self._encode_packed(tokens, mask, words, row_key)
+        # Of few texts, the last block computes the words outside the rows; of many, that is more
+        # work than to complete the rows.
+        whole = self.pool == "mean" or (packed and len(words) > max(1, self.packing * count))
+        if packed:
+            pooled, x, total = self._encode_packed(tokens, mask, words, whole, row_key)
         else:
-            rows = self._padded(tokens.reshape(-1, length), mask.reshape(-1, length))
-            pooled, x, total = self._encode_rows(rows, words, row_key)
-            shape = (reports, count, length, self.width)
-            x = None if x is None else x.reshape(shape)[:, 0]
-            total = None if total is None else total.reshape(shape)[:, 0]
+            pooled, *both = self._encode_rows(self._padded(*flat), bool(words), whole, row_key)
+            x, total = (
+                None
+                if each is None
+                else take_texts(each.reshape(*tokens.shape, -1), words).reshape(-1, *each.shape[1:])
+                for each in both
+            )
         pooled = pooled.reshape(reports, count, -1)
         if not words or x is None:
             return pooled, None
-        if self.pool != "mean":
-            # For the first texts, whose word features are needed, the last block computes all
-            # tokens.
-            x = self.stack.last_block(x, mask[:, 0], key=word_key)
+        if not whole:
+            chosen = take_texts(mask, words).reshape(-1, length)
+            x = self.stack.last_block(x, chosen, key=word_key)
             total = x if total is None else total + x
-            first = self._pool(self._normed(x), mask[:, 0])
-            pooled = jnp.concatenate([first[:, None], pooled[:, 1:]], axis=1)
-        return pooled, self._normed(x if total is None else total)
+            own = self._pool(self._normed(x), chosen).reshape(reports, len(words), -1)
+            # `pooled` of these texts had another dropout mask than their words.
+            every = jnp.concatenate([own, pooled], axis=1)
+            at = [words.index(i) if i in words else len(words) + i for i in range(count)]
+            pooled = take_texts(every, at)
+        local = self._normed(x if total is None else total)
+        return pooled, local.reshape(reports, len(words), length, -1)
 
     def _embed(
         self,
@@ -337,18 +385,21 @@ class Transformer(nnx.Module):
 
     def _padded(self, tokens: jax.Array, mask: jax.Array) -> Rows:
         """Rows of one text each: tokens i32[N, L], mask bool[N, L]."""
-        pooled = last_token(mask) if self.pool == "eos" else jnp.zeros_like(tokens[:, 0])
-        tokens = jnp.where(mask, tokens, PAD)
-        return Rows(tokens, None, mask, pooled[:, None], mask[:, None])
+        query = self._pooled_at(mask)[:, None]
+        return Rows(jnp.where(mask, tokens, PAD), None, mask, query, mask[:, None])
 
-    def _encode_rows(self, rows: Rows, words: bool, key: jax.Array | None) -> _Encoded:
+    def _encode_rows(self, rows: Rows, words: bool, whole: bool, key: jax.Array | None) -> _Encoded:
         """Encodes rows of P slots with S texts each.
+
+        Args:
+          words: whether any word features are wanted.
+          whole: whether the last block computes all tokens, instead of the pooled ones alone. Pool
+            "mean" needs all.
 
         Returns:
           pooled: [R, S, width], pooled features of all texts.
-          x: [R, P, width], from which the caller computes word features; None without `words`. It
-            is the output of the last block with pool "mean", and the input of the last block with
-            "cls" and "eos", where `pooled` needs the last block only at the pooled tokens.
+          x: [R, P, width], from which the caller computes word features: the output of the last
+            block if `whole`, else its input; None without `words`.
           total: [R, P, width], the sum of the outputs of the `word_layers` last blocks, as far as
             they have been computed; None if `word_layers` is 1.
         """
@@ -356,13 +407,13 @@ class Transformer(nnx.Module):
         x = self._embed(rows.tokens, rows.position, rows.mask, embed_key)
         last = self.word_layers if words else 1
         total: jax.Array | None
-        if self.pool == "mean":
-            x, total = self.stack(x, rows.mask, key=stack_key, last=last, positions=rows.position)
-            count = jnp.maximum(rows.members.sum(axis=2, keepdims=True), 1)
-            weights = rows.members.astype(x.dtype) / count.astype(x.dtype)
-            pooled = jnp.einsum("rsp,rpd->rsd", weights, self._to_mean(self._normed(x)))
+        if whole:
+            x, total, _ = self.stack(
+                x, rows.mask, key=stack_key, last=last, positions=rows.position
+            )
+            pooled = self._pool_rows(self._normed(x), rows)
         else:
-            x, total = self.stack.before_last(
+            x, total, _ = self.stack.before_last(
                 x, rows.mask, key=stack_key, last=last, positions=rows.position
             )
             pooled = self._normed(
@@ -373,13 +424,18 @@ class Transformer(nnx.Module):
         return (pooled, x, total if last > 1 else None) if words else (pooled, None, None)
 
     def _encode_packed(
-        self, tokens: jax.Array, mask: jax.Array, words: bool, key: jax.Array | None
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        words: Sequence[int],
+        whole: bool,
+        key: jax.Array | None,
     ) -> _Encoded:
         """Packs the texts [B, C, L] into rows, encodes the rows and unpacks the result.
 
         Returns:
-          As `_encode_rows`, with pooled [B * C, width]; x and total [B, L, width] are those of the
-          first text of each report.
+          As `_encode_rows`, with pooled [B * C, width]; x and total [B * len(words), L, width] are
+          those of the texts whose word features are wanted.
         """
         reports, count, length = tokens.shape
         if reports % self.packing_group:
@@ -398,13 +454,13 @@ class Transformer(nnx.Module):
         def unpack(x: jax.Array | None, first: jax.Array | int) -> jax.Array | None:
             if x is None:
                 return None
-            return packing.tokens_of(x, first, count).reshape(reports, length, -1)
+            return packing.tokens_of(x, first, count, words).reshape(-1, length, self.width)
 
         def compute(first: jax.Array | int, size: int) -> _Encoded:
             """The texts in rows `first` to `first + size - 1` of each group; 0 for all others."""
             rows = packing.rows(first, size, at_end=self.pool == "eos")
             row_key = None if key is None else jax.random.fold_in(key, first)
-            pooled, x, total = self._encode_rows(rows, words, row_key)
+            pooled, x, total = self._encode_rows(rows, bool(words), whole, row_key)
             pooled = packing.texts(pooled, first).reshape(reports * count, -1)
             return pooled, unpack(x, first), unpack(total, first)
 
@@ -424,6 +480,14 @@ class Transformer(nnx.Module):
         # mmrl.planning recognises this rarely taken branch by its name scope.
         with jax.named_scope("spill"):
             return jax.lax.cond(jnp.any(packing.row >= budget), spill, lambda x: x, encoded)
+
+    def _pool_rows(self, x: jax.Array, rows: Rows) -> jax.Array:
+        """x [R, P, width] -> [R, S, width]."""
+        if self.pool != "mean":
+            return take_rows(x, rows.query)
+        count = jnp.maximum(rows.members.sum(axis=2, keepdims=True), 1)
+        weights = rows.members.astype(x.dtype) / count.astype(x.dtype)
+        return jnp.einsum("rsp,rpd->rsd", weights, self._to_mean(x))
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [N, L, width], mask bool[N, L] -> [N, width]."""

@@ -1,6 +1,7 @@
 """Text towers: tokens to an embedding and the features of words."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,15 +15,23 @@ from mmrl.types import InputError
 Texts = tuple[jax.Array, jax.Array, jax.Array]
 """tokens i32[B, C, L]; masks of what is attended to and of what is no padding, bool[B, C, L]."""
 
+# Features of every token.
+_LOCAL = frozenset({"words", "local"})
+
 
 class Text(Tower):
     """A tower whose inputs have tokens i32[B, L], or i32[B, C, L], and a mask of the same shape.
 
-    Inputs share a pass of the encoder: one whose words are wanted, and all those of which only
-    pooled features are. Without packing only inputs of equal length L do.
+    Inputs share a pass of the encoder. Without packing only those of equal length L do. An input of
+    which `layers` or `attention` are wanted takes a pass of its own, which is not packed.
 
-    Features of an input with C texts per row have the axes [B, C]; its words are not offered.
-    `word_mask` bool[B, L] is the mask without begin and end marks, where texts carry them.
+    Features beside those of Tower; an input with C texts per row has the axis C after B in all:
+      local      [B, L, width], of all tokens, before the head `words`
+      mask       bool[B, L], tokens that are attended to
+      word_mask  bool[B, L], `mask` without padding, begin and end marks, where texts carry them
+      layers     [B, n, L, width], tokens after the blocks that the option `layers` numbers
+      attention  f32[B, heads, L], what the pooled token (cls or eos) pays to the tokens in the last
+                 block, or what all tokens pay on average; 0 where `mask` is False
 
     Args:
       encoder, others: as of Tower.
@@ -33,6 +42,9 @@ class Text(Tower):
       tokenizer_model: kind of the trained tokenizer, "bpe" or "unigram".
       begin_mark: whether texts start with a mark, which is no word.
       end_mark: whether texts end with a mark, which is no word.
+      mask_token: id of the token that stands for a hidden one; None: the tokenizer has none. The
+        default is that of a tokenizer that is trained here, as all that follows from a tokenizer.
+      special_tokens: ids that stand for no text, such as marks and padding.
       attend_padding: whether padding counts as tokens of the text, as in SigLIP. All texts then
         have `length` tokens, and `packing` must be off. `word_mask` leaves the padding out.
 
@@ -52,6 +64,8 @@ class Text(Tower):
         tokenizer_model: str = "bpe",
         begin_mark: bool = True,
         end_mark: bool = True,
+        mask_token: int | None = 4,
+        special_tokens: Sequence[int] = (0, 1, 2, 3, 4),
         attend_padding: bool = False,
         **others: Any,
     ) -> None:
@@ -68,6 +82,8 @@ class Text(Tower):
             )
         self.length, self.attend_padding = length, attend_padding
         self.begin_mark, self.end_mark = begin_mark, end_mark
+        self.vocab_size, self.mask_token = vocab_size, mask_token
+        self.special_tokens = tuple(special_tokens)
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +98,7 @@ class Text(Tower):
     @property
     def features(self) -> tuple[str, ...]:
         """See Tower."""
-        return (*super().features, "word_mask")
+        return (*super().features, "local", "mask", "word_mask")
 
     def __call__(
         self,
@@ -93,41 +109,71 @@ class Text(Tower):
         key: jax.Array | None = None,
     ) -> dict[str, dict[str, jax.Array]]:
         """See Tower. Words [B, L, D'] are in the compute dtype and not normalised."""
-        encoded: dict[str, dict[str, jax.Array]] = {name: {} for name in wanted}
-        for name, features in wanted.items():
-            if "word_mask" in features:
-                encoded[name]["word_mask"] = self._words(inputs[name]["mask"])
-        to_pass = {
-            name: features for name, features in wanted.items() if set(features) - {"word_mask"}
+        encoded = {name: self._masks(inputs[name], of) for name, of in wanted.items()}
+        left = {
+            name: tuple(one for one in of if one not in encoded[name])
+            for name, of in wanted.items()
         }
-        for names in self._passes(inputs, to_pass, train):
+        for names in self._passes(inputs, left, train):
             own = None if key is None else streams.fold(key, "+".join(names))
-            words = "words" in to_pass[names[0]]
-            tokens, mask, valid = self._together(
-                [self._texts(name, inputs[name]) for name in names]
-            )
-            features = tuple(dict.fromkeys(f for name in names for f in to_pass[name]))
-            if self.embeds_local and "embedding" in features:
-                rows = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
-                found = self._encode(self.encoder, *rows, train=train, key=own)
-                pooled, every = (x.reshape(*tokens.shape[:2], *x.shape[1:]) for x in found[:2])
-                counted = self._words(valid.reshape(-1, valid.shape[-1])).reshape(valid.shape)
-                made, local = self._pooled(pooled, features, every, counted), every[:, 0]
-            else:
-                pooled, local = self._encode(
-                    self.encoder.candidates, tokens, mask, words=words, train=train, key=own
-                )
-                made = self._pooled(pooled, features)  # B C ...
+            texts = self._together([self._texts(name, inputs[name]) for name in names])
+            features = tuple(dict.fromkeys(one for name in names for one in left[name]))
+            counts = {name: math.prod(inputs[name]["tokens"].shape[1:-1]) for name in names}
+            with_words = sum(counts[name] for name in names if not _LOCAL.isdisjoint(left[name]))
+            made = self._pass(texts, features, range(with_words), train, own)
             first = 0
             for name in names:
-                several = inputs[name]["tokens"].ndim == 3
-                count = inputs[name]["tokens"].shape[1] if several else 1
-                part = slice(first, first + count) if several else first
-                encoded[name] |= {f: made[f][:, part] for f in to_pass[name] if f in made}
-                first += count
-            if words and local is not None:
-                encoded[names[0]]["words"] = self.heads["words"](local)
+                several, length = inputs[name]["tokens"].ndim == 3, inputs[name]["mask"].shape[-1]
+                part = slice(first, first + counts[name]) if several else first
+                for one in left[name]:
+                    x = made["local" if one == "words" else one][:, part]
+                    if one in _LOCAL:  # the pass may be longer
+                        x = x[..., :length, :]
+                    encoded[name][one] = self.heads["words"](x) if one == "words" else x
+                first += counts[name]
         return encoded
+
+    def _masks(self, arrays: Arrays, features: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Those of `features` that follow from the mask of an input alone."""
+        made, valid = {}, arrays["mask"]
+        if "mask" in features:
+            made["mask"] = self._attended(valid)
+        if "word_mask" in features:
+            made["word_mask"] = self._words(valid)
+        return made
+
+    def _pass(
+        self,
+        texts: Texts,
+        features: tuple[str, ...],
+        words: Sequence[int],
+        train: bool,
+        key: jax.Array | None,
+    ) -> dict[str, jax.Array]:
+        """Encodes texts in one pass.
+
+        Args:
+          words: positions among C, from 0 on, of the texts whose local features are wanted.
+
+        Returns:
+          Those of `features` that are not local, each [B, C, ...]; and local [B, C', ...] of the
+          first texts, where C' is at least the number of `words`.
+        """
+        tokens, mask, valid = texts
+        asked = self._asked(features)
+        if not asked and not (self.embeds_local and "embedding" in features):
+            pooled, local = self._encode(
+                self.encoder.candidates, tokens, mask, words=words, train=train, key=key
+            )
+            return {"local": local, **self._pooled(pooled, features)}
+        rows = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
+        found = self._encode(self.encoder, *rows, train=train, key=key, **asked)._asdict()
+        given = {
+            one: found[one].reshape(*tokens.shape[:2], *found[one].shape[1:])
+            for one in ("pooled", "local", *asked)
+        }
+        local, counted = given["local"], self._words(valid)
+        return given | self._pooled(given["pooled"], features, local, counted)
 
     def _passes(
         self,
@@ -135,22 +181,15 @@ class Text(Tower):
         wanted: Mapping[str, tuple[str, ...]],
         train: bool,
     ) -> list[list[str]]:
-        """The inputs of each pass; the first of a pass is the one whose words are wanted."""
-        with_words = [name for name, features in wanted.items() if "words" in features]
-        for name in with_words:
-            if inputs[name]["tokens"].ndim == 3:
-                raise InputError(f"words of input {name!r}, which has several texts per row")
-        passes = [[name] for name in with_words]
+        """The inputs of each pass; those whose words are wanted come first in it."""
         packed = train and not self.frozen and bool(self.encoder.packing)
-        for name in (name for name in wanted if name not in with_words):
-            length = inputs[name]["tokens"].shape[-1]
-            for names in passes:
-                if packed or inputs[names[0]]["tokens"].shape[-1] == length:
-                    names.append(name)
-                    break
-            else:
-                passes.append([name])
-        return passes
+        passes: dict[tuple[int, str], list[str]] = {}
+        for name in sorted(wanted, key=lambda name: _LOCAL.isdisjoint(wanted[name])):
+            length = 0 if packed else inputs[name]["tokens"].shape[-1]
+            alone = name if self._asked(wanted[name]) else ""
+            if wanted[name]:
+                passes.setdefault((length, alone), []).append(name)
+        return list(passes.values())
 
     @staticmethod
     def _together(parts: list[Texts]) -> Texts:
@@ -177,8 +216,13 @@ class Text(Tower):
             )
         if tokens.ndim == 2:
             tokens, valid = tokens[:, None], valid[:, None]
-        return tokens, jnp.ones_like(valid) if self.attend_padding else valid, valid
+        return tokens, self._attended(valid), valid
+
+    def _attended(self, valid: jax.Array) -> jax.Array:
+        """The tokens that are attended to, of the mask of what is no padding."""
+        return jnp.ones_like(valid) if self.attend_padding else valid
 
     def _words(self, mask: jax.Array) -> jax.Array:
-        """mask bool[N, L] -> bool[N, L] without the marks that texts of this tower carry."""
-        return word_mask(mask, begin=self.begin_mark, end=self.end_mark)
+        """mask bool[..., L] -> the same without the marks that texts of this tower carry."""
+        rows = mask.reshape(-1, mask.shape[-1])
+        return word_mask(rows, begin=self.begin_mark, end=self.end_mark).reshape(mask.shape)
