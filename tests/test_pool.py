@@ -27,7 +27,7 @@ from tests import references, toys
 from tests.arrays import assert_close, randomized
 
 PRECISION = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-NAMES = ("attention", "mean", "zones")
+NAMES = ("attention", "gated_attention", "mean", "zones")
 
 
 @pytest.fixture(autouse=True)
@@ -209,16 +209,16 @@ def test_the_result_keeps_the_dtype_of_the_regions(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_axes_of_parameters_have_names_but_for_the_number_of_the_query(name):
+def test_axes_of_parameters_have_names_but_for_numbers_of_queries_heads_and_branches(name):
     params = nnx.state(make({"name": name}), nnx.Param)
     specs = nnx.to_pure_dict(nnx.get_partition_spec(params))
     named = jax.tree.leaves_with_path(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    assert bool(named) == (name == "attention")
+    assert bool(named) == (name in ("attention", "gated_attention"))
     for (path, spec), leaf in zip(named, jax.tree.leaves(params), strict=True):
-        expected = (None, "embed") if path[-1].key == "queries" else tuple(spec)
-        assert tuple(spec) == expected and len(spec) == leaf.ndim
+        counts = path[-1].key == "queries" or path[0].key in ("content", "gate", "score")
+        assert len(spec) == leaf.ndim and (spec[0] is None) == counts
         assert set(spec) - {None} <= set(LOGICAL_AXES)
-        assert path[-1].key == "queries" or None not in spec
+        assert path[0].key == "score" or None not in spec[1:]
 
 
 def test_learned_queries_do_not_decay():
@@ -244,10 +244,13 @@ def test_a_pooler_is_named_by_a_string_or_a_mapping():
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
-        ("max", "unknown pooler 'max'; choices: attention, mean, zones"),
-        ("cls", "unknown pooler 'cls'; choices: attention, mean, zones"),
+        ("max", "unknown pooler 'max'; choices: attention, gated_attention, mean, zones"),
+        ("cls", "unknown pooler 'cls'; choices: attention, gated_attention, mean, zones"),
         ({"name": "zone"}, r"unknown pooler 'zone' \(did you mean 'zones'\?\); choices: attention"),
-        ({"size": 2}, "pool={'size': 2} has no name; choices: attention, mean, zones"),
+        (
+            {"size": 2},
+            "pool={'size': 2} has no name; choices: attention, gated_attention, mean, zones",
+        ),
         (
             {"name": "zones", "sise": 2},
             r"unknown option of the pooler zones 'sise' \(did you mean 'size'\?\); choices: size$",
@@ -316,8 +319,8 @@ def test_the_class_token_of_a_vit_is_no_pooler():
 
 def test_wrong_pools_of_a_vit_list_cls_too():
     for pool, message in (
-        ("max", "unknown pooler 'max'; choices: cls, attention, mean, zones"),
-        ({"size": 2}, "has no name; choices: cls, attention, mean, zones"),
+        ("max", "unknown pooler 'max'; choices: cls, attention, gated_attention, mean, zones"),
+        ({"size": 2}, "has no name; choices: cls, attention, gated_attention, mean, zones"),
         ({"name": "cls", "size": 2}, "unknown option of the pooler cls 'size'; choices: none"),
         ({"name": "zones", "size": 5}, "zones: size 5 with 4 x 4 regions; expected 1 to 4"),
     ):
@@ -347,7 +350,9 @@ def test_resnet_zones_must_fit_the_grid_of_the_last_stage():
     options = {"image_size": 64, "depth": 18, "width": 4, "region_stage": 1}
     with pytest.raises(InputError, match="zones: size 4 with 2 x 2 regions; expected 1 to 2"):
         nnx.eval_shape(lambda: Resnet(**options, pool="zones", rngs=nnx.Rngs(0)))
-    with pytest.raises(InputError, match="unknown pooler 'cls'; choices: attention, mean, zones"):
+    with pytest.raises(
+        InputError, match="unknown pooler 'cls'; choices: attention, gated_attention, mean, zones"
+    ):
         nnx.eval_shape(lambda: Resnet(**options, pool="cls", rngs=nnx.Rngs(0)))
 
 

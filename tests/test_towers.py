@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mmrl import wiring
+from mmrl.build import options as options_of
 from mmrl.models.heads import Projection
 from mmrl.models.image.resnet import Resnet
 from mmrl.models.image.vit import Vit
@@ -24,7 +24,8 @@ from mmrl.models.vector.mlp import Mlp
 from mmrl.training.learner import Learner
 from mmrl.types import InputError
 from mmrl.vectors import l2_normalize
-from mmrl.wiring import Wiring
+from mmrl.wiring import Graph, Wiring
+from tests import toys
 from tests.arrays import assert_close, randomized
 
 B, K, L, D, LOCAL = 3, 2, 8, 12, 6
@@ -117,7 +118,7 @@ def batch() -> dict[str, np.ndarray]:
 
 def of(encoded: dict[str, jax.Array], names: Iterable[str]) -> dict[str, jax.Array]:
     """The encodings by the names that were asked for, which must be all that there are."""
-    full = {name: str(wiring.resolve(name, OWN)) for name in names}
+    full = {name: str(Graph.of(OWN).resolve(name)) for name in names}
     assert set(full.values()) == set(encoded)
     return {name: encoded[full[name]] for name in full}
 
@@ -157,14 +158,20 @@ def test_delivers_what_types_promise():
 
 def test_features_are_exactly_what_a_tower_encodes():
     made = model().towers
-    assert made["image"].features == ("pooled", "embedding", "regions")
-    assert made["text"].features == ("pooled", "embedding", "words", "word_mask")
+    assert made["image"].features == (
+        "pooled", "embedding", "regions", "attention", "local",
+    )  # fmt: skip
+    assert made["text"].features == (
+        "pooled", "embedding", "words", "attention", "local", "mask", "word_mask",
+    )  # fmt: skip
     names = {f"{name}.{feature}" for name in OWN for feature in made[name].features}
     assert set(encode(model(), names)) == names
     without = {name: {"embedding": D} for name in OWN}
     assert nnx.eval_shape(lambda: towers(heads=without)["image"]).features == (
         "pooled",
         "embedding",
+        "attention",
+        "local",
     )
 
 
@@ -173,14 +180,14 @@ def test_features_are_exactly_what_a_tower_encodes():
     [
         (
             "image.regions",
-            "unknown feature image.regions; feature 'regions'; choices: pooled, embedding (set "
-            "config.towers.image.heads.regions for another head)",
+            "unknown feature image.regions; feature 'regions'; choices: pooled, embedding, "
+            "attention, local (set config.towers.image.heads.regions for another head)",
         ),
         (
             "text@perturbed.word",
             "unknown feature text@perturbed.word; feature 'word' (did you mean 'word_mask'?); "
-            "choices: pooled, embedding, word_mask (set config.towers.text.heads.word for another "
-            "head)",
+            "choices: pooled, embedding, attention, local, mask, word_mask (set "
+            "config.towers.text.heads.word for another head)",
         ),
     ],
 )
@@ -190,11 +197,6 @@ def test_features_that_no_tower_provides_are_refused(name, message):
         nnx.eval_shape(lambda: build([*EVERYTHING - {"image.regions", "text.words"}, name],
                                      heads=without))  # fmt: skip
     assert str(error.value) == message
-
-
-def test_words_of_several_texts_per_row_are_refused():
-    with pytest.raises(InputError, match="words of input 'perturbed', which has several texts per"):
-        encode(model(), {"text@perturbed.words"})
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
@@ -228,10 +230,10 @@ VIT_PASS = ("Vit", (B, 16, 16, 1))
         (set(), []),
         # Every image input takes a pass of its own; the names of a tower's own input coincide.
         ({"image.embedding", "image@image.pooled", "image@second.embedding"}, [VIT_PASS] * 2),
-        # Words of two inputs take two passes, inputs of another length another one.
+        # Words of several inputs share a pass, inputs of another length take another one.
         (
-            {"text.words", "text@other.words", "text@perturbed.embedding"},
-            [("Transformer", (B * (1 + K), L)), ("Transformer", (B, L))],
+            {"text.words", "text@other.local", "text@perturbed.words", "text@perturbed.mask"},
+            [("Transformer", (B * (2 + K), L))],
         ),
         (
             {"text.embedding", "text@other.embedding", "text@short.embedding"},
@@ -244,18 +246,27 @@ def test_every_input_is_encoded_once_and_only_if_needed(monkeypatch, names, pass
     module = model(names)
     encoded = jax.eval_shape(lambda batch: module.encode(batch, train=True), batch())
     assert calls == passes
-    assert set(encoded) == {str(wiring.resolve(name, OWN)) for name in names}
+    assert set(encoded) == {str(Graph.of(OWN).resolve(name)) for name in names}
+
+
+PACKED = (
+    "text.words", "text@other.local", "text@perturbed.words", "text@perturbed.embedding",
+    "text@short.words", "text@short.embedding",
+)  # fmt: skip
 
 
 def test_packed_inputs_of_all_lengths_share_a_pass(monkeypatch):
-    names = {"text.words", "text@perturbed.embedding", "text@short.embedding"}
-    plain = encode(model(), names, train=True)
+    plain = encode(model(PACKED), PACKED, train=True)
     calls = count_calls(monkeypatch)
     with jax.numpy_rank_promotion("allow"):
-        packed = encode(model(names, packing=1.0), names, train=True)
+        packed = encode(model(PACKED, packing=1.0), PACKED, train=True)
     assert {shape[1] for _, shape in calls} == {L}
     for name, value in packed.items():
-        kept = batch()["text.mask"][..., None] if name == "text.words" else True
+        kept = True
+        if name.endswith(("words", "local")):
+            own = Graph.of(OWN).resolve(name).input
+            kept = batch()[f"{own}.mask"][..., None]
+        assert value.shape == plain[name].shape
         np.testing.assert_allclose(
             np.where(kept, value, 0), np.where(kept, plain[name], 0), atol=1e-5, err_msg=name
         )
@@ -292,6 +303,49 @@ def test_towers_agree_with_the_learner():
     assert set(alone) == EVERYTHING - {"text@perturbed.embedding"}
     for name, value in alone.items():
         np.testing.assert_allclose(value, everything()[name], atol=1e-5, err_msg=name)
+
+
+def test_words_and_masks_of_several_texts_equal_those_of_each_alone():
+    names = [f"text@perturbed.{one}" for one in ("words", "local", "mask", "word_mask")]
+    found, data = encode(model(), names), batch()
+    for k in range(K):
+        tokens, mask = data["perturbed.tokens"][:, k], data["perturbed.mask"][:, k]
+        alone = text_alone(tokens, mask, ("words", "local", "mask", "word_mask"))
+        np.testing.assert_array_equal(alone["mask"], mask)
+        for one, expected in alone.items():
+            np.testing.assert_allclose(found[f"text@perturbed.{one}"][:, k], expected, atol=1e-5)
+
+
+INSIDE = ("text@perturbed.layers", "text@perturbed.attention", "text@perturbed.words")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_and_attention_take_a_pass_of_their_own(monkeypatch, frozen):
+    """Also where texts are packed; gradients flow, but not through a frozen encoder."""
+    names = {*INSIDE, "text.words"}
+    module = model(names, packing=1.0, text={"layers": (1,)})
+    module.towers["text"].frozen = frozen
+    plain = encode(model(names, text={"layers": (1,)}), names)
+    calls = count_calls(monkeypatch)
+    wired = Wiring.of(OWN, names)
+
+    def total(params: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            found = nnx.merge(nnx.graphdef(module), params).encode(batch(), train=True, wired=wired)
+        return sum(jnp.sum(jnp.sin(found[name])) for name in INSIDE[:2]), found
+
+    gradient, found = jax.jit(jax.grad(total, has_aux=True))(params())
+    assert sorted(shape for _, shape in calls) == [(B, L), (B * K, L)]
+    assert found["text@perturbed.layers"].shape == (B, K, 1, L, 16)
+    assert found["text@perturbed.attention"].shape == (B, K, 2, L)
+    kept = batch()["perturbed.mask"]
+    tokens = kept[:, :, None, :, None], True, kept[..., None]
+    for name, of_texts in zip(INSIDE, tokens, strict=True):
+        np.testing.assert_allclose(
+            np.where(of_texts, found[name], 0), np.where(of_texts, plain[name], 0), atol=1e-5
+        )
+    moved = np.abs(gradient["towers"]["text"]["encoder"]["token"]["embedding"]).max()
+    assert (moved == 0) == frozen
 
 
 def test_padding_changes_nothing():
@@ -392,7 +446,7 @@ def test_a_further_head_is_an_affine_function_of_the_pooled_features():
     vit = Vit(image_size=16, patch_size=8, width=16, depth=1, num_heads=2, rngs=rngs)
     heads = {"labels": 5, "embedding": {"width": D, "kind": "mlp"}}
     tower = Image(encoder=vit, heads=heads, size=16, make_rngs=lambda name: rngs)
-    assert tower.features == ("pooled", "labels", "embedding")
+    assert tower.features == ("pooled", "labels", "embedding", "attention", "local")
     tower.heads["labels"].out.bias[...] = jnp.arange(5, dtype=jnp.float32)
     wanted = {"image": ("labels", "pooled", "embedding")}
     found = tower({"image": {"pixels": batch()["image.pixels"]}}, wanted)["image"]
@@ -483,6 +537,35 @@ def test_an_mlp_has_the_parts_that_are_asked_for():
     assert set(nnx.to_pure_dict(nnx.state(plain))) == {"wide", "out"}
     assert plain.wide.bias is None and plain.out.bias is None
     assert plain.wide.kernel.shape == (6, 6)
+
+
+def test_the_marks_of_a_text_tower_are_those_of_a_tokenizer_that_is_trained_here():
+    options, trained = options_of(Text), toys.tokenizer()
+    assert options["mask_token"].default == trained.mask
+    assert options["special_tokens"].default == trained.special
+
+
+def test_prototypes_are_cosines_after_a_bottleneck():
+    x = np.random.default_rng(0).normal(size=(4, 2, 6)).astype(np.float32)
+    make = functools.partial(Projection, 6, 5, kind="prototypes", hidden=8, bottleneck=3)
+    head = randomized(make)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(nnx.state(head))
+    )
+    hidden = x.astype(np.float64)
+    for name in ("wide", "middle", "narrow"):
+        hidden = hidden @ params[name]["kernel"] + params[name]["bias"]
+        if name != "narrow":
+            hidden = np.asarray(
+                jax.nn.gelu(hidden.astype(np.float32), approximate=False), np.float64
+            )
+    kernel = params["out"]["kernel"]
+    expected = hidden @ kernel / np.linalg.norm(hidden, axis=-1, keepdims=True)
+    expected /= np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(head(jnp.asarray(x)), expected, atol=1e-5)
+    assert head.out.bias is None and head(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    with pytest.raises(InputError, match="bottleneck 0; expected at least 1"):
+        make(bottleneck=0, rngs=nnx.Rngs(0))
 
 
 def test_an_identity_head_has_no_parameters():
@@ -584,22 +667,20 @@ class Seen:
 @pytest.mark.parametrize(
     ("mean", "std"), [(0.4, 0.2), ((0.4, 0.2, 0.0), 0.2), ([0.4, 0.2, 0.0], (0.2, 0.5, 1.0))]
 )
-def test_grey_pixels_are_repeated_and_normalised_by_channel(mean, std):
+def test_pixels_are_normalised_by_channel(mean, std):
     encoder: Any = Seen(3)
     given = {"pixel_mean": mean, "pixel_std": std, "make_rngs": lambda name: nnx.Rngs(0)}
     tower = Image(encoder=encoder, heads={}, size=2, **given)
-    pixels = np.array([0, 51, 102, 255], np.uint8).reshape(1, 2, 2, 1)
     wanted = {"image": ("pooled",)}
-    found = tower({"image": {"pixels": pixels}}, wanted)["image"]["pooled"]
-    assert found.shape == (1, 2, 2, 3) and found.dtype == jnp.float32
-    expected = (pixels / 255 - np.asarray(mean)) / np.asarray(std)
-    np.testing.assert_allclose(found, np.broadcast_to(expected, (1, 2, 2, 3)), atol=1e-6)
     colour = np.random.default_rng(0).integers(0, 256, (1, 2, 2, 3)).astype(np.uint8)
     found = tower({"image": {"pixels": colour}}, wanted)["image"]["pooled"]
+    assert found.shape == (1, 2, 2, 3) and found.dtype == jnp.float32
     np.testing.assert_allclose(
         found, (colour / 255 - np.asarray(mean)) / np.asarray(std), atol=1e-5
     )
     hash(nnx.graphdef(tower))
+    with pytest.raises(InputError, match="'image' has pixels of 1 channels; expected 3, as the"):
+        tower({"image": {"pixels": colour[..., :1]}}, wanted)
 
 
 # Vectors.

@@ -26,7 +26,8 @@ from mmrl.models.convert.entries import Entry
 from mmrl.models.convert.source import Source
 from mmrl.types import InputError
 
-_SHARED = ("base", "entries", "images", "source", "torch_file")  # files that are no family
+# Files that are no family.
+_SHARED = ("base", "entries", "images", "poolers", "source", "torch_file")
 
 
 @dataclasses.dataclass(frozen=True)

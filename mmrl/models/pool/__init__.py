@@ -1,1 +1,1 @@
-"""Poolers, one file each: from the regions of an image to one vector."""
+"""Poolers, one file each: from the regions of an image, or the elements of a set, to one vector."""

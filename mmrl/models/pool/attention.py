@@ -1,12 +1,14 @@
 """Attention of learned queries over the regions, as in SigLIP."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from mmrl.models.layers import Activation, LayerNorm, Mlp, dense
-from mmrl.models.pool.base import Pooler
+from mmrl.models.pool.base import Pooler, cleared, shares
 from mmrl.types import InputError
 
 
@@ -27,6 +29,9 @@ class Attention(Pooler):
     Raises:
       InputError: an unknown activation, or sizes that do not fit together.
     """
+
+    unordered: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -69,19 +74,40 @@ class Attention(Pooler):
             rngs=rngs,
         )
 
-    def __call__(self, regions: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        regions: jax.Array,
+        mask: jax.Array | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> jax.Array:
         """See Pooler."""
         size, _, width = regions.shape
-        queries = self.queries[...].astype(regions.dtype)
-        query = self._by_head(self.query(queries))[None]
+        regions = cleared(regions, mask)
+        query = self._asked(regions)
         query = jnp.broadcast_to(query, (size, *query.shape[1:]))
         key, value = (self._by_head(layer(regions)) for layer in (self.key, self.value))
+        counted = None if mask is None else mask[:, None, None]
         # jax.nn computes the softmax in float32 by implicit promotion, which strict mode refuses.
         with jax.numpy_dtype_promotion("standard"):
-            x = jax.nn.dot_product_attention(query, key, value)
+            x = jax.nn.dot_product_attention(query, key, value, mask=counted)
         x = self.out(x.reshape(size, -1, width))
         x = x + self.mlp(self.norm(x))
         return x.reshape(size, self.width)
+
+    def weights(self, regions: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """The share of each region in what is attended to, the mean over queries and heads.
+
+        regions [N, R, width], mask bool[N, R] -> f32[N, R].
+        """
+        query = self._asked(regions)[0].astype(jnp.float32)
+        key = self._by_head(self.key(cleared(regions, mask))).astype(jnp.float32)
+        scores = jnp.einsum("qhd,nrhd->nqhr", query, key) / query.shape[-1] ** 0.5
+        counted = None if mask is None else mask[:, None, None]
+        return shares(scores, counted).mean(axis=(1, 2))
+
+    def _asked(self, regions: jax.Array) -> jax.Array:
+        """The learned queries [1, queries, heads, features of a head]."""
+        return self._by_head(self.query(self.queries[...].astype(regions.dtype)))[None]
 
     def _by_head(self, x: jax.Array) -> jax.Array:
         """[..., width] -> [..., heads, features of a head]."""

@@ -27,7 +27,8 @@ class Zones(Pooler):
     """Means of size x size zones that divide the image evenly, concatenated row by row.
 
     A region that lies in several zones counts in each by the share that it covers. Size 1 is the
-    mean over all regions.
+    mean over all regions. On another grid than that of the constructor, zones divide the image in
+    the same way.
 
     Args:
       width, grid, dtype, param_dtype, rngs: as of Pooler.
@@ -55,10 +56,25 @@ class Zones(Pooler):
         self.grid, self.size = grid, size
         self.width = width * size**2
 
-    def __call__(self, regions: jax.Array) -> jax.Array:
-        """See Pooler."""
-        rows, columns = (overlaps(self.size, count).astype(regions.dtype) for count in self.grid)
-        x = regions.reshape(regions.shape[0], *self.grid, -1)
+    def __call__(
+        self,
+        regions: jax.Array,
+        mask: jax.Array | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        """See Pooler.
+
+        Raises:
+          InputError: a mask, because zones need every region in its place.
+        """
+        if mask is not None:
+            raise InputError(
+                "pool zones of regions of which some are left out; expected all regions, or one of "
+                "the poolers attention, gated_attention, mean"
+            )
+        grid = grid or self.grid
+        rows, columns = (overlaps(self.size, count).astype(regions.dtype) for count in grid)
+        x = regions.reshape(regions.shape[0], *grid, -1)
         # Two small products instead of one with the weights of all pairs of zones and regions.
         x = jnp.einsum("yr,brcd->bycd", rows, x)
         return jnp.einsum("xc,bycd->byxd", columns, x).reshape(x.shape[0], self.width)

@@ -1,5 +1,7 @@
 """What a tower is: an encoder and the heads that turn its features into named encodings."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,8 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mmrl import build
-from mmrl.models.heads import KINDS, Projection
-from mmrl.models.layers import check_choice
+from mmrl.models.heads import make_head
+from mmrl.models.layers import Features
+from mmrl.models.pool.mean import masked_mean
 from mmrl.types import InputError
 from mmrl.vectors import l2_normalize
 
@@ -20,8 +23,11 @@ Arrays = Mapping[str, jax.Array]
 # What heads of these names start from; all others start from "pooled".
 LOCAL_HEADS = ("regions", "words")
 
-# Options of Projection that a tower fills in.
-_SUPPLIED = ("dtype", "param_dtype", "rngs")
+# Names of features that no head can have.
+RESERVED = (
+    "pooled", "local", "layers", "attention", "mask", "word_mask", "elements", "element_mask",
+    "set_attention", "set_pool",
+)  # fmt: skip
 
 
 class Tower(nnx.Module):
@@ -38,13 +44,19 @@ class Tower(nnx.Module):
                   Boecking et al. 2022, section 2.2)
       regions     [B, R, D'] of an image; words [B, L, D'] of a text: the heads of those names
       HEAD        f32[B, C], any other head: an affine function of `pooled`, such as class logits
+      local       [B, R or L, local_width], the local features of the encoder before any head
+      layers      [B, n, R or L, local_width], what the blocks of the option `layers` make
+      attention   f32[B, heads, R or L], what the summary token attends to in the last block
 
     Args:
-      encoder: with an attribute `width`, and `local_width` where it has local features.
+      encoder: with an attribute `width`, and `local_width` where it has local features. An encoder
+        that takes the arguments `layers` and `attention` has the features of these names.
       heads: name -> number of features, or a mapping with the keys width, kind (linear, affine,
-        normed, mlp or identity) and options of that kind (normed: epsilon; mlp: hidden, bias,
-        activation, norm and epsilon), see `Projection`; for embedding also of (pooled or local).
+        normed, mlp, identity or prototypes) and options of that kind (normed: epsilon; mlp: hidden,
+        bias, activation, norm and epsilon; prototypes: hidden and bottleneck), see `Projection`;
+        for embedding also of (pooled or local).
       head: kind of the heads embedding, regions and words where they state none.
+      layers: numbers of the blocks whose outputs are the feature `layers`; 1: the first block.
       make_rngs: name of a part -> its random streams.
 
     Attributes:
@@ -53,7 +65,8 @@ class Tower(nnx.Module):
         as in evaluation: no dropout, no new batch statistics, no gradient. Heads may still train.
 
     Raises:
-      InputError: a head of an unknown kind, or of a feature that the encoder does not have.
+      InputError: a head of an unknown kind, or of a feature that the encoder does not have; blocks
+        that the encoder does not have.
     """
 
     input: ClassVar[str]
@@ -64,48 +77,52 @@ class Tower(nnx.Module):
         encoder: Any,
         heads: Mapping[str, Any],
         head: str = "linear",
+        layers: tuple[int, ...] = (),
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         make_rngs: Callable[[str], nnx.Rngs],
     ) -> None:
         self.encoder, self.frozen = encoder, False
         self.embeds_local = False
+        self.layers = tuple(layers)
+        self._check_layers()
         made = {}
         for name, given in heads.items():
-            # A ConfigDict is no Mapping.
-            spec = dict(given.items()) if hasattr(given, "items") else {"width": given}
-            spec.setdefault("kind", head if name in ("embedding", *LOCAL_HEADS) else "affine")
-            where = f"head {name!r}={given!r} of a {type(self).__name__} tower"
-            width, out = self._sizes(where, name, spec)
-            build.check_options(where, Projection, spec, supplied=_SUPPLIED)
-            made[name] = Projection(
-                width, out, **spec, dtype=dtype, param_dtype=param_dtype, rngs=make_rngs(name)
+            made[name], of = make_head(
+                f"head {name!r}={given!r} of a {type(self).__name__} tower",
+                given,
+                kind=head if name in ("embedding", *LOCAL_HEADS) else "affine",
+                of=("pooled", "local") if name == "embedding" and self.local else ("pooled",),
+                width_of=functools.partial(self._width_of, name),
+                local=", ".join(self.local),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=functools.partial(make_rngs, name),
             )
+            self.embeds_local |= of == "local"
         self.heads = nnx.Dict(made)
 
-    def _sizes(self, where: str, name: str, spec: dict[str, Any]) -> tuple[int, int]:
-        """Features that a head starts from and makes; only options of Projection stay in `spec`.
-
-        Raises:
-          InputError: sizes or options that this head cannot have; `where` names it.
-        """
-        check_choice(where, "kind", spec["kind"], KINDS)
-        offered = ["kind", "width", *KINDS[spec["kind"]]]
-        if name == "embedding" and self.local:
-            offered.append("of")
-        for option in spec:
-            if option not in offered:
-                raise InputError(f"{where}: {build.unknown('option', option, offered)}")
-        of = spec.pop("of", "pooled")
-        check_choice(where, "of", of, ("pooled", "local"))
-        self.embeds_local |= of == "local"
-        out, width = spec.pop("width", 0), self._width_of(name)
-        if type(out) is not int or out < 1 or width is None:
+    def _check_layers(self) -> None:
+        """Refuses blocks that the encoder does not have."""
+        if not self.layers:
+            return
+        depth = len(getattr(self.encoder, "layers", ())) - 1
+        offered = self._gives("layers")
+        if not offered or any(type(n) is not int or not 1 <= n <= depth for n in self.layers):
+            expected = f"numbers from 1 to {depth}" if offered else "(), as it gives none"
             raise InputError(
-                f'{where}; expected a number of features, or {{"width": n, "kind": k}}; local '
-                f"heads: {', '.join(self.local) or 'none'}"
+                f"layers {self.layers} of a {type(self).__name__} tower whose encoder is "
+                f"{type(self.encoder).__name__}; expected {expected}"
             )
-        return width, out
+
+    def _gives(self, feature: str) -> bool:
+        """Whether the encoder takes an argument of this name, so that it has this feature."""
+        return feature in inspect.signature(self.encoder.__call__).parameters
+
+    @property
+    def width(self) -> int:
+        """Features of `pooled`, which heads start from."""
+        return self.encoder.width
 
     @staticmethod
     def encoder_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,15 +137,31 @@ class Tower(nnx.Module):
     @property
     def features(self) -> tuple[str, ...]:
         """Names of all features that the tower provides for each of its inputs."""
-        return ("pooled", *self.heads)
+        layers = ("layers",) if self.layers else ()
+        attention = ("attention",) if self._gives("attention") else ()
+        return ("pooled", *self.heads, *layers, *attention)
 
-    def _width_of(self, head: str) -> int | None:
+    def width_of(self, feature: str) -> int:
+        """Size of the last axis of a feature; 0 where it counts tokens, regions or elements.
+
+        Raises:
+          InputError: no such feature; lists all that there are.
+        """
+        if feature not in self.features:
+            raise InputError(build.unknown("feature", feature, self.features))
+        if feature in self.heads:
+            return self.heads[feature].out_features
+        if feature in ("local", "layers"):
+            return self.encoder.local_width
+        return self.width if feature == "pooled" else 0
+
+    def _width_of(self, head: str, of: str) -> int | None:
         """Features that a head starts from; None: this tower can have no such head."""
-        if head in LOCAL_HEADS and head not in self.local:
+        if head in RESERVED or (head in LOCAL_HEADS and head not in self.local):
             return None
-        if head in LOCAL_HEADS or (head == "embedding" and self.embeds_local):
+        if head in LOCAL_HEADS or of == "local":
             return getattr(self.encoder, "local_width", None)
-        return None if head == "pooled" else self.encoder.width
+        return self.width
 
     def check(self, where: str, wanted: Mapping[str, tuple[str, ...]]) -> None:
         """Refuses features that the tower does not provide.
@@ -165,6 +198,11 @@ class Tower(nnx.Module):
         """
         raise NotImplementedError
 
+    def _asked(self, features: tuple[str, ...]) -> dict[str, Any]:
+        """Arguments of the encoder beyond those that it always gets."""
+        asked: dict[str, Any] = {"layers": self.layers} if "layers" in features else {}
+        return asked | ({"attention": True} if "attention" in features else {})
+
     def _encode(
         self,
         call: Callable[..., Any],
@@ -199,18 +237,14 @@ class Tower(nnx.Module):
                 made[name] = pooled
             elif name == "embedding" and self.embeds_local:
                 assert local is not None
-                made[name] = l2_normalize(_mean(self.heads[name](local), mask))
+                made[name] = l2_normalize(masked_mean(self.heads[name](local), mask))
             elif name == "embedding":
                 made[name] = l2_normalize(self.heads[name](pooled))
             elif name in self.heads and name not in LOCAL_HEADS:
                 made[name] = self.heads[name](pooled).astype(jnp.float32)
         return made
 
-
-def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """x [..., R, D], mask bool[..., R] -> f32[..., D], the mean over R; 0 where nothing counts."""
-    x = x.astype(jnp.float32)
-    if mask is None:
-        return x.mean(axis=-2)
-    counts = mask[..., None].astype(jnp.float32)
-    return (x * counts).sum(axis=-2) / jnp.maximum(counts.sum(axis=-2), 1.0)
+    def _detailed(self, found: Features, features: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Those of `features` that the encoder gives as they are."""
+        names = [name for name in ("local", "layers", "attention") if name in features]
+        return {name: getattr(found, name) for name in names}

@@ -9,25 +9,32 @@ import numpy as np
 
 from mmrl import streams
 from mmrl.models.layers import ImageEncoder
-from mmrl.models.towers.base import Arrays, Tower
+from mmrl.models.towers.base import Arrays
+from mmrl.models.towers.sets import SetTower
 from mmrl.types import InputError
 
+PATCHES = {"kept": ("chooses", ""), "hidden": ("hides", ", with mask_token")}
+"""Arrays about patches -> what an input does by them, and the option that an encoder needs."""
 
-class Image(Tower):
-    """A tower whose inputs have pixels u8[B, H, W, C].
 
-    Every input takes a pass of its own, so batch norm sees the images of one input at a time. Grey
-    pixels (C = 1) are repeated where the encoder takes images of several channels.
+class Image(SetTower):
+    """A tower whose inputs have pixels u8[B, H, W, C], or u8[B, S, H, W, C]; C is `channels`.
+
+    Every input takes a pass of its own, so batch norm sees the images of one input at a time; of a
+    set it sees the elements that its mask marks. H and W are those of the input. An input may have
+    arrays `kept`, i32[B, P'] or i32[B, S, P'], the places of the patches to encode, row by row, and
+    `hidden`, bool[B, P] or bool[B, S, P], the patches in whose place a learned token stands; of an
+    encoder that takes them.
 
     Args:
-      encoder, others: as of Tower.
+      encoder, others: as of SetTower.
       size: side of the square images, in pixels.
       pixel_mean, pixel_std: pixels enter the encoder as (value / 255 - mean) / std; a number, or
         one for each channel of the encoder.
 
     Raises:
       InputError: a size below 1, a deviation that is not above 0, numbers for other channels than
-        the encoder has, or as of Tower.
+        the encoder has, or as of SetTower.
     """
 
     input: ClassVar[str] = "image"
@@ -81,15 +88,28 @@ class Image(Tower):
         for name, features in wanted.items():
             arrays = inputs[name]
             pixels = arrays["pixels"].astype(jnp.float32) / 255.0
-            if pixels.shape[-1] == 1 and self.channels > 1:
-                pixels = jnp.repeat(pixels, self.channels, axis=-1)
+            if pixels.shape[-1] != self.channels:
+                raise InputError(
+                    f"input {name!r} has pixels of {pixels.shape[-1]} channels; expected "
+                    f"{self.channels}, as the image tower; see config.data.colour"
+                )
             pixels = (pixels - _by_channel(self.pixel_mean)) / _by_channel(self.pixel_std)
             own = None if key is None else streams.fold(key, name)
-            present = arrays.get("present")
-            found = self._encode(self.encoder, pixels, train=train, key=own, present=present)
-            encoded[name] = self._pooled(found.pooled, features, found.local)
-            if "regions" in features:
-                encoded[name]["regions"] = self.heads["regions"](found.local)
+            given = {"present": arrays.get("present")}
+            mask = arrays.get("mask") if pixels.ndim == 5 else None
+            if pixels.ndim == 5:
+                given["present"] = _element_present(given["present"], mask, pixels.shape[1])
+            for array, (does, expected) in PATCHES.items():
+                if array in arrays:
+                    given[array] = arrays[array]
+                    if not getattr(self.encoder, f"takes_{array}", False):
+                        raise InputError(
+                            f"input {name!r} {does} patches, which {type(self.encoder).__name__} "
+                            f"does not take; expected an encoder such as vit{expected}"
+                        )
+            encoded[name] = self._encoded(
+                pixels, 4, features, mask=mask, train=train, key=own, **given
+            )
         return encoded
 
 
@@ -100,3 +120,13 @@ def _plain(given: float | Sequence[float]) -> float | tuple[float, ...]:
 def _by_channel(given: float | tuple[float, ...]) -> float | np.ndarray:
     """A number as it is; numbers as f32[1, 1, 1, C]."""
     return np.asarray(given, np.float32)[None, None, None] if isinstance(given, tuple) else given
+
+
+def _element_present(
+    present: jax.Array | None, mask: jax.Array | None, count: int
+) -> jax.Array | None:
+    """present bool[B] and mask bool[B, S] -> bool[B, S], the elements that are there; None: all."""
+    if present is None:
+        return mask
+    repeated = jnp.repeat(present[:, None], count, axis=1)
+    return repeated if mask is None else repeated & mask

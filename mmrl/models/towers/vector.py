@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 import jax
 
 from mmrl import streams
-from mmrl.models.towers.base import Arrays, Tower
+from mmrl.models.towers.base import Arrays
+from mmrl.models.towers.sets import SetTower
 
 
-class Vector(Tower):
-    """A tower whose inputs have values f32[B, F].
+class Vector(SetTower):
+    """A tower whose inputs have values f32[B, F], or f32[B, S, F].
 
     Args:
-      encoder, others: as of Tower.
+      encoder, others: as of SetTower.
       size: number of features F of a vector.
     """
 
@@ -45,6 +46,7 @@ class Vector(Tower):
         encoded = {}
         for name, features in wanted.items():
             own = None if key is None else streams.fold(key, name)
-            found = self._encode(self.encoder, inputs[name]["values"], train=train, key=own)
-            encoded[name] = self._pooled(found.pooled, features)
+            arrays = inputs[name]
+            values, mask = arrays["values"], arrays.get("mask")
+            encoded[name] = self._encoded(values, 2, features, mask=mask, train=train, key=own)
         return encoded
