@@ -27,7 +27,12 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "tower": ("mmrl.models.towers",),
     "encoder": ("mmrl.models.image", "mmrl.models.text", "mmrl.models.vector"),
     "pooler": ("mmrl.models.pool",),
+    "derived": ("mmrl.models.derived",),
+    "fusion": ("mmrl.models.fusion",),
 }
+
+# Files of these folders that hold a part of another module, which no config names.
+_PARTS = {"pooler": ("temporal",)}
 
 
 @functools.cache
@@ -46,6 +51,8 @@ def _files(kind: str) -> dict[str, tuple[str, pathlib.Path]]:
     for package in _ROOMS[kind]:
         (folder,) = importlib.import_module(package).__path__
         for file in sorted(pathlib.Path(folder).glob("*.py")):
+            if file.stem in _PARTS.get(kind, ()):
+                continue
             pattern = rf"^class {_class_name(file.stem)}\b"
             if re.search(pattern, file.read_text("utf-8"), re.MULTILINE):
                 found[file.stem] = package, file
@@ -188,6 +195,18 @@ def unknown(kind: str, name: str, offered: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), offered, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"unknown {kind} {name!r}{hint}; choices: {', '.join(offered) or 'none'}"
+
+
+def check_known(kind: str, names: Iterable[str], offered: Iterable[str]) -> None:
+    """Refuses names that are not offered.
+
+    Raises:
+      InputError: the first of them, see `unknown`.
+    """
+    offered = tuple(offered)
+    for name in names:
+        if name not in offered:
+            raise InputError(unknown(kind, name, offered))
 
 
 def check_distinct(what: str, names: Iterable[str]) -> None:

@@ -173,7 +173,24 @@ MODULES: dict[str, Place] = {
             ),
             "reads": _READS,
         },
-        supplied=("names", "rngs"),
+        supplied=wiring.GIVEN_TO_OBJECTIVES,
+        many=True,
+    ),
+    "derived": Place(
+        "derived",
+        "name",
+        beside={
+            "of": setting("", "The input that it carries on; by default that of its module."),
+            "reads": _READS,
+        },
+        supplied=wiring.GIVEN_TO_DERIVED,
+        many=True,
+    ),
+    "fusions": Place(
+        "fusion",
+        "name",
+        beside={"reads": _READS},
+        supplied=wiring.GIVEN_TO_FUSIONS,
         many=True,
     ),
     "evaluators": Place("evaluator", "name", many=True),
@@ -208,7 +225,8 @@ _OBJECTIVES = {
 }
 _RULES = (
     {
-        "match": r".*/(bias|(\w+_)?scale|cls|registers|queries|latents|positions?|log|logit_bias)",
+        "match": r".*/(bias|(\w+_)?scale|cls|registers|queries|latents|positions?|log|logit_bias|"
+        r"(\w+_)?(gate|missing|types?|prototypes|mask(_token)?))",
         "weight_decay": 0.0,
     },
     {"match": r".*"},
@@ -236,11 +254,22 @@ KEYS: dict[str, Any] = {
         "Micro-batches per step that are encoded one after the other to save memory. Every pair "
         "still meets all negatives of the batch, at the cost of a second forward pass. 1: off.",
     ),
-    "ema": setting(
-        0.0,
-        "Decay of the moving average of the parameters that evaluation and export use. 0: they use "
-        "the parameters themselves.",
-    ),
+    "average": {
+        "decay": setting(
+            0.999,
+            "Decay of the moving average of the parameters: a number or a schedule. The average is "
+            "kept if `evaluate` is true, or if a loss reads average/TOWER.FEATURE, as a teacher.",
+            float | Mapping[str, Any],
+        ),
+        "warm_up": setting(
+            False,
+            "Whether the decay is at most (1 + n) / (10 + n) after n updates, so that the first "
+            "parameters are soon forgotten.",
+        ),
+        "evaluate": setting(
+            False, "Whether evaluation and export use the average instead of the parameters."
+        ),
+    },
     "log_every": setting(20, "Steps between two lines of the log."),
     "eval_every": setting(250, "Steps between two evaluations. 0: only one, after the last step."),
     "validation_loss": setting(
@@ -285,6 +314,10 @@ KEYS: dict[str, Any] = {
         "The first that matches counts.",
         tuple[Mapping[str, str], ...],
     ),
+    "derived": setting(
+        {}, "Inputs that the step makes from others and from encodings, by free names."
+    ),
+    "fusions": setting({}, "Modules that join encodings of several towers, by free names."),
     "objectives": setting(_OBJECTIVES, "The losses, by free names."),
     "optimizer": {
         "name": setting("adamw", "The optimizer: adamw or sgd."),
@@ -357,7 +390,11 @@ KEYS: dict[str, Any] = {
 
 def base() -> ml_collections.ConfigDict:
     """Every key with its default: the recipe of the paper at a size for a laptop."""
-    return ml_collections.ConfigDict(defaults(KEYS))
+    made = ml_collections.ConfigDict(defaults(KEYS))
+    # A ConfigDict keeps the type of a value; a schedule may replace a number.
+    decay = made.average.decay
+    made.average.decay = ml_collections.FieldReference(decay, field_type=object)
+    return made
 
 
 def variants(argument: str, known: Iterable[str]) -> set[str]:
@@ -396,8 +433,10 @@ def from_plain(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config with the keys that did not exist when it was written, at their defaults.
 
-    A new key has a default that changes nothing, so a run can be read without it.
+    A new key has a default that changes nothing, so a run can be read without it. Of runs that
+    kept no average, the key that once said so is left out.
     """
+    stored = {key: one for key, one in stored.items() if (key, one) != ("ema", 0)}
     return _with_defaults(stored, plain(defaults(KEYS)))
 
 
@@ -468,6 +507,7 @@ _MOVED = {
     "data.vocab_size": "towers.text.vocab_size",
     "data.tokenizer": "towers.text.tokenizer",
     "data.tokenizer_model": "towers.text.tokenizer_model",
+    "ema": "average.decay, with config.average.evaluate=true",
 }
 """Keys of the first edition -> where their values are now."""
 
@@ -605,7 +645,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"config.{key}={value} must be at least 1")
-    settings.check(config.data)
+    settings.check(config.data, config.batch_size)
     for name, given in config.inputs.items():
         settings.check_ranges(f"config.inputs.{name}", given)
     if config.epochs < 0:
@@ -626,9 +666,11 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
             f"{config.gradient_cache} exclude each other: choose gradient_cache to keep all "
             "negatives of the batch, accumulation for batch norm"
         )
-    for key, value in {"ema": config.ema, "optimizer.b2": config.optimizer.b2}.items():
-        if not 0 <= value < 1:
-            raise InputError(f"config.{key}={value} must be in [0, 1)")
+    if not 0 <= (b2 := config.optimizer.b2) < 1:
+        raise InputError(f"config.optimizer.b2={b2} must be in [0, 1)")
+    decay = schedules.parse("config.average.decay", config.average.decay)
+    if not 0 <= min(decay.start, decay.end) <= max(decay.start, decay.end) <= 1:
+        raise InputError(f"config.average.decay={config.average.decay}; expected 0 to 1")
 
 
 def _check_best(config: ml_collections.ConfigDict) -> None:
@@ -699,8 +741,9 @@ def with_data(
 ) -> ml_collections.ConfigDict:
     """The config of trained encoders, reading what `other` names: source, sections, evaluators...
 
-    What the encoders depend on (image size, tokenizer, text length...) stays as trained. Of the
-    inputs of `other`, those that only it has are added, such as the impression of a report.
+    What the encoders depend on (image size, tokenizer, text length...) stays as trained, and so
+    does data.colour unless `other` asks for grey or rgb. Of the inputs of `other`, those that only
+    it has are added, such as the impression of a report.
     """
     chosen = ml_collections.ConfigDict(trained.to_dict())
     if other is None:
@@ -709,6 +752,8 @@ def with_data(
     pipeline, _ = split_data(chosen.data)
     given, given_source = split_data(other.data)
     taken = {name: given[name] for name in given if is_read_anew(f"data.{name}")}
+    if given["colour"] != settings.KEYS["colour"].default:
+        taken["colour"] = given["colour"]
     chosen.data = ml_collections.ConfigDict({**pipeline, **taken, **given_source})
     chosen.evaluators = other.evaluators
     known = {*trained.inputs, *build.choices("input")}

@@ -277,7 +277,10 @@ def get_config():
     config.eval_every, config.checkpoint.every = 0, 1000
     config.data.length, config.data.num_perturbed = 150, 1
     config.towers.text.length, config.towers.text.dropout = 24, 0.1
-    config.objectives.siglip = {"weight": 0.5}
+    # A teacher, and texts of other rows, which may lie on the other process.
+    reads = {"image": "average/image.embedding", "text": "text@negative_text.embedding"}
+    config.objectives.siglip = {"weight": 0.5, "reads": reads}
+    config.derived.negative_text = {"name": "hard_negatives", "draw": "hardest"}
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.evaluators = {"retrieval": {"max_pairs": 16}}
     config.compile_cache, config.tensorboard = "", False

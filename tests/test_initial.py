@@ -22,7 +22,7 @@ def fresh(config):
     """Layout and state of a learner that was not trained."""
     layout = learner.layout(config, toys.one_device())
     params, variables = learner.split(learner.make(config, streams.key(config.seed, "init")))[1:]
-    return layout, {"params": params, "variables": variables, "ema": params}
+    return layout, {"params": params, "variables": variables, "average": params}
 
 
 def small(entries=(), seed=0, **of_image):
@@ -58,7 +58,7 @@ def test_matching_arrays_are_copied_and_no_other(source, short):
     config = small(() if short else (entry,), **({"init": folder} if short else {}))
     before, state, (read,) = started(config)
     assert read.arrays
-    for part in ("params", "ema"):
+    for part in ("params", "average"):
         for path, leaf in initial.by_path(state[part]).items():
             expected = there if path.startswith("towers/image/") else before
             np.testing.assert_array_equal(leaf, expected[path], err_msg=path)

@@ -35,8 +35,8 @@ def make(config):
     shapes = batch_shapes(inputs.make(config, wiring.wire(config)[0]), config.batch_size)
     step = TrainStep(config, toys.one_device(), shapes)
     state = stubs.start(step)
-    if "ema" in state:
-        state["ema"] = jax.tree.map(jnp.copy, state["params"])
+    if "average" in state:
+        state["average"] = jax.tree.map(jnp.copy, state["params"])
     return step, state, functools.partial(batch_of, shapes)
 
 
@@ -79,7 +79,7 @@ def towers(image=False, text=False, **changes):
     resnet = {"name": "resnet", "depth": 18, "width": 4, "small_stem": True, "size": 8}
     config.towers.image = {**resnet, "heads": {"embedding": 32}, "frozen": image}
     config.towers.text.update({"dropout": 0.5, "frozen": text})
-    config.ema = 0.5
+    config.average.decay, config.average.evaluate = 0.5, True
     return config
 
 
@@ -109,7 +109,7 @@ def test_nothing_of_a_frozen_tower_changes(image, text, changes):
     kept = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(after["opt_state"])]
     for tower, frozen in {"image": image, "text": text}.items():
         encoder, heads = f"towers/{tower}/encoder", f"towers/{tower}/heads"
-        for part in ("params", "ema"):
+        for part in ("params", "average"):
             assert digest(before, "params", encoder) == digest(after, part, encoder)
             same = digest(before, "params", heads) == digest(after, part, heads)
             assert same == (frozen is True)

@@ -138,7 +138,7 @@ def test_updates_of_zero_change_no_bit():
 
 def test_merged_weights_encode_as_kernel_and_update_apart():
     """x W + alpha / rank (x a) b, computed without ever adding to W, against the tower."""
-    config = small(text={"lora": EVERY})
+    config = small(text={"lora": EVERY}, average__evaluate=True)
     placed, params, variables = layout_and_params(config)
     tokens = batch_of(config)["text.tokens"]
     arrays = {"text.tokens": tokens, "text.mask": np.ones_like(tokens, bool)}
@@ -180,13 +180,13 @@ OPTIONS = {
 @pytest.mark.optax
 @pytest.mark.parametrize("kept", OPTIONS)
 def test_untouched_leaves_are_bit_identical_and_all_others_move(kept):
-    config = small(**OPTIONS[kept], ema=0.9)
+    config = small(**OPTIONS[kept], average__decay=0.9, average__evaluate=True)
     before, after, state = trained(config)
     stays = untouched(kept)
     assert any(map(stays, before))
     for path, leaf in before.items():
         assert (leaf == after[path]).all() == stays(path), path
-    average = by_path(state["ema"])
+    average = by_path(state["average"])
     assert all((average[path] == before[path]).all() for path in filter(stays, before))
     # The optimizer keeps nothing for what stays.
     moments = initial.by_path(state["opt_state"])
@@ -237,7 +237,7 @@ def test_eight_devices_and_gradient_caching_give_the_loss_and_gradients_of_one()
 
 @pytest.mark.optax
 def test_a_restored_state_continues_to_the_same_bits(tmp_path):
-    config = small(text={"lora": LORA}, ema=0.9)
+    config = small(text={"lora": LORA}, average__decay=0.9, average__evaluate=True)
     step = make(config)
     state = step(step.init(), place(step, 0))
     saved = checkpoint.Checkpoints(tmp_path)
@@ -271,7 +271,7 @@ def test_a_step_counts_less_arithmetic_than_full_training_and_more_than_a_frozen
 
 
 def test_encodings_are_those_of_merged_weights_also_of_averaged_ones():
-    config = small(text={"lora": EVERY})
+    config = small(text={"lora": EVERY}, average__evaluate=True)
     placed, params, variables = layout_and_params(config)
     plain = learner.layout(small(), toys.one_device())
     whole = {key: part for key, part in placed.effective(params).items() if key != "lora"}
@@ -296,7 +296,7 @@ def test_encodings_are_those_of_merged_weights_also_of_averaged_ones():
 
     expected = encoded(plain, {"params": whole})
     np.testing.assert_allclose(encoded(placed, {"params": params}), expected, atol=1e-5)
-    averaged = encoded(placed, {"params": zero, "ema": params})
+    averaged = encoded(placed, {"params": zero, "average": params})
     np.testing.assert_allclose(averaged, expected, atol=1e-5)
     assert np.abs(encoded(placed, {"params": zero}) - expected).max() > 0.01
 

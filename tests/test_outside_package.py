@@ -1,4 +1,4 @@
-"""An objective, an input, an evaluator and a kind of tower from a package outside mmrl."""
+"""One module of each kind from a package outside mmrl."""
 
 import sys
 import textwrap
@@ -82,6 +82,55 @@ MODULES = {
             def __call__(self, samples):
                 return self.out(jnp.abs(jnp.fft.rfft(samples)))
         """,
+    "muted": """
+        import jax
+        from mmrl.models.derived.base import Derived
+
+        class Muted(Derived):
+            of = "waves"
+            batch = {"index": "index"}
+
+            def __init__(self, *, share=0.5):
+                self.share = share
+
+            def __call__(self, *, context, given, index):
+                def silence(key, samples):
+                    return samples * (jax.random.uniform(key, samples.shape) >= self.share)
+
+                return {"samples": jax.vmap(silence)(context.row_keys(index), given["samples"])}
+        """,
+    "chord": """
+        from mmrl.models.fusion.base import Fusion
+        from mmrl.models.layers import dense
+        from mmrl.vectors import l2_normalize
+
+        class Chord(Fusion):
+            reads = {"image": "image.pooled", "sound": "sound.pooled"}
+            features = ("embedding",)
+
+            def __init__(self, *, widths, dtype, param_dtype, make_rngs, width=8):
+                self.width = width
+                for name, size in widths.items():
+                    setattr(self, name, dense(size, width, ("embed", "joint"), dtype=dtype,
+                                              param_dtype=param_dtype, rngs=make_rngs(name)))
+
+            def width_of(self, feature):
+                return self.width
+
+            def __call__(self, wanted, *, train, key, image, sound):
+                return {"embedding": l2_normalize(self.image(image) + self.sound(sound))}
+        """,
+    "peak": """
+        import jax
+        from mmrl.models.pool.base import Pooler
+
+        class Peak(Pooler):
+            def __init__(self, *, width, grid, dtype, param_dtype, rngs):
+                self.width = width
+
+            def __call__(self, regions, mask=None, grid=None):
+                return jax.nn.logsumexp(regions, axis=1)
+        """,
     "closeness": """
         import numpy as np
         from mmrl.evaluators.base import Estimate, Evaluator, Results, identity
@@ -113,11 +162,11 @@ def package(tmp_path, monkeypatch):
 
 
 def outside() -> ml_collections.ConfigDict:
-    """The toy config with one line for each of the four modules."""
+    """The toy config with one line for each of the modules."""
     config = toys.config(total_steps=3, compile_cache="", tensorboard=False, eval_every=0)
     config.optimizer.warmup_steps = 1
     image = config.towers.image
-    image.heads = {"embedding": 8}
+    image.heads, image.pool = {"embedding": 8}, "hospital.peak"
     sound = {
         "kind": "hospital.sound",
         "name": "hospital.spectrum",
@@ -126,18 +175,27 @@ def outside() -> ml_collections.ConfigDict:
     }
     config.towers = {"image": image, "sound": sound}
     config.inputs = {"waves": {"name": "hospital.waves"}}
-    config.objectives = {"distance": {"name": "hospital.distance", "weight": 2.0}}
+    config.derived = {"muted": {"name": "hospital.muted", "share": 0.25}}
+    config.fusions = {"chord": {"name": "hospital.chord"}}
+    config.objectives = {
+        "distance": {"name": "hospital.distance", "weight": 2.0},
+        "fused": {
+            "name": "hospital.distance",
+            "reads": {"one": "chord.embedding", "two": "chord@muted.embedding"},
+        },
+    }
     config.evaluators = {"closeness": {"name": "hospital.closeness"}}
     return config
 
 
 @pytest.mark.optax
-def test_four_modules_from_outside_train_and_evaluate(package, tmp_path):
+def test_modules_from_outside_train_and_evaluate(package, tmp_path):
     trainer = Trainer(outside(), tmp_path / "run")
     trained, results = trainer.run()
     assert trained.step == 3
     assert -1 <= results["closeness"].values["cosine"].value <= 1
     assert "sound" in trained.state["params"]["towers"]
+    assert set(trained.state["params"]["fusions"]["chord"]) == {"image", "sound"}
 
 
 def test_a_missing_module_or_class_is_named(package):

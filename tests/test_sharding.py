@@ -47,10 +47,12 @@ def test_no_listing_is_left_of_a_config_that_is_gone():
 
 
 def test_optimizer_state_and_average_live_with_their_parameters():
-    config = toys.config(ema=0.9, towers__image__scan_layers=True)
+    config = toys.config(
+        average__decay=0.9, average__evaluate=True, towers__image__scan_layers=True
+    )
     step = TrainStep(config, sharding.make_mesh(specs.AXES), batch_of(config))
     params = jax.tree.leaves(step.shardings["params"])
-    assert jax.tree.leaves(step.shardings["ema"]) == params
+    assert jax.tree.leaves(step.shardings["average"]) == params
     adam = [
         part
         for part in jax.tree.leaves(step.shardings["opt_state"], is_leaf=lambda x: hasattr(x, "mu"))
@@ -89,10 +91,12 @@ def test_dimensions_that_do_not_divide_give_way_to_others(shape, names, expected
 
 def test_every_device_holds_its_share():
     """Bytes of parameters, optimizer state and average with FSDP over all devices."""
-    config = toys.config(ema=0.9, towers__image__width=96, towers__text__width=96)
+    config = toys.config(
+        average__decay=0.9, average__evaluate=True, towers__image__width=96, towers__text__width=96
+    )
     axes = {"data": 1, "fsdp": 8, "tensor": 1}
     step = TrainStep(config, sharding.make_mesh(axes), batch_of(config))
-    for name in ("params", "opt_state", "ema"):
+    for name in ("params", "opt_state", "average"):
         whole = held = 0
         for array in jax.tree.leaves(step.target()[name]):
             whole += array.dtype.itemsize * array.size

@@ -187,11 +187,13 @@ def test_frozen_parameters_stay_and_hold_no_optimizer_state():
 
 
 def test_the_average_follows_the_parameters():
-    _, state = train(small(ema=0.5), steps=4)
-    start = jax.device_get(build(small(ema=0.5)).init()["params"])
+    _, state = train(small(average__decay=0.5, average__evaluate=True), steps=4)
+    start = jax.device_get(
+        build(small(average__decay=0.5, average__evaluate=True)).init()["params"]
+    )
     to_average, to_start = (
         float(optax.tree.norm(jax.tree.map(jnp.subtract, other, state["params"])))
-        for other in (state["ema"], start)
+        for other in (state["average"], start)
     )
     assert 0 < to_average < to_start
 

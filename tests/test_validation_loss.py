@@ -9,7 +9,7 @@ from flax import nnx
 from mmrl import wiring
 from mmrl.data.inputs import base as inputs
 from mmrl.devices import sharding
-from mmrl.training import learner
+from mmrl.training import encoding
 from mmrl.training.predict import Predict
 from mmrl.training.step import TrainStep
 from mmrl.training.validation import Validation
@@ -115,7 +115,7 @@ def test_rows_that_fill_up_a_batch_count_for_nothing():
 
     batch = toys.batches(config)[0]
     alone = {name: array[:rows] for name, array in batch.items()}
-    filled = batch | {learner.ROWS: np.arange(BATCH) < rows}
+    filled = batch | {encoding.ROWS: np.arange(BATCH) < rows}
     expected, found = metrics(alone), metrics(filled)
     for name, pair in expected.items():
         np.testing.assert_allclose(found[name], pair, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -131,11 +131,12 @@ def test_nothing_is_random_and_the_state_stays_as_it_is():
     assert other(same) == first  # batches do not depend on the seed of the run
 
 
-def test_averaged_weights_count_where_a_run_keeps_them():
-    validation, state, _ = built(small())
+def test_averaged_weights_count_where_evaluation_uses_them():
+    validation, state, _ = built(small(average__evaluate=True))
+    state = {name: part for name, part in state.items() if name != "average"}
     halved = jax.tree.map(lambda leaf: leaf / 2, state["params"])
     expected = validation({**state, "params": halved})
-    assert validation({**state, "ema": halved}) == expected != validation(state)
+    assert validation({**state, "average": halved}) == expected != validation(state)
 
 
 def test_several_devices_compute_the_losses_of_one():

@@ -1,33 +1,17 @@
 """What an objective is, and the cross-entropies and metrics that several of them share."""
 
-import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmrl.context import Context as Context
 from mmrl.types import Loss
 
 # CLIP (Radford et al. 2021, section 2.5): exp(logit_scale) never exceeds 100.
 MAX_LOGIT_SCALE = 100.0
-
-
-class Context(NamedTuple):
-    """What an objective is told beside the arrays that it reads.
-
-    Attributes:
-      step: i32[], updates done before.
-      key: of this objective's own random numbers; None in evaluation.
-      present: bool[B], the rows that have every input this objective reads, without those that only
-        fill up a batch; None: all of them. The other rows are neither row, column nor denominator
-        of a loss.
-    """
-
-    step: jax.Array
-    key: jax.Array | None = None
-    present: jax.Array | None = None
 
 
 class Objective(nnx.Module):
@@ -41,8 +25,10 @@ class Objective(nnx.Module):
       reads: argument of `__call__` -> the encoding that it gets, "<tower>[@<input>].<feature>".
       batch: argument of `__call__` -> the array of the batch that it gets, "<input>.<array>",
         "group" or "index". config.objectives.NAME.reads redirects either.
+      averages: whether `context.average` is needed, so that the run keeps averaged weights.
     """
 
+    averages: ClassVar[bool] = False
     reads: ClassVar[Mapping[str, str]] = {}
     batch: ClassVar[Mapping[str, str]] = {}
 
@@ -81,52 +67,6 @@ def require(condition: bool, message: str) -> None:
     """Shape checks at a function's door: raises ValueError(message) at trace time."""
     if not condition:
         raise ValueError(message)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def contract(equation: str, one: jax.Array, two: jax.Array, dtype: Any) -> jax.Array:
-    """`jnp.einsum` of two arrays that multiplies in `dtype` and adds in float32.
-
-    The gradients are computed in the same way, which plain differentiation would not do: it would
-    multiply the float32 cotangent.
-
-    Args:
-      equation: every index stands in two of its three parts.
-      one, two: f32. dtype: float32 or a narrower type.
-
-    Returns:
-      f32.
-    """
-    one, two = one.astype(dtype), two.astype(dtype)
-    return jnp.einsum(equation, one, two, preferred_element_type=jnp.float32)
-
-
-def _contract_forward(
-    equation: str, one: jax.Array, two: jax.Array, dtype: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return contract(equation, one, two, dtype), (one, two)
-
-
-def _contract_backward(
-    equation: str, dtype: Any, saved: tuple[jax.Array, jax.Array], slope: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    inputs, out = equation.split("->")
-    first, second = inputs.split(",")
-    one, two = saved
-    return (
-        contract(f"{out},{second}->{first}", slope, two, dtype),
-        contract(f"{out},{first}->{second}", slope, one, dtype),
-    )
-
-
-contract.defvjp(_contract_forward, _contract_backward)
-
-
-def matmul_dtype(*features: jax.Array) -> Any:
-    """The type in which to multiply these: bfloat16 or float16 where all are, else float32."""
-    types = {x.dtype for x in features}
-    narrow = len(types) == 1 and types <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
-    return types.pop() if narrow else jnp.dtype(jnp.float32)
 
 
 def negatives(group: jax.Array | None, size: int, present: jax.Array | None = None) -> jax.Array:

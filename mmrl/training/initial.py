@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from mmrl import build, encoder_folder, starts, wiring
+from mmrl import config as configs
 from mmrl.encoder_folder import WEIGHTS
 from mmrl.models import fit
 from mmrl.training import checkpoint, lora, stored
@@ -209,7 +210,7 @@ def apply(state: dict[str, Any], copied: list[Copied]) -> dict[str, Any]:
         cast = value.astype(leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: cast[index])
 
-    parts = {name for name in ("params", "variables", "ema") if name in state}
+    parts = {name for name in ("params", "variables", "average") if name in state}
     return state | {name: jax.tree_util.tree_map_with_path(take, state[name]) for name in parts}
 
 
@@ -256,11 +257,12 @@ def _arrays_of(folder: Path, step: checkpoint.Step | None) -> dict[str, np.ndarr
         )
     saved = checkpoint.Checkpoints(folder, read_only=True)
     try:
-        state = saved.read_arrays(("params", "variables", "ema"), step)
-        towers = saved.meta(step)["config"]["towers"]
+        state = saved.read_arrays(("params", "variables", "average"), step)
+        settings = configs.from_plain(saved.meta(step)["config"])
     finally:
         saved.close()
-    params = lora.merged(state.get("ema", state["params"]), lora.scales(towers))
+    params = state["average"] if settings.average.evaluate else state["params"]
+    params = lora.merged(params, lora.scales(settings.towers))
     params.pop("lora", None)
     found = {**by_path(params), **by_path(state["variables"])}
     return {path: np.asarray(leaf) for path, leaf in found.items()}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,36 +14,37 @@ from jax.sharding import PartitionSpec as P
 
 from mmrl import build, schedules, streams, wiring
 from mmrl import config as configs
+from mmrl.context import Context
 from mmrl.data.inputs import base as inputs
 from mmrl.devices import sharding
 from mmrl.devices.axes import BATCH_AXES
+from mmrl.models.derived.base import Derived
+from mmrl.models.fusion.base import Fusion
 from mmrl.models.layers import Layers
 from mmrl.models.towers.base import Tower
-from mmrl.objectives.base import Context, Objective
+from mmrl.objectives.base import Objective
 from mmrl.schedules import Schedule
 from mmrl.training import lora, optim
+from mmrl.training.arguments import fitting, read, taken
+from mmrl.training.encoding import ROWS, Encoding, kept, present
 from mmrl.types import Batch, Encoded, InputError, Metrics
-from mmrl.wiring import Name, Wiring
+from mmrl.wiring import Graph, Name, Wiring
 
 Reads = Mapping[str, Mapping[str, Any]]
 """Objective -> its argument -> the encoding or the array of the batch that it gets."""
-
-
-ROWS = "rows"
-"""bool[B] of a batch: the rows that are examples, where some only fill it up."""
 
 
 class Learner(nnx.Module):
     """The weighted sum of objectives over named encodings.
 
     Parameter paths read "towers/image/encoder/...", "towers/text/heads/embedding/...",
-    "objectives/global_contrastive/logit_scale/log", and those of low-rank updates, where there are
-    any, "lora/towers/text/encoder/stack/block_00/attention/qkv/kernel/a". The towers compute with
-    the parameters that `Layout.merge` gives them.
+    "objectives/global_contrastive/logit_scale/log", "fusions/NAME/...", "derived/NAME/...", and
+    those of low-rank updates, where there are any,
+    "lora/towers/text/encoder/stack/block_00/attention/qkv/kernel/a". The towers compute with the
+    parameters that `Layout.merge` gives them.
 
     Args:
-      towers: name -> module.
-      objectives: name -> module.
+      towers, objectives, derived, fusions: name -> module.
       weights: name -> factor of its loss in the sum.
       encodings, arrays: what the objectives read.
       wired: what is encoded. frozen: towers whose encoders do not change.
@@ -62,11 +63,17 @@ class Learner(nnx.Module):
         encodings: Reads,
         arrays: Reads,
         wired: Wiring,
+        derived: Mapping[str, Derived] | None = None,
+        fusions: Mapping[str, Fusion] | None = None,
         frozen: frozenset[str] = frozenset(),
         updates: Mapping[str, nnx.Dict[Any]] | None = None,
     ) -> None:
         self.towers = nnx.Dict(towers)
         self.objectives = nnx.Dict(objectives)
+        if derived:
+            self.derived = nnx.Dict(derived)
+        if fusions:
+            self.fusions = nnx.Dict(fusions)
         if updates:
             self.lora = nnx.Dict({"towers": nnx.Dict(updates)})
         # Tuples, because a dict on a module would make its structure unhashable.
@@ -80,40 +87,91 @@ class Learner(nnx.Module):
             towers[name].check(name, wanted)
 
     def __call__(
-        self, batch: Batch, *, step: jax.Array, train: bool, key: jax.Array | None = None
+        self,
+        batch: Batch,
+        *,
+        step: jax.Array,
+        train: bool,
+        key: jax.Array | None = None,
+        average: "Learner | None" = None,
     ) -> tuple[jax.Array, Metrics]:
         """(total loss f32[], metrics with each objective's under its name)."""
         encode_key, score_key = split_key(key)
-        encoded = self.encode(batch, train=train, key=encode_key)
-        return self.score(encoded, batch, step=step, key=score_key)
+        encoded = self.encode(batch, step=step, train=train, key=encode_key, average=average)
+        return self.score(encoded, batch, step=step, key=score_key, average=average)
 
     def encode(
         self,
         batch: Batch,
         *,
+        step: jax.Array | int = 0,
         train: bool,
         key: jax.Array | None = None,
         wired: Wiring | None = None,
+        average: "Learner | None" = None,
     ) -> dict[str, jax.Array]:
         """batch -> encodings by full name, each with the batch axis first.
 
-        Each distinct (tower, input) is encoded once.
+        Each distinct (weights, tower, input) is encoded once.
 
         Args:
-          key: of dropout; None: no dropout.
+          step: updates done before.
+          key: of dropout and other draws; None: no dropout.
           wired: what to encode; default: what the objectives read.
+          average: the same learner with averaged weights.
+
+        Returns:
+          Also the arrays of derived inputs that are read, "<input>.<array>".
         """
-        encoded: dict[str, jax.Array] = {}
-        for tower, wanted in (wired or self.wired).wanted().items():
-            arrays = {name: _arrays_of(batch, name) for name in wanted}
-            own = None if key is None else streams.fold(key, tower)
-            found = self.towers[tower](arrays, wanted, train=train, key=own)
-            encoded |= {
-                str(Name(tower, name, feature)): array
-                for name, features in found.items()
-                for feature, array in features.items()
-            }
-        return encoded
+        wired = wired or self.wired
+        encoded = self.independent(
+            batch, step=step, train=train, key=key, drawn=key, wired=wired, average=average
+        )
+        return self.coupled(
+            encoded, batch, step=step, train=train, key=key, wired=wired, average=average
+        )
+
+    def independent(
+        self,
+        batch: Batch,
+        *,
+        step: jax.Array | int,
+        train: bool,
+        key: jax.Array | None,
+        drawn: jax.Array | None,
+        wired: Wiring | None = None,
+        average: "Learner | None" = None,
+    ) -> dict[str, jax.Array]:
+        """The part of `encode` in which rows do not depend on each other.
+
+        A batch may be encoded in parts, with another `key` and the same `drawn` for each.
+
+        Args:
+          drawn: key of the draws of derived inputs; None in evaluation.
+        """
+        wired = wired or self.wired
+        making = Encoding(self, average, batch, wired, step=step, train=train)
+        found = making.run(wired.steps, {}, key, drawn)
+        return kept(found, wired.kept[0])
+
+    def coupled(
+        self,
+        encoded: Encoded,
+        batch: Batch,
+        *,
+        step: jax.Array | int,
+        train: bool,
+        key: jax.Array | None,
+        wired: Wiring | None = None,
+        average: "Learner | None" = None,
+    ) -> dict[str, jax.Array]:
+        """The rest of `encode`, from what `independent` returned of the whole batch."""
+        wired = wired or self.wired
+        if not wired.coupled:
+            return dict(encoded)
+        making = Encoding(self, average, batch, wired, step=step, train=train)
+        found = making.run(wired.coupled, encoded, key, key)
+        return kept(found, wired.kept[1])
 
     def score(
         self,
@@ -122,22 +180,24 @@ class Learner(nnx.Module):
         *,
         step: jax.Array,
         key: jax.Array | None = None,
+        average: "Learner | None" = None,
     ) -> tuple[jax.Array, Metrics]:
         """Encodings of the global batch -> what `__call__` returns."""
         total = jnp.float32(0)
         metrics: Metrics = {}
         encodings, arrays = dict(self.encodings), dict(self.arrays)
+        given = {**batch, **encoded}
         for name, weight in self.weights:
             context = Context(
                 step=step,
                 key=None if key is None else streams.fold(key, name),
-                present=_present(batch, encodings[name]),
+                present=present(self.wired, given, encodings[name]),
+                average=None if average is None else average.objectives[name],
             )
-            loss = self.objectives[name](
-                context=context,
-                **{argument: encoded[str(of)] for argument, of in encodings[name]},
-                **{argument: batch[of] for argument, of in arrays[name]},
-            )
+            objective, reads = self.objectives[name], (*encodings[name], *arrays[name])
+            values = read(encodings[name], encoded) | taken(self.wired.graph, arrays[name], given)
+            with fitting("objective", name, objective, self.wired, reads, values):
+                loss = objective(context=context, **values)
             total = total + weight(step) * loss.value
             metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
             if weight.constant is None:
@@ -150,7 +210,7 @@ class Learner(nnx.Module):
     def post_update(self, step: jax.Array) -> None:
         """Calls each objective's `post_update`, to restore its invariants after an update."""
         for name, _ in self.weights:
-            self.objectives[name].post_update(Context(step=step, key=None, present=None))
+            self.objectives[name].post_update(Context(step=step))
 
 
 def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
@@ -159,20 +219,6 @@ def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None
         return None, None
     first, second = jax.random.split(key)
     return first, second
-
-
-def _arrays_of(batch: Batch, name: str) -> dict[str, jax.Array]:
-    """The arrays of one input: "text.tokens" -> "tokens"."""
-    start = f"{name}."
-    return {key.removeprefix(start): value for key, value in batch.items() if key.startswith(start)}
-
-
-def _present(batch: Batch, encodings: Iterable[tuple[str, Name]]) -> jax.Array | None:
-    """bool[B]: rows with every input of these encodings; None where no row can lack one."""
-    found = dict.fromkeys(name.input for _, name in encodings)
-    names = (ROWS, *(f"{name}.present" for name in found))
-    masks = [batch[name] for name in names if name in batch]
-    return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
@@ -192,17 +238,25 @@ def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
 
     wired, encodings, arrays = wiring.wire(config)
     towers = {name: make_tower(name, config.towers[name], rngs, dtypes) for name in wired.wanted()}
+    fusions = _fusions(config, wired, towers, rngs, dtypes)
+    derived = {
+        name: _derived(name, config.derived[name], wired, _reader_of(name, wired, towers), rngs)
+        for name in wired.derived
+    }
     named = inputs.make(config, wired)
     objectives, weights = {}, {}
     for name, given in config.objectives.items():
-        options = {k: v for k, v in given.items() if k not in ("name", "weight", "reads")}
-        target = build.find("objective", wiring.chosen_module(name, given))
-        supplied = {
-            "rngs": rngs(f"objectives/{name}"),
-            "names": {key: _names(named, of) for key, of in arrays[name].items()},
+        target, options = _chosen("objective", name, given)
+        facts: dict[str, Callable[[], Any]] = {
+            "rngs": functools.partial(rngs, f"objectives/{name}"),
+            "names": functools.partial(_names, named, arrays[name]),
+            "widths": functools.partial(_widths, {**towers, **fusions}, encodings[name]),
+            "vocab_size": functools.partial(_vocab_size, arrays[name], wired, towers),
         }
-        options |= {key: supplied[key] for key in supplied if key in build.options(target)}
-        objectives[name] = target(**options)
+        options |= {key: facts[key]() for key in facts if key in build.options(target)}
+        widths = options.get("widths", {})
+        with fitting("objective", name, target, wired, encodings[name].items(), widths):
+            objectives[name] = target(**options)
         weights[name] = schedules.parse(
             f"config.objectives.{name}.weight", given.get("weight", 1.0)
         )
@@ -224,15 +278,106 @@ def make(config: ml_collections.ConfigDict, key: jax.Array) -> Learner:
         encodings=encodings,
         arrays=arrays,
         wired=wired,
+        derived=derived,
+        fusions=fusions,
         frozen=frozen,
         updates=updates,
     )
 
 
-def _names(named: Mapping[str, Any], array: str) -> Mapping[str, int]:
-    """What the numbers in an array of the batch stand for: name -> number."""
-    own, _, key = array.partition(".")
-    return named[own].names().get(key, {}) if own in named else {}
+def _fusions(
+    config: Mapping[str, Any],
+    wired: Wiring,
+    towers: Mapping[str, Tower],
+    rngs: Callable[[str], nnx.Rngs],
+    dtypes: Mapping[str, Any],
+) -> dict[str, Fusion]:
+    """The fusions that a wiring needs, each after those that it reads."""
+    made: dict[str, Fusion] = {}
+    for name in wired.fused:
+        target, options = _chosen("fusion", name, config["fusions"][name])
+        joined = wired.graph.fusion(name)
+        assert joined is not None
+        sources: Any = {**towers, **made}
+        widths = _widths(sources, dict(joined.reads))
+        path = f"fusions/{name}"
+        make_rngs = functools.partial(_of_part, rngs, path)
+        with fitting("fusion", name, target, wired, joined.reads, widths):
+            made[name] = target(**options, **dtypes, widths=widths, make_rngs=make_rngs)
+        wanted = {one.feature for one in wired.names if one.tower == name}
+        made[name].check(f"config.fusions.{name}", tuple(sorted(wanted)))
+    return made
+
+
+def _widths(sources: Mapping[str, Any], reads: Mapping[str, Name]) -> dict[str, int]:
+    """Argument -> size of the last axis of the encoding that it gets."""
+    return {key: sources[one.tower].width_of(one.feature) for key, one in reads.items()}
+
+
+def _vocab_size(
+    arrays: Mapping[str, str], wired: Wiring, towers: Mapping[str, Tower]
+) -> int | None:
+    """Tokens that the first text tower knows that encodes an input of these arrays, if any does."""
+    readers = (_reader_of(array.partition(".")[0], wired, towers) for array in arrays.values())
+    sizes = (getattr(one, "vocab_size", None) for one in readers)
+    return next((size for size in sizes if size), None)
+
+
+def _of_part(rngs: Callable[[str], nnx.Rngs], path: str, part: str) -> nnx.Rngs:
+    return rngs(f"{path}/{part}")
+
+
+def _reader_of(name: str, wired: Wiring, towers: Mapping[str, Tower]) -> Tower | None:
+    """The tower that encodes a derived input, or else the input that it carries on."""
+    for one in (name, wired.graph.recorded(name)):
+        for tower, wanted in wired.wanted().items():
+            if one in wanted:
+                return towers[tower]
+    return None
+
+
+def _derived(
+    name: str,
+    given: Mapping[str, Any],
+    wired: Wiring,
+    tower: Tower | None,
+    rngs: Callable[[str], nnx.Rngs],
+) -> Derived:
+    """A derived input from config.derived.NAME; facts of its tower are supplied."""
+    target, options = _chosen("derived", name, given)
+    encoder = None if tower is None else tower.encoder
+    for option in build.options(target).keys() & set(wiring.GIVEN_TO_DERIVED):
+        if option == "rngs":
+            options[option] = rngs(f"derived/{name}")
+        elif option == "kinds":
+            options[option] = _kinds(name, wired.graph)
+        else:
+            options[option] = getattr(tower, option, getattr(encoder, option, None))
+    return target(**options)
+
+
+def _kinds(name: str, graph: Graph) -> dict[str, str]:
+    """Kinds of the towers that may encode what a derived input carries on, "of", and reads."""
+    derived, kinds = graph.input(name), dict(graph.kinds)
+    assert derived is not None
+    inputs = {"of": derived.of, **{argument: one.input for argument, one in derived.reads}}
+    return {argument: kinds.get(one, "") for argument, one in inputs.items()}
+
+
+def _chosen(kind: str, name: str, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The module that a config chooses under a free name, and its own options."""
+    target = build.find(kind, wiring.chosen_module(name, given))
+    beside = configs.MODULES[wiring.PLACES[kind]].beside
+    return target, {k: v for k, v in given.items() if k != "name" and k not in beside}
+
+
+def _names(named: Mapping[str, Any], arrays: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
+    """Argument -> what the numbers in its array of the batch stand for: name -> number."""
+    found = {}
+    for argument, array in arrays.items():
+        own, _, key = array.partition(".")
+        found[argument] = named[own].names().get(key, {}) if own in named else {}
+    return found
 
 
 def make_tower(
@@ -285,11 +430,13 @@ class Layout:
     Attributes:
       graphdef: to merge with parameters and variables.
       wired: what the objectives read.
-      features: tower -> features that it provides.
+      features: tower or fusion -> features that it provides.
       grids: image tower -> rows and columns of its regions.
       frozen: towers whose encoders do not change.
       layers: tower -> layers of its encoder, empty where it states none.
       scales: tower -> alpha / rank of its low-rank updates, where it has any.
+      averages: whether the averaged parameters are kept, see config.average.
+      evaluates_average: whether they are those that evaluation and export use.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
     """
 
@@ -300,6 +447,8 @@ class Layout:
     frozen: frozenset[str]
     layers: Mapping[str, Layers]
     scales: Mapping[str, float]
+    averages: bool
+    evaluates_average: bool
     params: dict[str, Any]
     variables: dict[str, Any]
 
@@ -310,6 +459,33 @@ class Layout:
     def merge(self, params: Any, variables: Any) -> Learner:
         """The learner that computes with these parameters."""
         return nnx.merge(self.graphdef, self.effective(params), variables)
+
+    def merge_average(self, average: Any, variables: Any) -> Learner | None:
+        """The learner that computes with averaged parameters; None for None.
+
+        Its other state, such as batch statistics, is that of the learner itself.
+        """
+        if average is None:
+            return None
+        return self.merge(jax.lax.stop_gradient(self._as_params(average)), variables)
+
+    def _as_params(self, average: Any) -> Any:
+        """An average in the dtypes of the parameters."""
+        return jax.tree.map(lambda one, param: one.astype(param.dtype), average, self.params)
+
+    def weights_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What evaluation and export compute with, of a training state.
+
+        Returns:
+          "params", the averaged ones where config.average.evaluate says so, "variables", and
+          "average", the averaged parameters if the run keeps them.
+        """
+        average = state.get("average")
+        params = state["params"]
+        if self.evaluates_average and average is not None:
+            params = self._as_params(average)
+        kept = {} if average is None else {"average": average}
+        return {"params": params, "variables": state["variables"], **kept}
 
 
 def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
@@ -329,14 +505,17 @@ def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
         )
 
     towers = dict(abstract.towers.items())
+    fusions: dict[str, Any] = dict(abstract.fusions.items()) if abstract.wired.fused else {}
     return Layout(
         graphdef=parts[0],
         wired=abstract.wired,
-        features={name: tower.features for name, tower in towers.items()},
+        features={name: one.features for name, one in {**towers, **fusions}.items()},
         grids={name: t.grid for name, t in towers.items() if hasattr(t, "grid")},
         frozen=frozenset(name for name, tower in towers.items() if tower.frozen),
         layers={name: getattr(tower.encoder, "layers", ()) for name, tower in towers.items()},
         scales=lora.scales(config.towers),
+        averages=wiring.averages(config),
+        evaluates_average=config.average.evaluate,
         params=placed(parts[1]),
         variables=placed(parts[2]),
     )

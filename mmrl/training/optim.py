@@ -74,7 +74,7 @@ def trainable(params: Any, rules: tuple[Mapping[str, Any], ...]) -> Any:
 
 
 def counts(params: Any, trains: Any) -> dict[str, str]:
-    """Numbers of parameters of each tower, and of the objectives: "1,024 (32 trained, ...)".
+    """Numbers of parameters of each module, and of the objectives: "1,024 (32 trained, ...)".
 
     Args:
       params: nested dict of all parameters, possibly abstract. trains: as of `trainable`.
@@ -89,7 +89,10 @@ def counts(params: Any, trains: Any) -> dict[str, str]:
         return sum(leaf.size for leaf, _ in pairs), sum(leaf.size for leaf, yes in pairs if yes)
 
     found = {}
-    for path in (*(("towers", name) for name in params["towers"]), ("objectives",)):
+    parts = [
+        (room, name) for room in ("towers", "derived", "fusions") for name in params.get(room, {})
+    ]
+    for path in (*parts, ("objectives",)):
         every, trained = sizes(*path)
         low_rank, _ = sizes("lora", *path)
         text = f"{every:,}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,21 +57,19 @@ def load_corpus(
     """
     pipeline, options = config.split_data(settings["data"])
     options = _given(pipeline["source"], options)
-    trained, own = wiring.wire(settings)[0], wiring.own_inputs(settings["towers"])
-    evaluated = wiring.Wiring.of(own, wiring.evaluated(settings))
-    needed, others = (
-        inputs.needs(inputs.make(settings, wired), pipeline["sections"])
-        for wired in (
-            trained
-            if encodings is None
-            else wiring.Wiring.of(own, sequences.of(encodings, "encodings")),
-            evaluated,
-        )
-    )
+    trained = wiring.wire(settings)[0]
+    evaluated = wiring.Wiring.of(trained.graph, wiring.evaluated(settings))
+    if encodings is not None:
+        trained = wiring.Wiring.of(trained.graph, sequences.of(encodings, "encodings"))
+    made = [inputs.make(settings, wired) for wired in (trained, evaluated)]
+    needed, others = (inputs.needs(one, pipeline["sections"]) for one in made)
     more = {**{sections: False for sections, _ in others.more}, **dict(needed.more)}
     source = build.find("source", pipeline["source"])(split=split, **options)
+    name = f"{options.get('name') or pipeline['source']}/{split}"
+    for one in itertools.chain.from_iterable(each.values() for each in made):
+        one.check(name, source)
     return read_corpus(
-        f"{options.get('name') or pipeline['source']}/{split}",
+        name,
         source,
         sections=needed.sections,
         views=pipeline["views"],
@@ -206,6 +205,7 @@ def resolved(
         with own.unlocked():
             own.vocab_size = max(tokenizer.vocab_size, own.vocab_size if tokenizer.imported else 0)
             own.begin_mark, own.end_mark = tokenizer.begin is not None, tokenizer.end is not None
+            own.mask_token, own.special_tokens = tokenizer.mask, tokenizer.special
     return copy
 
 
@@ -272,13 +272,23 @@ def training_fingerprint(trained: "Trained") -> Fingerprint:
 def make_evaluators(
     chosen: Mapping[str, Mapping[str, Any]], predict: Predict, data: Examples
 ) -> dict[str, Evaluator]:
-    """Builds the evaluators of config.evaluators over `data`, by name."""
-    return {
-        name: build.find("evaluator", wiring.chosen_module(name, given))(
-            predict, data, **{key: value for key, value in given.items() if key != "name"}
-        )
-        for name, given in chosen.items()
-    }
+    """Builds the evaluators of config.evaluators over `data`, by name.
+
+    Raises:
+      InputError: one needs an encoding that cannot be made of items alone; or as it says itself.
+    """
+    made = {}
+    for name, given in chosen.items():
+        target: Any = build.find("evaluator", wiring.chosen_module(name, given))
+        options = {key: value for key, value in given.items() if key != "name"}
+        where = f"config.evaluators.{name}"
+        reads = wiring.redirected(f"{where}.reads", target.reads, given.get("reads"))
+        try:
+            predict.check(target.needed(reads, options))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        made[name] = target(predict, data, **options)
+    return made
 
 
 def left_out(chosen: Mapping[str, Mapping[str, Any]], provided: Sequence[str]) -> dict[str, str]:
@@ -333,12 +343,13 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
             raise DamageError(f"{path} is not JSON: {error}") from None
         if not isinstance(stored, dict):
             raise DamageError(f"{path} holds a {type(stored).__name__}; expected an object")
+        stored = config.completed(stored)
         if sentence := config.first_edition(stored):
             raise InputError(
                 f"--workdir={workdir} holds a run of an earlier version of mmrl, which this one "
                 f"cannot read: {sentence}; train again in a new folder"
             )
-        return config.completed(stored)
+        return stored
     others = workdir.iterdir() if workdir.is_dir() else ()
     # A first start that failed its data checks, or was killed, leaves no more than these.
     begun = {"rejects.jsonl", "init.json", locks.NAME}
@@ -361,7 +372,7 @@ class Trained:
       config: of the run; of other encoders the default with their towers and no objectives.
       meta: as saved in the checkpoint; of other encoders {"source": what their folder states}.
       tokenizers, predict: encode as in training.
-      state: step, parameters, averaged parameters ("ema") if the run keeps them, and variables.
+      state: step, parameters, averaged parameters if the run keeps them, and variables.
       step: of the checkpoint; None for encoders that were not trained here.
     """
 
@@ -424,8 +435,8 @@ class Trained:
 
     def weights_sha256(self) -> str:
         """Digest of the weights used for encoding."""
-        used = {"params": self.state.get("ema", self.state["params"])}
-        return checkpoint.digest({**used, "variables": self.state["variables"]})
+        used = self.predict.layout.weights_of(self.state)
+        return checkpoint.digest({name: used[name] for name in ("params", "variables")})
 
 
 _READING = ("size", "channels", "pixel_mean", "pixel_std", "length")
@@ -491,6 +502,7 @@ def read_encoder(folder: Path, *, mesh: Mesh | None = None) -> Trained:
     own = encoder_folder.read(folder)
     settings = config.base()
     settings.dtype, settings.data.resize = own.dtype, own.data.get("resize", settings.data.resize)
+    settings.data.colour = encoder_folder.colour_of(own.data, own.towers)
     settings.objectives = settings.evaluators = ml_collections.ConfigDict()
     settings.towers = ml_collections.ConfigDict(config.frozen(own.towers))
     settings.inputs = ml_collections.ConfigDict(config.frozen(own.inputs))
@@ -581,6 +593,6 @@ def _encoding_state(
     """The target for restoring what encoding needs, without optimizer state and metrics."""
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
     target = {"step": step, "params": layout.params, "variables": layout.variables}
-    if settings.ema > 0:
-        target["ema"] = layout.params
+    if layout.averages:
+        target["average"] = layout.params
     return target

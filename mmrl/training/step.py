@@ -8,7 +8,8 @@ The state is a nested dict, which keeps dispatch cheap and checkpoints readable:
     opt_state      state of the optax transformation
     metrics        name -> (sum, weight) since the last log step, f32[] each
     nonfinite_step i32[], first step whose loss or gradient was not finite; -1 if none
-    ema            moving average of params, only when config.ema > 0
+    average        moving average of params, where the run keeps it, see config.average; float32
+                   where params have less precision, which would round small changes away
 """
 
 import functools
@@ -22,7 +23,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl import build, streams, wiring
+from mmrl import build, schedules, streams, wiring
 from mmrl.devices import flops, sharding
 from mmrl.training import learner, optim, scalars
 from mmrl.types import Batch
@@ -62,10 +63,11 @@ class TrainStep:
             {**config.optimizer, "rules": rules}, config.total_steps, pure, self.layout.layers
         )
         self._trainable = optim.trainable(pure, rules)
+        self._decay = schedules.parse("config.average.decay", config.average.decay)
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example.items()}
         self._batch = batch
         self._metric_shapes = jax.eval_shape(
-            lambda p, v, b: self._loss(p, v, b, jnp.int32(0), None)[1][0],
+            self._metrics_of_a_step,
             pure,
             self.layout.variables,
             batch,
@@ -146,8 +148,8 @@ class TrainStep:
             "metrics": scalars.zeros(names),
             "nonfinite_step": jnp.int32(-1),
         }
-        if self.config.ema > 0:
-            state["ema"] = jax.tree.map(jnp.copy, params)
+        if self.layout.averages:
+            state["average"] = jax.tree.map(_average_start, params)
         return state
 
     def _state_shardings(self) -> Any:
@@ -167,17 +169,28 @@ class TrainStep:
             # Where a rule freezes a parameter, the optimizer keeps a placeholder.
             is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
-        if "ema" in layout:
-            layout["ema"] = params
+        if "average" in layout:
+            layout["average"] = params
         return layout
 
     def _step_key(self, step: jax.Array) -> jax.Array:
         """The key of all that is random in a step, dropout above all."""
         return jax.random.fold_in(streams.key(self.config.seed, "dropout"), step)
 
+    def _average_of(self, params: Any) -> Any:
+        """What stands for the averaged parameters where only shapes matter; None without them."""
+        return params if self.layout.averages else None
+
+    def _metrics_of_a_step(self, params: Any, variables: Any, batch: Mapping[str, Any]) -> Any:
+        """The metrics of the objectives; with a key, as evaluation may have further ones."""
+        step = jnp.int32(0)
+        average = self._average_of(params)
+        return self._loss(params, average, variables, batch, step, self._step_key(step))[1][0]
+
     def _loss(
         self,
         params: Any,
+        average: Any,
         variables: Any,
         batch: Mapping[str, Any],
         step: jax.Array,
@@ -186,41 +199,62 @@ class TrainStep:
         """(loss, (metrics, new variables)); without a key there is no dropout."""
         params = self.layout.effective(params)
         module = nnx.merge(self.layout.graphdef, params, variables)
+        teacher = self.layout.merge_average(average, variables)
         if self.config.gradient_cache > 1:
             encode_key, score_key = learner.split_key(key)
-            encoded = self._encoded(params, variables, batch, encode_key)
-            loss, values = module.score(encoded, batch, step=step, key=score_key)
+            encoded = self._encoded(params, average, variables, batch, step, encode_key)
+            encoded = module.coupled(
+                encoded, batch, step=step, train=True, key=encode_key, average=teacher
+            )
+            loss, values = module.score(encoded, batch, step=step, key=score_key, average=teacher)
         else:
-            loss, values = module(batch, step=step, train=True, key=key)
+            loss, values = module(batch, step=step, train=True, key=key, average=teacher)
         return loss, (values, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
 
     def _encoded(
-        self, params: Any, variables: Any, batch: Mapping[str, Any], key: jax.Array | None
+        self,
+        params: Any,
+        average: Any,
+        variables: Any,
+        batch: Mapping[str, Any],
+        step: jax.Array,
+        drawn: jax.Array | None,
     ) -> dict[str, jax.Array]:
         """Encodes the global batch with effective parameters, one micro-batch after the other."""
 
-        def encode(params: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        def encode(weights: Any, part: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+            params, average = weights
             module = nnx.merge(self.layout.graphdef, params, variables)
-            return module.encode(part, train=True, key=key)
+            return module.independent(
+                part,
+                step=step,
+                train=True,
+                key=key,
+                drawn=drawn,
+                average=self.layout.merge_average(average, variables),
+            )
 
         count = self.config.gradient_cache
-        return learner.encode_by_parts(encode, params, batch, key, count=count, mesh=self.mesh)
+        return learner.encode_by_parts(
+            encode, (params, average), batch, drawn, count=count, mesh=self.mesh
+        )
 
     def _loss_and_gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-        step, variables = state["step"], state["variables"]
+        step, variables, average = state["step"], state["variables"], state.get("average")
         key = self._step_key(step)
-        return jax.value_and_grad(lambda p: self._loss(p, variables, batch, step, key)[0])(
+        return jax.value_and_grad(lambda p: self._loss(p, average, variables, batch, step, key)[0])(
             state["params"]
         )
 
     def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """(gradients, metrics, variables), averaged over the micro-batches."""
         count, step = self.config.accumulation, state["step"]
+        average = state.get("average")
         grad = jax.grad(self._loss, has_aux=True)
         key = self._step_key(step)
         if count == 1:
             gradients, (values, variables) = grad(
-                state["params"], state["variables"], batch, step, key
+                state["params"], average, state["variables"], batch, step, key
             )
             return gradients, values, variables
         micro = learner.deal(batch, count, self.mesh)
@@ -229,7 +263,12 @@ class TrainStep:
             gradients, values, variables = carry
             number, part = item
             new, (more, variables) = grad(
-                state["params"], variables, part, step, jax.random.fold_in(key, number)
+                state["params"],
+                average,
+                variables,
+                part,
+                step,
+                jax.random.fold_in(key, number),
             )
             added = jax.tree.map(lambda a, b: a + b / count, gradients, new)
             return (added, scalars.add(values, more), variables), None
@@ -270,11 +309,18 @@ class TrainStep:
             "metrics": scalars.add(total, values),
             "nonfinite_step": jnp.where(first, step, state["nonfinite_step"]),
         }
-        if "ema" in state:
-            new["ema"] = _average(
-                state["ema"], params, self._trainable, decay=self.config.ema, step=step
-            )
+        if "average" in state:
+            decay = jnp.float32(self._decay(state["step"]))
+            if self.config.average.warm_up:
+                count = step.astype(jnp.float32)
+                decay = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+            new["average"] = _average(state["average"], params, self._trainable, decay)
         return new
+
+
+# Options with which nothing is computed twice.
+_AT_ONCE = {"remat": "none", "chunk": 0}
+_UNTILED = {"implementation": "dense", "tile": "xla", "chunk": 2**31 - 1}
 
 
 def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[str, Any]) -> int:
@@ -291,12 +337,11 @@ def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[
     plain = config.copy_and_resolve_references()
     plain.unlock()
     plain.gradient_cache = plain.accumulation = 1
-    for tower in plain.towers.values():
-        if "remat" in tower:
-            tower.remat = "none"
+    for part in (*plain.towers.values(), *plain.fusions.values()):
+        part.update({option: value for option, value in _AT_ONCE.items() if option in part})
     for name, options in plain.objectives.items():
         target = build.find("objective", wiring.chosen_module(name, options))
-        for option, value in {"implementation": "dense", "tile": "xla"}.items():
+        for option, value in _UNTILED.items():
             if option in build.options(target):
                 options[option] = value
     layout = learner.layout(plain, mesh)
@@ -308,7 +353,8 @@ def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[
         params = jax.tree.unflatten(tree, [next(own if change else rest) for change in changes])
         module = layout.merge(params, variables)
         key = streams.key(config.seed, "dropout")
-        return module(batch, step=jnp.int32(0), train=True, key=key)[0]
+        average = layout.merge_average(params if layout.averages else None, variables)
+        return module(batch, step=jnp.int32(0), train=True, key=key, average=average)[0]
 
     trained = [leaf for leaf, change in zip(leaves, changes, strict=True) if change]
     others = [leaf for leaf, change in zip(leaves, changes, strict=True) if not change]
@@ -316,17 +362,20 @@ def model_flops(config: ml_collections.ConfigDict, mesh: Mesh, example: Mapping[
     return flops.count(jax.grad(loss), trained, others, layout.variables, batch, arm=min)
 
 
-def _average(average: Any, params: Any, trainable: Any, *, decay: float, step: jax.Array) -> Any:
-    """Exponential moving average whose decay rises to `decay` at the start of training.
+def _average_start(param: jax.Array) -> jax.Array:
+    return jnp.copy(param).astype(jnp.promote_types(param.dtype, jnp.float32))
+
+
+def _average(average: Any, params: Any, trainable: Any, decay: jax.Array) -> Any:
+    """Moving average: decay * average + (1 - decay) * params.
 
     That of a frozen parameter is the parameter itself, without rounding.
     """
-    count = step.astype(jnp.float32)
-    rate = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
 
     def one(average: jax.Array, param: jax.Array, trains: bool) -> jax.Array:
+        param = param.astype(average.dtype)
         if not trains:
             return param
-        return (rate * average + (1.0 - rate) * param).astype(average.dtype)
+        return (decay * average + (1.0 - decay) * param).astype(average.dtype)
 
     return jax.tree.map(one, average, params, trainable)

@@ -145,6 +145,11 @@ class Trainer:
                 f"the data differ from those --workdir={workdir} was trained on (records, texts "
                 "or patients changed); use another --workdir for the new data"
             )
+        if meta is not None and meta.get("draw") != self.meta.get("draw"):
+            raise InputError(
+                f"training draws other examples than those --workdir={workdir} was trained on "
+                "(subset, fraction or groups changed); use another --workdir for them"
+            )
         # Each process read the data by itself. Different files would silently mix two corpora.
         for name, value in self.meta.items():
             distributed.agree(value, f"{name} of the run")
@@ -441,6 +446,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             rows=self.rows,
             drawn=None if self.drawn is None else self.drawn.rows,
+            groups=None if self.drawn is None else self.drawn.groups,
         )
 
     def _total_steps(self) -> int:

@@ -15,8 +15,8 @@ from mmrl.data.inputs.base import Input
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import gather, sharding
 from mmrl.training import scalars
-from mmrl.training.learner import ROWS, Layout
-from mmrl.training.predict import weights_of
+from mmrl.training.encoding import ROWS
+from mmrl.training.learner import Layout
 from mmrl.types import Batch
 
 PREFIX = "val"
@@ -26,7 +26,7 @@ class Validation:
     """Computes every objective on all validation examples, as training does but for what is random.
 
     Images are not augmented, nothing is dropped out, texts are whole reports, and perturbed copies
-    are the same at every evaluation. Weights are the averaged ones if the run keeps them. A
+    are the same at every evaluation. Weights are the averaged ones if config.average.evaluate. A
     contrastive loss depends on the pairs that it compares, so examples are taken in batches of the
     same size as those that training contrasts, in one random order that never changes. The last
     batch has the examples that are left: its places without one are no rows of any loss, and it
@@ -72,7 +72,7 @@ class Validation:
         total: dict[str, np.ndarray] = {}
         for start in range(0, len(self._order), self._size):
             found = gather.to_host(
-                self._losses(weights_of(state), self._batch(start), state["step"])
+                self._losses(self._layout.weights_of(state), self._batch(start), state["step"])
             )
             for name, pair in found.items():
                 total[name] = total.get(name, 0.0) + np.asarray(pair, np.float64)
@@ -89,5 +89,7 @@ class Validation:
         return sharding.to_global({**made, ROWS: here < len(indices)}, self._rows)
 
     def _run(self, weights: Mapping[str, Any], batch: Batch, step: jax.Array) -> Any:
-        module = self._layout.merge(weights["params"], weights["variables"])
-        return module(batch, step=step, train=False)[1]
+        variables = weights["variables"]
+        module = self._layout.merge(weights["params"], variables)
+        average = self._layout.merge_average(weights.get("average"), variables)
+        return module(batch, step=step, train=False, average=average)[1]

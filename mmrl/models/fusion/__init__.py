@@ -1,0 +1,1 @@
+"""Fusions, one file each: modules that turn encodings of several towers into further ones."""
