@@ -18,13 +18,12 @@ from mmrl.objectives.base import (
     batch_mean,
     check_group,
     check_present,
-    contract,
-    matmul_dtype,
     require,
     two_way_cross_entropy,
     zero_absent,
 )
 from mmrl.types import Loss
+from mmrl.vectors import contract, matmul_dtype
 
 
 def contrastive_loss(

@@ -14,13 +14,12 @@ from mmrl.objectives.base import (
     batch_mean,
     check_group,
     check_present,
-    contract,
-    matmul_dtype,
     require,
     two_way_cross_entropy,
     zero_absent,
 )
 from mmrl.types import InputError, Loss
+from mmrl.vectors import contract, matmul_dtype
 
 # `local_similarity` holds at most this many of the B x B x W x R attention weights at a time (2**24
 # float32 are 64 MiB). Beyond that it loops over captions and recomputes in the backward pass.

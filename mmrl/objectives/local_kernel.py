@@ -42,8 +42,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mmrl.objectives.base import contract
 from mmrl.types import InputError
+from mmrl.vectors import contract
 
 # A TPU vector register has 128 lanes: regions and channels are zero-padded to a multiple of it.
 _LANES = 128

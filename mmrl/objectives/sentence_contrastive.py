@@ -13,13 +13,11 @@ from mmrl.objectives.base import (
     attention_entropy,
     check_group,
     check_present,
-    contract,
-    matmul_dtype,
     other_rows,
     require,
 )
 from mmrl.types import InputError, Loss, Metrics
-from mmrl.vectors import l2_normalize
+from mmrl.vectors import contract, l2_normalize, matmul_dtype
 
 AGGREGATES = ("logsumexp", "max", "attention")
 

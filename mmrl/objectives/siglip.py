@@ -16,14 +16,13 @@ from mmrl.objectives.base import (
     batch_mean,
     check_group,
     check_present,
-    contract,
-    matmul_dtype,
     negatives,
     require,
     row_count,
     zero_absent,
 )
 from mmrl.types import Loss
+from mmrl.vectors import contract, matmul_dtype
 
 
 def siglip_loss(
