@@ -4,13 +4,16 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint format clean
+.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
 
 systems: $(VENV)/installed
 	$(BIN)/python -m benchmarks.systems --workdir=runs/systems --out=docs/results
+
+proofs: $(VENV)/installed
+	$(BIN)/python -m benchmarks.proofs --workdir=runs/proofs --out=docs/results
 
 ablation: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ablation --workdir=runs/ablation --out=docs/results

@@ -1,6 +1,8 @@
 """Executes several commands in parallel, each on its own CPU core."""
 
+import argparse
 import concurrent.futures
+import datetime
 import json
 import os
 import queue
@@ -11,10 +13,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl.training.checkpoint import versions
+
 _ON_CORE = (
     "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
+
+
+def arguments(doc: str | None, workdir: str) -> argparse.ArgumentParser:
+    """A parser with what commands that train several presets share."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path(workdir), help="the runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the page")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every run")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--at-once", type=int, default=cores, help="runs in parallel")
+    return parser
+
+
+def stamp(command: str, began: float) -> str:
+    """What a page states first: its command, the date, how long it took, and where.
+
+    Args:
+      began: `time.monotonic()` at the start of the command.
+    """
+    minutes, cores = (time.monotonic() - began) / 60, len(os.sched_getaffinity(0))
+    today = datetime.date.today().isoformat()
+    return f"`{command}`, {today}, {minutes:.0f} minutes on {cores} cores; jax {versions()['jax']}."
 
 
 def execute(

@@ -81,7 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
     text.update({"length": 32, **size})
     image.heads, text.heads = {"embedding": 64, "regions": 64}, {"embedding": 64, "words": 64}
     config.data.num_perturbed = 2
-    config.ema = 0.99
+    config.average.decay, config.average.evaluate = 0.99, True
     return config
 
 
@@ -101,7 +101,7 @@ def measure(config: ml_collections.ConfigDict, axes: Mapping[str, int], count: i
         dict(mesh.shape),
         held(state["params"]),
         held(state["opt_state"]),
-        held(state.get("ema", {})),
+        held(state.get("average", {})),
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         cost["flops"],

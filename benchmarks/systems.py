@@ -7,10 +7,7 @@ beside the same with images permuted between patients, and the checks of locked 
 second stage. Completed runs are not repeated.
 """
 
-import argparse
-import datetime
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,7 +18,7 @@ from benchmarks import runs
 from benchmarks.recalls import held_out, recalls
 from benchmarks.results import cell
 from mmrl.training import run
-from mmrl.training.checkpoint import Checkpoints, digest, versions
+from mmrl.training.checkpoint import Checkpoints, digest
 from mmrl.training.initial import by_path
 
 COMMAND = "python -m benchmarks.systems"
@@ -38,12 +35,7 @@ PAIRED = 256  # as many pairs as the evaluator of the presets ranks
 
 def main() -> None:
     """Trains the missing runs, then writes the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/systems"), help="the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the page")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every run")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--at-once", type=int, default=cores, help="runs in parallel")
+    parser = runs.arguments(__doc__, "runs/systems")
     args = parser.parse_args()
     began = time.monotonic()
     presets = dict.fromkeys(preset for preset, _, _ in PAIRS.values())
@@ -60,9 +52,8 @@ def main() -> None:
     lines = [
         "# Systems, on phantoms",
         "",
-        f"`{COMMAND}`, {datetime.date.today().isoformat()}, "
-        f"{(time.monotonic() - began) / 60:.0f} minutes on {cores} cores; jax {versions()['jax']}. "
-        f"300 steps; {len(args.seeds)} seeds, mean and standard deviation. R@1 among {PAIRED} "
+        f"{runs.stamp(COMMAND, began)} 300 steps; {len(args.seeds)} seeds, mean and standard "
+        f"deviation. R@1 among {PAIRED} "
         "pairs of held-out studies.",
         "",
         *_retrieval(args.workdir, args.seeds),

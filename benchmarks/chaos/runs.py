@@ -26,7 +26,7 @@ CHANGES = (
 )
 _QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 LONGEST = 600.0  # seconds; a start that takes longer hangs
-_STATE = ("step", "params", "opt_state", "variables", "ema", "metrics", "nonfinite_step")
+_STATE = ("step", "params", "opt_state", "variables", "average", "metrics", "nonfinite_step")
 
 
 class Setting(NamedTuple):

@@ -15,12 +15,12 @@ from flax import nnx
 
 from mmrl.models.layers import Features
 from mmrl.models.text.transformer import word_mask
-from mmrl.objectives.base import Context, contract, matmul_dtype, two_way_cross_entropy
+from mmrl.objectives.base import Context, two_way_cross_entropy
 from mmrl.objectives.local_contrastive import Temperatures
 from mmrl.training.learner import Learner
 from mmrl.training.step import TrainStep
 from mmrl.types import Batch
-from mmrl.vectors import l2_normalize
+from mmrl.vectors import contract, l2_normalize, matmul_dtype
 
 LOSSES = ("global_contrastive", "local_contrastive", "perturbed_discrimination")
 _READ = ("image.pixels", "text.tokens", "text.mask")
@@ -42,7 +42,13 @@ class PublishedStep(TrainStep):
     """
 
     def _loss(
-        self, params: Any, variables: Any, batch: Batch, step: jax.Array, key: jax.Array | None
+        self,
+        params: Any,
+        average: Any,
+        variables: Any,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         module = nnx.merge(self.layout.graphdef, params, variables)
         objectives: Any = module.objectives

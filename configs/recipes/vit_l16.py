@@ -13,7 +13,9 @@ import ml_collections
 from configs.recipes import vit_b16
 from mmrl import config as defaults
 
-VARIANTS = vit_b16.VARIANTS
+VARIANTS = vit_b16.VARIANTS | {
+    "crops": "2 wide and 8 local crops of each image, and a teacher",
+}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -27,8 +29,29 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Parameters, optimizer state and gradients divided by 16, and gathered layer by layer; 16
     # devices are one side of the torus.
     config.mesh.fsdp = 16
+    if "crops" in chosen:
+        crops(config)
     vit_b16.source(config, chosen)
     if "smoke" in chosen:
         vit_b16.smoke(config)
         config.mesh.data, config.mesh.fsdp = 1, -1
+        if "crops" in chosen:
+            config.inputs.local.crop_size = 32
     return config
+
+
+def crops(config: ml_collections.ConfigDict) -> None:
+    """Self-distillation on crops beside the losses of pairs (Oquab et al. 2024, table 16)."""
+    config.inputs.wide = {"name": "crops", "num_crops": 2, "crop_scale": (0.32, 1.0)}
+    config.inputs.local = {
+        "name": "crops",
+        "num_crops": 8,
+        "crop_size": 96,
+        "crop_scale": (0.05, 0.32),
+    }
+    image = config.towers.image
+    image.heads.prototypes = {"width": 65_536, "kind": "mlp", "hidden": 2048}
+    image.chunk = 1  # one crop of all images at a time
+    image.block = {"drop_path": 0.3}
+    config.objectives.self_distillation = {"weight": 1.0}
+    config.average.decay = {"kind": "cosine", "start": 0.994, "end": 1.0, "steps": 20_000}
