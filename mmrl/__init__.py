@@ -18,7 +18,7 @@ def load(
     step: int | Literal["best"] | None = None,
     batch_size: int = 64,
     device: Any = None,
-    colour: bool = False,
+    colour: bool | None = None,
 ) -> "Encoder":
     """The encoders of a run, of an exported or converted folder, or of hf://OWNER/NAME.
 

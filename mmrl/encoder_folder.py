@@ -5,7 +5,8 @@
     {"format": 1,
      "towers": {"image": {options as of config.towers}, "text": {..., "tokenizer": "FILE"}},
      "data": {"resize": how images become square,
-              "antialias": how positions are interpolated},    may be absent: true
+              "antialias": how positions are interpolated,     may be absent: true
+              "colour": as config.data.colour},                may be absent: see `colour_of`
      "inputs": {options as of config.inputs},                  may be absent
      "dtype": type of the computation,                         may be absent: float32
      "logit_scale": {...},                                     may be absent; not read here
@@ -42,7 +43,7 @@ FORMAT = 1
 ENCODER, WEIGHTS = "encoder.json", "weights.npz"
 
 _KEYS = ("format", "towers", "data", "inputs", "dtype", "logit_scale", "weights", "source")
-_OF_DATA = ("resize", "antialias")
+_OF_DATA = ("resize", "antialias", "colour")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,15 @@ def read(folder: Path) -> EncoderFolder:
         file,
         tuple(_library(path, given) for given in weights.get("libraries", ())),
     )
+
+
+def colour_of(data: Mapping[str, Any], towers: Mapping[str, Mapping[str, Any]]) -> str:
+    """config.data.colour of a folder.
+
+    Where it is not stated, a tower of three channels also reads grey images.
+    """
+    reads_colour = any(given.get("channels") == 3 for given in towers.values())
+    return str(data.get("colour") or ("rgb" if reads_colour else "as_stored"))
 
 
 def write(

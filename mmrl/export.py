@@ -23,7 +23,7 @@ from mmrl import build, cli, opening
 from mmrl.types import InputError
 
 if TYPE_CHECKING:  # it takes seconds, which --help and refused commands do not need
-    pass
+    from mmrl.training.run import Trained
 
 EMBEDDINGS, ENCODER = KINDS = ("embeddings", "encoder")
 FORMATS = ("parquet", "npz")
@@ -118,6 +118,8 @@ def _export_embeddings() -> None:
     if note := compile_cache.use(chosen.compile_cache):
         console.say(note)
     if _WEIGHTS.value:
+        for line in _left_out(trained):
+            console.say(line)
         weights.write(trained, out)
         console.say(f"encoder: {out}")
         return
@@ -143,6 +145,12 @@ def _export_embeddings() -> None:
     )
 
 
+def _left_out(trained: "Trained") -> list[str]:
+    """A line for each fusion, which is no part of an encoder."""
+    fused = trained.predict.layout.wired.fused
+    return [f"{name}: left out, because an encoder holds towers alone" for name in fused]
+
+
 def _export_encoder() -> None:
     out = cli.output("out", _OUT.value)
     form = _FORM.value
@@ -158,6 +166,8 @@ def _export_encoder() -> None:
     if _PUSH.value:
         upload.check(_PUSH.value)
     trained = _ENCODERS.alone()
+    for line in _left_out(trained):
+        print(line)
     if form == "hub":
         made = plan.make(trained, _FAMILY.value)
         for line in made.lines():

@@ -77,15 +77,22 @@ def shipped() -> list[Preset]:
 
 
 def _variants(file: Path) -> dict[str, str]:
-    """The dict VARIANTS of a preset, stated there or taken from a preset beside it."""
+    """The dict VARIANTS of a preset, see `_stated`."""
     for node in ast.parse(file.read_text("utf-8")).body:
         match node:
-            case ast.Assign(targets=[ast.Name(id="VARIANTS")], value=ast.Attribute() as other):
-                assert isinstance(other.value, ast.Name)
-                return _variants(file.with_name(f"{other.value.id}.py"))
             case ast.Assign(targets=[ast.Name(id="VARIANTS")], value=given):
-                return ast.literal_eval(given)
+                return _stated(given, file)
     return {}
+
+
+def _stated(node: ast.expr, file: Path) -> dict[str, str]:
+    """A dict that is stated, or taken from a preset beside the file, or both joined by "|"."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=other)):
+            return _variants(file.with_name(f"{other}.py"))
+        case ast.BinOp(left=one, op=ast.BitOr(), right=two):
+            return _stated(one, file) | _stated(two, file)
+    return ast.literal_eval(node)
 
 
 def names() -> str:
@@ -187,6 +194,10 @@ def _start_from(
     if both:
         listed = (f"{key}={_brief(kept[key])} (there {_brief(options[key])})" for key in both)
         note += f", but {', '.join(listed)}"
+    own = config.towers[name].get("channels", 1)
+    if found.colour == "rgb" and own == 3 and config.data.get("colour") == "as_stored":
+        config.data.colour = "rgb"
+        note += "; data.colour=rgb"
     here = config.data.get("resize", "")
     if "size" in options and found.resize not in ("", here):
         note += f"; its images had data.resize={found.resize}, here they have {here}"

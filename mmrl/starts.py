@@ -24,12 +24,14 @@ class Start(NamedTuple):
       towers: name -> concrete options, as those of config.towers; `tokenizer` is a path.
       resize: how images were made square, see config.data.resize; "" where it is not stated.
       antialias: how positions of patches are interpolated, see `positions.resampling`.
+      colour: what it saw of colour, see config.data.colour.
     """
 
     folder: str
     towers: dict[str, dict[str, Any]]
     resize: str
     antialias: bool = True
+    colour: str = "as_stored"
 
     def tower(self, where: str, name: str, kind: str) -> tuple[str, dict[str, Any]]:
         """The tower of a kind, with its name: the only one, or else the one called `name`.
@@ -93,7 +95,13 @@ def read(where: str, folder: str) -> Start:
         if wiring.kind_of(name, options) == "text" and not options.get("tokenizer"):
             raise InputError(f"{given}: tower {name!r} of the folder states no tokenizer")
     data = found.data
-    return Start(folder, towers, str(data.get("resize", "")), bool(data.get("antialias", True)))
+    return Start(
+        folder,
+        towers,
+        str(data.get("resize", "")),
+        bool(data.get("antialias", True)),
+        encoder_folder.colour_of(data, towers),
+    )
 
 
 def remembering(run: Path) -> Callable[[str, str], Start]:

@@ -52,7 +52,7 @@ def examine(source: str, options: dict[str, Any]) -> dict[str, Any]:
     ForkingPickler.dumps(corpus)
     records = [corpus[index] for index in range(len(corpus))]
     for record in records:
-        check_record(record, source)
+        check_record(record, source, getattr(corpus, "channels", 1))
     ids = [record.id for record in records]
     demand(len(set(ids)) == len(ids), "an id twice")
     for reject in corpus.rejects:
@@ -77,13 +77,13 @@ def prepare(source: str, options: dict[str, Any], output: str) -> dict[str, Any]
         return {"outcome": "refused", "detail": str(error)}
     records = [part[at] for part in parts for at in range(len(part))]
     for record in records:
-        check_record(record, source)
+        check_record(record, source, manifest.get("channels", 1))
     counted = sum(counts["records"] for counts in manifest["counts"].values())
     demand(counted == len(records), f"{len(records)} records, {counted} in the manifest")
     return {"outcome": "records", "records": len(records)}
 
 
-def check_record(record: Any, source: str) -> None:
+def check_record(record: Any, source: str, channels: int) -> None:
     told = (record.id, record.patient_id, record.study_id, record.leakage_unit, record.license)
     told += (*record.sections, *record.sections.values(), *record.attributes.values())
     told += (record.prior_id, *record.aliases, *(image.key for image in record.images))
@@ -107,7 +107,9 @@ def check_record(record: Any, source: str) -> None:
             demand("\n" not in str(error), f"message of several lines: {error}")
             continue
         for pixels in loaded.values() if isinstance(loaded, dict) else (loaded,):
-            demand(pixels.ndim == 2 and pixels.size, f"image of shape {pixels.shape}")
+            colours = (3,) if channels == 3 and not isinstance(loaded, dict) else ()
+            right = pixels.ndim >= 2 and pixels.shape[2:] == colours and pixels.size
+            demand(right, f"image of shape {pixels.shape}")
             demand(pixels.dtype in (np.uint8, np.uint16, bool), f"image of {pixels.dtype}")
             demand(np.any(pixels != SECRET_LEVEL), f"{record.id} shows a secret")
 

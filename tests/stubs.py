@@ -50,12 +50,12 @@ class Stub(nnx.Module):
         return Features(pooled=x.mean(axis=1), local=x, mask=mask)
 
     def candidates(self, tokens, mask, *, words, train=False, rngs=None):
-        """As in the text encoder: C texts per report, word features of the first."""
+        """As in the text encoder: C texts per report, word features of some."""
         flat = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))
         features = self(*flat, train=train, rngs=rngs)
         pooled = features.pooled.reshape(*tokens.shape[:2], -1)
         local = features.local.reshape(*tokens.shape, -1)
-        return pooled, local[:, 0] if words else None
+        return pooled, local[:, jnp.asarray(words)] if words else None
 
 
 class Memory(Objective):

@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
+from configs.recipes import vit_l16
 from mmrl import build
 from mmrl import config as configs
 from mmrl.types import InputError
@@ -23,7 +24,7 @@ def pretrain(variant=""):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path: Path):
     config = runpy.run_path(str(path))["get_config"]()
-    if config.data.source != "phantom" and config.data.path is None:  # the data are the user's
+    if "path" in config.data and config.data.path is None:  # the data are the user's
         with pytest.raises(InputError, match="needs a value for: path"):
             configs.validate(config)
         config.data.path = "pairs.csv"
@@ -45,6 +46,16 @@ def test_variants_of_the_recipes(path, variant):
         config.data.path = "pairs.csv"
     configs.validate(config)
     assert (config.total_steps == 20) == ("smoke" in variant)
+
+
+@pytest.mark.parametrize("variant", ["crops", "crops,smoke", "crops,phantom,smoke"])
+def test_crops_of_the_large_recipe(variant):
+    config = vit_l16.get_config(variant)
+    if "phantom" not in variant:
+        config.data.path = "pairs.csv"
+    configs.validate(config)
+    assert {config.inputs[name].num_crops for name in ("wide", "local")} == {2, 8}
+    assert config.inputs["local"].crop_size % config.towers.image.patch_size == 0
 
 
 @pytest.mark.parametrize("variant", ["smoke", "table", "table,smoke", "prepared"])
@@ -93,7 +104,7 @@ def put(path, value):
             put("towers/more", {"name": "mlp", "size": 4}),
             "config.towers.more needs a value for: heads",
         ),
-        (put("inputs/report", {}), "unknown input 'report'; choices: image, labels, "),
+        (put("inputs/report", {}), "unknown input 'report'; choices: bag, concepts, crops, "),
         (put("inputs/second", {"size": 4}), "unknown option in config.inputs.second 'size'"),
         (put("data/image_size", 4), "config.data.image_size is now config.towers.image.size"),
         (put("model", {"embed_dim": 4}), "config.model.embed_dim is now config.towers.image.heads"),
@@ -125,7 +136,7 @@ def put(path, value):
         (put("evaluators/retrieval/top", 3), "unknown option in config.evaluators.retrieval"),
         (put("batch_size", 0), "config.batch_size=0 must be at least 1"),
         (put("accumulation", 7), "must be a multiple of config.accumulation=7"),
-        (put("ema", 1.0), "config.ema=1.0 must be in [0, 1)"),
+        (put("average/decay", 1.5), "config.average.decay=1.5; expected 0 to 1"),
         (lambda c: c.__delitem__("seed"), "config lacks 'seed'"),
     ],
 )
@@ -141,8 +152,11 @@ def test_unknown_names_list_all_choices():
         build.find("objective", "global_contrastiv")
     assert str(error.value) == (
         "unknown objective 'global_contrastiv' (did you mean 'global_contrastive'?); choices: "
-        "class_classification, concept_alignment, global_contrastive, label_classification, "
-        "local_contrastive, perturbed_discrimination, sentence_contrastive, siglip, sub_captions"
+        "class_classification, concept_alignment, distillation, entities, global_contrastive, "
+        "koleo, label_classification, local_contrastive, masked_image, masked_patches, "
+        "masked_regions, masked_text, matching, mil_nce, perturbed_discrimination, prototypes, "
+        "self_distillation, sentence_contrastive, siglip, sub_captions, swapped_prediction, "
+        "token_alignment"
     )
 
 

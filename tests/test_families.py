@@ -116,6 +116,8 @@ OTHERS = {
     "registers": None,
     "num_heads": 4,
     "posemb": "sincos2d",
+    "antialias": False,
+    "mask_token": True,
     "embedding_norm": True,
     "pool": "mean",
     "stem": "convolution",
@@ -140,8 +142,9 @@ OF_BLOCK = {
     "mlp_bias": False,
     "rope_theta": 10.0,
     "rope_scaling": None,  # a mapping, of text encoders
+    "drop_path": 0.5,
 }
-FREE = {"dropout", "attention", "remat", "region_layer"}
+FREE = {"antialias", "mask_token", "dropout", "attention", "remat", "region_layer"}
 
 
 def test_every_option_of_an_encoder_is_known_to_this_test():

@@ -73,7 +73,7 @@ def forward(config):
     step = TrainStep(config, toys.one_device(), batch)
 
     def loss(params, variables, batch):
-        return step._loss(params, variables, batch, jnp.int32(0), None)[0]
+        return step._loss(params, None, variables, batch, jnp.int32(0), None)[0]
 
     return loss, (step.layout.params, step.layout.variables, batch)
 

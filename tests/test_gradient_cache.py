@@ -1,6 +1,7 @@
 """Gradient caching gives the loss, gradients and state of the whole batch with less memory."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from flax import nnx
 from mmrl import config as configs
 from mmrl import streams
 from mmrl.devices import sharding
+from mmrl.objectives.base import Objective, batch_mean
 from mmrl.training import learner
 from mmrl.training.step import TrainStep
-from mmrl.types import InputError
+from mmrl.types import InputError, Loss
 from tests import stubs, toys
 from tests.arrays import assert_close
 from tests.test_step import ALL, GLOBAL
@@ -114,6 +116,29 @@ def test_the_shipped_encoders_on_a_mesh_equal_one_shot_on_one_device():
     loss, found = gradients(config(4, stub=False), (2, 2, 2))
     np.testing.assert_allclose(loss, one_shot(stub=False)[0], rtol=1e-5)
     assert_close(found, one_shot(stub=False)[1], floor=1e-3)
+
+
+class AllWords(Objective):
+    """Of the words of reports and of all their copies."""
+
+    reads: ClassVar[dict[str, str]] = {"words": "text.words", "copies": "text@perturbed.words"}
+
+    def __call__(self, *, context, words, copies):
+        value = jnp.mean(jnp.sin(words)) + jnp.mean(jnp.cos(copies) * words[:, None])
+        return Loss(value, {"loss": batch_mean(value, len(words))})
+
+
+def test_words_of_several_texts_go_through_the_cache():
+    results = []
+    with stubs.registered(all_words=AllWords):
+        for count in (1, 4):
+            chosen = config(count)
+            chosen.objectives = {**GLOBAL, "all_words": {}}
+            results.append(gradients(chosen))
+    (loss, expected), (other, found) = results
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    assert np.abs(expected["towers"]["text"]["heads"]["words"]["out"]["kernel"]).max() > 0
+    assert_close(found, expected, floor=1e-3)
 
 
 def test_both_encodings_of_a_micro_batch_drop_the_same_units():

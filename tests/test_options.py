@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 import pytest
 
-from mmrl import build, cli, options, presets, values
+from mmrl import build, cli, options, presets, values, wiring
 from mmrl import config as configs
 from mmrl.types import InputError
 from tests import commands
@@ -58,11 +58,16 @@ OPTIONS = [
     for option in (*place.options(name), *(place.beside if place.many else ()))
 ]
 SYSTEMS = (
+    "dcvlp",
     "image_vector",
     "labels",
     "locked_towers",
+    "mae",
+    "mmclip",
     "mv_mlm",
+    "rad_dino",
     "second_stage",
+    "swav",
     "text_text",
 )
 PARTS = ({"source": "phantom"},)
@@ -72,9 +77,26 @@ NEEDED = {
     "transformer": {"width": 32, "depth": 2, "num_heads": 2},
     "resnet": {"depth": 18},
 }
-# Presets of the smallest change in which a module is read.
-_LABELS = ("--config.towers.image.heads.labels=1", "--config.data.label_names=('nodule',)")
-READ = {"class_classification": _LABELS, "label_classification": _LABELS}
+# What names of labels are read from.
+LABELLED = ("--config.towers.image.heads.labels=1", "--config.data.label_names=('nodule',)")
+PROOFS = ("colour", "fusion", "masked_patches", "prior", "sets", "teacher")
+
+
+def present_here(path: str, name: str) -> dict[str, str]:
+    """Arguments of a module whose defaults the small config lacks -> something that it has."""
+    if path not in ("objectives", "derived", "fusions"):
+        return {}
+    kind = {"objectives": "objective", "fusions": "fusion"}.get(path, path)
+    target: typing.Any = build.find(kind, name)
+    offered, reads = build.choices("input"), {}
+    for argument, encoding in target.reads.items():
+        parsed = wiring.parse(encoding)
+        if parsed.tower not in ("image", "text") or (parsed.input or "image") not in offered:
+            reads[argument] = "image.embedding"
+    for argument, array in target.batch.items():
+        if "." in array and array.partition(".")[0] not in offered:
+            reads[argument] = "index"
+    return reads
 
 
 def sample(option: values.Option):
@@ -107,10 +129,12 @@ def test_every_option_of_every_module_can_be_set(path, name, option):
     given |= NEEDED.get(name, {})
     if option == "variant":
         given |= {"variant": "S"}
+    if reads := present_here(path, name):
+        given["reads"] = reads
     given.setdefault(option, sample(known[option]))
     arguments = [f"--config.{own}.{key}={values.show(value)}" for key, value in given.items()]
     arguments.append(f"--config.{own}.{place.chooser}={name}")
-    config = parsed(*arguments, *READ.get(name, ()))
+    config = parsed(*arguments, *(LABELLED if path == "objectives" else ()))
     assert at(config, own)[option] == plain(given[option])
     configs.validate(config)
 
@@ -287,7 +311,10 @@ def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
             "config.towers.imag.name",
         ),
         ("towers.vit.size=1", "unknown tower 'vit'"),  # the name of an encoder is no free name
-        ("inputs.report.sections=x", "unknown input 'report'; choices: image, labels, perturbed, "),
+        (
+            "inputs.report.sections=x",
+            "unknown input 'report'; choices: bag, concepts, crops, entities, image, ",
+        ),
         ("objectives.views.weight=1", "a new one needs config.objectives.views.name"),
         ("objectives.views={'weight': 1}", "a new one needs config.objectives.views.name"),
         ("objectives.views.name=siglp", "unknown objective 'siglp' (did you mean 'siglip'?)"),
@@ -314,7 +341,7 @@ def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
         ("seed=1.5", "--config.seed=1.5; expected int"),
         ("seed=true", "--config.seed=true; expected int"),
         ("tensorboard=1", "--config.tensorboard=1; expected true or false"),
-        ("ema=none", "--config.ema=none; expected float"),
+        ("average.warm_up=3", "--config.average.warm_up=3; expected true or false"),
         ("data.crop_scale=0.5", "--config.data.crop_scale=0.5; expected (float, float)"),
         ("towers.image.remat=some", "expected one of none, full, dots"),
         ("objectives.siglip.weight=much", "expected float or mapping"),
@@ -444,7 +471,9 @@ def test_every_variant_that_is_listed_exists():
         "configs/finetune.py",
         "configs/judge.py",
         "configs/pretrain.py",
+        *(f"configs/proofs/{name}.py" for name in PROOFS),
         "configs/real.py",
+        "configs/real_colour.py",
         "configs/real_text.py",
         "configs/recipes/paper.py",
         "configs/recipes/vit_b16.py",

@@ -157,6 +157,7 @@ def test_the_cut_by_tokens_is_never_later_than_one_after_50_words():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/test_cli.py trains the default preset in the same way
 @pytest.mark.optax
 def test_the_shrunken_recipe_trains(tmp_path, capsys):
     workdir = tmp_path / "run"

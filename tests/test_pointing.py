@@ -375,7 +375,7 @@ def test_evaluator_splits_by_finding_and_draws_the_studies_it_judges():
         row, column = data.cell(choice.index)
         box = (4.0 * column, 4.0 * row, 4.0 * column + 4, 4.0 * row + 4)
         assert example.boxes == [(choice.label, box)]
-        assert example.image.shape == (16, 16) and example.text == data.texts[choice.index]
+        assert example.image.shape == (16, 16, 1) and example.text == data.texts[choice.index]
         assert [word for word, _ in example.words] == [word for word, _ in choice.words]
 
 

@@ -177,7 +177,8 @@ def test_a_folded_vision_transformer_sees_grey_images_as_with_three_channels(std
     params["patch"] = {"kernel": jnp.asarray(folded.kernel), "bias": jnp.asarray(folded.bias)}
     shapes = nnx.eval_shape(lambda: make(channels=1, rngs=nnx.Rngs(0)))
     one = nnx.merge(nnx.graphdef(shapes), params)
-    expected = encoded(tower(three, 16, pixel_mean=MEAN, pixel_std=std), grey(16))
+    repeated = np.repeat(grey(16), 3, axis=-1)
+    expected = encoded(tower(three, 16, pixel_mean=MEAN, pixel_std=std), repeated)
     found = encoded(tower(one, 16, pixel_mean=folded.mean, pixel_std=folded.std), grey(16))
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)

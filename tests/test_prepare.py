@@ -362,7 +362,7 @@ def test_texts_stay_texts() -> None:
         (["length=1", "length=2"], "--option=length=... is given twice"),
         (
             ["size=1"],
-            "unknown option of source phantom 'size'.*choices: fractions, lateral, length, render",
+            "unknown option of source phantom 'size'.*choices: fractions, lateral, length, priors",
         ),
         (["split=test"], "unknown option of source phantom 'split'"),
         (["fractions=half"], "--option=fractions=half; expected"),

@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks import local_loss
 from mmrl.objectives import all_pairs, tiles
-from mmrl.objectives.base import Context, contract
+from mmrl.objectives.base import Context
 from mmrl.objectives.global_contrastive import GlobalContrastive, contrastive_loss
 from mmrl.objectives.local_contrastive import LocalContrastive, local_contrastive_loss
 from mmrl.objectives.siglip import Siglip, siglip_loss
 from mmrl.types import InputError
+from mmrl.vectors import contract
 from tests import references
 from tests.arrays import assert_close, on_mesh, unit
 

@@ -389,8 +389,14 @@ def test_wrong_shapes_are_refused_at_the_door(call, text):
     ("name", "metrics"),
     [
         ("sub_captions", {"loss", "multi_positive", "grouping", "logit_scale", "grouping_scale"}),
-        ("concept_alignment", {"loss", "logit_scale", "logit_bias"}),
-        ("sentence_contrastive", {"loss", "attention_entropy"}),
+        pytest.param(
+            "concept_alignment",
+            {"loss", "logit_scale", "logit_bias"},
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "sentence_contrastive", {"loss", "attention_entropy"}, marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_an_objective_is_one_line_on_the_command_line(name, metrics, tmp_path):

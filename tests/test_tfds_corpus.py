@@ -115,7 +115,7 @@ def test_examples_hold_all_of_a_record(folder: Path, tmp_path: Path) -> None:
 
 def test_text_without_images_has_no_bytes(folder: Path) -> None:
     record = dataclasses.replace(Rich(split="val", path=str(folder))[0], images=(), masks=None)
-    work = tfds_corpus.Work("rich", "{}", Storage(), LABELS, ("findings", "other"))
+    work = tfds_corpus.Work("rich", "{}", Storage(), LABELS, ("findings", "other"), 1)
     ((key, example),) = tfds_corpus.examples(work, [record])
     assert key == "rich:a" and example["image"].getvalue() == b"" and example["more_images"] == []
     assert (example["section_findings"], example["section_other"]) == ("Kleiner Erguß.", "")
@@ -130,7 +130,7 @@ def test_too_many_refusals_leave_no_data_set(folder: Path, tmp_path: Path) -> No
 
 def test_a_worker_that_sees_another_corpus_stops(folder: Path) -> None:
     given = json.dumps({"path": str(folder), "verify": "exists"})
-    work = tfds_corpus.Work("rich", given, Storage(), LABELS, ())
+    work = tfds_corpus.Work("rich", given, Storage(), LABELS, (), 1)
     tfds_corpus._source.cache_clear()
     (record,) = tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:b"]))
     assert record.id == "rich:b"

@@ -18,6 +18,7 @@ from mmrl.data.batches.pipeline import BatchIterator, training_batches
 from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.inputs import base as inputs
 from mmrl.data.reading import shards
+from mmrl.data.sampling import Groups
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import sharding
 from mmrl.types import ImageRef, Record
@@ -85,6 +86,7 @@ def feed(
     seed: int = 0,
     rows: np.ndarray | None = None,
     drawn: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> BatchIterator:
     """The training batches of a run of `config`, by default on the toy corpus."""
     return training_batches(
@@ -96,6 +98,7 @@ def feed(
         batch_size=config.batch_size,
         rows=rows,
         drawn=drawn,
+        groups=groups,
     )
 
 

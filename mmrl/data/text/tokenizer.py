@@ -64,6 +64,12 @@ class Tokenizer:
         self._marks = (self.begin is not None) + (self.end is not None)
         self._known: dict[str, list[int]] = {}
 
+    @property
+    def special(self) -> tuple[int, ...]:
+        """The ids that stand for no text: marks, padding, what has no piece, a hidden piece."""
+        ids = {self.begin, self.end, self.pad, self.unknown, self.mask}
+        return tuple(sorted(one for one in ids if one is not None))
+
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, int]]:
         return Tokenizer, (self.to_bytes(), self.requested_vocab_size)
 

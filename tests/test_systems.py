@@ -1,0 +1,76 @@
+"""Presets of self-supervision and fusion: two steps of each, and equal losses however computed."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mmrl import presets
+from mmrl.devices import sharding
+from mmrl.training.step import TrainStep
+from tests import stubs, toys
+from tests.arrays import assert_close
+from tests.conftest import ROOT
+
+FAMILIES = {
+    "rad_dino": {"self_distillation", "masked_patches", "koleo"},
+    "swav": {"swapped_prediction"},
+    "mae": {"reconstruction"},
+    "mmclip": {"global_contrastive", "sentence_contrastive", "entities", "patches"},
+    "dcvlp": {"global_contrastive", "regions", "masked_text", "matching"},
+}
+
+
+def step_of(name, devices=1, **changes):
+    """The step of the variant "smoke" of a preset, for batches of the toy corpus."""
+    config = presets.load(f"{ROOT / 'configs' / 'systems' / name}.py:smoke")
+    toys.changed(config, data__label_names=(), **changes)
+    tokenizers = toys.tokenizers(config)
+    if tokenizers:
+        config.towers.text.vocab_size = toys.tokenizer().vocab_size
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:devices])
+    batches = toys.batches(config, 2)
+    return TrainStep(config, mesh, batches[0]), batches
+
+
+@pytest.mark.exhaustive
+@pytest.mark.optax
+@pytest.mark.parametrize("name", FAMILIES)
+def test_presets_train_two_steps(name):
+    step, batches = step_of(name)
+    state = jax.device_put(jax.device_get(stubs.start(step)), step.shardings)
+    before = jax.device_get(state["params"])
+    for batch in batches:
+        state = step(state, sharding.to_global(batch, sharding.batch_sharding(step.mesh)))
+    total, weight = jax.device_get(state["metrics"])["loss"]
+    assert np.isfinite(total / weight) and int(state["nonfinite_step"]) == -1
+    losses = {one.removesuffix("/loss") for one in state["metrics"] if one.endswith("/loss")}
+    assert losses == FAMILIES[name]
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() > 0, before, jax.device_get(state["params"])
+    )
+    still = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, one in jax.tree.leaves_with_path(moved)
+        if not one
+    ]
+    # Of a fusion with one block whose regions alone are read, words change nothing; nor does the
+    # bias of keys, which adds the same number to all logits of a query.
+    still = [one for one in still if not re.match("fusions/seen/words_|.*/key/bias$", one)]
+    assert not still
+
+
+@pytest.mark.optax
+def test_crops_and_a_teacher_in_micro_batches_on_eight_devices_give_the_same_gradient():
+    found = []
+    for devices, count in ((1, 1), (8, 2)):
+        step, (batch, _) = step_of("rad_dino", devices, gradient_cache=count)
+        start = jax.device_get(stubs.start(step))
+        start["average"] = jax.tree.map(lambda leaf: 0.5 * leaf, start["params"])
+        placed = sharding.to_global(batch, sharding.batch_sharding(step.mesh))
+        state = jax.device_put(start, step.shardings)
+        found.append(jax.device_get(step.loss_and_gradients(state, placed)))
+    assert_close(found[1], found[0], floor=1e-1)
+    heads = found[0][1]["towers"]["image"]["heads"]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(heads))
