@@ -240,6 +240,7 @@ SMALL = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_run_is_judged_as_its_evaluators_judge_it(invented, monkeypatch, tmp_path):
     monkeypatch.setenv("MMRL_REAL_DATA", str(invented))

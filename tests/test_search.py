@@ -1,5 +1,6 @@
 """Nearest neighbours among exported embeddings: exact, of FAISS, and the command."""
 
+import gc
 import json
 import tracemalloc
 
@@ -93,13 +94,14 @@ def test_an_index_larger_than_a_chunk_is_never_held(tmp_path, monkeypatch, kind)
     found = Index.open(stored(tmp_path, known, kind=kind, per_shard=len(known)))
     monkeypatch.setattr(index, "CHUNK", 2**20)
     monkeypatch.setattr(index, "_QUERIES", 64)
+    gc.collect()  # what other tests left must not be freed meanwhile
     pa.default_memory_pool().release_unused()
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     hits = found.nearest(known[[5, 79_999]], 3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * 2**20 and pa.total_allocated_bytes() == before
+    assert peak < 5 * 2**20 and pa.total_allocated_bytes() <= before
     assert hits.rows[:, 0].tolist() == [5, 79_999]
 
 

@@ -132,6 +132,7 @@ def test_forms_that_differ_are_not_compared():
         benchmark.first_steps(forms, work, "bfloat16")
 
 
+@pytest.mark.exhaustive
 def test_forms_take_turns_on_the_same_batches_and_fill_a_table():
     chosen, work, _ = make(3)
     forms = [Fake("jax-fused", 2.0, 3.0), Fake("jax-published", 2.0, 3.0)]

@@ -92,6 +92,7 @@ def test_what_a_pretrained_run_must_say(capsys, tmp_path, mednli):
     assert "needs a value" in refused and "config.towers.text" in refused
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_text_tower_is_fine_tuned_and_judged_with_a_frozen_head(mednli, tmp_path):
     arguments = (
