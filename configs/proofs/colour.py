@@ -10,7 +10,7 @@ which grey shows as well, are answered by both.
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain
 from mmrl import config as defaults
 
 VARIANTS = {
@@ -22,7 +22,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.data.update({"source": "stained_tiles", "length": 2400, "text": "sentences"})
     image, text = config.towers.image, config.towers.text
     image.size = config.data.render_size = 32

@@ -9,7 +9,7 @@ has 2/3, and val/matching/balanced_accuracy, of which any constant answer has 1/
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain
 from mmrl import config as defaults
 
 VARIANTS = {
@@ -22,7 +22,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.validation_loss = True
     if "smoke" not in chosen:
         config.batch_size = 64

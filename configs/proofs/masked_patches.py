@@ -7,7 +7,7 @@ Evaluation encodes whole images. `whole` trains on whole images too, to compare 
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain
 from mmrl import config as defaults
 
 VARIANTS = {
@@ -19,7 +19,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     for tower in (config.towers.image, config.towers.text):
         tower.heads = {"embedding": tower.heads.embedding}
     config.towers.image.pool = "mean"

@@ -9,7 +9,7 @@ A finding of the second study of a patient is new or unchanged with equal chance
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain, proofs
 from mmrl import config as defaults
 from mmrl.data.phantom import course, findings
 
@@ -22,13 +22,10 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.data.priors = True
     if "smoke" not in chosen:
-        config.batch_size = 256
-        config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30})
-        config.data.update({"length": 12000, "render_size": 32})
-        config.towers.image.update({"size": 32, "depth": 2})
+        proofs.small(config, batch_size=256, length=12000)
     image = config.towers.image
     image.heads = {"findings": len(findings.KINDS)}
     config.towers = {"image": image}

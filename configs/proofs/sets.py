@@ -7,7 +7,7 @@ The labels say what any slice shows. `single` sees the first slice alone, for co
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain, proofs
 from mmrl import config as defaults
 from mmrl.data.phantom import findings
 from mmrl.types import InputError
@@ -30,14 +30,11 @@ def get_config(variant: str = "gated") -> ml_collections.ConfigDict:
     if len(forms) > 1:
         raise InputError(f"config variants {', '.join(forms)}; expected one of them")
     form = forms[0] if forms else "gated"
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.data.slices = SLICES
     config.data.label_names = findings.KINDS
     if "smoke" not in chosen:
-        config.batch_size = 64
-        config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30})
-        config.data.update({"length": 6000, "render_size": 32})
-        config.towers.image.update({"size": 32, "depth": 2})
+        proofs.small(config, batch_size=64, length=6000)
     image = config.towers.image
     image.heads = {"labels": len(findings.KINDS)}
     if form != "single":

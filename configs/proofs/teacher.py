@@ -9,7 +9,7 @@ The weights of the teacher are the moving average of those of the student (Tarva
 
 import ml_collections
 
-from configs import proofs
+from configs import pretrain
 from mmrl import config as defaults
 
 VARIANTS = {
@@ -21,7 +21,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = proofs.start(chosen)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.towers = {"image": config.towers.image}
     config.towers.image.heads = {"embedding": 96}
     config.inputs.crop = {"name": "image", "crop_scale": (0.4, 0.8)}

@@ -18,9 +18,7 @@ VARIANTS = {"smoke": "20 steps of a tiny model, for tests."}
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = pretrain.get_config("paper,smoke" if chosen else "paper")
-    short = {"total_steps": 300, "eval_every": 0, "checkpoint": {"every": 300, "keep": 1}}
-    config.update({} if chosen else short)
+    config = pretrain.of_300_steps(smoke=bool(chosen))
     image, text = config.towers.image, config.towers.text
     for tower, depth in ((image, 2), (text, 1)):
         tower.update({} if chosen else {"width": 64, "num_heads": 2, "depth": depth})

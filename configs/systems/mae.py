@@ -23,9 +23,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
     smoke = "smoke" in chosen
-    config = pretrain.get_config("paper,smoke" if smoke else "paper")
-    short = {"total_steps": 300, "eval_every": 0, "checkpoint": {"every": 300, "keep": 1}}
-    config.update({} if smoke else short)
+    config = pretrain.of_300_steps(smoke=smoke)
     config.data.label_names = tuple(findings.KINDS)
     image = config.towers.image
     image.update({} if smoke else {"width": 64, "depth": 3, "num_heads": 2})

@@ -20,9 +20,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = pretrain.get_config("paper,smoke" if "smoke" in chosen else "paper")
-    short = {"total_steps": 300, "eval_every": 0, "checkpoint": {"every": 300, "keep": 1}}
-    config.update({} if "smoke" in chosen else short)
+    config = pretrain.of_300_steps(smoke="smoke" in chosen)
     config.data.lateral = True
     config.objectives = {"global_contrastive": {"weight": 1.0, "temperature": 0.07}}
     config.evaluators = {"retrieval": {"max_pairs": 256}}
