@@ -8,10 +8,7 @@ in grey, which learn nothing else. MMRL_REAL_DATA names the folder of the sets. 
 not repeated. Writes colour.md.
 """
 
-import argparse
-import datetime
 import functools
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +25,6 @@ from mmrl.evaluators import linear, scoring, statistics
 from mmrl.evaluators.base import Estimate
 from mmrl.evaluators.scoring import Answers
 from mmrl.training import run
-from mmrl.training.checkpoint import versions
 
 COMMAND = "python -m benchmarks.colour"
 MEASURES = {"macro_auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
@@ -43,12 +39,7 @@ _FOLDS = 5
 
 def main() -> None:
     """Trains what is missing, judges everything and writes the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/colour"), help="the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="of the page")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--at-once", type=int, default=cores, help="processes in parallel")
+    parser = runs.arguments(__doc__, "runs/colour")
     args = parser.parse_args()
     for name in real_colour.SETS:
         path = real_colour.get_config(name).data.path
@@ -67,15 +58,7 @@ def main() -> None:
     }
     runs.train_all(missing, args.workdir, args.at_once)
     found = {name: judged(name, args.workdir, args.seeds) for name in real_colour.SETS}
-    minutes = (time.monotonic() - began) / 60
-    machine = (
-        f"{datetime.date.today().isoformat()}, {minutes:.0f} minutes, {cores} cores; "
-        f"jax {versions()['jax']}"
-    )
-    text = page(found, len(args.seeds), machine)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "colour.md").write_text(text, encoding="utf-8")
-    print(text)
+    runs.write(args.out / "colour.md", page(found, len(args.seeds), runs.stamp(COMMAND, began)))
 
 
 def judged(name: str, workdir: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -169,12 +152,12 @@ def fitted(x: np.ndarray, train: _Split, held_out: np.ndarray, test: _Split) -> 
     return scoring.estimates(answers, samples=_SAMPLES, only=tuple(MEASURES))
 
 
-def page(found: dict[str, dict[str, Any]], seeds: int, machine: str) -> str:
-    """The page as Markdown."""
+def page(found: dict[str, dict[str, Any]], seeds: int, stamp: str) -> str:
+    """The page as Markdown; `stamp` as of `runs.stamp`."""
     lines = [
         "# Colour against grey",
         "",
-        f"`{COMMAND}` ({machine}).",
+        stamp,
         "",
         "Small towers learn the classes of real images from random values, with three channels or "
         "with one, which sees the luma of the same images. A logistic regression on their pooled "

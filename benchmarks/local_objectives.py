@@ -114,9 +114,7 @@ def main() -> None:
         args.at_once,
     )
     page = write_page({wanted[run]: of_run for run, of_run in results.items()}, args.seeds)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "local.md").write_text(page, encoding="utf-8")
-    print(page)
+    runs.write(args.out / "local.md", page)
 
 
 def write_page(results: Runs, seeds: Sequence[int]) -> str:

@@ -150,9 +150,7 @@ def main() -> None:
         *(line for row in rows for line in _lines(row, args.workdir, args.seeds)),
         "",
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "proofs.md").write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    runs.write(args.out / "proofs.md", "\n".join(lines))
 
 
 def _name(preset: str, seed: int) -> str:

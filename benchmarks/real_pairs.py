@@ -164,14 +164,9 @@ def interval(
 
 def main() -> None:
     """Runs the missing runs, then writes page, JSON and picture."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/real"), help="the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the page")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every run")
+    parser = runs.arguments(__doc__, "runs/real")
     corpora = list(experiment.CORPORA)
     parser.add_argument("--corpora", nargs="+", default=corpora, choices=corpora)
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--at-once", type=int, default=cores, help="runs in parallel")
     parser.add_argument("options", nargs="*", help="--config.KEY=VALUE, after --")
     args = parser.parse_args()
     began = time.monotonic()

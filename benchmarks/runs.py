@@ -43,6 +43,13 @@ def stamp(command: str, began: float) -> str:
     return f"`{command}`, {today}, {minutes:.0f} minutes on {cores} cores; jax {versions()['jax']}."
 
 
+def write(page: Path, text: str) -> None:
+    """Writes and prints a page."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    print(text)
+
+
 def execute(
     commands: Mapping[str, Sequence[str]], workdir: Path, at_once: int, *, module: str
 ) -> None:

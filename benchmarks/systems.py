@@ -63,9 +63,7 @@ def main() -> None:
         *_second_stage(args.workdir),
         "",
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "systems.md").write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    runs.write(args.out / "systems.md", "\n".join(lines))
 
 
 def _name(preset: str, seed: int) -> str:
