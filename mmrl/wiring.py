@@ -163,9 +163,10 @@ class Graph:
         Raises:
           InputError: `name` has an input that takes the place of none, or of several.
         """
+        replaced = self._replaced(name)
         return {
             argument: one._replace(
-                input=name.input if one.input == self._replaced(name) else one.input,
+                input=name.input if one.input == replaced else one.input,
                 average=one.average or name.average,
             )
             for argument, one in self._joined(name).reads
@@ -179,10 +180,10 @@ class Graph:
 
     def arrays(self, name: Name) -> dict[str, str]:
         """The arrays that a fusion reads for one of its features: argument -> array."""
-        found = {}
+        found, replaced = {}, self._replaced(name)
         for argument, array in self._joined(name).arrays:
             own, _, key = array.partition(".")
-            found[argument] = f"{name.input}.{key}" if own == self._replaced(name) else array
+            found[argument] = f"{name.input}.{key}" if own == replaced else array
         return found
 
     def optional(self, fusion: str) -> tuple[str, ...]:

@@ -464,6 +464,11 @@ def learned_positions(
     return nnx.Param(init(rngs.params(), (length, width), param_dtype))
 
 
+def _of_queries(mask: jax.Array) -> jax.Array:
+    """A mask bool[B, L] or bool[B, Q, L], see Attention -> bool[B, 1 or Q, L]."""
+    return mask[:, None] if mask.ndim == 2 else mask
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for query, key and value.
 
@@ -588,9 +593,9 @@ class Attention(nnx.Module):
         products *= 1 / math.sqrt(query.shape[-1])
         if self.causal and queries is None:
             before = jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None]
-            mask = before if mask is None else before & (mask[:, None] if mask.ndim == 2 else mask)
+            mask = before if mask is None else before & _of_queries(mask)
         if mask is not None:
-            seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
+            seen = _of_queries(mask)[:, None]  # B 1 Q|1 L
             products = jnp.where(seen, products, -0.7 * float(np.finfo(np.float32).max))
         return jax.nn.softmax(products, axis=-1)
 
@@ -617,9 +622,7 @@ class Attention(nnx.Module):
             query = rotate(query, positions, self.frequencies)
         if queries is not None and self.causal:
             before = jnp.arange(x.shape[1], dtype=jnp.int32)[None, None] <= queries[..., None]
-            if mask is not None:
-                before &= mask[:, None] if mask.ndim == 2 else mask
-            mask = before  # B Q L
+            mask = before if mask is None else before & _of_queries(mask)  # B Q L
         return [query, key, *value], mask
 
     def _attend(
@@ -632,7 +635,7 @@ class Attention(nnx.Module):
         implementation: Literal["xla", "cudnn"],
     ) -> jax.Array:
         if mask is not None:
-            mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # B 1 Q|1 L
+            mask = _of_queries(mask)[:, None]  # B 1 Q|1 L
         # jax.nn computes the softmax in float32 by implicit promotion, which strict mode refuses.
         with jax.numpy_dtype_promotion("standard"):
             return jax.nn.dot_product_attention(

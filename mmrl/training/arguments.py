@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrl import build, wiring
-from mmrl.types import Encoded, InputError
+from mmrl.types import Encoded, InputError, first_line
 from mmrl.wiring import Graph, Name, Wiring
 
 
@@ -71,10 +71,9 @@ def fitting(
             raise
         shown = ", ".join(f"{key} {_shown(pairs[key], given.get(key))}" for key in moved)
         where = f"config.{wiring.PLACES[kind]}.{name}.reads"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{where}: {shown}; expected what is shaped as "
-            f"{', '.join(defaults[key] for key in moved)} ({reason})"
+            f"{', '.join(defaults[key] for key in moved)} ({first_line(error)})"
         ) from error
 
 
