@@ -151,7 +151,9 @@ def get_config(variant=""):
 
 
 @pytest.mark.optax
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
+)
 def test_a_run_starts_from_another_run_and_from_its_export_alike(dtype, tmp_path, capsys):
     (tmp_path / "stages.py").write_text(STAGES)
 

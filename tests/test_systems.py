@@ -61,6 +61,7 @@ def test_presets_train_two_steps(name):
     assert not still
 
 
+@pytest.mark.exhaustive  # tests/test_wiring.py shows it of other inputs
 @pytest.mark.optax
 def test_crops_and_a_teacher_in_micro_batches_on_eight_devices_give_the_same_gradient():
     found = []
