@@ -65,6 +65,8 @@ SYSTEMS = (
     "mae",
     "mmclip",
     "mv_mlm",
+    "pathgen",
+    "quilt",
     "rad_dino",
     "second_stage",
     "swav",

@@ -86,6 +86,15 @@ def test_a_section_of_the_corpus_is_kept(tmp_path):
     assert source.warnings == ["1 records keep a section of their own that the side texts have"]
 
 
+def test_sections_of_the_corpus_are_left_out(tmp_path):
+    found = by_id(whole(tmp_path, leave_out=("findings", "impression"))).values()
+    assert set().union(*(one.sections for one in found)) == {"indication", "caption"}
+    inner = {"source": "side_texts", "corpus": PHANTOM, "path": written(tmp_path)}
+    given = {"corpus": inner, "templates": {"label": "{labels}."}, "leave_out": "caption"}
+    for one in SideTexts(split="train", **given):
+        assert set(one.provenance or {}) == {"label"} & set(one.sections)
+
+
 def test_templates_state_what_is_known_of_a_record(tmp_path):
     sentences = ("{age} year old woman.", ["Density {density}.", "{density} tissue."], "{labels}.")
     source = SideTexts(split="train", corpus=people(tmp_path), templates={"report": sentences})

@@ -65,6 +65,8 @@ class SideTexts:
         record, and {labels} for its present labels. A sentence is left out where one of its names
         has no value. In the place of a sentence several wordings may stand, as a list; the id of
         the record chooses.
+      leave_out: sections of the corpus that are left out, such as those of real reports in a
+        comparison with synthetic ones.
 
     Attributes:
       rejects, total: those of the corpus. All its other attributes are passed on, too.
@@ -88,6 +90,7 @@ class SideTexts:
         by: str = "",
         synthetic: bool = True,
         templates: Mapping[str, Any] | None = None,
+        leave_out: Sequence[str] | str = (),
     ) -> None:
         check_split(split)
         given = {"corpus": corpus, "path": path, "columns": columns, "templates": templates}
@@ -99,6 +102,7 @@ class SideTexts:
         self.rejects: list[Reject] = self._source.rejects
         self.total: int = self._source.total
         self.image = loader(self._source)
+        self._left_out = frozenset((leave_out,) if isinstance(leave_out, str) else leave_out)
         self._texts = None
         if path:
             self._texts = _Texts(path, named_columns(sections), columns or {}, by, synthetic)
@@ -140,18 +144,14 @@ class SideTexts:
         found = self._texts.of(record) if self._texts is not None else {}
         for template in self._templates:
             found |= template.of(record)
-        new = {
-            name: one for name, one in found.items() if not record.sections.get(name, "").strip()
-        }
-        if not new:
-            return record
+        own = {name: text for name, text in record.sections.items() if name not in self._left_out}
+        new = {name: one for name, one in found.items() if not own.get(name, "").strip()}
+        written = {k: one for k, one in (record.provenance or {}).items() if k in own}
+        written |= {name: provenance for name, (_, provenance) in new.items()}
         return dataclasses.replace(
             record,
-            sections={**record.sections, **{name: text for name, (text, _) in new.items()}},
-            provenance={
-                **(record.provenance or {}),
-                **{name: provenance for name, (_, provenance) in new.items()},
-            },
+            sections={**own, **{name: text for name, (text, _) in new.items()}},
+            provenance=written or None,
         )
 
     def _notes(self, split: str) -> list[str]:
