@@ -164,6 +164,8 @@ def test_further_texts_are_trained_on_by_name(tmp_path):
         (TEXTS, {"columns": {"day": "date"}}, "columns has 'day'; choices: id, by, synthetic, da"),
         (TEXTS[3:], {}, "names no record of the training split; its ids are such as phantom:0-77"),
         (TEXTS, {"templates": {"report": ()}}, "templates.report has no sentence"),
+        (TEXTS, {"templates": {"report": 8}}, "templates.report has 8; expected a sentence"),
+        (TEXTS, {"templates": {"report": ("A.", ("B.", 8))}}, "templates.report has 8; expected"),
         (TEXTS, {"templates": {"report": "{age.real}"}}, "{age.real} is no name"),
         (TEXTS, {"templates": {"report": "{age!r}"}}, "{age} is no name"),
         (TEXTS, {"templates": {"report": "{age"}}, "templates.report '{age'"),

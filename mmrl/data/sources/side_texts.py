@@ -22,6 +22,7 @@ the section "report" is made of what a table states, as MV-MLM does for mammogra
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import operator
 import string
@@ -264,10 +265,12 @@ class _Template:
 
     def __init__(self, section: str, sentences: Any) -> None:
         self._section = section
-        given = (sentences,) if isinstance(sentences, str) else tuple(sentences)
-        self._wordings = [(one,) if isinstance(one, str) else tuple(one) for one in given]
+        self._wordings = [_several(section, one) for one in _several(section, sentences)]
         if not self._wordings or not all(self._wordings):
             raise InputError(f"templates.{section} has no sentence; expected at least one")
+        for wording in itertools.chain.from_iterable(self._wordings):
+            if not isinstance(wording, str):
+                raise InputError(f"templates.{section} has {wording!r}; expected a sentence")
         self._names = {one: _names(section, one) for words in self._wordings for one in words}
         stated = json.dumps([section, self._wordings]).encode()
         digest = hashlib.sha256(stated).hexdigest()[:8]
@@ -284,6 +287,13 @@ class _Template:
             if all(values.get(name, "").strip() for name in self._names[wording]):
                 found.append(wording.format_map(values))
         return {self._section: (" ".join(found), self._provenance)} if found else {}
+
+
+def _several(section: str, given: Any) -> tuple[Any, ...]:
+    """One text, or several, as a tuple."""
+    if not isinstance(given, str | Sequence):
+        raise InputError(f"templates.{section} has {given!r}; expected a sentence or several")
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _names(section: str, wording: str) -> tuple[str, ...]:
