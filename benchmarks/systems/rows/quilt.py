@@ -37,7 +37,7 @@ def values(runs: Runs) -> dict[str, float]:
     found = found["corpora"]["out"]
     images = found["repeats"]["images"]
     crossing = found["crossing"]["train/val"]
-    auroc = "findings/auroc"
+    auroc = "tasks/auroc"
     return {
         # Images with several captions are records of their own with equal pixels.
         "exact": images["exact"]["sets"] / (EXACT + SPOKEN),
