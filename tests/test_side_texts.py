@@ -180,7 +180,7 @@ def test_what_cannot_be_used_is_refused(rows, options, message, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"corpus": PHANTOM}, "config.data has neither path nor templates"),
+        ({"corpus": PHANTOM}, "config.data has neither path, templates nor leave_out"),
         ({"corpus": {"source": "phantoms"}, "path": "a.csv"}, "unknown source 'phantoms'"),
         (
             {"corpus": {**PHANTOM, "size": 3}, "path": "a.csv"},

@@ -95,6 +95,7 @@ class SideTexts:
     ) -> None:
         check_split(split)
         given = {"corpus": corpus, "path": path, "columns": columns, "templates": templates}
+        given["leave_out"] = leave_out
         self.check_options("side_texts", given)
         self._source: Source = within.make(split, corpus)
         for name in _PASSED_ON:
@@ -118,12 +119,12 @@ class SideTexts:
           where: the config key for messages, such as "config.data".
 
         Raises:
-          InputError: neither a table nor templates, an unknown column, a template that cannot be
+          InputError: nothing to add or leave out, an unknown column, a template that cannot be
             read, or an unknown option of the corpus.
         """
         within.check(f"{where}.corpus", given.get("corpus"))
-        if not given.get("path") and not given.get("templates"):
-            raise InputError(f"{where} has neither path nor templates; expected further texts")
+        if not any(given.get(name) for name in ("path", "templates", "leave_out")):
+            raise InputError(f"{where} has neither path, templates nor leave_out; expected one")
         for name in given.get("columns") or {}:
             if name not in _COLUMNS:
                 raise InputError(f"{where}.columns has {name!r}; choices: {', '.join(_COLUMNS)}")
