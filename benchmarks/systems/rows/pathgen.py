@@ -10,7 +10,10 @@ from mmrl.preparation.survey import provenance
 
 NUMBERS = (19,)
 EXPRESSED = "captions beside a corpus with their provenance; real and synthetic pairs in one run"
-DIFFERS = "captions are templates over labels; no model chooses patches (`data.subset` takes ids)"
+DIFFERS = (
+    "captions are templates over labels; no model chooses patches (`data.subset` takes ids); with "
+    "640 reports in place of 200, synthetic captions help prompts and not the retrieval of reports"
+)
 RUNS = {
     "both": ("pathgen",),
     "real": ("pathgen:real",),
