@@ -94,8 +94,8 @@ class SideTexts:
         leave_out: Sequence[str] | str = (),
     ) -> None:
         check_split(split)
-        given = {"corpus": corpus, "path": path, "columns": columns, "templates": templates}
-        given["leave_out"] = leave_out
+        given: dict[str, Any] = {"corpus": corpus, "path": path, "columns": columns}
+        given |= {"templates": templates, "leave_out": leave_out}
         self.check_options("side_texts", given)
         self._source: Source = within.make(split, corpus)
         for name in _PASSED_ON:
