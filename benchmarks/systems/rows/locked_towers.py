@@ -1,9 +1,8 @@
 """Locked towers teach a new one, and no bit of them changes."""
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, both_ways
 from mmrl.training.checkpoint import Checkpoints, digest
 
 NUMBERS = ()
@@ -31,19 +30,10 @@ def values(runs: Runs) -> dict[str, float]:
     return {
         "locked": sum(same(*one) for one in locked) / len(locked),
         "learned": same("params", "image"),
-        "R@10": _recall(runs["trained"]),
-        "images permuted": _recall(runs["trained"], "_images_permuted"),
-        "untrained": _recall(runs["untrained"]),
+        "R@10": both_ways(runs["trained"], "R@10"),
+        "images permuted": both_ways(runs["trained"], "R@10_images_permuted"),
+        "untrained": both_ways(runs["untrained"], "R@10"),
     }
-
-
-def _recall(folder: Path, suffix: str = "") -> float:
-    """The mean of both directions."""
-    found = [
-        value(folder, "retrieval", f"{one}/R@10{suffix}")
-        for one in ("image_to_text", "text_to_image")
-    ]
-    return sum(found) / len(found)
 
 
 def _tower(state: dict[str, Any], part: str, tower: str) -> Any:

@@ -1,6 +1,6 @@
 """PathGen-1.6M: synthetic captions, each with its provenance, help few real ones."""
 
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, both_ways, value
 from configs.systems import pathgen
 from mmrl.data.reading import within
 from mmrl.preparation.holdings import Holdings
@@ -20,7 +20,13 @@ RUNS = {
     "untrained": ("pathgen", *UNTRAINED),
 }
 
-MEASURES = {"AUROC": ("zero_shot", "findings/auroc"), "R@5": ("retrieval", "image_to_text/R@5")}
+COMPARED = {
+    "": ("both", ""),
+    ", real alone": ("real", ""),
+    ", untrained": ("untrained", ""),
+    ", images permuted": ("both", "_images_permuted"),
+}
+"""What a value is of: a run, and the end of the name of the measure."""
 
 
 def values(runs: Runs) -> dict[str, float]:
@@ -30,12 +36,9 @@ def values(runs: Runs) -> dict[str, float]:
     prepare(source, options, runs.scratch / "out", settings, say=lambda line: None)
     captions = provenance(Holdings(str(runs.scratch / "out")))["caption"]
     found = {"provenance": captions["synthetic"] / captions["texts"], "captions": captions["texts"]}
-    for name, (evaluator, measure) in MEASURES.items():
-        found[name] = value(runs["both"], evaluator, measure)
-        found[f"{name}, real alone"] = value(runs["real"], evaluator, measure)
-        found[f"{name}, untrained"] = value(runs["untrained"], evaluator, measure)
-        permuted = f"{measure}_images_permuted"
-        found[f"{name}, images permuted"] = value(runs["both"], evaluator, permuted)
+    for label, (run, suffix) in COMPARED.items():
+        found[f"AUROC{label}"] = value(runs[run], "zero_shot", f"findings/auroc{suffix}")
+        found[f"R@10{label}"] = both_ways(runs[run], f"R@10{suffix}")
     return found
 
 
@@ -49,11 +52,11 @@ def _synthetic() -> tuple[str, dict[str, object]]:
 
 
 def _beside(name: str) -> tuple[str, ...]:
-    return (f"{name}, real alone", f"{name}, untrained", f"{name}, images permuted")
+    return tuple(f"{name}{label}" for label in COMPARED if label)
 
 
 CLAIMS = (
     Claim("share of synthetic captions whose author is known", "provenance", least=1),
     Claim("zero-shot AUROC, real and synthetic at equal steps", "AUROC", _beside("AUROC")),
-    Claim("image to real report, R@5", "R@5", _beside("R@5")),
+    Claim("image and real report, R@10", "R@10", _beside("R@10")),
 )
