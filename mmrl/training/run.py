@@ -174,14 +174,14 @@ def make_tokenizers(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, To
         if wiring.kind_of(tower, given) != "text":
             continue
         options = {**_DEFAULTS, **given}
-        sections = tuple(inputs.make_one(settings, own[tower], tower).data["sections"])
-        key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], sections)
+        texts = inputs.make_one(settings, own[tower], tower).vocabulary(corpus)
+        key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], texts)
         if key not in made:
             if options["tokenizer"]:
                 made[key] = Tokenizer.from_file(options["tokenizer"])
             else:
                 made[key] = Tokenizer.train(
-                    corpus.texts_of(sections)[0],
+                    texts,
                     vocab_size=options["vocab_size"],
                     model_type=options["tokenizer_model"],
                 )
