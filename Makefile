@@ -10,7 +10,7 @@ pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
 
 systems: $(VENV)/installed
-	$(BIN)/python -m benchmarks.systems --workdir=runs/systems --out=docs/results
+	$(BIN)/python -m benchmarks.systems --workdir=runs/systems --out=docs
 
 proofs: $(VENV)/installed
 	$(BIN)/python -m benchmarks.proofs --workdir=runs/proofs --out=docs/results

@@ -5,11 +5,10 @@ import pytest
 from tests.commands import run_here
 from tests.conftest import ROOT
 
+BENCHMARKS = ROOT / "benchmarks"
 NAMES = sorted(
-    path.stem
-    for path in (ROOT / "benchmarks").glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
-)
+    path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ == "__main__"' in path.read_text()
+) + sorted(path.parent.name for path in BENCHMARKS.glob("*/__main__.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,1 @@
+"""Checks of published systems on phantoms, with thresholds that are frozen before the last runs."""

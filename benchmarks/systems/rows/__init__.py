@@ -1,0 +1,1 @@
+"""One check per file, named as its preset in configs/systems/."""
