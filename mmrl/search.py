@@ -116,12 +116,12 @@ def main() -> None:
 def _embedded(trained: "Trained", index: "Index", asked: Mapping[str, str]) -> np.ndarray:
     """The text, the image, or the mean of both: f32[1, D]."""
     from mmrl.encoder import Encoder
+    from mmrl.index import joined
 
     encoder = Encoder(trained)
     index.check_weights(encoder.weights_sha256, str(trained))
     embed = {"text": encoder.embed_texts, "image": encoder.embed_images}
-    parts = [embed[kind]([value]) for kind, value in asked.items()]
-    return np.mean([part / np.linalg.norm(part) for part in parts], axis=0)
+    return joined(*(embed[kind]([value]) for kind, value in asked.items()))
 
 
 def _hits(index: "Index", found: "Hits") -> list[dict[str, Any]]:
