@@ -18,7 +18,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ml_collections
 from absl import flags
@@ -34,6 +34,9 @@ from mmrl.types import (
     NonFiniteError,
     PreemptedError,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WRONG, _NOT_FINITE, _DAMAGED, _BUSY = 2, 3, 4, 5
 # EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL and EX_NOPERM of sysexits.h
@@ -344,6 +347,16 @@ def help_text(
         lines += ["", "Examples:" if len(examples) > 1 or "\n" in examples[0] else "Example:"]
         lines.append("\n".join(examples))
     return "\n".join(lines)
+
+
+def console() -> "Console":
+    """Prints tables in full: what is no terminal has no width, so nothing is cut there."""
+    from rich.console import Console
+
+    made = Console(highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 10_000
+    return made
 
 
 def required(name: str, value: Any) -> Any:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -254,9 +253,7 @@ def main(*folders: str) -> None:
         plain = [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in runs]
         print(json.dumps(plain, indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 10_000  # a file or a pipe has no width, so nothing is cut
+    console = cli.console()
     if not runs:
         console.print(f"no runs below {', '.join(map(str, given))}", markup=False)
     else:
