@@ -1,5 +1,7 @@
 """Contrast of identities against a float64 reference, with absent rows and on several devices."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from mmrl.objectives.base import Context
 from mmrl.objectives.global_contrastive import contrastive_loss
 from mmrl.objectives.identity_contrastive import IdentityContrastive, identity_contrastive_loss
-from tests import references
+from tests import commands, references
 from tests.arrays import assert_close, on_mesh, unit
 
 B, D = 8, 5
@@ -90,3 +92,15 @@ def test_the_objective_reads_duplicate_groups_unless_told_otherwise():
     assert loss.metrics["loss"][1] == PRESENT.sum()
     with pytest.raises(ValueError, match=r"identity must be \[8\] or \[8, C\]"):
         identity_contrastive_loss(image, text, scale, IDENTITY[:3])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.optax
+@pytest.mark.parametrize("variant", ["smoke", "pairs,smoke"])
+def test_labels_or_pairs_are_the_identities_of_a_run(tmp_path, variant):
+    preset = f"--config=configs/systems/plip_person.py:{variant}"
+    with jax.numpy_dtype_promotion("standard"):
+        assert commands.run_here("mmrl.main", preset, f"--workdir={tmp_path}", "--nosummary") == 0
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("identity_contrastive/loss") for line in lines]
+    assert np.isfinite([loss for loss in losses if loss is not None]).all() and any(losses)

@@ -58,6 +58,8 @@ OPTIONS = [
     for option in (*place.options(name), *(place.beside if place.many else ()))
 ]
 SYSTEMS = (
+    "biomedclip",
+    "convirt",
     "dcvlp",
     "image_vector",
     "labels",
@@ -65,6 +67,8 @@ SYSTEMS = (
     "mae",
     "mmclip",
     "mv_mlm",
+    "plip_person",
+    "prd",
     "rad_dino",
     "second_stage",
     "swav",
