@@ -120,8 +120,11 @@ def _embedded(trained: "Trained", index: "Index", asked: Mapping[str, str]) -> n
 
     encoder = Encoder(trained)
     index.check_weights(encoder.weights_sha256, str(trained))
-    embed = {"text": encoder.embed_texts, "image": encoder.embed_images}
-    return joined(*(embed[kind]([value]) for kind, value in asked.items()))
+    parts = [
+        encoder.embed_texts([value]) if kind == "text" else encoder.embed_images([value])
+        for kind, value in asked.items()
+    ]
+    return joined(*parts)
 
 
 def _hits(index: "Index", found: "Hits") -> list[dict[str, Any]]:

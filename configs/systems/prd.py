@@ -11,7 +11,7 @@ its start for as long as a short run lasts.
 
 import ml_collections
 
-from configs import pretrain, proofs
+from configs import pretrain
 from mmrl import config as defaults
 
 VARIANTS = {"smoke": "20 steps of a tiny model, for tests."}
@@ -22,9 +22,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     smoke = "smoke" in defaults.variants(variant, VARIANTS)
     config = pretrain.of_300_steps(smoke=smoke)
     if not smoke:
-        proofs.small(config, batch_size=32, length=4000)
-        config.towers.image.update({"width": 64, "num_heads": 2})
-        config.towers.text.update({"width": 64, "num_heads": 2, "length": 64})
+        config.data.update({"length": 4000, "render_size": 32})
+        config.towers.image.update({"size": 32, "depth": 2})
+        config.towers.text.length = 64
     config.evaluators = {
         "retrieval": {"max_pairs": 32 if smoke else 256},
         "structure": {"protocols": ("order-10way@1",), "max_reports": 300},

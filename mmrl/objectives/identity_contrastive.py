@@ -52,20 +52,21 @@ def identity_contrastive_loss(
         identity.ndim in (1, 2) and len(identity) == size,
         f"identity must be [{size}] or [{size}, C], got {identity.shape}",
     )
-    present, rows = check_present(present, size), jnp.asarray(identity).reshape(size, -1)
+    present, known = check_present(present, size), jnp.asarray(identity).reshape(size, -1)
     image, text = (zero_absent(present, jnp.asarray(x)).astype(jnp.float32) for x in (image, text))
     logits = jnp.exp(logit_scale) * (image @ text.T)
-    same = (rows[:, None] == rows[None]).all(axis=-1)
+    same = (known[:, None] == known[None]).all(axis=-1)
     if present is not None:
         # The diagonal of an absent row remains, so that its loss is finite: 0.
         among = (present[:, None] & present[None]) | jnp.eye(size, dtype=bool)
         logits, same = jnp.where(among, logits, -jnp.inf), same & among
     target = same.astype(jnp.float32) / same.sum(axis=1, keepdims=True, dtype=jnp.float32)
-    losses = [
-        jax.nn.logsumexp(z, axis=1) - jnp.sum(jnp.where(same, target * z, 0.0), axis=1)
-        for z in (logits, logits.T)
-    ]
-    return 0.5 * sum(one.sum() for one in losses) / row_count(size, present)
+    # All members of an identity have the same target, so it is that of both directions.
+    meant = jnp.where(same, target * logits, 0.0)
+    over_texts, over_images = (
+        jnp.sum(jax.nn.logsumexp(logits, axis=axis) - meant.sum(axis=axis)) for axis in (1, 0)
+    )
+    return 0.5 * (over_texts + over_images) / row_count(size, present)
 
 
 class IdentityContrastive(Objective):

@@ -33,7 +33,7 @@ def values(runs: Runs) -> dict[str, float]:
 
 def _late(runs: Runs, label: str) -> float:
     """Mean of 1 minus the cosine of texts that differ behind the 77th token alone."""
-    encoder = mmrl.load(runs[label])
+    encoder = mmrl.load(str(runs[label]))
     reports = held_out(encoder.trained).texts[:64]
     start = " ".join(reports[:4])[:600] + " "  # about 150 tokens
     embedded = encoder.embed_texts([start + one for one in reports])

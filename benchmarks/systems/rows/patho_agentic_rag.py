@@ -27,7 +27,7 @@ def _found(runs: Runs, label: str) -> dict[str, float]:
     """How often the report is among the nearest, for queries of its image and its impression."""
     out = runs.scratch / label
     execute("mmrl.export", "embeddings", f"--workdir={runs[label]}", "--split=val", f"--out={out}")
-    index, encoder = Index.open(out), mmrl.load(runs[label])
+    index, encoder = Index.open(out), mmrl.load(str(runs[label]))
     data = held_out(encoder.trained)
     rng = np.random.default_rng(runs.seed)
     records = [data.record(row) for row in range(len(data))]

@@ -22,7 +22,7 @@ RUNS = {"trained": ("prd",), "untrained": ("prd", *UNTRAINED)}
 
 def values(runs: Runs) -> dict[str, float]:
     """Of one seed."""
-    encoder = mmrl.load(runs["trained"])
+    encoder = mmrl.load(str(runs["trained"]))
     data = held_out(encoder.trained)
     folder = runs.scratch / "generated"
     folder.mkdir()
