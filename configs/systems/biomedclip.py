@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = prd.get_config(variant)
     image, text = config.towers.image, config.towers.text
     image.pool = text.pool = "cls"
-    text.update({"length": 256, "packing": 0.5})
+    text.update({"length": 256, "packing": 0.35, "convolution": 0})
     image.heads = text.heads = {"embedding": image.heads.embedding}
     config.data.sections = ("indication", "findings", "impression")
     config.objectives = {"global_contrastive": {"weight": 1.0, "temperature": 0.07}}

@@ -24,7 +24,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if not smoke:
         config.data.update({"length": 4000, "render_size": 32})
         config.towers.image.update({"size": 32, "depth": 2})
-        config.towers.text.length = 64
+        config.towers.text.update({"length": 64, "depth": 1})
+    # Words that know their neighbours learn order in a short run.
+    config.towers.text.update({"pool": "mean", "convolution": 5})
     config.evaluators = {
         "retrieval": {"max_pairs": 32 if smoke else 256},
         "structure": {"protocols": ("order-10way@1",), "max_reports": 300},
