@@ -54,6 +54,12 @@ def test_claims_with_bounds_hold_in_every_seed(most, holds):
     assert check.judge(claim, seeds((0.7, 0.81, 0.82))).holds is holds
 
 
+def test_claims_with_bounds_have_to_beat_what_is_beside_them():
+    claim = Claim("accuracy", "accuracy", beside=("blind",), least=0.5)
+    assert check.judge(claim, seeds((0.7, 0.71, 0.72))).holds
+    assert not check.judge(claim, seeds((0.7, 0.71, 0.72), (0.69, 0.75, 0.7))).holds
+
+
 def test_runs_that_are_given_alike_share_a_folder():
     assert check.slug(("m3ae:small",)) == "m3ae_small"
     assert check.slug(("m3ae", *check.UNTRAINED)) == "m3ae-untrained"

@@ -12,6 +12,7 @@ from mmrl.training.step import TrainStep
 from tests import stubs, toys
 from tests.arrays import assert_close
 from tests.conftest import ROOT
+from tests.test_distributed import finish, read_lines, start_two, train_here
 
 FAMILIES = {
     "rad_dino": {"self_distillation", "masked_patches", "koleo"},
@@ -64,17 +65,47 @@ def test_presets_train_two_steps(name):
     assert not still
 
 
-@pytest.mark.exhaustive  # tests/test_wiring.py shows it of other inputs
+@pytest.mark.exhaustive  # tests/test_wiring.py and test_self_supervision.py show it of others
 @pytest.mark.optax
-def test_crops_and_a_teacher_in_micro_batches_on_eight_devices_give_the_same_gradient():
+@pytest.mark.parametrize("name", FAMILIES)
+def test_micro_batches_and_devices_give_the_same_gradient(name):
     found = []
-    for devices, count in ((1, 1), (8, 2)):
-        step, (batch, _) = step_of("rad_dino", devices, gradient_cache=count)
+    for devices, count in ((1, 1), (2, 1), (8, 2)):
+        step, (batch, _) = step_of(name, devices, gradient_cache=count)
         start = jax.device_get(stubs.start(step))
-        start["average"] = jax.tree.map(lambda leaf: 0.5 * leaf, start["params"])
+        if "average" in start:
+            start["average"] = jax.tree.map(lambda leaf: 0.5 * leaf, start["params"])
         placed = sharding.to_global(batch, sharding.batch_sharding(step.mesh))
         state = jax.device_put(start, step.shardings)
         found.append(jax.device_get(step.loss_and_gradients(state, placed)))
-    assert_close(found[1], found[0], floor=1e-1)
-    heads = found[0][1]["towers"]["image"]["heads"]
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(heads))
+    for other in found[1:]:
+        assert_close(other, found[0], floor=1e-1)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[0][1]["towers"]["image"]))
+
+
+CONFIG = """
+from configs.systems import {name}
+
+def get_config():
+    config = {name}.get_config("smoke")
+    config.total_steps, config.log_every, config.eval_every = 3, 1, 0
+    config.checkpoint.every, config.data.length = 1000, 150
+    config.optimizer.warmup_steps = 1
+    config.evaluators, config.validation_loss = {{}}, False
+    config.compile_cache, config.tensorboard = "", False
+    return config
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_processes_train_as_one_does(name, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG.format(name=name))
+    train_here(tmp_path, tmp_path / "one")
+    finish(start_two(tmp_path, tmp_path / "two"), 0)
+    one, two = (read_lines(tmp_path / folder) for folder in ("one", "two"))
+    assert list(two) == list(one) == [1, 2, 3]
+    for step, figures in two.items():
+        for measure, value in figures.items():
+            expected = one[step][measure]
+            assert value == (expected and pytest.approx(expected, rel=1e-4)), (step, measure)

@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 
     The effect of a seed is the value minus the greatest of those beside it. A claim without bounds
     holds if the mean effect reaches the threshold and its interval lies above 0; one with bounds if
-    every seed keeps them.
+    every seed keeps them, and the interval lies above 0 where anything stands beside the value.
 
     Attributes:
       text: what is measured, for the page.
@@ -97,7 +97,7 @@ class Row(Protocol):
 
 
 class Judged(NamedTuple):
-    """A claim and what was found: of the effects, or of the values where it has bounds.
+    """A claim and what was found: of the effects, or of the values where nothing is beside them.
 
     Attributes:
       mean: over seeds. low, high: the 95 % t interval of the mean.
@@ -128,17 +128,16 @@ def judge(
     Args:
       values: of each seed. threshold: that the mean effect has to reach, for claims without bounds.
     """
+    found = [claim.effect(one) if claim.beside else one[claim.value] for one in values]
+    (low, high), mean = interval(found), statistics.fmean(found)
     if claim.bounded:
-        found = [one[claim.value] for one in values]
-        low, high = interval(found)
         least = -float("inf") if claim.least is None else claim.least
         most = float("inf") if claim.most is None else claim.most
-        holds = all(least <= one <= most for one in found)
-        return Judged(holds, statistics.fmean(found), low, high)
-    found = [claim.effect(one) for one in values]
-    low, high = interval(found)
-    mean = statistics.fmean(found)
-    return Judged(threshold is not None and mean >= threshold and low > 0, mean, low, high)
+        holds = all(least <= one[claim.value] <= most for one in values)
+        holds &= low > 0 or not claim.beside
+    else:
+        holds = threshold is not None and mean >= threshold and low > 0
+    return Judged(holds, mean, low, high)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
