@@ -71,6 +71,8 @@ def _scored(runs: Runs, label: str) -> Values:
         "--config.data.fractions=(0.0, 0.0, 1.0)",
         *(f"--config.evaluators.{name}=none" for name in _OTHERS),
         "--config.evaluators.zero_shot.tasks=findings",
+        # A grammar makes the reports, so that a few of the prompts occur in training.
+        "--config.data.waive_leaks=report 0.01 reports are made by a grammar",
         "--split=test",
     )["zero_shot"]
 
