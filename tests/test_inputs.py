@@ -150,6 +150,7 @@ READERS = {
     "bag": "vector",
     "prior": "image",
     "prior_text": "text",
+    "label_prompts": "text",
 }
 
 
@@ -190,6 +191,7 @@ NAMES = (
     "vector@bag.embedding",
     "image@prior.embedding",
     "text@prior_text.embedding",
+    "text@label_prompts.embedding",
 )
 JITTERS = {"data__crop_scale": (0.5, 0.9), "data__brightness": 0.3, "data__text": "sentence"}
 

@@ -67,8 +67,10 @@ SYSTEMS = (
     "mae",
     "mmclip",
     "mv_mlm",
+    "pathgen",
     "plip_person",
     "prd",
+    "quilt",
     "rad_dino",
     "second_stage",
     "swav",
@@ -77,6 +79,11 @@ SYSTEMS = (
 PARTS = ({"source": "phantom"},)
 # What modules need beside the option under test: encoders of towers, names of labels.
 NEEDED = {
+    "side_texts": {
+        "corpus": {"source": "phantom"},
+        "path": "texts.csv",
+        "templates": {"report": "{age}"},
+    },
     "vit": {"width": 32, "depth": 2, "num_heads": 2},
     "transformer": {"width": 32, "depth": 2, "num_heads": 2},
     "resnet": {"depth": 18},
