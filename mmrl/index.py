@@ -41,6 +41,18 @@ class Hits(NamedTuple):
     rows: np.ndarray
 
 
+def joined(*parts: np.ndarray) -> np.ndarray:
+    """Queries of several parts, such as image and text: the mean of embeddings of length 1.
+
+    Args:
+      parts: f[Q, D] each; their lengths do not matter.
+
+    Returns:
+      f[Q, D].
+    """
+    return np.mean([x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts], axis=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Index:
     """The embeddings of an export. Rows count through its shards. Threads may share one.

@@ -1,11 +1,13 @@
-"""Searches embeddings that python -m mmrl.export wrote, with a text, an image or a record.
+"""Searches embeddings that python -m mmrl.export wrote, with a text, an image, both, or a record.
 
-Scores are cosines. Texts and images are embedded by the encoder that made the embeddings, which
+Scores are cosines. A text and an image together are asked for by the mean of their embeddings,
+each of length 1. Texts and images are embedded by the encoder that made the embeddings, which
 --workdir or --encoder names; another one is refused. --build makes an index of FAISS, which later
 searches use; without one all embeddings are compared, in chunks.
 
     python -m mmrl.search --index=embeddings --workdir=runs/pretrain --text="Small left effusion."
     python -m mmrl.search --index=embeddings --workdir=runs/pretrain --image=a.png --sheet=found.png
+    python -m mmrl.search --index=embeddings --workdir=runs/pretrain --image=a.png --text="Left."
     python -m mmrl.search --index=embeddings --id=phantom:0-57 --find=text --json
     python -m mmrl.search --index=embeddings --build
 """
@@ -87,13 +89,12 @@ def main() -> None:
         return
     if _TYPE.value:
         raise InputError(f"--type={_TYPE.value} is for --build")
-    if len(asked) != 1:
+    if not asked or ("id" in asked and len(asked) > 1):
         given = ", ".join(f"--{name}" for name in asked) or "none"
-        raise InputError(f"expected one of --text, --image and --id; given: {given}")
-    ((kind, value),) = asked.items()
+        raise InputError(f"expected --text, --image, both of these, or --id; given: {given}")
     if _SHEET.value is not None and Path(_SHEET.value).suffix != ".png":
         raise InputError(f"--sheet={_SHEET.value}; expected a PNG file, such as found.png")
-    if kind != "id" or _SHEET.value is not None:
+    if "id" not in asked or _SHEET.value is not None:
         _ = _ENCODERS.is_run  # refuses a search without its encoder before it starts
     from mmrl.index import Index
 
@@ -101,24 +102,29 @@ def main() -> None:
     column = index.column(_FIND.value)
     made_with = index.manifest["checkpoint"]
     opened = None if _SHEET.value is None else _ENCODERS.open(made_with["step"])
-    if kind == "id":
-        query = index.vectors([index.row(value)], column)
+    if "id" in asked:
+        query = index.vectors([index.row(asked["id"])], column)
     else:
         trained = opened.trained if opened else _ENCODERS.alone(made_with["step"])
-        query = _embedded(trained, index, kind, value)
+        query = _embedded(trained, index, asked)
     hits = _hits(index, index.nearest(query, _K.value, column))
     if opened is not None:
-        _draw(opened, index, column, kind, value, hits)
-    _print(index, column, kind, value, hits)
+        _draw(opened, index, column, asked, hits)
+    _print(index, column, asked, hits)
 
 
-def _embedded(trained: "Trained", index: "Index", kind: str, value: str) -> np.ndarray:
-    """The text or the image of the query: f32[1, D]."""
+def _embedded(trained: "Trained", index: "Index", asked: Mapping[str, str]) -> np.ndarray:
+    """The text, the image, or the mean of both: f32[1, D]."""
     from mmrl.encoder import Encoder
+    from mmrl.index import joined
 
     encoder = Encoder(trained)
     index.check_weights(encoder.weights_sha256, str(trained))
-    return encoder.embed_texts([value]) if kind == "text" else encoder.embed_images([value])
+    parts = [
+        encoder.embed_texts([value]) if kind == "text" else encoder.embed_images([value])
+        for kind, value in asked.items()
+    ]
+    return joined(*parts)
 
 
 def _hits(index: "Index", found: "Hits") -> list[dict[str, Any]]:
@@ -131,10 +137,12 @@ def _hits(index: "Index", found: "Hits") -> list[dict[str, Any]]:
     ]
 
 
-def _print(index: "Index", column: str, kind: str, value: str, hits: list[dict[str, Any]]) -> None:
+def _print(
+    index: "Index", column: str, asked: Mapping[str, str], hits: list[dict[str, Any]]
+) -> None:
     how = index.how(column)
     if _JSON.value:
-        stated = {"query": {kind: value}, "find": column, "search": how}
+        stated = {"query": asked, "find": column, "search": how}
         print(json.dumps({**stated, "warnings": index.warnings, "hits": hits}))
         return
     for warning in index.warnings:
@@ -164,8 +172,7 @@ def _draw(
     opened: opening.Opened,
     index: "Index",
     column: str,
-    kind: str,
-    value: str,
+    asked: Mapping[str, str],
     hits: Sequence[Mapping[str, Any]],
 ) -> None:
     """Draws the sheet.
@@ -177,7 +184,9 @@ def _draw(
     from mmrl.reporting.sheet import Tile, sheet
 
     examples = _examples(opened, index, dict.fromkeys(hit["split"] for hit in hits))
-    tiles = [Tile(images.to_uint8(_query(opened, value)), "query", "")] if kind == "image" else []
+    tiles = []
+    if "image" in asked:
+        tiles += [Tile(images.to_uint8(_query(opened, asked["image"])), "query", "")]
     places = {name: {id: i for i, id in enumerate(one.ids)} for name, one in examples.items()}
     for hit in hits:
         of_split, place = examples[hit["split"]], places[hit["split"]][hit["id"]]
@@ -185,11 +194,13 @@ def _draw(
         image = images.to_uint8(shown[0].load()) if shown else None
         title = f"{hit['rank']}. {hit['id']}, {hit['score']:.3f}"
         tiles.append(Tile(image, title, of_split.texts[place]))
-    name = Path(value).name if kind == "image" else value
-    asked = "record" if kind == "id" else kind
+    named = " and ".join(
+        f"the {'record' if kind == 'id' else kind} {Path(value).name if kind == 'image' else value}"
+        for kind, value in asked.items()
+    )
     path = Path(cli.required("sheet", _SHEET.value))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(f"{index.manifest['columns'][column]} nearest to the {asked} {name}", tiles, path)
+    sheet(f"{index.manifest['columns'][column]} nearest to {named}", tiles, path)
 
 
 def _query(opened: opening.Opened, path: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Multiple choice, closed questions and corrupted images, with encoders of known results."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -104,6 +105,53 @@ def test_rows_by_hand():
     assert values["accuracy_first_option"] == 1
     assert results.values["accuracy"].chance == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
     assert values["type/one/accuracy"] == 1
+
+
+class Told(Studies):
+    """Studies whose section "history" names the finding of some of them."""
+
+    told = ("nodule", "", "mass", "edema")
+
+    def record(self, index):
+        text = self.told[index]
+        return dataclasses.replace(
+            super().record(index), sections={"history": text} if text else {}
+        )
+
+
+def test_modalities_by_hand():
+    """Image, text about the case, or both, for the questions with such a text."""
+    data = Told([[("nodule", "left")]] * 4)
+    basis = np.eye(4, dtype=np.float32)
+    texts = {"Q x": 3, "Q y": 2, "x": 0, "y": 1, "nodule": 0, "edema": 2, "mass": 1}
+    images = {
+        "fake:0": [0.6, 0.8, 0, 0],  # y > x, and the history says x
+        "fake:1": [1, 0, 0, 0],  # without a history
+        "fake:2": [1, 0, 0, 0],  # x, and the history says y: both are tied
+        "fake:3": [0.8, 0.6, 0, 0],  # x > y, and the history says neither
+    }
+    predict = FakePredict(
+        lambda name: np.array(images[name], np.float32), lambda text: basis[texts[text]]
+    )
+    asked = [questions.Question(row, "Q", ("x", "y"), 0) for row in range(4)]
+    evaluator = Vqa(predict, data, bootstrap=0, case="history", permutations=1)
+    evaluator.asked = questions.Asked(asked, {}, {})
+    values, results = values_of(evaluator)
+    assert values["modality/image/accuracy"] == pytest.approx(2 / 3)
+    assert values["modality/text/accuracy"] == pytest.approx(1 / 3)
+    assert values["modality/both/accuracy"] == pytest.approx(2 / 3)
+    assert results.values["modality/both/accuracy"].n == 3
+    assert results.details["case"] == {"text": "history", "questions": 3}
+    assert "modality/both/accuracy_images_permuted" in values
+    plain, _ = values_of(Vqa(sees(corpus()), corpus(), bootstrap=0))
+    assert not any(name.startswith("modality") for name in plain)
+    data = corpus()
+    of_question, results = values_of(MultipleChoice(sees(data), data, bootstrap=0, case="question"))
+    assert results.values["modality/text/accuracy"].n == results.n
+    assert of_question["modality/text/accuracy"] == 0  # "Which finding is present?" names none
+    assert of_question["modality/image/accuracy"] == 1
+    with pytest.raises(InputError, match="case=histroy: no example that is asked about"):
+        Vqa(sees(corpus()), corpus(), bootstrap=0, case="histroy").run(None)
 
 
 def test_a_template_without_the_question_has_no_ablation_of_it():

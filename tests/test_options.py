@@ -58,6 +58,8 @@ OPTIONS = [
     for option in (*place.options(name), *(place.beside if place.many else ()))
 ]
 SYSTEMS = (
+    "biomedclip",
+    "convirt",
     "dcvlp",
     "image_vector",
     "labels",
@@ -68,6 +70,8 @@ SYSTEMS = (
     "mmclip",
     "mv_mlm",
     "pathgen",
+    "plip_person",
+    "prd",
     "quilt",
     "rad_dino",
     "second_stage",

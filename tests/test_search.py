@@ -285,6 +285,16 @@ def test_the_command_finds_and_draws(made, capsys, tmp_path):
     assert shown[0] == "6 of 40 records, text_embedding: all rows are compared"
     image, sheet = tmp_path / "a.png", tmp_path / "deep" / "sheet.png"
     PIL.Image.fromarray(toys.noise(0)).save(image)
+    both = (*given, f"--image={image}", f"--text={text}", "--find=text", "--k=6", "--json")
+    stated = json.loads(searched(capsys, *both))
+    assert stated["query"] == {"text": text, "image": str(image)}
+    units = [
+        rows / np.linalg.norm(rows)
+        for rows in (encoder.embed_texts([text]), encoder.embed_images([image]))
+    ]
+    hits = found.nearest(sum(units), 6, "text")
+    assert [hit["id"] for hit in stated["hits"]] == found.ids(hits.rows[0])
+    np.testing.assert_allclose([hit["score"] for hit in stated["hits"]], hits.scores[0], atol=1e-5)
     data = (f"--config={preset}", f"--sheet={sheet}")
     shown = searched(capsys, *given, *data, f"--image={image}", "--k=4").splitlines()
     hits = found.nearest(encoder.embed_images([image]), 4)
@@ -299,7 +309,7 @@ def test_the_command_refuses_what_does_not_fit(made, capsys, tmp_path):
     _, folder, preset, out = made
     index_flag, own = f"--index={out}", f"--encoder={folder}"
     cases = {
-        (index_flag,): "expected one of --text, --image and --id; given: none",
+        (index_flag,): "expected --text, --image, both of these, or --id; given: none",
         (index_flag, "--text=a", "--id=b"): "given: --text, --id",
         (index_flag, "--text=a"): "expected --workdir=FOLDER or --encoder=FOLDER; given: neither",
         (index_flag, "--id=a", "--sheet=a.png"): "expected --workdir=FOLDER or --encoder=FOLDER",

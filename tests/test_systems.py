@@ -1,4 +1,4 @@
-"""Presets of self-supervision and fusion: two steps of each, and equal losses however computed."""
+"""Short presets of systems: two steps of each, and equal losses however computed."""
 
 import re
 
@@ -21,6 +21,9 @@ FAMILIES = {
     "mmclip": {"global_contrastive", "prompts", "sentence_contrastive", "entities", "patches"},
     "dcvlp": {"global_contrastive", "regions", "masked_text", "matching"},
     "m3ae": {"global_contrastive", "words", "patches", "matching"},
+    "prd": {"global_contrastive", "local_contrastive", "perturbed_discrimination"},
+    "convirt": {"global_contrastive"},
+    "biomedclip": {"global_contrastive"},
 }
 
 

@@ -31,6 +31,9 @@ class Choice(Evaluator):
     * `accuracy_first_option`: always the first option;
     * `accuracy_gain_over_images_permuted`: the paired difference of the first two;
     * `corruption/{kind}={strength}/accuracy`: with corrupted images, see `corruption`;
+    * `modality/image/accuracy`, `modality/text/accuracy`, `modality/both/accuracy`: with the option
+      `case`, by the image alone, by the text about the case alone, and by the mean of both
+      embeddings; `modality/both/accuracy_images_permuted`;
     * `type/{type}/accuracy` and `subgroup/{subgroup}/accuracy`.
 
     Chance is the mean of 1 / options. Intervals are from a bootstrap over patients.
@@ -44,12 +47,16 @@ class Choice(Evaluator):
       template: text of an option, with {question} and {option}.
       corruptions: kind -> strengths, such as {"noise": (0.1, 0.3)}; noise, blur, occlusion and
         contrast, each from 0 to 1. Every point encodes all images again.
+      case: the text about a case, for the values of each modality: "question", that of the
+        question, or a section of the report that tells no finding of the image, such as
+        "indication". Questions without it have no such values. "": there are none.
       permutations: how often the images are permuted between patients.
       bootstrap: resamples of the patients for the intervals; 0: no intervals.
       seed: seed of the questions, the permutations, the corruptions and the resamples.
 
     Raises:
-      InputError: no questions, a template without {option}, or options out of range.
+      InputError: no questions, none with a text about its case, a template without {option}, or
+        options out of range.
     """
 
     protocol: ClassVar[str]
@@ -66,6 +73,7 @@ class Choice(Evaluator):
         findings: Sequence[str] = (),
         template: str = "{question} {option}",
         corruptions: Mapping[str, Any] | None = None,
+        case: str = "",
         permutations: int = 5,
         bootstrap: int = 1000,
         seed: int = 0,
@@ -83,7 +91,7 @@ class Choice(Evaluator):
         points = corruption.chosen(corruptions, where=f"{own}.corruptions")
         super().__init__(predict, data, reads=reads)
         self.asked = asked(questions, data, options=options, seed=seed, findings=findings)
-        self.template, self.points = template, points
+        self.template, self.points, self.case = template, points, case
         self.permutations, self.bootstrap, self.seed = permutations, bootstrap, seed
 
     def run(self, state: Any) -> Results:
@@ -106,13 +114,14 @@ class Choice(Evaluator):
         texts = Texts(self, state, data, chosen, self.template)
         own = texts.right(images, of_image)
         rng = statistics.generator(self.seed, "images")
-        blind = []
+        foreign = []  # for each permutation the image that each question is answered with
         for order in statistics.permutations_between_patients(
             patients[kept], rng, self.permutations
         ):
-            foreign = np.arange(len(data))
-            foreign[kept] = kept[order]
-            blind.append(texts.right(images, foreign[of_image]))
+            places = np.arange(len(data))
+            places[kept] = kept[order]
+            foreign.append(places[of_image])
+        blind = [texts.right(images, places) for places in foreign]
         mean = images[kept].mean(axis=0)[None]
         rows_of = {
             "": own,
@@ -121,6 +130,7 @@ class Choice(Evaluator):
             "_most_frequent": _most_frequent(chosen),
             "_first_option": np.array([one.answer == 0 for one in chosen]),
         }
+        alone = texts
         if "{question}" in self.template:
             alone = Texts(self, state, data, chosen, self.template.replace("{question}", ""))
             rows_of["_image_only"] = alone.right(images, of_image)
@@ -146,6 +156,12 @@ class Choice(Evaluator):
             seen, _ = self._images(state, spoiled)
             point = corruption.curve_name(kind, strength)
             values[f"corruption/{point}/accuracy"] = mean_of(texts.right(seen, of_image))
+        told: dict[str, Any] = {}
+        if self.case:
+            cases, inside = self._cases(state, data, chosen, [rows[place] for place in of_image])
+            told["case"] = {"text": self.case, "questions": int(inside.sum())}
+            for name, right in self._by_modality(alone, images, cases, of_image, foreign).items():
+                values[f"modality/{name}"] = mean_of(right, inside)
         types = np.array([one.type for one in chosen])
         for name in sorted(set(types.tolist()) - {""}):
             values[f"type/{name}/accuracy"] = mean_of(own, types == name)
@@ -166,6 +182,7 @@ class Choice(Evaluator):
                 "images": len(kept),
                 "patients": len(set(everyone.tolist())),
                 "template": self.template,
+                **told,
                 "ties": f"wrong, within {statistics.TIE:g}",
                 # All options are tied.
                 "constant_predictor": {"accuracy": 0.0},
@@ -176,6 +193,49 @@ class Choice(Evaluator):
                 },
             },
         )
+
+    def _cases(
+        self, state: Any, data: HeldOut, chosen: Sequence[Question], rows: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The texts about the cases: f32[Q, D], L2-normalised, and bool[Q], which are there."""
+        given = [
+            one.text
+            if self.case == "question"
+            else self.data.record(row).sections.get(self.case, "")
+            for one, row in zip(chosen, rows, strict=True)
+        ]
+        texts = list(dict.fromkeys(filter(None, given)))
+        if not texts:
+            raise InputError(
+                f"case={self.case}: no example that is asked about has this section; expected "
+                "'question', or a section of the reports"
+            )
+        name = self.names["text"]
+        encoded = self.predict.encode(state, data.with_texts(texts), [name])[name]
+        encoded = statistics.unit_rows(encoded, name, texts)
+        place = {text: row for row, text in enumerate(texts)}
+        inside = np.array([text in place for text in given])
+        return encoded[[place.get(text, 0) for text in given]] * inside[:, None], inside
+
+    def _by_modality(
+        self,
+        texts: "Texts",
+        images: np.ndarray,
+        cases: np.ndarray,
+        of_image: np.ndarray,
+        foreign: Sequence[np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Measure -> f[Q], whether, or how often, questions are answered right."""
+        every = np.arange(len(cases))
+        found = {
+            "image/accuracy": texts.right(images, of_image),
+            "text/accuracy": texts.right(cases, every),
+            "both/accuracy": texts.right(images[of_image] + cases, every),
+        }
+        if foreign:
+            blind = [texts.right(images[places] + cases, every) for places in foreign]
+            found["both/accuracy_images_permuted"] = np.mean(blind, axis=0)
+        return found
 
     def _images(self, state: Any, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
         """f32[N, D], L2-normalised, and bool[N]: which are there; the others are zero."""

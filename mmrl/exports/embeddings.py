@@ -61,7 +61,9 @@ def export(
                 console.say(f"{name}: already complete")
                 continue
             rows = range(number * options.shard_size, len(corpus))[: options.shard_size]
-            _write_shard(path, _columns(trained, examples, split, rows, options))
+            columns = _columns(trained, examples, split, rows, options)
+            _write_shard(path, columns)
+            manifest["shapes"] = {one: list(columns[one].shape[1:]) for one in manifest["columns"]}
             done[name] = {"file": name, "records": len(rows), "sha256": files.sha256(path)}
             files.write_json(out / "manifest.json", {**manifest, "shards": list(done.values())})
             console.say(f"{name}: {len(rows)} records")
