@@ -66,6 +66,7 @@ SYSTEMS = (
     "mmclip",
     "mv_mlm",
     "rad_dino",
+    "rudolf_v",
     "second_stage",
     "swav",
     "text_text",
