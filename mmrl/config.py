@@ -330,8 +330,9 @@ KEYS: dict[str, Any] = {
         ),
         "weight_decay": setting(
             0.05,
-            "Weight decay: decoupled in adamw; in sgd a part of the gradient, as in "
-            "torch.optim.SGD.",
+            "Weight decay, a number or a schedule: decoupled in adamw; in sgd a part of the "
+            "gradient, as in torch.optim.SGD.",
+            float | Mapping[str, Any],
         ),
         "b1": setting(0.9, "Decay of the first moment of adamw."),
         "b2": setting(0.98, "Decay of the second moment of adamw."),
@@ -392,8 +393,8 @@ def base() -> ml_collections.ConfigDict:
     """Every key with its default: the recipe of the paper at a size for a laptop."""
     made = ml_collections.ConfigDict(defaults(KEYS))
     # A ConfigDict keeps the type of a value; a schedule may replace a number.
-    decay = made.average.decay
-    made.average.decay = ml_collections.FieldReference(decay, field_type=object)
+    for place, key in ((made.average, "decay"), (made.optimizer, "weight_decay")):
+        place[key] = ml_collections.FieldReference(place[key], field_type=object)
     return made
 
 
@@ -671,6 +672,10 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     decay = schedules.parse("config.average.decay", config.average.decay)
     if not 0 <= min(decay.start, decay.end) <= max(decay.start, decay.end) <= 1:
         raise InputError(f"config.average.decay={config.average.decay}; expected 0 to 1")
+    weights = config.optimizer.weight_decay
+    decay = schedules.parse("config.optimizer.weight_decay", weights)
+    if min(decay.start, decay.end) < 0:
+        raise InputError(f"config.optimizer.weight_decay={weights}; expected at least 0")
 
 
 def _check_best(config: ml_collections.ConfigDict) -> None:

@@ -137,6 +137,7 @@ def put(path, value):
         (put("batch_size", 0), "config.batch_size=0 must be at least 1"),
         (put("accumulation", 7), "must be a multiple of config.accumulation=7"),
         (put("average/decay", 1.5), "config.average.decay=1.5; expected 0 to 1"),
+        (put("optimizer/weight_decay", -0.1), "config.optimizer.weight_decay=-0.1; expected at"),
         (lambda c: c.__delitem__("seed"), "config lacks 'seed'"),
     ],
 )

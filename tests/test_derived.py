@@ -8,10 +8,11 @@ import pytest
 from mmrl.context import Context
 from mmrl.models.derived.attended_patches import AttendedPatches
 from mmrl.models.derived.described_patches import DescribedPatches
-from mmrl.models.derived.hidden_patches import HiddenPatches
+from mmrl.models.derived.hidden_patches import HiddenPatches, hidden_blocks
 from mmrl.models.derived.masked_tokens import MaskedTokens
 from mmrl.models.derived.patches import keep_lowest
 from mmrl.models.derived.random_patches import RandomPatches
+from mmrl.models.derived.stain_jitter import StainJitter
 from mmrl.types import InputError
 from tests.arrays import unit
 
@@ -35,6 +36,11 @@ def derive(module, given=None, rows=slice(None), seed=0, **arrays):
 
 def images(height=16, width=24):
     return {"pixels": np.zeros((B, height, width, 1), np.uint8)}
+
+
+def stained(*crops):
+    shape = (B, *crops, 5, 7, 3)
+    return {"pixels": np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)}
 
 
 def texts():
@@ -81,24 +87,29 @@ def test_every_patch_is_kept_equally_often():
     [
         (RandomPatches(patch_size=4), images()),
         (HiddenPatches(patch_size=4), images()),
+        pytest.param(
+            HiddenPatches(patch_size=4, shape="blocks"), images(), marks=pytest.mark.exhaustive
+        ),
         (MaskedTokens(**OF_TOWER), texts()),
+        (StainJitter(strength=0.3), stained()),
     ],
-    ids=["patches", "hidden", "tokens"],
+    ids=["patches", "hidden", "blocks", "tokens", "stains"],
 )
 def test_draws_depend_on_the_row_alone(module, given):
     whole = derive(module, given)
     for rows in (slice(0, 2), slice(3, None), slice(None, None, -1)):
         for name, part in derive(module, given, rows).items():
             np.testing.assert_array_equal(part, whole[name][rows])
-    drawn = next(name for name in ("kept", "hidden", "tokens") if name in whole)
+    drawn = next(name for name in ("kept", "hidden", "tokens", "pixels") if name in whole)
     assert (derive(module, given, seed=1)[drawn] != whole[drawn]).any()
     for name, x in derive(module, given, seed=None).items():
         np.testing.assert_array_equal(x, derive(module, given, seed=None)[name])
 
 
-def test_images_and_crops_hide_patches_as_often_and_as_many_as_stated():
+@pytest.mark.parametrize("form", ["patches", "blocks"])
+def test_images_and_crops_hide_patches_as_often_and_as_many_as_stated(form):
     index, crops = np.arange(1500, dtype=np.int32), 2
-    module = HiddenPatches(patch_size=4, probability=0.5, shares=(0.1, 0.5))
+    module = HiddenPatches(patch_size=4, probability=0.5, shares=(0.1, 0.5), shape=form)
     for shape in ((1500, 16, 24, 1), (1500, crops, 16, 24, 1)):
         given = {"pixels": np.zeros(shape, np.uint8)}
         hidden = np.asarray(module(context=context(), given=given, index=index)["hidden"])
@@ -110,10 +121,50 @@ def test_images_and_crops_hide_patches_as_often_and_as_many_as_stated():
         assert set(numbers[some].tolist()) == set(range(2, 12))
         places = hidden.reshape(-1, 24)[some]
         expected = numbers[some].mean() / 24
-        assert (np.abs(places.mean(axis=0) - expected) < 5 * np.sqrt(0.25 / len(places))).all()
+        if module.in_blocks:  # a rectangle covers the centre more often than a corner
+            assert abs(places.mean() - expected) < 1e-6 and places.mean(axis=0).min() > 0.1
+        else:
+            assert (np.abs(places.mean(axis=0) - expected) < 5 * np.sqrt(0.25 / len(places))).all()
     assert (hidden[:, 0] != hidden[:, 1]).any(axis=1).mean() > 0.5  # crops have draws of their own
     one = HiddenPatches(patch_size=8, probability=1.0, shares=(0.0, 0.0))
     assert (derive(one, images())["hidden"].sum(axis=1) == 1).all()
+
+
+def test_blocks_are_rectangles_of_exactly_as_many_patches():
+    grid, count = (8, 12), 400
+    numbers = jnp.asarray(np.random.default_rng(0).integers(0, 49, count), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), count)
+    found = np.asarray(jax.vmap(lambda key, n: hidden_blocks(key, grid, n))(keys, numbers))
+    np.testing.assert_array_equal(found.sum(axis=1), numbers)
+    alone = jax.vmap(lambda key, n: jax.random.permutation(key, 96) < n)(keys, numbers)
+
+    def neighbours(hidden):
+        """Share of pairs of neighbours of which both are hidden, among the hidden patches."""
+        maps = np.asarray(hidden).reshape(-1, *grid)
+        pairs = (maps[:, 1:] & maps[:, :-1]).sum() + (maps[:, :, 1:] & maps[:, :, :-1]).sum()
+        return pairs / maps.sum()
+
+    assert neighbours(found) > 1.4 > 1.1 > neighbours(alone)
+
+
+def test_amounts_of_stains_are_scaled_and_shifted():
+    """In float64: the changed density is linear in that of the stains, with one law per crop."""
+    pixels = stained(2)["pixels"]
+    still = derive(StainJitter(strength=0.0), {"pixels": pixels})
+    np.testing.assert_array_equal(still["pixels"], pixels)
+    found = derive(StainJitter(strength=0.2), {"pixels": pixels})["pixels"]
+    assert found.shape == pixels.shape and found.dtype == np.uint8
+    absorbed = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    absorbed /= np.sqrt((absorbed**2).sum(axis=1))[:, None]
+    laws = []
+    for key in jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), jnp.arange(B)):
+        drawn = jax.random.uniform(key, (2, 2, 1, 1, 3), minval=-0.2, maxval=0.2)
+        laws.append(np.asarray(drawn, np.float64))
+    factor, addend = np.stack(laws, axis=1)
+    amount = -np.log((pixels + 1.0) / 256) @ np.linalg.inv(absorbed) * (1 + factor) + addend
+    expected = np.clip(256 * np.exp(-amount @ absorbed) - 1, 0, 255)
+    assert np.abs(found - expected).max() < 0.501
+    assert np.abs(addend).max() > 0.15 and (addend[:, 0] != addend[:, 1]).all()
 
 
 def test_patches_that_the_text_describes_are_removed():
@@ -211,12 +262,15 @@ def test_spans_are_chosen_whole():
         (lambda: HiddenPatches(patch_size=4, shares=(0.5, 0.1)), "two ascending numbers"),
         (lambda: HiddenPatches(patch_size=4, probability=1.5), "probability 1.5"),
         (lambda: HiddenPatches(patch_size=None), "the encoder has no patches"),
+        (lambda: HiddenPatches(patch_size=4, shape="lines"), "choices: patches, blocks"),
         (lambda: MaskedTokens(**OF_TOWER, words="a", spans="b"), "spans 'b'; expected one"),
         (lambda: RandomPatches(patch_size=4, share=1.0), "share 1.0; expected at least 0"),
         (lambda: AttendedPatches(remove="all"), "unknown remove 'all'; choices: most, least"),
         (lambda: MaskedTokens(**{**OF_TOWER, "mask_token": None}), "no mask token"),
         (lambda: RandomPatches(patch_size=None), "the encoder has no patches"),
         (lambda: derive(RandomPatches(patch_size=5), images()), "multiples of patch_size 5"),
+        (lambda: StainJitter(strength=1.0), "strength 1.0; expected at least 0"),
+        (lambda: derive(StainJitter(), images()), "images of 1 channel; expected 3"),
         (lambda: derive(RandomPatches(patch_size=8, share=0.9), images()), "keeps a patch"),
     ],
 )

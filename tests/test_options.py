@@ -74,6 +74,7 @@ SYSTEMS = (
     "prd",
     "quilt",
     "rad_dino",
+    "rudolf_v",
     "second_stage",
     "swav",
     "text_text",

@@ -293,6 +293,30 @@ def test_sgd_is_that_of_torch():
     assert float(schedule(8)) == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_schedule_of_decay_counts_the_updates(name):
+    """As in Oquab et al. 2024 (DINOv2), whose decay rises on a cosine."""
+    given = {"kind": "cosine", "start": 0.04, "end": 0.4, "steps": 4}
+    params = {"scale": jnp.ones(3, jnp.bfloat16)}
+
+    def apply(decay, state=None):
+        settings = optimizer(
+            name=name, weight_decay=decay, learning_rate=1.0, warmup_steps=0, momentum=0.0
+        ) | {"rules": ({"match": ".*"},), "end_fraction": 1.0}
+        transform, _ = optim.make(settings, 8, params)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return transform.update(zero, transform.init(params) if state is None else state, params)
+
+    state = None
+    for step in range(6):
+        expected = 0.22 - 0.18 * np.cos(np.pi * min(step / 4, 1))
+        updates, state = apply(given, state)
+        assert updates["scale"].dtype == jnp.bfloat16
+        np.testing.assert_allclose(updates["scale"], -expected, rtol=1e-2)
+    equal = [apply(decay) for decay in (0.04, {**given, "end": 0.04})]
+    assert jax.tree.structure(equal[0][1]) == jax.tree.structure(equal[1][1])
+
+
 def test_the_schedule_warms_up_and_ends_where_it_should():
     settings = optimizer(learning_rate=2.0, warmup_steps=4, end_fraction=0.1)
     _, schedule = optim.make(settings, 20, PARAMS)

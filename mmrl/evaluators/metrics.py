@@ -130,16 +130,13 @@ def simple_shot(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) ->
     return np.unique(train_y)[class_distances(train_x, train_y, test_x).argmin(axis=1)]
 
 
-def neighbour_shares(
-    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, *, k: int = 5
-) -> np.ndarray:
-    """f64[N, C]: share of the k nearest training items that each class has, classes ascending.
+def nearest(train_x: np.ndarray, test_x: np.ndarray, *, k: int = 5) -> np.ndarray:
+    """i[N, k]: the nearest training items, by L2 among `centred` features.
 
-    Nearest by L2 among `centred` features. scikit-learn finds them in blocks, without n x N
-    distances in memory.
+    scikit-learn finds them in blocks, without n x N distances in memory.
 
     Args:
-      others: as of `class_distances`. k: neighbours.
+      train_x: f[n, D]. test_x: f[N, D]. k: neighbours.
 
     Raises:
       ValueError: there are fewer than k training items.
@@ -147,8 +144,23 @@ def neighbour_shares(
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k is {k}; expected from 1 to the {len(train_x)} training items")
     train, test = centred(train_x, test_x)
-    model = neighbors.KNeighborsClassifier(n_neighbors=k, algorithm="brute")
-    return model.fit(train, np.asarray(train_y)).predict_proba(test)
+    model = neighbors.NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train)
+    return model.kneighbors(test, return_distance=False)
+
+
+def neighbour_shares(
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, *, k: int = 5
+) -> np.ndarray:
+    """f64[N, C]: share of the k nearest training items that each class has, classes ascending.
+
+    Args:
+      others: as of `class_distances`. k: neighbours.
+
+    Raises:
+      ValueError: there are fewer than k training items.
+    """
+    votes = np.asarray(train_y)[nearest(train_x, test_x, k=k)]
+    return (votes[:, :, None] == np.unique(train_y)).mean(axis=1)
 
 
 def knn(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, *, k: int = 5) -> np.ndarray:

@@ -630,20 +630,28 @@ class Probe(Evaluator):
         def shares(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
             return metrics.neighbour_shares(x, y, test, k=min(self.neighbours, len(y)))
 
-        return self._by_class(part, shares, lambda found: found[:, 1])
+        def labels(x: np.ndarray) -> np.ndarray:
+            found = np.zeros((len(x), len(self.asked)))  # where nothing can be learned
+            # Labels that the same items have share their neighbours, which take the time.
+            every, which = np.unique(part.truth != UNKNOWN, axis=1, return_inverse=True)
+            for number, known in enumerate(every.T):
+                truth = part.truth[known]
+                several = (truth == 1).any(axis=0) & (truth == 0).any(axis=0)
+                places = np.flatnonzero((which.ravel() == number) & several)
+                if len(places):
+                    near = metrics.nearest(part.x[known], x, k=min(self.neighbours, len(truth)))
+                    found[:, places] = (truth[:, places] == 1)[near].mean(axis=1)
+            return found
+
+        return self._by_class(part, shares) if self.kind == "classes" else labels
 
     def _simple_shot(self, part: _Part) -> _Model:
-        return self._by_class(
-            part,
-            lambda *given: -metrics.class_distances(*given),
-            lambda near: near[:, 1] - near[:, 0],
-        )
+        return self._by_class(part, lambda *given: -metrics.class_distances(*given))
 
     def _by_class(
         self,
         part: _Part,
         score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-        positive: Callable[[np.ndarray], np.ndarray],
     ) -> _Model:
         """A model of scores by class; of labels, one question each about the known items."""
 
@@ -660,7 +668,8 @@ class Probe(Evaluator):
                 if len(np.unique(column[known])) < 2:
                     columns.append(np.zeros(len(x)))  # nothing can be learned in this fold
                     continue
-                columns.append(positive(score(part.x[known], column[known], x)))
+                found = score(part.x[known], column[known], x)
+                columns.append(found[:, 1] - found[:, 0])
             return np.stack(columns, axis=1)
 
         return classes if self.kind == "classes" else labels

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mmrl import build
+from mmrl import build, schedules
 from mmrl.models.layers import Layers
 from mmrl.types import InputError
 
@@ -214,7 +214,7 @@ def make(
       layers: tower -> layers of its encoder, for `layer_factors`.
 
     Raises:
-      InputError: the optimizer is unknown, or the rules, the schedule or the decay over layers are
+      InputError: the optimizer is unknown, or the rules, a schedule or the decay over layers are
         invalid.
     """
     rules = tuple(config["rules"])
@@ -236,7 +236,8 @@ def make(
         raise InputError(
             build.unknown("optimizer in config.optimizer.name", config["name"], ("adamw", "sgd"))
         )
-    decay = _add_decay(factors["weight_decay"], float(config["weight_decay"]))
+    strength = schedules.parse("config.optimizer.weight_decay", config["weight_decay"])
+    decay = _add_decay(factors["weight_decay"], strength)
     clip = float(config["clip_norm"])
     transform = optax.chain(
         optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
@@ -250,14 +251,29 @@ def make(
     return frozen, rate
 
 
-def _add_decay(factors: Any, strength: float) -> optax.GradientTransformation:
-    """Adds strength * factor * parameter to each update."""
+def _add_decay(factors: Any, strength: schedules.Schedule) -> optax.GradientTransformation:
+    """Adds strength * factor * parameter to each update; a schedule counts the updates."""
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        kept = _like(updates, factors)
-        return jax.tree.map(lambda u, p, f: u + strength * f * p, updates, params, kept), state
+    def add(updates: Any, params: Any, value: float | jax.Array) -> Any:
+        def one(u: jax.Array, p: jax.Array, f: float) -> jax.Array:
+            # In the dtype of the parameter: an array of f32 would widen one that is narrower.
+            factor = value * f
+            return u + (factor if isinstance(factor, float) else factor.astype(p.dtype)) * p
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+        return jax.tree.map(one, updates, params, _like(updates, factors))
+
+    def hold(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return add(updates, params, strength.end), state
+
+    def follow(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        moved = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        return add(updates, params, strength(state.count)), moved
+
+    if strength.constant is not None:
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), hold)
+    return optax.GradientTransformation(
+        lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), follow
+    )
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:

@@ -1,0 +1,56 @@
+"""MAE: hidden patches are reconstructed better than from the mean of all images."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
+from benchmarks.systems.rows.rad_dino import neighbours
+from mmrl import build, config
+from mmrl.training import run
+
+NUMBERS = ()
+EXPRESSED = "a quarter of the patches encoded, the others reconstructed by a light decoder"
+DIFFERS = (
+    "pixels are not normalised by patch, as phantoms are smooth; nothing is claimed of features, "
+    "which after so few steps are no better than those of the first weights"
+)
+RUNS = {"trained": ("mae",), "untrained": ("mae", *UNTRAINED)}
+
+
+def values(runs: Runs) -> dict[str, float]:
+    """See `Row`."""
+    settings = run.read_config(runs["trained"])
+    assert settings is not None
+    return {
+        **neighbours(runs),
+        "explained": loss(runs["trained"], "reconstruction/explained"),
+        "untrained explained": loss(runs["untrained"], "reconstruction/explained"),
+        "mean patch": 0.0,
+        "mean image": _of_mean_image(settings),
+    }
+
+
+def _of_mean_image(settings: dict[str, Any]) -> float:
+    """Variance that the mean image explains, about the mean patch, as `explained` measures it."""
+    data, options = config.split_data(settings["data"])
+    side = settings["towers"]["image"]["patch_size"]
+    patches = []
+    for split in ("train", "val"):
+        source = build.find("source", data["source"])(split=split, **options)
+        images = np.stack([source.image(one) for one in range(len(source))]) / 255
+        count, height, width = images.shape
+        cut = images.reshape(count, height // side, side, width // side, side)
+        patches.append(cut.transpose(0, 1, 3, 2, 4).reshape(count, -1, side * side))
+    train, val = patches
+    error = ((val - train.mean(axis=0)) ** 2).mean()
+    return float(1 - error / ((val - val.mean(axis=(0, 1))) ** 2).mean())
+
+
+CLAIMS = (
+    Claim(
+        "variance of hidden patches that is explained",
+        "explained",
+        beside=("mean patch", "mean image", "untrained explained"),
+    ),
+)
