@@ -58,8 +58,10 @@ OPTIONS = [
     for option in (*place.options(name), *(place.beside if place.many else ()))
 ]
 SYSTEMS = (
+    "chexficient",
     "dcvlp",
     "image_vector",
+    "kg_words",
     "labels",
     "locked_towers",
     "mae",
