@@ -7,8 +7,13 @@ the first run; evaluations that did so already are reused. Evaluations of other 
 versions or preprocessing are refused. A value is bold if its encoder is better than every other
 row, blind rows included, by the paired bootstrap.
 
+NAME=PATH,PATH,PATH are several runs of one system, such as three seeds: the table begins with the
+mean and the standard deviation of each system, and its runs are the rows NAME-1, NAME-2 and so on.
+
     python -m mmrl.compare runs/ours runs/paper --out=compared
     python -m mmrl.compare runs/ours clip=weights/clip --config=configs/judge.py:roco --out=compared
+    python -m mmrl.compare ours=runs/a-0,runs/a-1,runs/a-2 paper=runs/b-0,runs/b-1,runs/b-2 \\
+        --out=compared
     python -m mmrl.compare ours=runs/pretrain/evaluations/test-00001200 \\
         paper=runs/paper/evaluations/test-00001200 --measures=retrieval/image_to_text/R@1
 """
@@ -74,7 +79,7 @@ RUN, ENCODER, STORED = "run", "encoder", "evaluation"
 
 def main(*arguments: str) -> None:
     """Evaluates what is not evaluated yet, prints the table and writes it with its page."""
-    paths = _named(arguments)
+    paths, systems = _named(arguments)
     kinds = {name: _kind(path) for name, path in paths.items()}
     asked = set(kinds.values()) - {STORED}
     if asked:
@@ -89,7 +94,9 @@ def main(*arguments: str) -> None:
     if asked and folder is not None:
         given |= _evaluated(paths, kinds, folder)
     ordered = {name: given[name] for name in paths}
-    table = comparison.compare(ordered, measures=_MEASURES.value, may_differ=_MAY_DIFFER.value)
+    table = comparison.compare(
+        ordered, measures=_MEASURES.value, may_differ=_MAY_DIFFER.value, systems=systems
+    )
     print(table.markdown(), end="")
     if folder is not None:
         files.write(folder / "comparison.md", table.markdown())
@@ -97,11 +104,11 @@ def main(*arguments: str) -> None:
         print(f"comparison page: {comparison_page.write(folder, table, ordered)}")
 
 
-def _named(arguments: tuple[str, ...]) -> dict[str, Path]:
-    """Name -> path of every argument.
+def _named(arguments: tuple[str, ...]) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Name -> path of everything that is compared, and system -> the names of its runs.
 
     Raises:
-      InputError: none, or two of one name.
+      InputError: nothing, two of one name, or a run that is given twice.
     """
     if not arguments:
         raise InputError(
@@ -109,18 +116,27 @@ def _named(arguments: tuple[str, ...]) -> dict[str, Path]:
             "..., see --help"
         )
     found: dict[str, Path] = {}
+    systems: dict[str, list[str]] = {}
     for argument in arguments:
         name, equals, rest = argument.partition("=")
-        path = Path(rest if equals else argument)
-        label = name if equals else _name_of(path)
-        if not label:
-            raise InputError(f"{argument} names no encoder; expected NAME=PATH")
+        given = rest if equals else argument
+        parts = [given] if Path(given).exists() else given.split(",")
+        several, paths = len(parts) > 1, [Path(one) for one in parts]
+        label = name if equals else "" if several else _name_of(paths[0])
+        if not label or (several and not all(parts)):
+            raise InputError(f"{argument} names no encoder; expected NAME=PATH or NAME=PATH,PATH")
         if label in (".", "..") or "/" in label or "\\" in label:
             raise InputError(f"the name {label!r} is no name of a folder; expected NAME=PATH")
-        if label in found:
-            raise InputError(f"two arguments are named {label!r}; expected NAME=PATH for each")
-        found[label] = path
-    return found
+        if len(set(paths)) < len(paths):
+            raise InputError(f"{argument} names a run twice; expected every run of a system once")
+        labels = [f"{label}-{n}" for n in range(1, len(paths) + 1)] if several else [label]
+        if several:
+            systems[label] = labels
+        for one, path in zip(labels, paths, strict=True):
+            if one in found:
+                raise InputError(f"two arguments are named {one!r}; expected NAME=PATH for each")
+            found[one] = path
+    return found, systems
 
 
 def _name_of(path: Path) -> str:

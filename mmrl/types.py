@@ -126,6 +126,24 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Who wrote a text that a corpus did not come with.
+
+    Attributes:
+      by: a person's role, or a model and its version.
+      synthetic: whether a program made it.
+      date: as stated, "" when unknown.
+    """
+
+    by: str
+    synthetic: bool
+    date: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.by}{', ' if self.date else ''}{self.date}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One study with its images and its report. Every source yields records.
 
@@ -154,6 +172,8 @@ class Record:
       bag: () -> f16 or f32 [S, F], features of S parts of the study that were computed elsewhere,
         such as the patches of a slide; None where there are none. It pickles.
       language: ISO 639-1 code of the text.
+      provenance: section -> who wrote it, of sections that were added to the corpus; None where
+        all texts are its own.
       license: as the owner states it, "" when unknown.
       access: open, click (an agreement must be clicked) or credentialed.
       redistributable: whether the licence permits redistribution.
@@ -188,6 +208,7 @@ class Record:
     bag: Callable[[], np.ndarray] | None = None
     access: str = "open"
     redistributable: bool = False
+    provenance: Mapping[str, Provenance] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

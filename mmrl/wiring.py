@@ -550,7 +550,7 @@ def redirected(
 
     Args:
       where: the config key to name in the message.
-      defaults: argument -> name.
+      defaults: argument -> name, or another argument, which it then follows.
       given: argument -> another name, for some of them.
 
     Raises:
@@ -563,7 +563,8 @@ def redirected(
             raise InputError(
                 f"{where}.{argument}={name!r}; expected a name such as image.embedding"
             )
-    return {**defaults, **(given or {})}
+    own = {**defaults, **(given or {})}
+    return {one: own[name] if (name := own[one]) in own else name for one in own}
 
 
 def kind_of(name: str, given: Mapping[str, Any]) -> str:

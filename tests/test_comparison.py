@@ -342,3 +342,36 @@ def test_names_of_encoders(two, tmp_path, capsys):
     twice = commands.refusal(capsys, "mmrl.compare", folders[0], folders[0])
     assert "two arguments are named 'ours'; expected NAME=PATH for each" in twice
     assert "nothing to compare was given" in commands.refusal(capsys, "mmrl.compare")
+
+
+def test_runs_of_one_system_have_a_mean_and_a_deviation(tmp_path, capsys):
+    shares = {"ours": (0.9, 0.8, 0.85), "paper": (0.5, 0.55, 0.45)}
+    found = {}
+    for name, of_seeds in shares.items():
+        for seed, share in enumerate(of_seeds):
+            right = answers(share, seed)
+            save(tmp_path / f"{name}-{seed}", measured(right))
+            found.setdefault(name, []).append(right.mean())
+    given = [f"{n}={','.join(str(tmp_path / f'{n}-{seed}') for seed in range(3))}" for n in shares]
+    assert commands.run_here("mmrl.compare", *given, f"--out={tmp_path / 'out'}") == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[0] == "Mean ± standard deviation over the runs of each system:"
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    for line, (name, values) in enumerate(found.items(), start=4):
+        spread = content["systems"][name]["toy/accuracy"]
+        mean, deviation = np.mean(values), np.std(values, ddof=1)
+        assert spread["runs"] == 3
+        np.testing.assert_allclose([spread["mean"], spread["deviation"]], [mean, deviation])
+        assert first[line] == f"| {name} | 3 | {mean:.3f} ± {deviation:.3f} |"
+    assert [row["name"] for row in content["rows"][:6]] == [
+        f"{name}-{run}" for name in shares for run in (1, 2, 3)
+    ]
+    assert "0.85" in (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_systems_of_several_runs_need_a_name_and_every_run_once(two, capsys):
+    good, bad = (str(one.path) for one in two.values())
+    refused = commands.refusal(capsys, "mmrl.compare", f"{good},{bad}")
+    assert "names no encoder; expected NAME=PATH or NAME=PATH,PATH" in refused
+    assert "expected NAME=PATH" in commands.refusal(capsys, "mmrl.compare", f"a={good},")
+    assert "names a run twice" in commands.refusal(capsys, "mmrl.compare", f"a={good},{good}")

@@ -37,6 +37,7 @@ NO_SUBGROUPS = {
     "pointing": "at most 400 studies, spread over findings, which have rows of their own",
     "sentence_pointing": "as pointing",
     "retrieval": "a rank depends on all candidates, not on the patient alone",
+    "composed_retrieval": "as retrieval",
     "zero_shot": "rows of its tasks",
     "text_inference": "sentence pairs have no patients",
 }
@@ -46,16 +47,16 @@ NO_BLIND_ROW = {
 }
 NO_CALIBRATION = dict.fromkeys(
     (
-        *("retrieval", "structure", "zero_shot", "pointing", "sentence_pointing"),
-        *("grounding", "segmentation", "multiple_choice", "vqa"),
+        *("retrieval", "composed_retrieval", "structure", "zero_shot", "pointing"),
+        *("sentence_pointing", "grounding", "segmentation", "multiple_choice", "vqa"),
         *("precision_at_k", "zero_shot_classes"),
     ),
     "a cosine or a map is no probability of a decision",
 )
 NO_PREVALENCE = dict.fromkeys(
     (
-        *("retrieval", "structure", "pointing", "sentence_pointing", "grounding", "segmentation"),
-        *("multiple_choice", "vqa"),
+        *("retrieval", "composed_retrieval", "structure", "pointing", "sentence_pointing"),
+        *("grounding", "segmentation", "multiple_choice", "vqa"),
     ),
     "the questions have no classes; chance and the options of each question are stated",
 )
@@ -204,6 +205,7 @@ CASES = {
     "vqa": _questions,
     "zero_shot_classes": _exclusive,
     "precision_at_k": _same_class,
+    "composed_retrieval": _texts,
     "retrieval": _texts,
     "structure": _texts,
     "zero_shot": _texts,

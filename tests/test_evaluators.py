@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmrl.evaluators import metrics, retrieval, statistics
+from mmrl.evaluators.composed_retrieval import ComposedRetrieval
 from mmrl.evaluators.retrieval import Retrieval, best_match_ranks, rank_chance, recall_chance
 from mmrl.types import InputError
 from tests.fakes import FakeData, FakePredict, code, constant, informed, reports
@@ -213,6 +214,32 @@ def test_examples_that_lack_an_input_are_excluded_and_counted():
     encoder.absent = tuple(data.ids)
     with pytest.raises(InputError, match=r"no example of fake/test has every input of image\.emb"):
         Retrieval(encoder, data, reads=reads).run(None)
+
+
+class Parts(FakePredict):
+    """Embeddings of three parts of each example, [3, N, D]."""
+
+    def encode(self, state, data, names):
+        return dict(zip(names, state, strict=True)) | {"present": np.ones(len(data), bool)}
+
+
+def test_an_image_and_a_text_ask_together_for_a_target():
+    rng = np.random.default_rng(0)
+    known = np.eye(16)[rng.permutation(16)]
+    target = known + np.roll(known, 1, axis=0)
+    parts = np.stack([known, np.roll(known, 1, axis=0), target]).astype(np.float32)
+    parts += 0.2 * rng.normal(size=parts.shape).astype(np.float32)
+    data = FakeData(reports(16))
+    values = ComposedRetrieval(Parts(None, None), data, ks=(1,), bootstrap=0).run(parts).values
+    image, text, found = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts)
+
+    def recall(queries):
+        return (np.argmax(queries @ found.T, axis=1) == np.arange(16)).mean()
+
+    shown = {name.removeprefix("query_to_target/R@1"): x.value for name, x in values.items()}
+    assert shown[""] == recall(image + text) > 0.9
+    assert (shown["_image_only"], shown["_text_only"]) == (recall(image), recall(text))
+    assert max(shown["_image_only"], shown["_text_only"], shown["_images_permuted"]) < 0.8
 
 
 def test_evaluators_redirect_what_they_read_and_refuse_other_arguments():

@@ -191,6 +191,18 @@ def test_features_state_their_widths():
     assert_close(found["match"], np.asarray(pooled))
 
 
+def test_regions_of_an_earlier_block_need_nothing_later():
+    module = random_fusion(direction="both", depth=2, heads={}, region_block=1)
+    found = run(module, inputs(), ("words", "regions"))
+    for name in ("words_01", "regions_01", "words_norm", "regions_norm"):
+        for _, part in nnx.iter_graph(getattr(module, name)):
+            if isinstance(part, nnx.Param):
+                part[...] = part[...] * 0
+    changed = run(module, inputs(), ("words", "regions"))
+    np.testing.assert_array_equal(changed["regions"], found["regions"])
+    assert not changed["words"].any() and found["words"].any()
+
+
 def test_parameters_have_axes_and_gates_do_not_decay():
     module = nnx.eval_shape(lambda: fusion(gate=True, direction="both"))
     for path, variable in nnx.iter_graph(module):
@@ -215,6 +227,8 @@ def test_parameters_have_axes_and_gates_do_not_decay():
         ({"gate": True, "width": 16}, "gate with width 16; expected width 0"),
         ({"num_heads": 3}, "num_heads 3, width 8; expected a width that is a multiple"),
         ({"depth": 0}, "depth 0"),
+        ({"region_block": 1}, "region_block 1 of 1 blocks with direction text"),
+        ({"region_block": 2, "direction": "both"}, "region_block 2 of 1 blocks"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"heads": {"words": 3}}, "head 'words'=3 of a CoAttention fusion; expected another name"),
         ({"heads": {"x": {"width": 3, "of": "image"}}}, "choices: pooled, words, regions"),

@@ -144,12 +144,14 @@ READERS = {
     "entities": "",
     "concepts": "text",
     "sentences": "text",
+    "whole_words": "text",
     "vector": "vector",
     "crops": "image",
     "images": "image",
     "bag": "vector",
     "prior": "image",
     "prior_text": "text",
+    "label_prompts": "text",
 }
 
 
@@ -174,6 +176,17 @@ def test_the_arrays_of_an_input_are_those_of_its_shapes(name, train):
         assert set(found[array].ravel().tolist()) <= set(numbers.values())
 
 
+def test_words_start_where_the_tokenizer_says():
+    chosen = config()
+    _, found = arrays_of(
+        chosen, "whole_words", read({}, Studies(6)), [4, 1], train=False, tower="text"
+    )
+    for tokens, starts in zip(found["tokens"], found["starts"], strict=True):
+        words = toys.tokenizer().words(tokens)
+        assert np.flatnonzero(starts).tolist() == [places[0] for _, places in words]
+        assert 0 < starts.sum() < sum(len(places) for _, places in words)
+
+
 NAMES = (
     "image.embedding",
     "text.embedding",
@@ -182,6 +195,7 @@ NAMES = (
     "text@impression.embedding",
     "text@sentences.embedding",
     "text@concepts.embedding",
+    "text@whole_words.embedding",
     "entities.values",
     "vector.embedding",
     "labels.values",
@@ -190,6 +204,7 @@ NAMES = (
     "vector@bag.embedding",
     "image@prior.embedding",
     "text@prior_text.embedding",
+    "text@label_prompts.embedding",
 )
 JITTERS = {"data__crop_scale": (0.5, 0.9), "data__brightness": 0.3, "data__text": "sentence"}
 

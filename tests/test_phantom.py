@@ -389,7 +389,20 @@ def test_vectors_are_a_fixed_code_with_noise_and_some_are_missing():
     assert all(vector.vector(s, 4, 0.5, 1.0) is None for s in STUDIES[:20])
 
 
+def test_some_studies_have_no_report_and_are_else_the_same():
+    whole, some = (Phantom(split="train", length=60, unreported=share) for share in (0.0, 0.4))
+    lacking = [i for i in range(len(some)) if not some[i].sections]
+    assert 10 < len(lacking) < 30
+    for i in range(len(some)):
+        changed = {"sections": {}, "sentences": ()} if i in lacking else {}
+        one, two = dataclasses.replace(whole[i], **changed), some[i]
+        for name in ("id", "sections", "sentences", "labels", "findings"):
+            assert getattr(one, name) == getattr(two, name), name
+
+
 def test_bad_options_of_vectors_are_refused():
+    with pytest.raises(InputError, match="unreported"):
+        Phantom(split="train", unreported=1.5)
     for option in ({"vector": -1}, {"vector_noise": -0.1}, {"vector_missing": 1.5}):
         with pytest.raises(InputError, match="phantom vector"):
             Phantom(split="train", **option)

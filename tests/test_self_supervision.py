@@ -306,6 +306,7 @@ def test_masked_text_is_the_loss_of_its_logits(present, chunk):
     rows = rows_of(present)
     other = drawn(B, length, D, seed=2)
     given = {"words": dirty(present, words), "control": dirty(present, other), "targets": targets}
+    given["control_targets"] = swapped = targets[::-1].copy()
     value, metrics, _ = run(module, context(present=present), **given)
     assert set(metrics) == {"loss", "accuracy"}
     logits = words[rows] @ np.asarray(module.kernel[...]) + np.asarray(module.bias[...])
@@ -316,8 +317,10 @@ def test_masked_text_is_the_loss_of_its_logits(present, chunk):
     assert metrics["accuracy"] == pytest.approx(right)
     _, metrics, _ = run(module, context(present=present, train=False), **given)
     logits = other[rows] @ np.asarray(module.kernel[...]) + np.asarray(module.bias[...])
-    control = (logits.argmax(axis=2) == targets[rows])[hidden].mean()
+    control = (logits.argmax(axis=2) == swapped[rows])[swapped[rows] >= 0].mean()
     assert (metrics["accuracy"], metrics["control_accuracy"]) == pytest.approx((right, control))
+    _, times = np.unique(targets[rows][hidden], return_counts=True)
+    assert metrics["most_frequent_accuracy"] == pytest.approx(times.max() / hidden.sum())
     with pytest.raises(InputError, match="no text tower"):
         MaskedText(vocab_size=None, widths={"words": D}, rngs=nnx.Rngs(0))
 
@@ -342,6 +345,13 @@ def test_masked_regions_are_found_among_all(present):
     assert set(metrics) == {"loss", "accuracy"} and metrics["accuracy"] == pytest.approx(right)
     _, metrics, _ = run(module, context(present=present, train=False), **given)
     assert metrics["control_accuracy"] < metrics["accuracy"] == pytest.approx(right)
+    loss = functools.partial(masked_region_loss, target=target[rows], mask=mask[rows], scale=4.0)
+    slope = np.asarray(jax.jit(jax.grad(loss))(prediction[rows]))
+    harder = float(loss(prediction[rows] + np.float32(0.1) * np.sign(slope)))
+    module = MaskedRegions(temperature=0.25, epsilon=0.1, widths=sizes)
+    found, metrics, _ = run(module, context(present=present), **given)
+    assert metrics["adversarial"] == pytest.approx(harder, rel=1e-5) and harder > 1.01 * value
+    assert found == metrics["loss"] == pytest.approx((value + harder) / 2, rel=1e-5)
     with pytest.raises(InputError, match="expected as many"):
         MaskedRegions(widths={"prediction": 3, "target": 4})
 
@@ -475,9 +485,7 @@ def step_of(count=1, devices=8):
         {
             "prototypes": {"prototypes": 16},
             "distillation": {"weight": 0.5},
-            "masked_text": {
-                "reads": {"words": "text@masked.words", "control": "text@masked.words"}
-            },
+            "masked_text": {"reads": {"words": "text@masked.words"}},
         }
     )
     stubs.use(config)

@@ -234,6 +234,16 @@ def test_long_sentences_are_cut_to_the_tokens_of_the_input():
     assert found["sentences.mask"][0, 0].all()
 
 
+def test_records_without_a_report_lack_sentences_where_these_are_not_required():
+    given = Reports([one("Nodule. No effusion."), one("", "Stable.")])
+    sections = ("findings",)
+    made = read_corpus("toy/train", given, sections=sections, need_texts=False)
+    chosen = config(inputs={"sentences": {"sections": sections, "required": False}})
+    found = Examples(chosen, made, {"text": TOKENIZER}).arrays(["sentences"], [0, 1], "text")
+    assert found["sentences.present"].tolist() == [True, False]
+    assert found["sentences.valid"].tolist() == [[True, True, False], [False] * 3]
+
+
 # --- training
 
 

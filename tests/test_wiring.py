@@ -425,6 +425,14 @@ def test_names_of_other_shapes_and_unknown_arrays_are_refused(module, argument, 
         step_of(chosen)
 
 
+def test_an_argument_follows_another_one_unless_it_is_redirected():
+    defaults = {"words": "fused.words", "control": "words", "group": "group"}
+    for given, control in (({}, "fused.words"), ({"words": "text.words"}, "text.words")):
+        assert wiring.redirected("x", defaults, given)["control"] == control
+    found = wiring.redirected("x", defaults, {"control": "text.words"})
+    assert found == {"words": "fused.words", "control": "text.words", "group": "group"}
+
+
 # Averaged weights.
 
 TEACHER = {"teacher": contrast("image.embedding", "average/text.embedding")}

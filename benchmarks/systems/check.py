@@ -161,6 +161,12 @@ def value(folder: Path, evaluator: str, measure: str) -> float:
     return float(last(folder)["results"][evaluator]["values"][measure]["value"])
 
 
+def both_ways(folder: Path, measure: str, evaluator: str = "retrieval") -> float:
+    """A measure of a retrieval, such as "R@1", as the mean of both directions."""
+    ways = ("image_to_text", "text_to_image")
+    return statistics.fmean(value(folder, evaluator, f"{way}/{measure}") for way in ways)
+
+
 def loss(folder: Path, name: str) -> float:
     """A metric of an objective on the validation split: "masked_text/accuracy"."""
     return float(last(folder)["losses"][f"val/{name}"])

@@ -20,9 +20,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     chosen = defaults.variants(variant, VARIANTS)
     config = pretrain.of_300_steps(smoke=bool(chosen))
     image, text = config.towers.image, config.towers.text
-    for tower, depth in ((image, 2), (text, 1)):
-        tower.update({} if chosen else {"width": 64, "num_heads": 2, "depth": depth})
-        tower.heads = {"embedding": 64}
+    if not chosen:
+        config.total_steps, config.optimizer.learning_rate = 500, 3e-3
+        config.data.render_size, image.size = 32, 32
+        config.data.sections, text.length = ("findings",), 40
+        for tower, depth in ((image, 2), (text, 1)):
+            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        text.convolution = 5  # words know their neighbours at once
+    image.heads, text.heads = {"embedding": 64}, {"embedding": 64}
     image.mask_token = True
     hidden = {"name": "hidden_patches", "probability": 1.0, "shares": (0.3, 0.5)}
     others = {"name": "hard_negatives", "draw": "uniform"}
@@ -32,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "negative_text": {**others, "of": "text", "side": "text"},
         "negative_image": {**others, "of": "image", "side": "image"},
     }
-    joint = {"name": "co_attention", "depth": 1, "num_heads": image.num_heads}
+    joint = {"name": "co_attention", "depth": 1, "num_heads": image.num_heads, "mlp_dim": 128}
     # `seen` of what is hidden: its texts can be replaced by those of others.
     config.fusions = {
         "fused": {**joint, "pool": "mean", "heads": {"match": 2}},
@@ -41,7 +46,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     regions = {"prediction": "seen.regions", "control": "seen@negative_text.regions"}
     config.objectives = {
         "global_contrastive": {"weight": 1.0},
-        "regions": {"name": "masked_regions", "reads": regions, "control": True},
+        "regions": {"name": "masked_regions", "reads": regions, "control": True, "epsilon": 0.1},
         "masked_text": {"weight": 1.0},
         "matching": {"weight": 1.0},
     }

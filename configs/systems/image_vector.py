@@ -17,8 +17,10 @@ VARIANTS = {"smoke": "20 steps of a tiny model, for tests."}
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
-    config = pretrain.get_config("paper,smoke" if chosen else "paper")
-    config.update({} if chosen else {"total_steps": 300, "eval_every": 0})
+    config = pretrain.of_300_steps(smoke=bool(chosen))
+    if not chosen:
+        pretrain.narrow(config)
+    config.data.render_size = config.towers.image.size
     config.data.update({"vector": 32, "vector_noise": 0.5, "vector_missing": 0.1})
     image = config.towers.image
     image.heads = {"embedding": image.heads.embedding}

@@ -19,7 +19,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     chosen = defaults.variants(variant, VARIANTS)
     config = pretrain.get_config("paper,smoke" if chosen else "paper")
     if not chosen:
+        pretrain.narrow(config)
         config.update({"total_steps": 300, "eval_every": 0, "checkpoint": {"every": 50, "keep": 6}})
+    config.data.render_size = config.towers.image.size
     embedding = config.towers.image.heads.embedding
     config.towers.text.update({"frozen": True, "dropout": 0.1})
     config.towers.cnn = {

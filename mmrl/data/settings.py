@@ -196,6 +196,20 @@ INPUT_KEYS: dict[str, Any] = {
     "separator": setting(
         " ", "What stands between the sections of a text, such as ' | '; by default a blank."
     ),
+    "templates": setting(
+        ("{labels}",),
+        "Prompts of an input `label_prompts`, each with {labels} where the labels stand; training "
+        "draws one for each row.",
+        tuple[str, ...],
+    ),
+    "normal": setting(
+        "no finding",
+        "What these prompts name where all labels are known and none is present. Empty: no prompt.",
+    ),
+    "num_absent": setting(0, "Most absent labels that such a prompt names; training draws them."),
+    "absent_template": setting(
+        "no {label}", "How such a prompt names an absent label, with {label} for its name."
+    ),
     "num_crops": setting(2, "Crops of each image that an input `crops` holds."),
     "crop_size": setting(
         0,

@@ -147,6 +147,7 @@ class Retrieval(Evaluator):
     """
 
     reads: ClassVar[Mapping[str, str]] = {"image": "image.embedding", "text": "text.embedding"}
+    protocol: ClassVar[str] = PROTOCOL
     headline: ClassVar[Mapping[str, str]] = {
         "image_to_text/R@1": "image finds its report",
         "text_to_image/R@1": "report finds its image",
@@ -180,29 +181,20 @@ class Retrieval(Evaluator):
           FloatingPointError: an embedding is not finite.
         """
         data = self.data
-        rows, images, texts = self._embeddings(state)
+        rows, *embeddings = self._embeddings(state)
         groups = np.asarray(data.groups)[rows]
-        ranks = {
-            "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
-            "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
-        }
         patients = np.asarray(data.patients)[rows]
-        rng = statistics.generator(self.seed, "images")
-        blind = {}
-        for order in statistics.permutations_between_patients(patients, rng, 1):
-            foreign = images[order]
-            blind = {
-                "image_to_text": best_match_ranks(foreign, texts, groups, chunk=self.chunk),
-                "text_to_image": best_match_ranks(texts, foreign, groups, chunk=self.chunk),
-            }
+        values = self._values(self._ranks(groups, *embeddings), groups, patients)
+        for row, others in self._compared(patients, *embeddings).items():
+            values |= self._recalls(self._ranks(groups, *others), groups, patients, f"_{row}")
         matches = matches_per_item(groups)
         excluded = {
             "not drawn (max_pairs)": self.not_drawn,
             "an input is missing": len(data) - len(rows),
         }
         return Results(
-            protocol=PROTOCOL,
-            values=self._values(ranks, groups, patients) | self._blind(blind, groups, patients),
+            protocol=self.protocol,
+            values=values,
             n=len(groups),
             data=identity(data),
             preprocessing=data.preprocessing,
@@ -237,8 +229,27 @@ class Retrieval(Evaluator):
             *pictures.embedding_map(data, rows, images, of=of_image, seed=self.seed),
         ]
 
-    def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows i64[n] that have every input, and their images and texts f32[n, D], normalised."""
+    def _ranks(self, groups: np.ndarray, *embeddings: np.ndarray) -> dict[str, np.ndarray]:
+        """Direction -> ranks i64[n], of embeddings f32[n, D]."""
+        images, texts = embeddings
+        return {
+            "image_to_text": best_match_ranks(images, texts, groups, chunk=self.chunk),
+            "text_to_image": best_match_ranks(texts, images, groups, chunk=self.chunk),
+        }
+
+    def _compared(
+        self, patients: np.ndarray, *embeddings: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, ...]]:
+        """Row of comparison -> the embeddings that it has in place of these."""
+        images, *others = embeddings
+        rng = statistics.generator(self.seed, "images")
+        found = {}
+        for order in statistics.permutations_between_patients(patients, rng, 1):
+            found["images_permuted"] = (images[order], *others)
+        return found
+
+    def _embeddings(self, state: Any) -> tuple[np.ndarray, ...]:
+        """Rows i64[n] that have every input, and what is read of them, f32[n, D] normalised."""
         data = self.data
         names = list(self.names.values())
         encoded = self.predict.encode(state, data, names)
@@ -246,8 +257,7 @@ class Retrieval(Evaluator):
         if not len(rows):
             raise InputError(f"no example of {data.name} has every input of {', '.join(names)}")
         ids = [data.ids[row] for row in rows.tolist()]
-        images, texts = (statistics.unit_rows(encoded[name][rows], name, ids) for name in names)
-        return rows, images, texts
+        return rows, *(statistics.unit_rows(encoded[name][rows], name, ids) for name in names)
 
     def _over_time(
         self, results: Results, history: Sequence[Mapping[str, Any]]
@@ -261,11 +271,15 @@ class Retrieval(Evaluator):
         draw = functools.partial(figures.retrieval_over_time, history, results=results.to_dict())
         return [Figure("retrieval", "Retrieval over time", caption, draw)]
 
-    def _blind(
-        self, ranks: Mapping[str, np.ndarray], groups: np.ndarray, patients: np.ndarray
+    def _recalls(
+        self,
+        ranks: Mapping[str, np.ndarray],
+        groups: np.ndarray,
+        patients: np.ndarray,
+        row: str = "",
     ) -> dict[str, Estimate]:
         return {
-            f"{direction}/R@{k}_images_permuted": statistics.estimate(
+            f"{direction}/R@{k}{row}": statistics.estimate(
                 rank <= k,
                 patients,
                 chance=recall_chance(groups, k),
@@ -281,13 +295,7 @@ class Retrieval(Evaluator):
     ) -> dict[str, Estimate]:
         mean_chance, median_chance = rank_chance(groups)
         options: dict[str, Any] = {"samples": self.bootstrap, "seed": self.seed}
-        values = {
-            f"{direction}/R@{k}": statistics.estimate(
-                rank <= k, patients, chance=recall_chance(groups, k), **options
-            )
-            for direction, rank in ranks.items()
-            for k in self.ks
-        }
+        values = self._recalls(ranks, groups, patients)
         for direction, rank in ranks.items():
             values[f"{direction}/median_rank"] = statistics.estimate(
                 rank, patients, chance=median_chance, statistic="median", **options

@@ -1,6 +1,6 @@
 """What an objective is, and the cross-entropies and metrics that several of them share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrl.context import Context as Context
-from mmrl.types import Loss
+from mmrl.types import Loss, Metrics
 
 # CLIP (Radford et al. 2021, section 2.5): exp(logit_scale) never exceeds 100.
 MAX_LOGIT_SCALE = 100.0
@@ -22,7 +22,8 @@ class Objective(nnx.Module):
     names that it reads, so one class can run several times on different encodings.
 
     Attributes:
-      reads: argument of `__call__` -> the encoding that it gets, "<tower>[@<input>].<feature>".
+      reads: argument of `__call__` -> the encoding that it gets, "<tower>[@<input>].<feature>", or
+        the argument whose encoding it gets, too.
       batch: argument of `__call__` -> the array of the batch that it gets, "<input>.<array>",
         "group" or "index". config.objectives.NAME.reads redirects either.
       averages: whether `context.average` is needed, so that the run keeps averaged weights.
@@ -185,6 +186,30 @@ def attention_entropy(logits: jax.Array, valid: jax.Array) -> tuple[jax.Array, j
     logs = jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)
     entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1) / jnp.log(max(logits.shape[-1], 2))
     return jnp.sum(jnp.where(valid, entropy, 0.0)), valid.sum(dtype=jnp.float32)
+
+
+def judged_answers(
+    context: Context,
+    judge: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    own: tuple[jax.Array, ...],
+    control: tuple[jax.Array, ...] | None,
+) -> Loss:
+    """The mean loss of answers, how many are right, and how many are in spite of a replaced input.
+
+    Args:
+      judge: arrays -> (sum of the losses, number of right answers, number of answers).
+      own: the arrays of what is trained.
+      control: those of what is made of another image or text; None: there is none.
+
+    Returns:
+      The loss, 0 without answers, with the metric `accuracy`; in evaluation with a control also
+      `control_accuracy`.
+    """
+    total, right, count = judge(*own)
+    metrics: Metrics = {"loss": (total, count), "accuracy": (right, count)}
+    if control is not None and context.key is None:
+        metrics["control_accuracy"] = judge(*control)[1:]
+    return Loss(total / jnp.maximum(count, 1.0), metrics)
 
 
 def batch_mean(

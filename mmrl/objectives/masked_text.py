@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrl.chunks import chunked_cross_entropy
-from mmrl.objectives.base import Context, Objective
+from mmrl.objectives.base import Context, Objective, judged_answers
 from mmrl.objectives.tokens import token_losses, token_mean
-from mmrl.types import InputError, Loss, Metrics
+from mmrl.types import InputError, Loss
 
 
 def masked_text_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
@@ -34,12 +34,15 @@ class MaskedText(Objective):
     """`masked_text_loss` of a linear layer from words to the vocabulary.
 
     The logits are made for some tokens at a time. Metrics: `accuracy`, the share of the masked
-    tokens that have the largest logit. With `control`, in evaluation also `control_accuracy`, the
-    same with what a fusion makes of another image: what the image adds is the difference.
+    tokens that have the largest logit; in evaluation also `most_frequent_accuracy`, which no
+    constant answer exceeds: the share that the most frequent masked token of each batch has. With
+    `control`, in evaluation also `control_accuracy`, the same as `accuracy` with what a fusion
+    makes of another image: what the image adds is the difference.
 
     Args:
-      control: whether `reads.control` names such words. Without them, redirect it to what `words`
-        reads.
+      control: whether `reads.control` names such words. It follows `words` by default, as
+        `reads.control_targets` follows `targets`: a fusion may as well get texts of other rows,
+        with their targets.
       chunk: most tokens whose logits exist at a time; 0: as many as take 64 MiB.
       vocab_size: number of tokens. widths: of what is read.
 
@@ -49,9 +52,9 @@ class MaskedText(Objective):
 
     reads: ClassVar[Mapping[str, str]] = {
         "words": "fused@masked.words",
-        "control": "fused@masked.words",
+        "control": "words",
     }
-    batch: ClassVar[Mapping[str, str]] = {"targets": "masked.target"}
+    batch: ClassVar[Mapping[str, str]] = {"targets": "masked.target", "control_targets": "targets"}
 
     def __init__(
         self,
@@ -71,29 +74,39 @@ class MaskedText(Objective):
         self.bias = nnx.Param(zeros(rngs.params(), (vocab_size,), jnp.float32))
 
     def __call__(
-        self, *, context: Context, words: jax.Array, control: jax.Array, targets: jax.Array
+        self,
+        *,
+        context: Context,
+        words: jax.Array,
+        control: jax.Array,
+        targets: jax.Array,
+        control_targets: jax.Array,
     ) -> Loss:
         """Predicts the masked tokens of the global batch.
 
         Args:
-          words, control: f[B, L, width]. targets: i32[B, L], the token at masked places, -1
-            elsewhere.
+          words, control: f[B, L, width]. targets, control_targets: i32[B, L], the token at masked
+            places, -1 elsewhere.
         """
-        if context.present is not None:
-            targets = jnp.where(context.present[:, None], targets, -1)
-        labels = targets.reshape(-1)
-        kernel = self.kernel[...].astype(words.dtype)
+        kernel, bias = self.kernel[...].astype(words.dtype), self.bias[...]
 
-        def judged(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """(sum of the losses, number of tokens that are right)."""
-            found = chunked_cross_entropy(
-                x.reshape(-1, x.shape[-1]), kernel, self.bias[...], labels, chunk=self.chunk
-            )
-            return found.value.sum(), found.right.sum(dtype=jnp.float32)
+        def judge(x: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            labels = _labels(tokens, context.present)
+            flat = x.reshape(-1, x.shape[-1])
+            found = chunked_cross_entropy(flat, kernel, bias, labels, chunk=self.chunk)
+            count = (labels >= 0).sum(dtype=jnp.float32)
+            return found.value.sum(), found.right.sum(dtype=jnp.float32), count
 
-        count = (labels >= 0).sum(dtype=jnp.float32)
-        total, right = judged(words)
-        metrics: Metrics = {"loss": (total, count), "accuracy": (right, count)}
-        if self.control and context.key is None:
-            metrics["control_accuracy"] = (judged(control)[1], count)
-        return Loss(total / jnp.maximum(count, 1.0), metrics)
+        other = (control, control_targets) if self.control else None
+        loss = judged_answers(context, judge, (words, targets), other)
+        if context.key is None:
+            labels = _labels(targets, context.present)
+            times = jnp.zeros(len(bias)).at[labels].add((labels >= 0).astype(jnp.float32))
+            loss.metrics["most_frequent_accuracy"] = (times.max(), loss.metrics["accuracy"][1])
+        return loss
+
+
+def _labels(targets: jax.Array, present: jax.Array | None) -> jax.Array:
+    """targets i32[B, L] -> i32[B L], -1 in rows that are not present."""
+    kept = targets if present is None else jnp.where(present[:, None], targets, -1)
+    return kept.reshape(-1)

@@ -190,6 +190,7 @@ def _measure(
         "origin": survey.origin(held),
         "counts": survey.counts(held),
         "sections": survey.sections(held),
+        "provenance": survey.provenance(held),
         "images": survey.images(held) | {"stored_bits": dict(bits), "pixels": survey.pixels(held)},
         "attributes": survey.attributes(held),
         "labels": survey.labels(held),

@@ -54,6 +54,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
     """Yields all tables of one corpus, in order."""
     yield _origin(found["origin"], found["counts"]["all"])
     yield from _records(found)
+    yield from _provenance(found["provenance"])
     yield from _images(found["images"])
     yield from _labels(found["labels"])
     yield from _lengths(found["lengths"], found["tokenizer"])
@@ -132,6 +133,24 @@ def _records(found: Mapping[str, Any]) -> Iterator[Table]:
     ]
     if rows:
         yield Table("Records", "Attributes", ("", "records", "values"), rows, (1,))
+
+
+def _provenance(sections: Mapping[str, Any]) -> Iterator[Table]:
+    """Who wrote the texts of each section; no table where all came with the corpus."""
+    if not sections:
+        return
+    rows = [
+        (
+            name,
+            f"{one['texts']:,}",
+            of(one["own"], one["texts"]),
+            of(one["synthetic"], one["texts"]),
+            _listed(one["by"]) or "none",
+        )
+        for name, one in sections.items()
+    ]
+    header = ("section", "texts", "of the corpus", "synthetic", "added, by")
+    yield Table("Records", "Who wrote the texts", header, rows, numbers=(1, 2, 3))
 
 
 def _values(entry: Mapping[str, Any]) -> str:

@@ -52,6 +52,9 @@ def _records(found: Mapping[str, Any]) -> Iterator[str]:
     unknown = images["projections"].get("UNKNOWN", 0)
     if unknown:
         yield f"{of(unknown, total['images'])} images have no known projection."
+    for section, one in found["provenance"].items():
+        if one["synthetic"]:
+            yield f"{of(one['synthetic'], one['texts'])} texts of {section!r} are synthetic."
     refused = found["origin"]["rejected"]
     if refused:
         yield f"{refused:,} items were refused when the corpus was prepared; reasons below."

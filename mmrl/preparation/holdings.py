@@ -71,6 +71,10 @@ class Holdings:
         """The values of a column, one per record."""
         return self._table[name].to_pylist()
 
+    def has(self, name: str) -> bool:
+        """Whether the index has a column: those of `shards.OPTIONAL_FIELDS` may be absent."""
+        return name in self._table.column_names
+
     def flat(self, name: str) -> list[Any]:
         """The values of a list column, one per image; `owner` has their records."""
         return self._table[name].combine_chunks().flatten().to_pylist()

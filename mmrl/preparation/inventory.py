@@ -272,14 +272,17 @@ class _Reading:
         fields["split"] = split
         if record.bag is not None:
             fields["bag"] = True
+        if record.provenance is not None:
+            fields["provenance"] = record.provenance
         self.digest.update(msgpack.packb(fields, default=_plain))
 
 
-# Boxes, masks and bags are left out, since they may have to be drawn or read.
+# Boxes, masks and bags are left out, since they may have to be drawn or read; what few corpora have
+# is added where it is there, so that the digests of others stay what they were.
 _IDENTITY = [
     field
     for field in dataclasses.fields(Record)
-    if field.name not in ("images", "boxes", "masks", "split", "bag")
+    if field.name not in ("images", "boxes", "masks", "split", "bag", "provenance")
 ]
 
 

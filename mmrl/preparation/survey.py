@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.data.reading.shards import provenance_of
 from mmrl.preparation.holdings import Holdings
 
 VALUES = {1: "present", 0: "absent", -1: "uncertain", -2: "not_stated"}
@@ -185,6 +186,31 @@ def sections(held: Holdings) -> Numbers:
             "sections": {
                 name: sum(bool(column[k]) for k in rows) for name, column in texts.items()
             },
+        }
+    return found
+
+
+def provenance(held: Holdings) -> Numbers:
+    """Section -> number of its texts, how many came with the corpus and are synthetic, and authors.
+
+    {} for a corpus to which no text was added, see `Record.provenance`.
+    """
+    if not held.has("provenance"):
+        return {}
+    stated = list(map(provenance_of, held.column("provenance")))
+    found: Numbers = {}
+    for section in held.known:
+        written = [
+            (one or {}).get(section)
+            for one, text in zip(stated, held.texts(section), strict=True)
+            if text
+        ]
+        added = [one for one in written if one is not None]
+        found[section] = {
+            "texts": len(written),
+            "own": len(written) - len(added),
+            "synthetic": sum(one.synthetic for one in added),
+            "by": tally(map(str, added)),
         }
     return found
 

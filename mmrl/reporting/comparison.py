@@ -1,8 +1,10 @@
 """One table of several evaluations with paired differences; what does not compare is refused."""
 
 import dataclasses
+import statistics
+import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrl import build, sequences
 from mmrl.evaluators import scoring
@@ -35,6 +37,21 @@ class Row:
     encoder: bool = True
 
 
+class Spread(NamedTuple):
+    """A measure over the runs of one system, such as three seeds.
+
+    Attributes:
+      deviation: the sample standard deviation, 0 of a single run. runs: how many there are.
+    """
+
+    mean: float
+    deviation: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.deviation:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """A table of K encoders and what they are compared with.
@@ -46,6 +63,7 @@ class Comparison:
         difference excludes 0. Measures without such an encoder are left out.
       differences: encoder, all but the first -> measure -> paired difference to the first one.
       facts: of what was compared; notes: sentences to read with it.
+      systems: system -> measure -> what its runs spread over, where runs of one system were given.
     """
 
     measures: tuple[str, ...]
@@ -54,6 +72,7 @@ class Comparison:
     differences: Mapping[str, Mapping[str, Estimate]]
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
+    systems: Mapping[str, Mapping[str, Spread]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without the draws."""
@@ -65,6 +84,10 @@ class Comparison:
             ],
             "best": dict(self.best),
             "differences": {name: _plain(cells) for name, cells in self.differences.items()},
+            "systems": {
+                name: {measure: spread._asdict() for measure, spread in cells.items()}
+                for name, cells in self.systems.items()
+            },
             "facts": dict(self.facts),
             "notes": list(self.notes),
         }
@@ -88,6 +111,16 @@ class Comparison:
             for measure in self.measures
         ]
         lines = _table(["", *self.measures], [*body, ["N", *counts]])
+        if self.systems:
+            lines = [
+                "Mean ± standard deviation over the runs of each system:",
+                "",
+                *_table(["", "runs", *self.measures], self.spreads()),
+                "",
+                "Each run:",
+                "",
+                *lines,
+            ]
         if self.differences:
             lines += ["", f"Paired differences to {first}:", ""]
             lines += _table(
@@ -99,12 +132,24 @@ class Comparison:
             )
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
 
+    def spreads(self) -> list[list[str]]:
+        """A row of cells for each system: its name, how many runs it has, and each measure."""
+        return [
+            [
+                name,
+                ", ".join(sorted({str(one.runs) for one in cells.values()})),
+                *(str(cells[measure]) if measure in cells else "" for measure in self.measures),
+            ]
+            for name, cells in self.systems.items()
+        ]
+
 
 def compare(
     given: Mapping[str, Evaluation],
     *,
     measures: Sequence[str] = (),
     may_differ: Sequence[str] = (),
+    systems: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> Comparison:
     """Compares evaluations of the same examples under the same protocols.
 
@@ -115,6 +160,7 @@ def compare(
       measures: "{evaluator}/{measure}"; by default those that evaluators show first.
       may_differ: facts that are allowed to differ, such as preprocessing.resize; the notes then
         state them. `OWN` are always allowed, and what intervals depend on never is.
+      systems: name -> names of its evaluations, such as those of three seeds.
 
     Raises:
       InputError: no evaluation, an unknown measure, or evaluations that do not compare: the message
@@ -159,7 +205,21 @@ def compare(
         },
         facts=_facts(given, chosen),
         notes=(*_explained(encoders, best), *notes, *_provenance(given, chosen)),
+        systems={
+            name: _spread([values[run] for run in runs], chosen) for name, runs in systems.items()
+        },
     )
+
+
+def _spread(runs: Sequence[Mapping[str, Estimate]], measures: Sequence[str]) -> dict[str, Spread]:
+    """Measure -> its spread over runs; measures that a run lacks are left out."""
+    found = {}
+    for measure in measures:
+        values = [cells[measure].value for cells in runs if measure in cells]
+        if len(values) == len(runs):
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            found[measure] = Spread(statistics.fmean(values), deviation, len(values))
+    return found
 
 
 def _chosen(given: Mapping[str, Evaluation], measures: Sequence[str]) -> tuple[str, ...]:

@@ -31,7 +31,10 @@ def write(folder: Path, compared: Comparison, given: Mapping[str, Evaluation]) -
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     sections = [
-        Section("Comparison", [*_values(compared, of_encoder), Points(compared.notes)]),
+        Section(
+            "Comparison",
+            [*_spreads(compared), *_values(compared, of_encoder), Points(compared.notes)],
+        ),
         Section("Figures", _drawn(compared, of_encoder, figures, pictures)),
         Section("Paired differences", _differences(compared, of_encoder)),
         Section("How the configurations differ", _configurations(given)),
@@ -40,6 +43,14 @@ def write(folder: Path, compared: Comparison, given: Mapping[str, Evaluation]) -
     title = f"mmrl comparison: {', '.join(given)}"
     page.write_page(folder / PAGE, title=title, sections=sections)
     return folder / PAGE
+
+
+def _spreads(compared: Comparison) -> list[Part]:
+    """Mean and standard deviation of systems of several runs; nothing where there is none."""
+    if not compared.systems:
+        return []
+    header = ["mean ± standard deviation", "runs", *compared.measures]
+    return list(table(header, compared.spreads()))
 
 
 def _values(compared: Comparison, of_encoder: Mapping[str, str]) -> list[Part]:

@@ -65,7 +65,8 @@ def fitting(
     try:
         yield
     except (ArithmeticError, TypeError, ValueError) as error:
-        pairs, defaults = dict(reads), {**module.batch, **module.reads}
+        pairs = dict(reads)
+        defaults = wiring.redirected("reads", {**module.batch, **module.reads}, None)
         moved = [key for key in pairs if not _is_default(wired.graph, defaults[key], pairs[key])]
         if isinstance(error, InputError) or not moved:
             raise

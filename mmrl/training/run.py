@@ -21,7 +21,7 @@ from mmrl.data.corpus import Corpus, read_corpus
 from mmrl.data.inputs import base as inputs
 from mmrl.data.overlap import leaks
 from mmrl.data.overlap.fingerprints import Fingerprint
-from mmrl.data.reading import rejects
+from mmrl.data.reading import rejects, within
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import sharding
 from mmrl.evaluators.base import Evaluator, Results
@@ -56,7 +56,6 @@ def load_corpus(
       InputError: the source cannot be read, or the split is empty and `allow_empty` is False.
     """
     pipeline, options = config.split_data(settings["data"])
-    options = _given(pipeline["source"], options)
     trained = wiring.wire(settings)[0]
     evaluated = wiring.Wiring.of(trained.graph, wiring.evaluated(settings))
     if encodings is not None:
@@ -64,7 +63,7 @@ def load_corpus(
     made = [inputs.make(settings, wired) for wired in (trained, evaluated)]
     needed, others = (inputs.needs(one, pipeline["sections"]) for one in made)
     more = {**{sections: False for sections, _ in others.more}, **dict(needed.more)}
-    source = build.find("source", pipeline["source"])(split=split, **options)
+    source = within.open_source(pipeline["source"], split, options)
     name = f"{options.get('name') or pipeline['source']}/{split}"
     for one in itertools.chain.from_iterable(each.values() for each in made):
         one.check(name, source)
@@ -118,16 +117,6 @@ def _list_rejects(refused: Sequence[Reject], folder: Path) -> None:
         rejects.write_rejects(folder / "rejects.jsonl", refused)
 
 
-def _given(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a source that have a value; "" is one where the default is another text."""
-    stated = build.options(build.find("source", source))
-    return {
-        key: value
-        for key, value in options.items()
-        if value is not None and (value != "" or stated[key].default not in (None, ""))
-    }
-
-
 def splits(
     settings: Mapping[str, Any], encodings: Sequence[str], folder: Path
 ) -> Callable[[str], Corpus]:
@@ -174,14 +163,14 @@ def make_tokenizers(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, To
         if wiring.kind_of(tower, given) != "text":
             continue
         options = {**_DEFAULTS, **given}
-        sections = tuple(inputs.make_one(settings, own[tower], tower).data["sections"])
-        key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], sections)
+        texts = inputs.make_one(settings, own[tower], tower).vocabulary(corpus)
+        key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], texts)
         if key not in made:
             if options["tokenizer"]:
                 made[key] = Tokenizer.from_file(options["tokenizer"])
             else:
                 made[key] = Tokenizer.train(
-                    corpus.texts_of(sections)[0],
+                    texts,
                     vocab_size=options["vocab_size"],
                     model_type=options["tokenizer_model"],
                 )

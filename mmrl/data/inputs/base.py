@@ -112,6 +112,10 @@ class Input:
         """Array -> what its numbers stand for (name -> number), for arrays of categories."""
         return {}
 
+    def vocabulary(self, corpus: Corpus) -> tuple[str, ...]:
+        """The texts on which the tokenizer of a tower is trained whose own input this is."""
+        return tuple(corpus.texts_of(tuple(self.data["sections"]))[0])
+
     def open(self, place: Place) -> Reader:
         """What makes the arrays from the records of a corpus."""
         raise NotImplementedError

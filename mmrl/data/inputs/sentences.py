@@ -38,7 +38,7 @@ class Sentences(Input):
     What a sentence states, denies and entails is read by rules for English. Sentences of other
     reports are never `affirmed` and entail nothing.
 
-    Args: as of Input.
+    Args: as of Input. Unless `required`, records without a report have `present` False.
     """
 
     kind: ClassVar[str] = "text"
@@ -48,6 +48,7 @@ class Sentences(Input):
         "num_sentences",
         "sentence_terms",
         "max_tokens",
+        "required",
     )
     required: ClassVar[bool] = True
 
@@ -56,11 +57,12 @@ class Sentences(Input):
         self.count = int(data["num_sentences"])
         self.length = text_length(name, tower, data)
         self.terms = float(data["sentence_terms"])
+        self.optional = not data.get("required", True)
 
     def shapes(self) -> Shapes:
         """See Input."""
         count, length = self.count, self.length
-        return {
+        shapes: dict[str, Any] = {
             "tokens": ((count, length), np.int32),
             "mask": ((count, length), np.bool_),
             "valid": ((count,), np.bool_),
@@ -68,6 +70,7 @@ class Sentences(Input):
             "key": ((count,), np.int32),
             "known": ((KNOWN,), np.int32),
         }
+        return shapes | ({"present": ((), np.bool_)} if self.optional else {})
 
     def open(self, place: Place) -> Reader:
         """See Input."""
@@ -133,7 +136,7 @@ class _Sentences:
         self._place.mark(stall.TOKENISE, rows.indices[0])
         tokens, mask, _ = self._place.tokenizer.encode_batch(list(texts), own.length)
         shape = (len(rows.indices), own.count)
-        return {
+        arrays = {
             "tokens": tokens.reshape(*shape, own.length),
             "mask": mask.reshape(*shape, own.length),
             "valid": np.array([bool(text) for text in texts]).reshape(shape),
@@ -144,3 +147,6 @@ class _Sentences:
                 np.int32,
             ),
         }
+        if own.optional:
+            arrays["present"] = np.array([bool(phrases(self._texts[i])) for i in rows.indices])
+        return arrays

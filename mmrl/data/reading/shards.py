@@ -29,7 +29,7 @@ from mmrl import files
 from mmrl.data.image.channels import CHANNELS
 from mmrl.data.image.masks import Mask, decode_masks
 from mmrl.data.reading.paths import is_file_name
-from mmrl.types import Box, DamageError, Finding, InputError, Record, first_line
+from mmrl.types import Box, DamageError, Finding, InputError, Provenance, Record, first_line
 
 SCHEMA_VERSION = 2
 INDEX, MANIFEST, REJECTS = "index.parquet", "manifest.json", "rejects.jsonl"
@@ -164,6 +164,7 @@ INDEX_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
 OPTIONAL_FIELDS: Mapping[str, pa.DataType] = {
     "vector": pa.list_(pa.float32()),
     "bag": pa.list_(pa.int64()),  # its shape; the bag itself is in the shard
+    "provenance": pa.string(),  # JSON object: section -> [by, synthetic, date]
 }
 
 # Columns that equal the field of Record of the same name.
@@ -200,7 +201,19 @@ def index_row(
         "sections": dict(record.sections),
         "vector": None if record.vector is None else list(record.vector),
         "bag": None if bag is None else list(bag.shape),
+        "provenance": _provenance(record),
     }
+
+
+def _provenance(record: Record) -> str | None:
+    if record.provenance is None:
+        return None
+    return _json({name: dataclasses.astuple(one) for name, one in record.provenance.items()})
+
+
+def provenance_of(cell: str | None) -> dict[str, Provenance] | None:
+    """Section -> who wrote it, of a cell of the column `provenance`."""
+    return {name: Provenance(*one) for name, one in json.loads(cell).items()} if cell else None
 
 
 def index_table(

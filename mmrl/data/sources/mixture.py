@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrl import build
 from mmrl.data.corpus import loader, records
 from mmrl.data.image import channels
+from mmrl.data.reading import within
 from mmrl.data.reading.splits import check_split
 from mmrl.types import InputError, Record, Reject, Source
 
@@ -65,12 +65,7 @@ class Mixture:
         self.check_options("mixture", {"parts": parts})
         self._parts: list[Source] = []
         for part in parts:
-            options = {
-                key: value
-                for key, value in part.items()
-                if key not in ("source", "weight") and value not in (None, "")
-            }
-            self._parts.append(build.find("source", part["source"])(split=split, **options))
+            self._parts.append(within.make(split, part, also=("weight",)))
         sizes = [len(part) for part in self._parts]
         self.starts = np.cumsum([0, *sizes])[:-1]
         self._length = sum(sizes)
@@ -101,13 +96,9 @@ class Mixture:
         weighted = []
         for number, part in enumerate(parts):
             at = f"{where}.parts[{number}]"
-            if not hasattr(part, "items") or "source" not in part:
-                raise InputError(f"{at} is {part!r}; expected source and its options")
-            target = build.find("source", part["source"])
-            if target is Mixture:
+            if hasattr(part, "items") and part.get("source") == "mixture":
                 raise InputError(f"{at} is a mixture; list its parts here instead")
-            options = {key: part[key] for key in part if key not in ("source", "weight")}
-            build.check_options(at, target, options, supplied=("split",))
+            within.check(at, part, also=("weight",))
             weight = part.get("weight")
             weighted.append(weight is not None)
             number_given = isinstance(weight, int | float) and not isinstance(weight, bool)

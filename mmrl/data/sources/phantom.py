@@ -11,6 +11,7 @@ from mmrl.data.phantom import course as phantom_course
 from mmrl.data.phantom import lateral as phantom_lateral
 from mmrl.data.phantom import slices as phantom_slices
 from mmrl.data.phantom import study as phantom
+from mmrl.data.phantom.dice import stream
 from mmrl.data.phantom.vector import vector as phantom_vector
 from mmrl.data.reading.drafts import Facts
 from mmrl.data.reading.lazy import LazyBoxes
@@ -58,6 +59,7 @@ class Phantom:
       priors: whether studies have a time and a course: the second study of a patient says in the
         section "comparison" what is new, unchanged or resolved since the first, and has labels
         such as "new nodule"; see `mmrl.data.phantom.course`.
+      unreported: share of the studies that have labels and no report.
 
     Attributes:
       rejects, total: as of Source.
@@ -91,6 +93,7 @@ class Phantom:
         sided_labels: bool = False,
         slices: int = 0,
         priors: bool = False,
+        unreported: float = 0.0,
     ) -> None:
         if split not in _SPLITS:
             raise InputError(f"unknown split {split!r}; choices: {', '.join(_SPLITS)}")
@@ -103,6 +106,8 @@ class Phantom:
                 f"phantom vector {vector}, vector_noise {vector_noise}, vector_missing"
                 f" {vector_missing}; expected at least 0, at least 0, and a share from 0 to 1"
             )
+        if not 0 <= unreported <= 1:
+            raise InputError(f"phantom unreported {unreported}; expected a share from 0 to 1")
         if slices < 0 or (slices and lateral):
             raise InputError(
                 f"phantom slices {slices} with lateral={lateral}; expected at least 0, and one of "
@@ -111,6 +116,7 @@ class Phantom:
         self._split, self._seed, self._size = split, seed, render_size
         self._vector = (vector, vector_noise, vector_missing)
         self._sided_labels, self._priors = sided_labels, priors
+        self._unreported = unreported
         self._draw = draw = phantom_course.study if priors else phantom.study
         one: dict[str, Any] = {"draw": draw}
         self._boxes = functools.partial(phantom.load_boxes, **one)
@@ -148,6 +154,8 @@ class Phantom:
         index = int(self._indices[position])
         key = (self._seed, index, self._size)
         study = self._draw(self._seed, index)
+        share = self._unreported
+        reported = not share or stream(self._seed, "unreported", index).unit() >= share
         sections = {
             "indication": study.indication,
             "findings": study.section("findings"),
@@ -171,7 +179,7 @@ class Phantom:
                     self._keys, self._loads, self._projections, strict=True
                 )
             ),
-            sections={name: text for name, text in sections.items() if text},
+            sections={name: text for name, text in sections.items() if text and reported},
             label_names=phantom.LABELS
             + (phantom.SIDED_LABELS if self._sided_labels else ())
             + (phantom_course.LABELS if self._priors else ()),
@@ -181,7 +189,7 @@ class Phantom:
             time=phantom_course.time(self._seed, index) if self._priors else None,
             boxes=LazyBoxes(functools.partial(self._boxes, *key)),
             findings=study.findings,
-            sentences=tuple((sentence.section, sentence.text) for sentence in study.sentences),
+            sentences=tuple((one.section, one.text) for one in study.sentences if reported),
             masks=functools.partial(self._masks, *key),
             vector=phantom_vector(study, *self._vector) if self._vector[0] else None,
             license=self.facts.license,

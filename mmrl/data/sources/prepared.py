@@ -154,5 +154,6 @@ class Prepared:
             entailment=Entailment(*json.loads(row["entailment"])) if row["entailment"] else None,
             attributes=json.loads(row["attributes"]),
             vector=None if vector is None else tuple(vector),
+            provenance=shards.provenance_of(row.get("provenance")),
             bag=functools.partial(shards.load_bag, *place) if row.get("bag") else None,
         )

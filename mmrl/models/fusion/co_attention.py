@@ -52,6 +52,9 @@ class CoAttention(Fusion):
       gate: whether gates that start at 0 multiply all branches.
       pool: first (the first token of the text), mean (over the words of the text, marks included)
         or both (the mean over words and the mean over regions, side by side).
+      region_block: the block whose result the feature `regions` is, without a later norm, with
+        direction both; 1: the first, 0: the last. M3AE decodes pixels from the third of six (the
+        public code; the paper says in section 2.2 that pixels need features of a lower level).
       image_layer: which layer of an image of which several are read, such as image.layers; None:
         there is one.
       dropout: rate on each branch, in training.
@@ -82,6 +85,7 @@ class CoAttention(Fusion):
         self_attention: bool = True,
         gate: bool = False,
         pool: str = "first",
+        region_block: int = 0,
         image_layer: int | None = None,
         dropout: float = 0.0,
         remat: Remat = "none",
@@ -98,6 +102,11 @@ class CoAttention(Fusion):
                 f"CoAttention: depth {depth}, width {width}, mlp_dim {mlp_dim}, chunk {chunk}; "
                 "expected at least one block and no negative number"
             )
+        if not 0 <= region_block <= (depth if direction == "both" else 0):
+            raise InputError(
+                f"CoAttention: region_block {region_block} of {depth} blocks with direction "
+                f"{direction}; expected 0, or one of them with direction both"
+            )
         if gate and width:
             raise InputError(
                 f"CoAttention: gate with width {width}; expected width 0, because a gate passes "
@@ -106,6 +115,7 @@ class CoAttention(Fusion):
         numbers: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.both, self.pool, self.depth = direction == "both", pool, depth
         self.remat, self.chunk, self.image_layer = remat, chunk, image_layer
+        self.region_block = region_block
         own = {"words": width or widths["text"], "regions": width or widths["image"]}
         other = {"words": own["regions"], "regions": own["words"]}
         self.changes = ("words", "regions") if self.both else ("words",)
@@ -187,6 +197,7 @@ class CoAttention(Fusion):
         keys: jax.Array | None,
     ) -> dict[str, jax.Array]:
         now = {"words": text, "regions": image}
+        early: dict[str, jax.Array] = {}
         if self.projects:
             now = {name: getattr(self, f"{name}_projection")(x) for name, x in now.items()}
         masks = {"words": mask, "regions": None}
@@ -200,10 +211,12 @@ class CoAttention(Fusion):
                 block = self._block(getattr(self, f"{name}_{index:02d}"))
                 found[name] = block(now[name], now[other], masks[name], masks[other], own)
             now = found
+            if index + 1 == self.region_block:
+                early = {"regions": now["regions"]}
         if self.has_norm:
             now |= {name: getattr(self, f"{name}_norm")(now[name]) for name in self.changes}
         now["pooled"] = self._pooled(now, mask)
-        return self.heads(now, wanted)
+        return self.heads(now | early, wanted)
 
     def _block(self, block: CrossBlock) -> Callable[..., jax.Array]:
         if self.remat == "none":

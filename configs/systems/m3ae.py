@@ -1,0 +1,60 @@
+"""Masked patches and masked words, each from what is left and from the other modality, as in M3AE.
+
+    python -m mmrl.main --config=configs/systems/m3ae.py --workdir=runs/m3ae
+
+Chen et al. 2022: 75 % of the patches are removed, and a transformer decodes them from what the
+third of six blocks of co-attention makes of the others; 15 % of the words are hidden, whole, and
+predicted from the last block; a head tells pairs from others. Each task has a pass of its own, as
+in the public code. Here are two blocks, pixels from the first, and small towers. The log shows
+val/words/accuracy beside most_frequent_accuracy and control_accuracy, the same with other images,
+and val/matching/accuracy, of which "no" to all has 2/3.
+"""
+
+import ml_collections
+
+from configs import pretrain
+from mmrl import config as defaults
+
+VARIANTS = {"smoke": "20 steps of a tiny model, for tests."}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The preset with the variants named after the colon."""
+    chosen = defaults.variants(variant, VARIANTS)
+    config = pretrain.of_300_steps(smoke=bool(chosen))
+    image, text = config.towers.image, config.towers.text
+    if not chosen:
+        config.total_steps, config.optimizer.learning_rate = 500, 3e-3
+        config.data.sections, text.length = ("findings",), 40
+        config.data.render_size = image.size = 32
+        for tower, depth in ((image, 2), (text, 1)):
+            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        text.convolution = 5  # words know their neighbours at once
+    image.heads, text.heads = {"embedding": 64}, {"embedding": 64}
+    config.inputs.text = {"name": "whole_words"}
+    others = {"name": "hard_negatives", "draw": "uniform"}
+    config.derived = {
+        "patches": {"name": "random_patches", "share": 0.75},
+        "masked": {"name": "masked_tokens", "words": "starts", "share": 0.15},
+        "other": {**others, "of": "masked", "side": "text"},
+        "negative_text": {**others, "of": "text", "side": "text"},
+        "negative_image": {**others, "of": "image", "side": "image"},
+    }
+    patch = {"patch_size": image.patch_size}
+    size = {"num_heads": image.num_heads, "mlp_dim": 2 * image.width, "depth": 2}
+    fused = {"direction": "both", "region_block": 1, "pool": "both", "heads": {"match": 2}}
+    reads = {"kept_patches": "fused@patches.regions"}
+    config.fusions = {
+        "fused": {"name": "co_attention", **size, **fused},
+        "decoder": {"name": "patch_decoder", "width": 64, "depth": 1, "reads": reads, **patch},
+    }
+    control = {"control": "fused@other.words", "control_targets": "other.target"}
+    config.objectives = {
+        "global_contrastive": {"weight": 1.0},  # in place of the weights of CLIP
+        "words": {"name": "masked_text", "weight": 2.0, "control": True, "reads": control},
+        "patches": {"name": "masked_image", **patch},
+        "matching": {"weight": 1.0},
+    }
+    config.validation_loss = True
+    config.evaluators = {"retrieval": {"max_pairs": 32 if chosen else 256}}
+    return config
