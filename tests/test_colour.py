@@ -347,6 +347,20 @@ def test_stained_tiles_state_what_they_show():
         StainedTiles(split="val", length=0)
 
 
+def test_features_of_stained_tiles_may_be_rare():
+    made = {"split": "train", "length": 600, "render_size": 16}
+    rare = StainedTiles(**made, prevalence={"pink stain": 0.1, "gland": 0.0})
+    shares = dict(zip(tiles.LABELS, np.mean([one.labels for one in rare], axis=0), strict=True))
+    assert 0.03 < shares["pink stain"] < 0.2 and shares["gland"] == 0
+    assert abs(shares["crowded pattern"] - 0.5) < 0.1
+    plain, even = StainedTiles(**made), StainedTiles(**made, prevalence={"gland": 0.5})
+    assert [one.labels for one in plain] == [one.labels for one in even]
+    with pytest.raises(InputError, match="unknown label in prevalence 'nodule'"):
+        StainedTiles(**made, prevalence={"nodule": 0.5})
+    with pytest.raises(InputError, match="prevalence of gland is 2; expected a share from 0 to 1"):
+        StainedTiles(**made, prevalence={"gland": 2})
+
+
 def test_a_corpus_that_does_not_fit_the_tower_is_refused_before_it_is_read():
     from configs.proofs import colour
 

@@ -153,9 +153,10 @@ def test_unknown_names_list_all_choices():
         build.find("objective", "global_contrastiv")
     assert str(error.value) == (
         "unknown objective 'global_contrastiv' (did you mean 'global_contrastive'?); choices: "
-        "class_classification, concept_alignment, distillation, entities, global_contrastive, "
-        "identity_contrastive, koleo, label_classification, local_contrastive, masked_image, "
-        "masked_patches, masked_regions, masked_text, matching, mil_nce, "
+        "class_classification, concept_alignment, curated_contrastive, distillation, entities, "
+        "global_contrastive, graph_regulariser, identity_contrastive, koleo, label_classification, "
+        "local_contrastive, masked_image, masked_patches, masked_regions, masked_text, matching, "
+        "mil_nce, "
         "perturbed_discrimination, prototypes, self_distillation, sentence_contrastive, siglip, "
         "sub_captions, swapped_prediction, token_alignment"
     )

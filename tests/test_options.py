@@ -59,9 +59,11 @@ OPTIONS = [
 ]
 SYSTEMS = (
     "biomedclip",
+    "chexficient",
     "convirt",
     "dcvlp",
     "image_vector",
+    "kg_words",
     "labels",
     "locked_towers",
     "m3ae",

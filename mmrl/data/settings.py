@@ -236,6 +236,10 @@ INPUT_KEYS: dict[str, Any] = {
         "ignore",
         "What an entity counts as that a report does not name: ignore or absent.",
     ),
+    "relations": setting(
+        "", "File of relations among names, .csv or .obo, whose pairs are read; empty: our own."
+    ),
+    "kinds": setting((), "Relations of that file to read; empty: all.", tuple[str, ...]),
     "required": setting(
         True, "Whether records without this text are rejected; else training masks their rows."
     ),

@@ -44,6 +44,14 @@ class Objective(nnx.Module):
     def post_update(self, context: Context) -> None:
         """Runs after each optimizer update, inside the jitted step: clip, renormalise, track."""
 
+    def restricts_after(self, batch_size: int) -> int:
+        """The number of updates after which training draws only what `kept` names; 0: never."""
+        return 0
+
+    def kept(self) -> jax.Array:
+        """i32[n]: places in the training split of the examples to draw from then on; -1: none."""
+        raise NotImplementedError
+
 
 class LogitScale(nnx.Module):
     """The learned inverse temperature of a contrast, kept as its logarithm.

@@ -71,6 +71,25 @@ def training_rows(
     return Drawn(rows, facts, groups)
 
 
+def kept(drawn: Drawn | None, corpus: Corpus, rows: np.ndarray, after: int) -> Drawn:
+    """The part of a draw that an objective has kept.
+
+    Args:
+      drawn: what training drew before; None: all examples.
+      corpus: the training split. rows: i64[n], ascending, what is kept. after: updates before.
+    """
+    before = len(corpus) if drawn is None else len(drawn.rows)
+    groups = None if drawn is None or drawn.groups is None else drawn.groups.within(rows)
+    facts = {} if drawn is None else dict(drawn.facts)
+    facts |= {
+        "kept_after_step": after,
+        "kept": len(rows),
+        "kept_of": before,
+        "kept_sha256": _digest(corpus.ids[row] for row in rows.tolist()),
+    }
+    return Drawn(rows, facts, groups)
+
+
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

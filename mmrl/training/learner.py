@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -435,6 +436,8 @@ class Layout:
       frozen: towers whose encoders do not change.
       layers: tower -> layers of its encoder, empty where it states none.
       scales: tower -> alpha / rank of its low-rank updates, where it has any.
+      restricts: the objective that chooses what training draws, and the updates after which it
+        does, see `Objective.restricts_after`; None: there is none.
       averages: whether the averaged parameters are kept, see config.average.
       evaluates_average: whether they are those that evaluation and export use.
       params, variables: nested dicts of ShapeDtypeStruct with shardings.
@@ -447,6 +450,7 @@ class Layout:
     frozen: frozenset[str]
     layers: Mapping[str, Layers]
     scales: Mapping[str, float]
+    restricts: tuple[str, int] | None
     averages: bool
     evaluates_average: bool
     params: dict[str, Any]
@@ -468,6 +472,13 @@ class Layout:
         if average is None:
             return None
         return self.merge(jax.lax.stop_gradient(self._as_params(average)), variables)
+
+    def kept(self, state: Mapping[str, Any]) -> np.ndarray:
+        """i64[n], ascending: the examples that the objective of `restricts` has kept."""
+        assert self.restricts is not None
+        module = nnx.merge(self.graphdef, state["params"], state["variables"])
+        found = np.unique(jax.device_get(module.objectives[self.restricts[0]].kept()))
+        return found[found >= 0].astype(np.int64)
 
     def _as_params(self, average: Any) -> Any:
         """An average in the dtypes of the parameters."""
@@ -514,11 +525,32 @@ def layout(config: ml_collections.ConfigDict, mesh: Mesh) -> Layout:
         frozen=frozenset(name for name, tower in towers.items() if tower.frozen),
         layers={name: getattr(tower.encoder, "layers", ()) for name, tower in towers.items()},
         scales=lora.scales(config.towers),
+        restricts=_restricts(abstract, config),
         averages=wiring.averages(config),
         evaluates_average=config.average.evaluate,
         params=placed(parts[1]),
         variables=placed(parts[2]),
     )
+
+
+def _restricts(module: Learner, config: ml_collections.ConfigDict) -> tuple[str, int] | None:
+    """See Layout."""
+    found = {
+        name: objective.restricts_after(config.batch_size)
+        for name, objective in module.objectives.items()
+    }
+    chosen = [(name, after) for name, after in found.items() if after]
+    if len(chosen) > 1:
+        raise InputError(
+            f"objectives {' and '.join(name for name, _ in chosen)} both choose the examples of "
+            "training; expected one"
+        )
+    if chosen and config.epochs:
+        raise InputError(
+            f"config.epochs={config.epochs}, but the objective {chosen[0][0]} chooses the examples "
+            "of an epoch; expected config.total_steps"
+        )
+    return chosen[0] if chosen else None
 
 
 def deal(batch: Batch, count: int, mesh: Mesh) -> dict[str, Any]:

@@ -63,10 +63,13 @@ class Prefetch:
         late: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._patience, self._late, self._placing = patience, late, False
-        self._batches, self._place = batches, place
-        self.position = batches.get_state()
+        self._place, self._depth = place, depth
+        self._begin(batches)
+
+    def _begin(self, batches: Batches) -> None:
+        self._batches, self.position = batches, batches.get_state()
         # The thread holds one more batch while the queue is full.
-        self._ready: queue.Queue[Placed | BaseException] = queue.Queue(depth - 1)
+        self._ready: queue.Queue[Placed | BaseException] = queue.Queue(self._depth - 1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
@@ -103,6 +106,10 @@ class Prefetch:
             raise item
         self.position = item.position
         return item
+
+    def reopen(self, batches: Batches) -> None:
+        """Continues with other batches, after `close`."""
+        self._begin(batches)
 
     def __enter__(self) -> "Prefetch":
         return self

@@ -181,7 +181,7 @@ class Trainer:
             ending.callback(self.release)
             ending.enter_context(self._told_in_one_line())
             ending.callback(self.saved.close)
-            ending.callback(self.batches.close)
+            ending.callback(lambda: self.batches.close())
             ending.callback(self.console.stop)
             state, results = self._train(ending)
             step = int(jax.device_get(state["step"]))
@@ -246,6 +246,7 @@ class Trainer:
         self.console.facts("forecast", forecast.facts(self.step, self.disk, total - start))
         clock = self._clock()
         recent: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+        restricted = self.step.layout.restricts and self.step.layout.restricts[1]
         self.console.start(start, total)
         for step in range(start + 1, total + 1):
             profile.before(step, state)
@@ -264,11 +265,14 @@ class Trainer:
             evaluating = last or bool(config.eval_every and step % config.eval_every == 0)
             saving = last or stopping or step % config.checkpoint.every == 0
             logging = last or step % config.log_every == 0
+            restricting = step == restricted and not last
             # Reading the flag waits for the device, so it is read only where the loop waits anyway,
             # and always before saving: no checkpoint follows a step that was not finite.
-            if logging or evaluating or saving:
+            if logging or evaluating or saving or restricting:
                 self._check_finite(state, recent)
                 recent.clear()
+            if restricting:
+                self._restrict(state, step, feed)
             if logging:
                 self._log(state, step, writer, clock)
             if evaluating and not stopping:
@@ -436,7 +440,23 @@ class Trainer:
         finally:
             saved.close()
 
-    def _batches(self) -> BatchIterator:
+    def _restrict(self, state: State, step: int, feed: Prefetch | None = None) -> None:
+        """Draws only what an objective has kept, once `step` updates are done."""
+        restricts = self.step.layout.restricts
+        if restricts is None or step < restricts[1]:
+            return
+        rows, after = self.step.layout.kept(state), restricts[1]
+        self.drawn = draw.kept(self.drawn, self.corpora["train"], rows, after)
+        if feed is not None:
+            feed.close()
+        self.batches.close()
+        self.batches = self._batches(after)
+        self.batches.set_state({"global_next_index": step * self.config.batch_size})
+        if feed is not None:
+            feed.reopen(self.batches)
+        self.console.facts("draw from the training split", self.drawn.facts)
+
+    def _batches(self, start: int = 0) -> BatchIterator:
         return training_batches(
             self.corpora["train"],
             self.inputs,
@@ -447,6 +467,7 @@ class Trainer:
             rows=self.rows,
             drawn=None if self.drawn is None else self.drawn.rows,
             groups=None if self.drawn is None else self.drawn.groups,
+            start=start,
         )
 
     def _total_steps(self) -> int:
@@ -513,8 +534,9 @@ class Trainer:
         self._owes_evaluation = position.pop("owes_evaluation", False)
         self.selection = Selection.of(self.config.best, position.pop(checkpoint.BEST, None))
         self.saved.keep_best(self.selection.step)
-        self.batches.set_state(position)
         start = int(jax.device_get(state["step"]))
+        self._restrict(state, start)
+        self.batches.set_state(position)
         self.console.say(f"resumed from step {start} in {self.saved.folder}")
         return state, start
 

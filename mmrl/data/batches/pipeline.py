@@ -158,6 +158,7 @@ def training_batches(
     rows: np.ndarray | None = None,
     drawn: np.ndarray | None = None,
     groups: Groups | None = None,
+    start: int = 0,
 ) -> BatchIterator:
     """An endless, resumable iterator over this process's rows of the global batches.
 
@@ -172,6 +173,7 @@ def training_batches(
         `sharding.local_rows`; None for all.
       drawn: i64[n], ascending, the examples of the corpus that training uses; None for all.
       groups: to draw equally often, see `sequence.order`; None: examples are.
+      start: batches before this one are not read: they were of another draw.
 
     Raises:
       InputError: the corpus, a group, or a part of a mixture, has fewer records than one global
@@ -188,6 +190,8 @@ def training_batches(
         mark=board.mark,
     )
     order = sequence.order(corpus, seed, batch_size, drawn, groups)
+    if start:
+        order = sequence.Later(order, start * batch_size)
     rows = np.arange(batch_size) if rows is None else rows
     dataset = _Batches(order, make, rows, batch_size)
     # Each thread makes one batch, and one more waits, so that few batches are in memory.

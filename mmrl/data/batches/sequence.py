@@ -132,6 +132,17 @@ class _Group:
         return self._order(epoch * self._size + within * self._members + member)
 
 
+class Later:
+    """Position -> index from a position on: `order`, counted from there."""
+
+    def __init__(self, order: Callable[[int], int], start: int) -> None:
+        self._order, self._start = order, start
+
+    def __call__(self, position: int) -> int:
+        """The example at a position, counted from 0 of the whole training."""
+        return self._order(position - self._start)
+
+
 class Shuffled:
     """Position -> index: every epoch is another permutation.
 

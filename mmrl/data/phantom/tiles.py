@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import itertools
 import math
+import types
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -26,6 +28,11 @@ LABELS = (
     *(f"{shape} shape" for shape in SHAPES),
     "gland",
 )
+
+SHARES = (f"{STAINS[1]} stain", f"{PATTERNS[1]} pattern", f"{SHAPES[1]} shape", "gland")
+"""The labels whose share may be chosen; tiles without one of the first three have the other."""
+
+EVEN: Mapping[str, float] = types.MappingProxyType({})
 
 # Red, green and blue of a stain beside grey, of luma 0 but for rounding.
 _HUES = {"purple": (12.0, -25.0, 97.0), "pink": (84.0, -56.0, 68.0)}
@@ -92,11 +99,17 @@ def patient_number(index: int) -> int:
     return index // 4
 
 
-def tile(seed: int, index: int) -> Tile:
-    """The tile at `index` of the corpus of `seed`, which has no end."""
-    stain = stream(seed, "slide", slide_number(index)).pick(STAINS)
+def tile(seed: int, index: int, prevalence: Mapping[str, float] = EVEN) -> Tile:
+    """The tile at `index` of the corpus of `seed`, which has no end.
+
+    Args:
+      prevalence: share of the tiles with a feature, of SHARES; of the others a half.
+    """
+    share = [prevalence.get(name, 0.5) for name in SHARES]
+    stain = STAINS[stream(seed, "slide", slide_number(index)).unit() >= 1 - share[0]]
     dice = stream(seed, "tile", index)
-    pattern, shape, gland = dice.pick(PATTERNS), dice.pick(SHAPES), dice.chance(0.5)
+    pattern = PATTERNS[dice.unit() >= 1 - share[1]]
+    shape, gland = SHAPES[dice.unit() >= 1 - share[2]], dice.chance(share[3])
     words = stream(seed, "tile report", index)
     given = {"stain": stain, "pattern": pattern, "shape": shape}
     given |= {name.capitalize(): word.capitalize() for name, word in given.items()}
@@ -185,6 +198,8 @@ def _texture(size: int, dice: Dice, cells: int) -> np.ndarray:
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def load_image(seed: int, index: int, size: int) -> np.ndarray:
+def load_image(
+    seed: int, index: int, size: int, prevalence: Mapping[str, float] = EVEN
+) -> np.ndarray:
     """`render` of `tile`; with functools.partial, the `load` of an ImageRef."""
-    return render(tile(seed, index), size)
+    return render(tile(seed, index, prevalence), size)

@@ -5,25 +5,31 @@ has. Pattern and shape of the nuclei and glands are visible in grey as well.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mmrl import build
 from mmrl.data.phantom import tiles
 from mmrl.data.reading.drafts import Facts
 from mmrl.data.reading.splits import Fractions, check_split, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
 
 
+def _image(index: int, *, seed: int, size: int, prevalence: Mapping[str, float]) -> np.ndarray:
+    return tiles.load_image(seed, index, size, prevalence)
+
+
 class _Images:
     """(position, number = 0) -> u8[S, S, 3], without the rest of the record."""
 
-    def __init__(self, seed: int, indices: np.ndarray, size: int) -> None:
-        self._seed, self._indices, self._size = seed, indices, size
+    def __init__(self, load: Callable[[int], np.ndarray], indices: np.ndarray) -> None:
+        self._load, self._indices = load, indices
 
     def __call__(self, position: int, number: int = 0) -> np.ndarray:
         if number:
             raise InputError(f"the record has 1 image, no number {number}")
-        return tiles.load_image(self._seed, int(self._indices[position]), self._size)
+        return self._load(int(self._indices[position]))
 
 
 class StainedTiles:
@@ -38,6 +44,8 @@ class StainedTiles:
       seed: another seed gives an independent corpus.
       render_size: side of the images in pixels.
       fractions: of patients in train, val and test.
+      prevalence: shares of the tiles with a pink stain, a crowded pattern, an elongated shape or a
+        gland, such as {"gland": 0.05}; of those that are not named, a half.
 
     Attributes:
       rejects, total: as of Source.
@@ -66,6 +74,7 @@ class StainedTiles:
         seed: int = 0,
         render_size: int = 64,
         fractions: Fractions = (0.8, 0.1, 0.1),
+        prevalence: Mapping[str, float] = tiles.EVEN,
     ) -> None:
         check_split(split)
         if length < 1 or render_size < 16:
@@ -73,13 +82,21 @@ class StainedTiles:
                 f"stained_tiles length {length}, render_size {render_size}; expected at least 1 "
                 "and 16"
             )
-        self._split, self._seed, self._size = split, seed, render_size
+        for name, share in prevalence.items():
+            if name not in tiles.SHARES:
+                raise InputError(build.unknown("label in prevalence", name, tiles.SHARES))
+            if not 0 <= share <= 1:
+                raise InputError(f"prevalence of {name} is {share}; expected a share from 0 to 1")
+        self._split, self._seed, self._prevalence = split, seed, dict(prevalence)
+        self._load = functools.partial(
+            _image, seed=seed, size=render_size, prevalence=self._prevalence
+        )
         of_patient = functools.cache(
             lambda number: split_of(f"{seed}-{number}", fractions, salt="stained_tiles")
         )
         chosen = [n for n in range(length) if of_patient(tiles.patient_number(n)) == split]
         self._indices = np.array(chosen, np.int64)
-        self.image = _Images(seed, self._indices, render_size)
+        self.image = _Images(self._load, self._indices)
         self.rejects: list[Reject] = []
         self.total = len(self._indices)
 
@@ -88,9 +105,9 @@ class StainedTiles:
 
     def __getitem__(self, position: int) -> Record:
         index = int(self._indices[position])
-        shown = tiles.tile(self._seed, index)
+        shown = tiles.tile(self._seed, index, self._prevalence)
         patient = f"{self._seed}-{tiles.patient_number(index)}"
-        load = functools.partial(tiles.load_image, self._seed, index, self._size)
+        load = functools.partial(self._load, index)
         return Record(
             id=f"stained_tiles:{self._seed}-{index}",
             source="stained_tiles",

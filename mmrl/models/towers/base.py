@@ -25,8 +25,8 @@ LOCAL_HEADS = ("regions", "words")
 
 # Names of features that no head can have.
 RESERVED = (
-    "pooled", "local", "layers", "attention", "mask", "word_mask", "elements", "element_mask",
-    "set_attention", "set_pool",
+    "pooled", "local", "layers", "attention", "mask", "word_mask", "embedded",
+    "elements", "element_mask", "set_attention", "set_pool",
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ class Tower(nnx.Module):
             raise InputError(build.unknown("feature", feature, self.features))
         if feature in self.heads:
             return self.heads[feature].out_features
-        if feature in ("local", "layers"):
+        if feature in ("local", "layers", "embedded"):
             return self.encoder.local_width
         return self.width if feature == "pooled" else 0
 

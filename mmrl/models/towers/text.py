@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrl import streams
+from mmrl.models.text.packing import PAD
 from mmrl.models.text.transformer import Transformer, word_mask
 from mmrl.models.towers.base import Arrays, Tower
 from mmrl.types import InputError
@@ -29,6 +30,7 @@ class Text(Tower):
       local      [B, L, width], of all tokens, before the head `words`
       mask       bool[B, L], tokens that are attended to
       word_mask  bool[B, L], `mask` without padding, begin and end marks, where texts carry them
+      embedded   [B, L, width], rows of the table of tokens, before positions and blocks
       layers     [B, n, L, width], tokens after the blocks that the option `layers` numbers
       attention  f32[B, heads, L], what the pooled token (cls or eos) pays to the tokens in the last
                  block, or what all tokens pay on average; 0 where `mask` is False
@@ -98,7 +100,7 @@ class Text(Tower):
     @property
     def features(self) -> tuple[str, ...]:
         """See Tower."""
-        return (*super().features, "local", "mask", "word_mask")
+        return (*super().features, "local", "mask", "word_mask", "embedded")
 
     def __call__(
         self,
@@ -109,7 +111,7 @@ class Text(Tower):
         key: jax.Array | None = None,
     ) -> dict[str, dict[str, jax.Array]]:
         """See Tower. Words [B, L, D'] are in the compute dtype and not normalised."""
-        encoded = {name: self._masks(inputs[name], of) for name, of in wanted.items()}
+        encoded = {name: self._at_once(inputs[name], of) for name, of in wanted.items()}
         left = {
             name: tuple(one for one in of if one not in encoded[name])
             for name, of in wanted.items()
@@ -133,13 +135,16 @@ class Text(Tower):
                 first += counts[name]
         return encoded
 
-    def _masks(self, arrays: Arrays, features: tuple[str, ...]) -> dict[str, jax.Array]:
-        """Those of `features` that follow from the mask of an input alone."""
+    def _at_once(self, arrays: Arrays, features: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Those of `features` that need no pass of the encoder."""
         made, valid = {}, arrays["mask"]
         if "mask" in features:
             made["mask"] = self._attended(valid)
         if "word_mask" in features:
             made["word_mask"] = self._words(valid)
+        if "embedded" in features:
+            rows = self.encoder.token(jnp.where(valid, arrays["tokens"], PAD))
+            made["embedded"] = jax.lax.stop_gradient(rows) if self.frozen else rows
         return made
 
     def _pass(
