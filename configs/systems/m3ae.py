@@ -43,15 +43,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "negative_image": {**others, "of": "image", "side": "image"},
     }
     patch = {"patch_size": image.patch_size}
-    size = {"num_heads": image.num_heads, "mlp_dim": 2 * image.width, "depth": 2}
-    fused = {"direction": "both", "region_block": 1, "pool": "both", "heads": {"match": 2}}
+    fused = {"name": "co_attention", "direction": "both", "depth": 2, "region_block": 1}
+    fused |= {"num_heads": image.num_heads, "mlp_dim": 2 * image.width, "pool": "both"}
     decoder = {"name": "patch_decoder", "width": 64, "depth": 1, "channels": image.channels}
-    config.fusions = {"fused": {"name": "co_attention", **size, **fused}}
-    config.fusions.decoder = {
-        **decoder,
-        **patch,
-        "reads": {"kept_patches": "fused@patches.regions"},
-    }
+    decoder |= {"reads": {"kept_patches": "fused@patches.regions"}, **patch}
+    config.fusions = {"fused": {**fused, "heads": {"match": 2}}, "decoder": decoder}
     control = {"control": "fused@other.words", "control_targets": "other.target"}
     config.objectives = {
         "global_contrastive": {"weight": 1.0},  # in place of the weights of CLIP
