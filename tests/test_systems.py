@@ -30,7 +30,8 @@ FAMILIES = {
 def step_of(name, devices=1, **changes):
     """The step of the variant "smoke" of a preset, for batches of the toy corpus."""
     config = presets.load(f"{ROOT / 'configs' / 'systems' / name}.py:smoke")
-    toys.changed(config, data__label_names=(), **changes)
+    colour = "rgb" if config.towers.image.channels == 3 else "as_stored"
+    toys.changed(config, data__label_names=(), data__colour=colour, **changes)
     tokenizers = toys.tokenizers(config)
     if tokenizers:
         config.towers.text.vocab_size = toys.tokenizer().vocab_size
