@@ -4,9 +4,9 @@
 
 Perez-Garcia et al. 2025, with the losses of DINOv2 (Oquab et al. 2024). The student sees wide crops
 with hidden blocks of patches, and local crops; the teacher, the average of its weights, sees whole
-wide ones. Images are grey tiles: density and shape of their nuclei lie at no fixed place, so that
-pixels do not tell them. The teacher is sharper than the published one and follows faster, because
-300 steps from the first weights, whose codes hardly differ, are few.
+wide ones. Images are grey tiles, and a probe reads the shape of their nuclei: these lie at no fixed
+place, so that pixels hardly tell it. The teacher is sharper than the published one and follows
+faster, because 300 steps from the first weights, whose codes hardly differ, are few.
 """
 
 import ml_collections

@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
 from benchmarks.systems.rows.rad_dino import neighbours
 from mmrl import build, config
+from mmrl.objectives.masked_image import patchify
 from mmrl.training import run
 
 NUMBERS = ()
@@ -39,9 +40,7 @@ def _of_mean_image(settings: dict[str, Any]) -> float:
     for split in ("train", "val"):
         source = build.find("source", data["source"])(split=split, **options)
         images = np.stack([source.image(one) for one in range(len(source))]) / 255
-        count, height, width = images.shape
-        cut = images.reshape(count, height // side, side, width // side, side)
-        patches.append(cut.transpose(0, 1, 3, 2, 4).reshape(count, -1, side * side))
+        patches.append(np.asarray(patchify(images, side)))
     train, val = patches
     error = ((val - train.mean(axis=0)) ** 2).mean()
     return float(1 - error / ((val - val.mean(axis=(0, 1))) ** 2).mean())

@@ -1,4 +1,4 @@
-"""RAD-DINO: self-distilled features know findings that pixels and first weights do not."""
+"""RAD-DINO: self-distilled features know shapes that pixels and first weights do not."""
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss, value
 

@@ -1,4 +1,4 @@
-"""SwAV: prototypes that crops predict of each other are used, and features know findings."""
+"""SwAV: prototypes that crops predict of each other are used, and features know shapes."""
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
 from benchmarks.systems.rows.rad_dino import neighbours
