@@ -17,7 +17,7 @@ def values(runs: Runs) -> dict[str, float]:
 
 CLAIMS = (
     Claim(
-        "nearest neighbours, macro AUROC in points",
+        "nearest neighbours, AUROC of the shape in points",
         "trained",
         beside=("untrained", "raw pixels", "permuted"),
     ),
