@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks import runs
 from benchmarks.systems import check, page
 from benchmarks.systems.check import Row, Runs
+from mmrl.runs import describe
 
 CALIBRATION, FINAL = (10, 11, 12), (0, 1, 2)
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
@@ -77,7 +78,8 @@ def _measure(name: str, row: Row, seeds: Sequence[int], args: argparse.Namespace
         for seed in seeds
         for label, one in row.RUNS.items()
     }
-    runs.train_all(dict(given.values()), args.workdir, args.at_once)
+    missing = {folder: one for folder, one in given.values() if not _is_done(args.workdir / folder)}
+    runs.train_all(missing, args.workdir, args.at_once)
     found = []
     for seed in seeds:
         path = args.workdir / "values" / f"{name}-{seed}.json"
@@ -103,6 +105,12 @@ def _measure(name: str, row: Row, seeds: Sequence[int], args: argparse.Namespace
         "commit": _commit(),
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a run is complete and evaluated; rows share runs."""
+    complete = folder.is_dir() and describe(folder).status == "complete"
+    return complete and any((folder / "results").glob("*.json"))
 
 
 def _thresholds(row: Row, values: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -24,8 +24,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
     config = pretrain.of_300_steps(smoke="smoke" in chosen)
-    config.data.update({"lateral": True, "render_size": 32, "length": 4000})
+    config.data.update({"lateral": True, "render_size": 32})
     if "smoke" not in chosen:
+        config.data.length = 4000
         pretrain.narrow(config)
     config.objectives = {"global_contrastive": {"weight": 1.0, "temperature": 0.07}}
     to_second = {"text": "image@second.embedding"}
