@@ -1,4 +1,4 @@
-"""MAE: hidden patches are reconstructed better than from the mean of all images."""
+"""MAE: visible patches tell the stain of hidden ones, which the mean of all images does not."""
 
 from typing import Any
 
@@ -13,8 +13,9 @@ from mmrl.training import run
 NUMBERS = ()
 EXPRESSED = "a quarter of the patches encoded, the others reconstructed by a light decoder"
 DIFFERS = (
-    "pixels are not normalised by patch, as phantoms are smooth; nothing is claimed of features, "
-    "which after so few steps are no better than those of the first weights"
+    "pixels are not normalised by patch, as tiles are smooth; the claim that features beat first "
+    "weights and raw pixels failed: on grey tiles, after 300 steps, nearest neighbours had a macro "
+    "AUROC of 71.7 points, with first weights 73.9, with raw pixels 81.0"
 )
 RUNS = {"trained": ("mae",), "untrained": ("mae", *UNTRAINED)}
 
