@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
@@ -41,7 +42,7 @@ def _of_mean_image(settings: dict[str, Any]) -> float:
     for split in ("train", "val"):
         source = build.find("source", data["source"])(split=split, **options)
         images = np.stack([source.image(one) for one in range(len(source))]) / 255
-        patches.append(np.asarray(patchify(images, side)))
+        patches.append(np.asarray(patchify(jnp.asarray(images), side)))
     train, val = patches
     error = ((val - train.mean(axis=0)) ** 2).mean()
     return float(1 - error / ((val - val.mean(axis=(0, 1))) ** 2).mean())
