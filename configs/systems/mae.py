@@ -4,14 +4,15 @@
 
 He et al. 2022 (MAE): the encoder sees a part of the patches, and a light decoder reconstructs the
 others. The log shows val/reconstruction/explained, which is 0 for the mean patch; a probe reads the
-findings from the features of whole images. `fourier` adds the loss of the spectrum (PLUTO).
+features of whole images. Images are stained tiles: visible patches tell the stain of hidden ones,
+which neither the mean patch nor the mean image knows. `fourier` adds the loss of the spectrum
+(PLUTO).
 """
 
 import ml_collections
 
-from configs import pretrain
+from configs.systems import tiles
 from mmrl import config as defaults
-from mmrl.data.phantom import findings
 
 VARIANTS = {
     "fourier": "Adds the loss of the spectrum.",
@@ -23,21 +24,21 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     chosen = defaults.variants(variant, VARIANTS)
     smoke = "smoke" in chosen
-    config = pretrain.of_300_steps(smoke=smoke)
-    config.data.label_names = tuple(findings.KINDS)
+    config = tiles(smoke=smoke)
+    config.data.colour = "as_stored"
     image = config.towers.image
-    image.update({} if smoke else {"width": 64, "depth": 3, "num_heads": 2})
-    image.update({"pool": "mean", "posemb": "sincos2d"})
-    image.heads = {}
-    config.towers = {"image": image}
+    image.update({"channels": 3, "pool": "mean", "posemb": "sincos2d", "heads": {}})
+    if not smoke:
+        config.update({"total_steps": 500, "log_every": 100})
+        config.checkpoint.every = 500
+        config.data.render_size = image.size = 32
+        image.patch_size = 4
     config.derived.patches = {"name": "random_patches", "share": 0.75}
     patch = {"patch_size": image.patch_size}
-    decoder = {"name": "patch_decoder", "width": 64, "depth": 1, "num_heads": 2, **patch}
-    config.fusions.decoder = decoder
-    # Phantoms are smooth, so that normalised patches are mostly their noise.
+    decoder = {"name": "patch_decoder", "width": 64, "depth": 1, "num_heads": 2, "channels": 3}
+    config.fusions.decoder = decoder | patch
+    # Tiles are smooth, so that normalised patches are mostly their noise.
     loss = {"name": "masked_image", "normalise": False, **patch}
     loss |= {"fourier": 0.5} if "fourier" in chosen else {}
     config.objectives = {"reconstruction": loss}
-    config.validation_loss = True
-    config.evaluators = {"probe": {"methods": ("knn",), "bootstrap": 200}}
     return config

@@ -3,8 +3,8 @@
     python -m mmrl.main --config=configs/systems/rudolf_v.py --workdir=runs/rudolf_v
 
 Dippel et al. 2024 (RudolfV): DINOv2 on tiles that are drawn equally often from groups which
-pathologists made, and with augmentations of the stain. Here a group is the rarest of three classes
-that a tile has, so that without balance some groups are four times as frequent as others.
+pathologists made, and with augmentations of the stain. Here a group is the rarest of two classes
+that a tile has, or none, so that without balance pink tiles are a fifth as frequent as others.
 """
 
 import ml_collections
@@ -13,13 +13,14 @@ from configs.systems import rad_dino
 from mmrl import config as defaults
 
 VARIANTS = {"smoke": "20 steps of a tiny model, for tests."}
-GROUPS = ("pink stain", "crowded pattern", "gland")
+GROUPS = ("pink stain", "elongated shape")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The preset with the variants named after the colon."""
     config = rad_dino.get_config(",".join(sorted(defaults.variants(variant, VARIANTS))))
     config.data.colour = "as_stored"
+    config.data.prevalence["pink stain"] = 0.1
     config.towers.image.channels = 3
     config.data.sampler.update({"name": "classes", "labels": GROUPS})
     config.derived = {

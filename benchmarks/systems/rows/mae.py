@@ -1,19 +1,22 @@
-"""MAE: hidden patches are reconstructed better than from the mean of all images."""
+"""MAE: visible patches tell the stain of hidden ones, which the mean of all images does not."""
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
 from benchmarks.systems.rows.rad_dino import neighbours
 from mmrl import build, config
+from mmrl.objectives.masked_image import patchify
 from mmrl.training import run
 
 NUMBERS = ()
 EXPRESSED = "a quarter of the patches encoded, the others reconstructed by a light decoder"
 DIFFERS = (
-    "pixels are not normalised by patch, as phantoms are smooth; nothing is claimed of features, "
-    "which after so few steps are no better than those of the first weights"
+    "pixels are not normalised by patch, as tiles are smooth; the claim that features beat first "
+    "weights and raw pixels failed: on grey tiles, after 300 steps, nearest neighbours had a macro "
+    "AUROC of 71.7 points, with first weights 73.9, with raw pixels 81.0"
 )
 RUNS = {"trained": ("mae",), "untrained": ("mae", *UNTRAINED)}
 
@@ -39,9 +42,7 @@ def _of_mean_image(settings: dict[str, Any]) -> float:
     for split in ("train", "val"):
         source = build.find("source", data["source"])(split=split, **options)
         images = np.stack([source.image(one) for one in range(len(source))]) / 255
-        count, height, width = images.shape
-        cut = images.reshape(count, height // side, side, width // side, side)
-        patches.append(cut.transpose(0, 1, 3, 2, 4).reshape(count, -1, side * side))
+        patches.append(np.asarray(patchify(jnp.asarray(images), side)))
     train, val = patches
     error = ((val - train.mean(axis=0)) ** 2).mean()
     return float(1 - error / ((val - val.mean(axis=(0, 1))) ** 2).mean())

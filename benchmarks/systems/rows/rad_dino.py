@@ -1,4 +1,4 @@
-"""RAD-DINO: self-distilled features know findings that pixels and first weights do not."""
+"""RAD-DINO: self-distilled features know shapes that pixels and first weights do not."""
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss, value
 
@@ -33,7 +33,7 @@ def values(runs: Runs) -> dict[str, float]:
 
 CLAIMS = (
     Claim(
-        "nearest neighbours, macro AUROC in points",
+        "nearest neighbours, AUROC of the shape in points",
         "trained",
         beside=("untrained", "raw pixels", "permuted"),
     ),

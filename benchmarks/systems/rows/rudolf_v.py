@@ -50,7 +50,7 @@ CLAIMS = (
         most=0.05,
     ),
     Claim(
-        "nearest neighbours, macro AUROC in points",
+        "nearest neighbours, AUROC of the shape in points",
         "trained",
         beside=("untrained", "raw pixels", "permuted"),
     ),

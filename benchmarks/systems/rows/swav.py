@@ -1,4 +1,4 @@
-"""SwAV: prototypes that crops predict of each other are used, and features know findings."""
+"""SwAV: prototypes that crops predict of each other are used, and features know shapes."""
 
 from benchmarks.systems.check import UNTRAINED, Claim, Runs, loss
 from benchmarks.systems.rows.rad_dino import neighbours
@@ -17,7 +17,7 @@ def values(runs: Runs) -> dict[str, float]:
 
 CLAIMS = (
     Claim(
-        "nearest neighbours, macro AUROC in points",
+        "nearest neighbours, AUROC of the shape in points",
         "trained",
         beside=("untrained", "raw pixels", "permuted"),
     ),
