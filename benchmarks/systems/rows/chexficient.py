@@ -15,9 +15,9 @@ from mmrl.training import checkpoint, run
 NUMBERS = (75,)
 EXPRESSED = "a curator within the step: samples are kept by clusters, and only these are drawn"
 DIFFERS = (
-    "6 central samples of a cluster, for batches of 128, instead of 10; phantom tiles, on which a "
+    "7 central samples of a cluster, for batches of 128, instead of 10; phantom tiles, on which a "
     "report that states the same counts as a match, and each kind of report alike; recall of what "
-    "is rare falls a little, where it should not"
+    "is rare falls a little below that with all samples, and the paper's rises"
 )
 RUNS = {
     "curated": ("chexficient",),
@@ -109,7 +109,6 @@ CLAIMS = (
     Claim(
         "recall of what is rare, at 10 % false positives",
         "rare curated",
-        ("rare curated permuted", "rare untrained"),
+        ("rare random", "rare curated permuted", "rare untrained"),
     ),
-    Claim("the same, against as many samples drawn at random", "rare curated", ("rare random",)),
 )
