@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     smoke = "smoke" in chosen
     config = tiles(smoke=smoke)
     config.data.colour = "as_stored"
+    config.data.label_names = ("pink stain", "crowded pattern", "elongated shape")
     image = config.towers.image
     image.update({"channels": 3, "pool": "mean", "posemb": "sincos2d", "heads": {}})
     if not smoke:

@@ -6,7 +6,7 @@ Perez-Garcia et al. 2025, with the losses of DINOv2 (Oquab et al. 2024). The stu
 with hidden blocks of patches, and local crops; the teacher, the average of its weights, sees whole
 wide ones. Images are grey tiles, and a probe reads the shape of their nuclei: these lie at no fixed
 place, so that pixels hardly tell it. The teacher is sharper than the published one and follows
-faster, because 400 steps from the first weights, whose codes hardly differ, are few.
+faster, because a few hundred steps from first weights, whose codes hardly differ, are short.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ from mmrl import config as defaults
 VARIANTS = {
     "smoke": "20 steps of a tiny model, for tests.",
 }
-STEPS = 400
+STEPS = 340
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

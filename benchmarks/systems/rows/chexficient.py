@@ -22,7 +22,7 @@ DIFFERS = (
 RUNS = {
     "curated": ("chexficient",),
     "all": ("chexficient:all",),
-    "random": ("chexficient:all", "--config.data.train_fraction=0.26"),
+    "random": ("chexficient:all", "--config.data.train_fraction=0.3"),
     "untrained": ("chexficient", *UNTRAINED),
 }
 OTHERS = {"pink stain": "purple stain", "crowded pattern": "sparse pattern"}
