@@ -105,11 +105,11 @@ def present_here(path: str, name: str) -> dict[str, str]:
     kind = {"objectives": "objective", "fusions": "fusion"}.get(path, path)
     target: typing.Any = build.find(kind, name)
     offered, reads = build.choices("input"), {}
-    for argument, encoding in target.reads.items():
+    for argument, encoding in wiring.redirected("reads", target.reads, None).items():
         parsed = wiring.parse(encoding)
         if parsed.tower not in ("image", "text") or (parsed.input or "image") not in offered:
             reads[argument] = "image.embedding"
-    for argument, array in target.batch.items():
+    for argument, array in wiring.redirected("reads", target.batch, None).items():
         if "." in array and array.partition(".")[0] not in offered:
             reads[argument] = "index"
     return reads

@@ -48,7 +48,10 @@ class CuratedContrastive(Objective):
       ratio: of the rule deviations.
       momentum: share of a prototype that an update keeps.
       widths: of what is read.
-      temperature, implementation, chunk_size: as of GlobalContrastive.
+      temperature: initial value of the learned temperature.
+      implementation: how the loss over all pairs is computed: dense, chunked, ring or auto, with
+        equal results.
+      chunk_size: maximum number of images and of texts in a tile; 0 means about 16 MiB of logits.
 
     Raises:
       InputError: an unknown rule or start, or a number out of range.

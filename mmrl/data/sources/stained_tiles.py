@@ -74,7 +74,7 @@ class StainedTiles:
         seed: int = 0,
         render_size: int = 64,
         fractions: Fractions = (0.8, 0.1, 0.1),
-        prevalence: Mapping[str, float] = tiles.EVEN,
+        prevalence: Mapping[str, float] | None = None,
     ) -> None:
         check_split(split)
         if length < 1 or render_size < 16:
@@ -82,12 +82,13 @@ class StainedTiles:
                 f"stained_tiles length {length}, render_size {render_size}; expected at least 1 "
                 "and 16"
             )
-        for name, share in prevalence.items():
+        given = dict(prevalence or {})
+        for name, share in given.items():
             if name not in tiles.SHARES:
                 raise InputError(build.unknown("label in prevalence", name, tiles.SHARES))
             if not 0 <= share <= 1:
                 raise InputError(f"prevalence of {name} is {share}; expected a share from 0 to 1")
-        self._split, self._seed, self._prevalence = split, seed, dict(prevalence)
+        self._split, self._seed, self._prevalence = split, seed, given
         self._load = functools.partial(
             _image, seed=seed, size=render_size, prevalence=self._prevalence
         )
