@@ -152,6 +152,7 @@ READERS = {
     "prior": "image",
     "prior_text": "text",
     "label_prompts": "text",
+    "relations": "text",
 }
 
 

@@ -4,7 +4,7 @@
     python -m mmrl.main --config=configs/systems/chexficient.py:all --workdir=runs/chexficient_all
 
 Wang et al. 2026, by the rule of the released code, with 6 prototypes after 10 steps of warm-up. It
-keeps 7 central samples of a cluster instead of 10, for batches of 128. The corpus is tiles of
+keeps 5 central samples of a cluster instead of 10, for batches of 128. The corpus is tiles of
 nuclei that differ in stain and pattern; RARE holds the shares of a rare stain and a rare pattern.
 """
 
@@ -36,10 +36,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluators = {"retrieval": {"max_pairs": 32}}
     if "smoke" not in chosen:
         config.batch_size, config.total_steps = 128, 240
-        config.data.update({"length": 5200, "render_size": 32, "fractions": (0.6, 0.35, 0.05)})
+        config.data.update({"length": 9000, "render_size": 32, "fractions": (0.75, 0.2, 0.05)})
         image.update({"size": 32, "width": 64, "depth": 2, "num_heads": 2, "pool": "mean"})
         text.update({"length": 40, "width": 64, "depth": 1, "num_heads": 2, "pool": "mean"})
-        curated = {"examples": 3120, "warm_up": 10, "prototypes": 6, "most": 7}
+        curated = {"examples": 6750, "warm_up": 10, "prototypes": 6, "most": 5}
         config.evaluators = {"retrieval": {"max_pairs": 256, "bootstrap": 0}}
     if "paper" in chosen:
         curated |= {"rule": "deviations"}
