@@ -22,7 +22,7 @@ before the seeds 0, 1 and 2 were run once, and stand in `benchmarks/systems/thre
 those effects. A claim holds if the mean effect reaches the threshold and its 95 % interval over the
 three seeds, by Student's t, lies above 0. One with fixed bounds, which the published check states,
 holds if every seed keeps them; its effect, if there is one, has to lie above 0 as well.
-Core-minutes are the computing time of all runs and evaluations of a row, over three seeds.
+Core-minutes are the computing time of what a row started, over three seeds; rows share runs.
 """
 
 _COLUMNS = (

@@ -7,7 +7,11 @@ EXPRESSED = (
     "75 % of the patches, decoded from an earlier block of co-attention; 15 % of words, "
     "whole, predicted from the last block; matching of pairs"
 )
-DIFFERS = "two blocks of co-attention instead of six; a global contrast instead of trained towers"
+DIFFERS = (
+    "two blocks of co-attention instead of six; a global contrast instead of trained towers; short "
+    "impressions of stained tiles, as on reports of radiographs the fusion learns grammar first: "
+    "after 500 steps it told .406 of the hidden words, and .398 with other images"
+)
 RUNS = {"trained": ("m3ae",), "untrained": ("m3ae", *UNTRAINED)}
 
 
