@@ -56,13 +56,14 @@ def main() -> None:
             if frozen := sorted(set(unbounded) & set(thresholds.get(name, {}))):
                 parser.error(f"{name} has a frozen threshold of {frozen[0]!r} in {THRESHOLDS}")
             measured = _measure(name, row, CALIBRATION, args)
-            thresholds[name] = _thresholds(row, measured["values"])
+            thresholds = _read(THRESHOLDS) | {name: _thresholds(row, measured["values"])}
             _write(THRESHOLDS, thresholds)
             print(f"{name}: frozen {json.dumps(thresholds[name])}", flush=True)
         else:
             if missing := sorted(set(unbounded) - set(thresholds.get(name, {}))):
                 parser.error(f"{name} has no threshold of {missing[0]!r}; first use --calibrate")
-            results[name] = _measure(name, row, FINAL, args)
+            measured = _measure(name, row, FINAL, args)
+            results = _read(stored) | {name: measured}  # another command may have added to it
             _write(stored, results)
             for claim in row.CLAIMS:
                 print(f"{name}: {page.line(row, claim, results[name], thresholds)}", flush=True)
