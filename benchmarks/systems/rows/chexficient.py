@@ -17,7 +17,7 @@ EXPRESSED = "a curator within the step: samples are kept by clusters, and only t
 DIFFERS = (
     "5 central samples of a cluster, for batches of 128, instead of 10; phantom tiles, on which a "
     "report that states the same counts as a match, and each kind of report alike; recall of what "
-    "is rare falls a little below that with all samples, and the paper's rises"
+    "is rare is kept and does not rise, and as many random samples keep nearly as much"
 )
 RUNS = {
     "curated": ("chexficient",),
@@ -27,7 +27,7 @@ RUNS = {
 }
 OTHERS = {"pink stain": "purple stain", "crowded pattern": "sparse pattern"}
 FALSE = 0.1  # share of the tiles without a feature that are taken for tiles with it
-FEW = 5  # kinds of reports with fewer tiles are left out
+FEW = 20  # kinds of reports with fewer tiles are left out, as their R@1 is mostly chance
 
 
 def values(runs: Runs) -> dict[str, float]:
@@ -44,6 +44,8 @@ def values(runs: Runs) -> dict[str, float]:
         "share": draw["kept"] / draw["kept_of"],
         "R@1 of all": found["R@1 curated"] / found["R@1 all"],
         "rare of all": found["rare curated"] / found["rare all"],
+        "rare over random": found["rare curated"] - found["rare random"],
+        "nothing": 0.0,
         "rare kept": kept,
         "rare at random": everything,
     }
@@ -104,11 +106,12 @@ CLAIMS = (
     Claim("share of the samples that are used", "share", most=0.3),
     Claim("rare samples among those that are kept", "rare kept", ("rare at random",)),
     Claim("R@1, as a share of that with all samples", "R@1 of all", least=0.95),
-    Claim("recall of what is rare, as a share of that with all samples", "rare of all", least=0.9),
+    Claim("recall of what is rare, as a share of that with all samples", "rare of all", least=0.95),
     Claim("R@1", "R@1 curated", ("R@1 curated permuted", "R@1 untrained")),
     Claim(
         "recall of what is rare, at 10 % false positives",
         "rare curated",
-        ("rare random", "rare curated permuted", "rare untrained"),
+        ("rare curated permuted", "rare untrained"),
     ),
+    Claim("the same minus that of as many random samples", "rare over random", ("nothing",)),
 )
