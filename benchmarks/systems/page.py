@@ -47,6 +47,8 @@ def write(path: Path, results: Mapping[str, Any], thresholds: Mapping[str, Any])
     for name in ordered:
         row = found[name]
         lines.append(f"| {_numbers(row)} | {name} | {row.EXPRESSED} | {row.DIFFERS} |")
+    if left := [name for name in check.names() if name not in results]:
+        lines += ["", f"Not calibrated or not run yet: {', '.join(left)}."]
     runs.write(path, "\n".join([*lines, ""]))
 
 
