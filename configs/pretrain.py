@@ -49,10 +49,10 @@ def of_300_steps(*, smoke: bool) -> ml_collections.ConfigDict:
     return config
 
 
-def narrow(config: ml_collections.ConfigDict) -> None:
+def narrow(config: ml_collections.ConfigDict, *, patch_size: int = 4) -> None:
     """Towers of a fifth of the cost, for images of 32 pixels."""
     small = {"width": 64, "num_heads": 2}
-    config.towers.image.update({"size": 32, "patch_size": 4, "depth": 2, **small})
+    config.towers.image.update({"size": 32, "patch_size": patch_size, "depth": 2, **small})
     if "text" in config.towers:
         config.towers.text.update({"depth": 1, **small})
 

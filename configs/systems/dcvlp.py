@@ -22,10 +22,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     image, text = config.towers.image, config.towers.text
     if not chosen:
         config.total_steps, config.optimizer.learning_rate = 500, 3e-3
-        config.data.render_size, image.size = 32, 32
+        config.data.render_size = 32
         config.data.sections, text.length = ("findings",), 40
-        for tower, depth in ((image, 2), (text, 1)):
-            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        pretrain.narrow(config, patch_size=8)
         text.convolution = 5  # words know their neighbours at once
     image.heads, text.heads = {"embedding": 64}, {"embedding": 64}
     image.mask_token = True

@@ -27,9 +27,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if not chosen:
         config.total_steps, config.optimizer.learning_rate = 240, 3e-3
         config.data.sections, text.length = ("impression",), 16
-        config.data.render_size = image.size = 32
-        for tower, depth in ((image, 2), (text, 1)):
-            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        config.data.render_size = 32
+        pretrain.narrow(config, patch_size=8)
         text.convolution = 5  # words know their neighbours at once
     config.data.source, image.channels = "stained_tiles", 3
     image.heads = text.heads = {"embedding": 64}

@@ -24,9 +24,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     image, text = config.towers.image, config.towers.text
     if not chosen:
         config.batch_size, config.optimizer.learning_rate = 64, 3e-3
-        config.data.render_size, image.size, text.length = 32, 32, 56
-        for tower, depth in ((image, 2), (text, 1)):
-            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        config.data.render_size, text.length = 32, 56
+        pretrain.narrow(config, patch_size=8)
     image.heads, text.heads = {"embedding": 64}, {"embedding": 64}
     embeds = {"pool": "both", "heads": {"embedding": 64}}
     joint = {"name": "co_attention", "depth": 1, "num_heads": image.num_heads}

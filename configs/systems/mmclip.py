@@ -23,10 +23,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     image, text = config.towers.image, config.towers.text
     if not chosen:
         config.total_steps, config.optimizer.learning_rate, text.convolution = 700, 3e-3, 5
-        config.data.render_size, image.size = 32, 32
+        config.data.render_size = 32
         config.data.sections, text.length = ("findings",), 56
-        for tower, depth in ((image, 2), (text, 1)):
-            tower.update({"width": 64, "num_heads": 2, "depth": depth})
+        pretrain.narrow(config, patch_size=8)
     image.heads, text.heads = {"embedding": 64, "regions": 64}, {"embedding": 64, "sentence": 64}
     image.pool, config.data.unreported = "mean", 0.3
     config.inputs.text = {"name": "concepts", "num_entities": 12, "required": False}
