@@ -163,17 +163,20 @@ def make_tokenizers(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, To
         if wiring.kind_of(tower, given) != "text":
             continue
         options = {**_DEFAULTS, **given}
-        texts = inputs.make_one(settings, own[tower], tower).vocabulary(corpus)
+        # A tokenizer that is read needs no texts, and a large corpus has millions.
+        made_here = not options["tokenizer"]
+        one = inputs.make_one(settings, own[tower], tower)
+        texts = one.vocabulary(corpus) if made_here else ()
         key = (options["tokenizer"], options["vocab_size"], options["tokenizer_model"], texts)
         if key not in made:
-            if options["tokenizer"]:
-                made[key] = Tokenizer.from_file(options["tokenizer"])
-            else:
+            if made_here:
                 made[key] = Tokenizer.train(
                     texts,
                     vocab_size=options["vocab_size"],
                     model_type=options["tokenizer_model"],
                 )
+            else:
+                made[key] = Tokenizer.from_file(options["tokenizer"])
         found[tower] = made[key]
     return found
 
