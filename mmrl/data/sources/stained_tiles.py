@@ -16,10 +16,6 @@ from mmrl.data.reading.splits import Fractions, check_split, split_of
 from mmrl.types import ImageRef, InputError, Record, Reject
 
 
-def _image(index: int, *, seed: int, size: int, prevalence: Mapping[str, float]) -> np.ndarray:
-    return tiles.load_image(seed, index, size, prevalence)
-
-
 class _Images:
     """(position, number = 0) -> u8[S, S, 3], without the rest of the record."""
 
@@ -89,9 +85,7 @@ class StainedTiles:
             if not 0 <= share <= 1:
                 raise InputError(f"prevalence of {name} is {share}; expected a share from 0 to 1")
         self._split, self._seed, self._prevalence = split, seed, given
-        self._load = functools.partial(
-            _image, seed=seed, size=render_size, prevalence=self._prevalence
-        )
+        self._load = functools.partial(tiles.load_image, seed, size=render_size, prevalence=given)
         of_patient = functools.cache(
             lambda number: split_of(f"{seed}-{number}", fractions, salt="stained_tiles")
         )
