@@ -161,6 +161,26 @@ def value(folder: Path, evaluator: str, measure: str) -> float:
     return float(last(folder)["results"][evaluator]["values"][measure]["value"])
 
 
+def chance(folder: Path, evaluator: str, measure: str) -> float:
+    """The chance of a value that the last evaluation of a run stored."""
+    return float(last(folder)["results"][evaluator]["values"][measure]["chance"])
+
+
+def recall(runs: Runs, measure: str) -> dict[str, float]:
+    """A recall of the evaluator `retrieval`, and what stands beside it.
+
+    Args:
+      runs: with the labels trained and untrained. measure: such as image_to_text/R@1.
+    """
+    trained = runs["trained"]
+    return {
+        measure.rpartition("/")[2]: value(trained, "retrieval", measure),
+        "chance": chance(trained, "retrieval", measure),
+        "permuted": value(trained, "retrieval", f"{measure}_images_permuted"),
+        "untrained": value(runs["untrained"], "retrieval", measure),
+    }
+
+
 def both_ways(folder: Path, measure: str, evaluator: str = "retrieval") -> float:
     """A measure of a retrieval, such as "R@1", as the mean of both directions."""
     ways = ("image_to_text", "text_to_image")

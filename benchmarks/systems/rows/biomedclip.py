@@ -4,7 +4,7 @@ import numpy as np
 
 import mmrl
 from benchmarks.recalls import held_out
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, last, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, recall
 
 NUMBERS = (39,)
 EXPRESSED = "the contrast of a ViT with texts of 256 tokens"
@@ -18,14 +18,10 @@ RUNS = {
 
 def values(runs: Runs) -> dict[str, float]:
     """Of one seed."""
-    measure = "image_to_text/R@1"
-    found = last(runs["trained"])["results"]["retrieval"]["values"][measure]
+    found = recall(runs, "image_to_text/R@1")
     return {
-        "R@1": found["value"],
-        "times chance": found["value"] / found["chance"],
-        "chance": found["chance"],
-        "permuted": value(runs["trained"], "retrieval", f"{measure}_images_permuted"),
-        "untrained": value(runs["untrained"], "retrieval", measure),
+        **found,
+        "times chance": found["R@1"] / found["chance"],
         "late words": _late(runs, "trained"),
         "late words, 64 tokens": _late(runs, "short"),
     }

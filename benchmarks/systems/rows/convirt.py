@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, last, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, recall
 from mmrl.objectives.global_contrastive import contrastive_loss
 
 NUMBERS = (65,)
@@ -19,16 +19,12 @@ RUNS = {"trained": ("convirt",), "untrained": ("convirt", *UNTRAINED)}
 
 def values(runs: Runs) -> dict[str, float]:
     """Of one seed."""
-    measure = "image_to_text/R@1"
-    found = last(runs["trained"])["results"]["retrieval"]["values"][measure]
+    found = recall(runs, "image_to_text/R@1")
     drawn = np.random.default_rng(runs.seed).normal(size=(1, 16))
     constant = jnp.asarray(np.repeat(drawn / np.linalg.norm(drawn), 48, axis=0), jnp.float32)
     return {
-        "R@1": found["value"],
-        "times chance": found["value"] / found["chance"],
-        "chance": found["chance"],
-        "permuted": value(runs["trained"], "retrieval", f"{measure}_images_permuted"),
-        "untrained": value(runs["untrained"], "retrieval", measure),
+        **found,
+        "times chance": found["R@1"] / found["chance"],
         "constant": float(contrastive_loss(constant, constant, jnp.float32(2.3))) - math.log(48),
     }
 

@@ -1,6 +1,6 @@
 """MV-MLM: a second contrast between the views of a study, beside images and reports."""
 
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, last, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, chance, value
 
 NUMBERS = (28,)
 EXPRESSED = "image-text and view-view contrast in one run; template reports (variant `metadata`)"
@@ -14,24 +14,20 @@ RUNS = {
     "untrained": ("mv_mlm", *UNTRAINED),
 }
 
-AUROC = "findings/auroc"
+RECALL, AUROC = "image_to_text/R@1", "findings/auroc"
 
 
 def values(runs: Runs) -> dict[str, float]:
     """R@1 between the views over chance, and zero-shot AUROC of each view."""
-    recall = last(runs["both"])["results"]["views"]["values"]["image_to_text/R@1"]
-    chance = recall["chance"]
-    blind = value(runs["both"], "views", "image_to_text/R@1_images_permuted")
-    single = last(runs["single"])["results"]["views"]["values"]["image_to_text/R@1"]["value"]
-    untrained = value(runs["untrained"], "views", "image_to_text/R@1")
+    found = {name: value(runs[name], "views", RECALL) for name in RUNS}
     frontal = {name: value(runs[name], "zero_shot", AUROC) for name in RUNS}
     lateral = {name: value(runs[name], "lateral", AUROC) for name in RUNS}
     return {
-        "times chance": recall["value"] / chance,
-        "R@1": recall["value"],
-        "permuted R@1": blind,
-        "single R@1": single,
-        "untrained R@1": untrained,
+        "times chance": found["both"] / chance(runs["both"], "views", RECALL),
+        "R@1": found["both"],
+        "permuted R@1": value(runs["both"], "views", f"{RECALL}_images_permuted"),
+        "single R@1": found["single"],
+        "untrained R@1": found["untrained"],
         "mean AUROC": (frontal["both"] + lateral["both"]) / 2,
         "single mean AUROC": (frontal["single"] + lateral["single"]) / 2,
         "lateral AUROC": lateral["both"],

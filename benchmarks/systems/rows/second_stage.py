@@ -1,10 +1,9 @@
 """A second stage: the image tower comes from another run, and the stage repeats bit for bit."""
 
 import json
-import subprocess
-import sys
 
 from benchmarks.systems.check import Claim, Runs, arguments
+from benchmarks.systems.command import execute
 from mmrl.training.checkpoint import Checkpoints, digest
 from mmrl.training.initial import by_path
 
@@ -21,8 +20,7 @@ def values(runs: Runs) -> dict[str, float]:
     for copy in ("one", "two"):
         folder = runs.scratch / copy
         given = arguments(("second_stage:smoke", *stage), runs.seed)
-        command = [sys.executable, "-m", "mmrl.main", *given, f"--workdir={folder}"]
-        subprocess.run(command, check=True, capture_output=True)
+        execute("mmrl.main", *given, f"--workdir={folder}")
         saved = Checkpoints(folder, read_only=True)
         try:
             found.append(by_path(saved.read_arrays(("params", "variables", "opt_state"))["params"]))

@@ -1,6 +1,6 @@
 """Semantic alignment of stories: texts find the images that they describe."""
 
-from benchmarks.systems.check import UNTRAINED, Claim, Runs, last, value
+from benchmarks.systems.check import UNTRAINED, Claim, Runs, recall
 
 NUMBERS = (7,)
 EXPRESSED = "out of scope: a GAN that draws stories. The contrast of texts and images serves it"
@@ -10,13 +10,7 @@ RUNS = {"trained": ("convirt",), "untrained": ("convirt", *UNTRAINED)}
 
 def values(runs: Runs) -> dict[str, float]:
     """Of one seed."""
-    measure = "text_to_image/R@5"
-    return {
-        "R@5": value(runs["trained"], "retrieval", measure),
-        "permuted": value(runs["trained"], "retrieval", f"{measure}_images_permuted"),
-        "untrained": value(runs["untrained"], "retrieval", measure),
-        "chance": last(runs["trained"])["results"]["retrieval"]["values"][measure]["chance"],
-    }
+    return recall(runs, "text_to_image/R@5")
 
 
 CLAIMS = (Claim("text to image, R@5", "R@5", beside=("permuted", "untrained", "chance")),)
