@@ -162,7 +162,7 @@ def test_features_are_exactly_what_a_tower_encodes():
         "pooled", "embedding", "regions", "attention", "local",
     )  # fmt: skip
     assert made["text"].features == (
-        "pooled", "embedding", "words", "attention", "local", "mask", "word_mask",
+        "pooled", "embedding", "words", "attention", "local", "mask", "word_mask", "embedded",
     )  # fmt: skip
     names = {f"{name}.{feature}" for name in OWN for feature in made[name].features}
     assert set(encode(model(), names)) == names
@@ -186,7 +186,7 @@ def test_features_are_exactly_what_a_tower_encodes():
         (
             "text@perturbed.word",
             "unknown feature text@perturbed.word; feature 'word' (did you mean 'word_mask'?); "
-            "choices: pooled, embedding, attention, local, mask, word_mask (set "
+            "choices: pooled, embedding, attention, local, mask, word_mask, embedded (set "
             "config.towers.text.heads.word for another head)",
         ),
     ],
