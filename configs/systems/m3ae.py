@@ -42,7 +42,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "negative_image": {**others, "of": "image", "side": "image"},
     }
     patch = {"patch_size": image.patch_size}
-    fused = {"name": "co_attention", "direction": "both", "depth": 2, "region_block": 1}
+    depth = 1 if chosen else 2
+    fused = {"name": "co_attention", "direction": "both", "depth": depth, "region_block": 1}
     fused |= {"num_heads": image.num_heads, "mlp_dim": 2 * image.width, "pool": "both"}
     decoder = {"name": "patch_decoder", "width": 64, "depth": 1, "channels": image.channels}
     decoder |= {"reads": {"kept_patches": "fused@patches.regions"}, **patch}
