@@ -3,8 +3,9 @@
     python -m mmrl.main --config=configs/systems/dcvlp.py --workdir=runs/dcvlp
 
 Shi et al. 2021 contrast hidden regions instead of regressing them, beside masked words and matching
-of pairs. Regions are patches here, the targets are their encodings of the whole image, and there
-are no adversarial changes. The log shows val/regions/accuracy and its control, with other reports.
+of pairs. Regions are patches here, the targets are their encodings of the whole image, and one step
+of the adversary (`epsilon`) changes predictions. The log shows val/regions/accuracy and its control
+with other reports.
 """
 
 import ml_collections
@@ -21,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = pretrain.of_300_steps(smoke=bool(chosen))
     image, text = config.towers.image, config.towers.text
     if not chosen:
-        config.total_steps, config.optimizer.learning_rate = 500, 3e-3
+        config.total_steps, config.optimizer.learning_rate = 300, 3e-3
         config.data.render_size = 32
         config.data.sections, text.length = ("findings",), 40
         pretrain.narrow(config, patch_size=8)

@@ -4,8 +4,9 @@
 
 Wu et al. 2024: the patches that respond to the report are hidden and reconstructed from the others
 and the report (AttMIM), and named entities are hidden and predicted from the other words and the
-image (EntMLM). Prompts name the diseases of all images, of which three of ten have no report. The
-log shows val/entities/accuracy beside control_accuracy, the same with the images of other studies.
+image (EntMLM). Prompts name the diseases of all images, of which three of ten have no report. Texts
+are impressions, which a few hundred steps learn to complete. The log shows val/entities/accuracy
+beside control_accuracy, the same with the images of other studies.
 """
 
 import ml_collections
@@ -22,9 +23,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = pretrain.of_300_steps(smoke=bool(chosen))
     image, text = config.towers.image, config.towers.text
     if not chosen:
-        config.total_steps, config.optimizer.learning_rate, text.convolution = 700, 3e-3, 5
-        config.data.render_size = 32
-        config.data.sections, text.length = ("findings",), 56
+        config.total_steps, config.optimizer.learning_rate, text.convolution = 300, 3e-3, 5
+        config.data.render_size, config.data.length = 32, 3000
+        config.data.sections, text.length = ("impression",), 24
         pretrain.narrow(config, patch_size=8)
     image.heads, text.heads = {"embedding": 64, "regions": 64}, {"embedding": 64, "sentence": 64}
     image.pool, config.data.unreported = "mean", 0.3
@@ -33,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.inputs.label_prompts = {"templates": ("a radiograph with {labels}",)}
     config.derived = {
         "patches": {"name": "described_patches", "reads": {"text": "text.sentence"}},
-        "masked": {"name": "masked_tokens", "spans": "spans", "share": 0.5},
+        "masked": {"name": "masked_tokens", "spans": "spans", "share": 0.75},
         "other": {"name": "hard_negatives", "of": "image", "side": "image", "draw": "uniform"},
     }
     joint = {"name": "co_attention", "depth": 1, "num_heads": image.num_heads}
