@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint format clean
+.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint wheel try-wheel format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -77,6 +77,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The wheel in dist/. An older build folder would bring files that are gone.
+wheel: $(VENV)/installed-dev
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir=dist .
+	rm -rf build mmrl.egg-info
+
+try-wheel: wheel
+	.ci/try_wheel dist/*.whl
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -91,4 +100,4 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build dist mmrl.egg-info

@@ -572,6 +572,6 @@ def entry(head: str, text: str) -> list[str]:
 
 def _preset_lines() -> Iterator[str]:
     for preset in presets.shipped():
-        yield from entry(preset.path, preset.title)
+        yield from entry(preset.given, preset.title)
         for name, text in preset.variants.items():
             yield f"        :{name:<15} {text}"

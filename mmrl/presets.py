@@ -25,6 +25,8 @@ If a key is given twice, the last one counts.
 """
 
 import ast
+import contextlib
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -51,29 +53,88 @@ Read = Callable[[str, str], Start]
 # What stays of a tower, beside the keys of `config.MODULES`, when a folder takes its place.
 _STAYING = ("heads", "head", "length")
 
-_ROOT = Path(__file__).resolve().parent.parent
+# The folder that holds the package `configs`: `mmrl/shipped` in a wheel, in a clone its root.
+_IN_WHEEL = Path(__file__).resolve().parent / "shipped"
+_ROOT = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parent.parent
 
 
 class Preset(NamedTuple):
-    """A config file that is shipped."""
+    """A config file that is shipped.
 
-    path: str
+    Attributes:
+      given: what to write after --config=: "configs/pretrain.py" in the root of a clone, elsewhere
+        "pretrain".
+      title: the first line of its docstring. variants: name -> what it is.
+    """
+
+    given: str
     title: str
-    variants: Mapping[str, str]  # name -> what it is
+    variants: Mapping[str, str]
 
 
 def shipped() -> list[Preset]:
-    """The presets of this repository, from their docstrings and VARIANTS; no file is executed."""
-    here = Path.cwd()
+    """The presets of mmrl, from their docstrings and VARIANTS; no file is executed."""
+    in_clone = Path.cwd() == _ROOT
     found = []
     for file in sorted((_ROOT / "configs").rglob("*.py")):
-        tree = ast.parse(file.read_text("utf-8"))
         if file.stem == "__init__":
             continue
-        path = file.relative_to(here) if file.is_relative_to(here) else file
-        title = (ast.get_docstring(tree) or "").partition("\n")[0]
-        found.append(Preset(str(path), title, _variants(file)))
+        title = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+        name = file.relative_to(_ROOT if in_clone else _ROOT / "configs")
+        given = name if in_clone else name.with_suffix("")
+        found.append(Preset(given.as_posix(), title, _variants(file)))
     return found
+
+
+def find(given: str) -> Path:
+    """The file of a preset: one that exists, or one that is shipped, by name.
+
+    Shipped presets are named from every folder as in a clone, "configs/recipes/vit_b16.py", or
+    briefly, "recipes/vit_b16". A file in the current folder comes first.
+
+    Raises:
+      InputError: neither; names the shipped ones.
+    """
+    file = Path(given)
+    if file.is_file():
+        return file
+    named = _ROOT / "configs" / f"{_name(given)}.py"
+    # A name with ".." or a root would leave the folder of presets.
+    outside = ".." in file.parts or file.is_absolute() or named.stem == "__init__"
+    if outside or not named.is_file():
+        offered = {_name(preset.given): preset.given for preset in shipped()}
+        close = difflib.get_close_matches(_name(given), offered, 1)
+        hint = f" (did you mean {offered[close[0]]!r}?)" if close else ""
+        raise InputError(f"--config={given}: there is no file {given!r}{hint}; {names()}")
+    return named
+
+
+def _name(given: str) -> str:
+    """The brief name "recipes/vit_b16" of "configs/recipes/vit_b16.py"."""
+    return given.removesuffix(".py").removeprefix("configs/")
+
+
+@contextlib.contextmanager
+def _importable(file: Path) -> Iterator[None]:
+    """Lets a config file import those beside it, and `configs`, wherever it is read.
+
+    The packages of the file itself come first: a folder `configs` of the user would otherwise hide
+    the shipped one, which presets import. Those of mmrl come last.
+    """
+    top = file.resolve().parent
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    own = [str(top.parent)] if (top / "__init__.py").is_file() else []
+    loaded = sys.modules.get(top.name) if own else None
+    if loaded is not None and top != Path(getattr(loaded, "__file__", None) or "").resolve().parent:
+        for name in [one for one in sys.modules if one.partition(".")[0] == top.name]:
+            del sys.modules[name]
+    before = list(sys.path)
+    sys.path[:] = [*own, *before, str(_ROOT)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _variants(file: Path) -> dict[str, str]:
@@ -97,13 +158,13 @@ def _stated(node: ast.expr, file: Path) -> dict[str, str]:
 
 def names() -> str:
     """The shipped presets in one line, for messages."""
-    return f"presets: {', '.join(preset.path for preset in shipped())}"
+    return f"presets: {', '.join(preset.given for preset in shipped())}"
 
 
 def load(
     given: str, say: Callable[[str], None] = lambda line: None, read: Read = starts.read
 ) -> ml_collections.ConfigDict:
-    """The config that "FILE.py" or "FILE.py:VARIANT,..." makes.
+    """The config that "FILE.py" or "FILE.py:VARIANT,..." makes; `find` says what FILE may be.
 
     Towers that name the folder of an encoder get its options, see `expand`.
 
@@ -113,23 +174,22 @@ def load(
     Raises:
       InputError: no such file, a file without `get_config`, or one that fails.
     """
-    file, colon, variant = given.partition(":")
-    where = f"--config={given}"
-    if not Path(file).is_file():
-        raise InputError(f"{where}: there is no file {file!r}; {names()}")
+    name, colon, variant = given.partition(":")
+    where, file = f"--config={given}", find(name)
     spec = importlib.util.spec_from_file_location("mmrl_preset", file)
     if spec is None or spec.loader is None:
         raise InputError(f"{where}: expected a Python file; {names()}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-        make = getattr(module, "get_config", None)
-        if make is None:
-            raise InputError(f"{where}: the file has no function get_config")
-        if colon and not inspect.signature(make).parameters:
-            raise InputError(f"{where}: this preset has no variants")
-        config = make(variant) if colon else make()
+        with _importable(file):
+            spec.loader.exec_module(module)
+            make = getattr(module, "get_config", None)
+            if make is None:
+                raise InputError(f"{where}: the file has no function get_config")
+            if colon and not inspect.signature(make).parameters:
+                raise InputError(f"{where}: this preset has no variants")
+            config = make(variant) if colon else make()
     except InputError as error:
         raise InputError(str(error)) from None
     except Exception as error:  # whatever the code of the file raises

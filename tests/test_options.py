@@ -481,7 +481,7 @@ def test_a_preset_is_printed_with_its_values(capsys):
 
 def test_every_variant_that_is_listed_exists():
     shipped = presets.shipped()
-    assert [preset.path for preset in shipped] == [
+    assert [preset.given for preset in shipped] == [
         "configs/ceiling.py",
         "configs/compare.py",
         "configs/finetune.py",
@@ -500,10 +500,10 @@ def test_every_variant_that_is_listed_exists():
     for preset in shipped:
         assert preset.title.endswith(".") and preset.variants
         for variant in preset.variants:
-            presets.load(f"{ROOT / preset.path}:{variant}")
+            presets.load(f"{preset.given}:{variant}")
 
 
-PRESETS = [preset.path for preset in presets.shipped()] + [":discrimination", ":smoke", ":table"]
+PRESETS = [preset.given for preset in presets.shipped()] + [":discrimination", ":smoke", ":table"]
 
 
 @pytest.mark.parametrize(
