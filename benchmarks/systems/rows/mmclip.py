@@ -7,7 +7,10 @@ EXPRESSED = (
     "global contrast; patches that respond to the report, hidden and reconstructed with it; "
     "entities, hidden and predicted with the image"
 )
-DIFFERS = "weights and shares are not published; small towers without earlier training"
+DIFFERS = (
+    "weights and shares are not published; small towers without earlier training; impressions in "
+    "place of whole reports, whose words tell most entities"
+)
 RUNS = {"trained": ("mmclip",), "untrained": ("mmclip", *UNTRAINED)}
 
 
