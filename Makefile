@@ -4,7 +4,8 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint wheel try-wheel format clean
+.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text
+.PHONY: chaos screenshots test test-all lint wheel try-wheel format lock clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -89,6 +90,27 @@ try-wheel: wheel
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Writes requirements*.txt. All extras are resolved together, so that the files agree. Versions that
+# the files hold stay as long as the ranges allow them; UPGRADE=--upgrade takes the newest, and
+# UPGRADE=--upgrade-package=NAME that of one package.
+UPGRADE ?=
+UV := uv==0.13.9
+EXTRAS := beam cuda dev docs serve tpu
+lock:
+	set -e; here=$$(mktemp -d); trap 'rm -rf "$$here"' EXIT; \
+	$(PYTHON) -m venv "$$here/venv"; "$$here/venv/bin/pip" install --quiet '$(UV)'; \
+	compile() { "$$here/venv/bin/uv" pip compile --quiet --universal --python-version=3.11 \
+		--no-annotate --custom-compile-command='make lock' "$$@" > /dev/null; }; \
+	ls requirements*.txt | grep -v onnx | xargs grep -h '==' | sort -u > "$$here/all.txt"; \
+	compile $(UPGRADE) pyproject.toml --all-extras --output-file="$$here/all.txt"; \
+	grep -v '^orbax-checkpoint==' "$$here/all.txt" > "$$here/onnx.txt"; \
+	compile pyproject.toml -c "$$here/all.txt" --output-file=requirements.txt; \
+	for extra in $(EXTRAS); do \
+		compile pyproject.toml --extra=$$extra -c "$$here/all.txt" \
+			--output-file=requirements-$$extra.txt; \
+	done; \
+	compile requirements-onnx.in -c "$$here/onnx.txt" --output-file=requirements-onnx.txt
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -50,7 +50,7 @@ def available() -> bool:
 def check() -> None:
     """Raises InputError unless FAISS is installed."""
     if not available():
-        raise InputError(f"--build needs {EXTRA}: pip install {EXTRA}")
+        raise InputError(f"--build needs {EXTRA}: pip install 'mmrl[search]'")
 
 
 def read(

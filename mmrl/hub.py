@@ -6,7 +6,6 @@ from pathlib import Path
 from mmrl.types import InputError, first_line
 
 PREFIX = "hf://"
-EXTRA = "huggingface_hub"
 _ADDRESS = re.compile(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # Pickles, and forms of the weights that are not read.
 _LEFT = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.stablehlo"]
@@ -25,7 +24,7 @@ def fetch(address: str) -> Path:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError:
-        raise InputError(f"{address} needs {EXTRA}: pip install {EXTRA}") from None
+        raise InputError(f"{address} needs huggingface_hub: pip install 'mmrl[hub]'") from None
     name, revision = match.groups()
     try:
         try:

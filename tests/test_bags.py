@@ -148,7 +148,7 @@ def test_a_table_has_bags_and_times(tmp_path):
 def test_reading_h5_without_its_package_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(bags.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "a.h5").touch()
-    with pytest.raises(InputError, match=r"a\.h5: reading it needs the package h5py"):
+    with pytest.raises(InputError, match=r"a\.h5: reading it needs h5py: pip install"):
         table(tmp_path, {"a1": "a.h5,0"})
 
 

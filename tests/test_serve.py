@@ -428,5 +428,8 @@ def test_an_address_in_use_is_refused_before_the_encoder_is_read(capsys, tmp_pat
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(web, "_PACKAGES", ("starlette", "no_such_package"))
-    with pytest.raises(InputError, match=r"needs no_such_package; .*requirements-serve\.txt"):
+    with pytest.raises(
+        InputError,
+        match=r"needs no_such_package; .*requirements-serve\.txt or pip install 'mmrl\[serve\]'$",
+    ):
         web.check_installed()

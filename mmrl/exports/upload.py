@@ -19,9 +19,7 @@ def check(name: str) -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
-        raise InputError(
-            f"--push={name} needs huggingface_hub: pip install huggingface_hub"
-        ) from None
+        raise InputError(f"--push={name} needs huggingface_hub: pip install 'mmrl[hub]'") from None
 
 
 def push(folder: Path, name: str) -> str:

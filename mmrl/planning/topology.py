@@ -76,7 +76,7 @@ def _tpu(name: str, chips: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"--topology={name} needs libtpu, which is not installed; "
-            "pip install -r requirements-tpu.txt (no TPU is needed)"
+            "pip install -r requirements-tpu.txt or pip install 'mmrl[tpu]' (no TPU is needed)"
         )
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)

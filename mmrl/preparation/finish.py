@@ -26,7 +26,7 @@ _PACKAGES = (
     "array_record",
     "msgpack",
     "pydicom",
-    "pylibjpeg-libjpeg",
+    "imagecodecs",
     "pylibjpeg-openjpeg",
 )
 

@@ -320,6 +320,7 @@ def _beam_options(runner: str, given: Iterable[str]) -> Any:
     except ImportError as error:
         raise InputError(
             f"--beam-runner={runner} needs Apache Beam: pip install -r requirements-beam.txt"
+            " or pip install 'mmrl[beam]'"
         ) from error
     return PipelineOptions([f"--{option}" for option in given])
 

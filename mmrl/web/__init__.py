@@ -12,11 +12,11 @@ def check_installed() -> None:
     """Refuses to start where a package is missing that only these commands need.
 
     Raises:
-      InputError: names the packages and the file that lists them.
+      InputError: names the packages, and how to install them.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"this command needs {', '.join(missing)}; install them with "
-            f"pip install -r {REQUIREMENTS}"
+            f"pip install -r {REQUIREMENTS} or pip install 'mmrl[serve]'"
         )

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
-import libjpeg
+import imagecodecs
 import numpy as np
 import openjpeg
 from pydicom import uid
 
+from mmrl.data.image import jpeg_lossless
 from mmrl.data.image.containers import jpeg_segments
 from mmrl.data.image.dicom import (
     COLOUR,
@@ -201,7 +202,7 @@ def _decode(file: DicomFile, layout: Layout, colour: bool) -> np.ndarray:
 def _cells(file: DicomFile, layout: Layout, frame: Frame, colour: bool) -> np.ndarray:
     """u8 or u16 [H, W], or [H, W, 3]: values in the lowest BitsStored bits, any bits above them."""
     if file.syntax in JPEG:
-        return guarded(lambda: _decode_jpeg(frame, colour), "damaged JPEG")
+        return guarded(lambda: _decode_jpeg(frame, layout.samples, colour), "damaged JPEG")
     if file.syntax in JPEG_2000:
         cells = guarded(lambda: openjpeg.decode(bytes(frame.data)), "damaged JPEG 2000")
         size = layout.allocated // 8  # widened before the sign is dropped
@@ -439,10 +440,11 @@ def _is_plain(frame: Frame) -> bool:
     return frame.marker in _LOSSY and frame.precision == 8
 
 
-def _decode_jpeg(frame: Frame, colour: bool) -> np.ndarray:
+def _decode_jpeg(frame: Frame, samples: int, colour: bool) -> np.ndarray:
     """u8 or u16 [H, W] or [H, W, 3].
 
     Of colour in a lossy JPEG of 8 bits: red, green and blue with `colour`, else luma, [H, W].
+    imagecodecs decodes by libjpeg-turbo and, for JPEG-LS, by CharLS.
     """
     if _is_plain(frame):
         kept = cv2.IMREAD_ANYCOLOR if colour else cv2.IMREAD_GRAYSCALE
@@ -451,7 +453,15 @@ def _decode_jpeg(frame: Frame, colour: bool) -> np.ndarray:
         if pixels is None:
             raise DicomError("damaged JPEG: its pixels cannot be decoded")
         return pixels[..., ::-1] if pixels.ndim == 3 else pixels
-    return libjpeg.decode(bytes(frame.data))
+    data = bytes(frame.data)
+    if frame.marker in _LS:
+        return imagecodecs.jpegls_decode(data)
+    # From RGB to RGB: the samples stay as they are stored, whatever they are.
+    kept = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples == 3 else {}
+    pixels = imagecodecs.jpeg8_decode(data, **kept)
+    if frame.marker in _LOSSLESS:
+        jpeg_lossless.check(data, pixels)
+    return pixels
 
 
 def _check_jpeg_2000(data: bytes) -> tuple[Frame, tuple[int, int, int]]:

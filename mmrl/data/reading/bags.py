@@ -63,7 +63,7 @@ def check_readable(paths: Iterable[str]) -> None:
     """Raises InputError for a path of .h5, if the package that reads such files is absent."""
     first = next((path for path in paths if path.lower().endswith(".h5")), "")
     if first and importlib.util.find_spec("h5py") is None:
-        raise InputError(f"{first}: reading it needs the package h5py, which is not installed")
+        raise InputError(f"{first}: reading it needs h5py: pip install 'mmrl[hdf5]'")
 
 
 def fault(root: str, verify: str, relative: str) -> tuple[str, str] | None:
