@@ -82,6 +82,11 @@ def read(where: str, folder: str) -> Start:
       InputError: no such folder, one without a description, or a description that is not valid.
     """
     path, given = Path(folder), f"{where}={folder}"
+    if "://" in folder:
+        raise InputError(
+            f"{given} is an address; towers start from a folder on this machine: copy it first, as "
+            "python -m mmrl.export --weights --workdir=ADDRESS --out=FOLDER does of a run"
+        )
     if not path.is_dir():
         raise InputError(f"{given}: there is no such folder")
     if (path / RUN).is_file() and not encoder_folder.is_encoder(path):
