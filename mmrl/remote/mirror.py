@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mmrl import files, locks
 from mmrl.remote.lease import Lease
 from mmrl.remote.place import Place
-from mmrl.remote.store import PATIENCE, Entry, Store, StoreError
+from mmrl.remote.store import Entry, Store, StoreError
 from mmrl.types import BusyError, MachineError
 
 INTERVAL = 5.0
@@ -35,6 +35,8 @@ _STEP = re.compile(r"checkpoints/(\d+)/(.+)")
 _SEALS = ("checksums.json", "commit_success.txt")
 _WRITING = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 _CANNOT_CREATE = 73  # EX_CANTCREAT of sysexits.h
+
+T = TypeVar("T")
 
 
 class _Stamp(NamedTuple):
@@ -67,7 +69,7 @@ class Mirror:
         self._ended = threading.Event()
         self._below: set[str] = set()
 
-    def pull(self, patience: float = PATIENCE) -> None:
+    def pull(self) -> None:
         """Makes the local folder equal to the store; downloads only what differs.
 
         Raises:
@@ -75,7 +77,7 @@ class Mirror:
           MachineError: the store cannot be read, or the disk is too small.
         """
         for _ in range(3):
-            entries = _whole(self.store.entries(patience))
+            entries = _whole(self.store.entries())
             self._drop(entries)
             wanted = self.differing(entries)
             if not wanted:
@@ -313,7 +315,7 @@ class Mirror:
 
         self._together(remove, keys)
 
-    def _together(self, do: Callable[[str], object], keys: Collection[str]) -> list[object]:
+    def _together(self, do: Callable[[str], T], keys: Collection[str]) -> list[T]:
         """Does something with each key, several at once; raises the first error."""
         if not keys:
             return []

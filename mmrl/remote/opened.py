@@ -35,10 +35,11 @@ def reading(where: str, address: str, say: Callable[[str], None] = _say) -> Path
     """
     store = Store(where, address)
     if store.address not in _READ:
-        mirror = Mirror(store, Place.own(store.address, store.name), say)
-        mirror.pull()
-        if not any(mirror.folder.iterdir()):
-            raise InputError(f"{where}={address}: there is nothing at this address")
+        with _placed(Place.own(store.address, store.name)) as place:
+            mirror = Mirror(store, place, say)
+            mirror.pull()
+            if not any(mirror.folder.iterdir()):
+                raise InputError(f"{where}={address}: there is nothing at this address")
         _READ[store.address] = mirror
     return _READ[store.address].folder
 
@@ -57,8 +58,9 @@ def writing(where: str, address: str, say: Callable[[str], None] = _say) -> Path
     """
     store = Store(where, address)
     if store.address not in _WRITTEN:
-        mirror = Mirror(store, Place.own(store.address, store.name), say)
-        mirror.write()
+        with _placed(Place.own(store.address, store.name)) as place:
+            mirror = Mirror(store, place, say)
+            mirror.write()
         _WRITTEN[store.address] = mirror
         say(f"{store} has its local copy in '{mirror.folder}'")
     return _WRITTEN[store.address].folder
@@ -138,9 +140,8 @@ def located(where: str, address: str, *, with_folder: bool) -> Path:
 
 def _shared(store: Store, say: Callable[[str], None]) -> Path:
     """The copy of a corpus, equal to the store."""
-    place = Place.common(store.address, store.name, say)
-    mirror = Mirror(store, place, say)
-    try:
+    with _placed(Place.common(store.address, store.name, say)) as place:
+        mirror = Mirror(store, place, say)
         if place.is_exclusive:
             mirror.pull()
             place.share()
@@ -149,8 +150,15 @@ def _shared(store: Store, say: Callable[[str], None]) -> Path:
                 f"{store} changed while another process on this machine uses its local copy in "
                 f"'{mirror.folder}'; wait for the end of that process"
             )
+    _HELD.append(place)
+    return mirror.folder
+
+
+@contextlib.contextmanager
+def _placed(place: Place) -> Iterator[Place]:
+    """Releases a place if the block raises."""
+    try:
+        yield place
     except BaseException:
         place.release()
         raise
-    _HELD.append(place)
-    return mirror.folder

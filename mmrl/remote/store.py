@@ -6,6 +6,7 @@ are those that the package of the store finds in its own environment variables a
 
 import contextlib
 import copy
+import datetime
 import errno
 import importlib
 import random
@@ -137,7 +138,7 @@ class Store:
         made._root, _, made._only = self._root.rpartition("/")
         return made
 
-    def entries(self, patience: float = PATIENCE) -> dict[str, Entry]:
+    def entries(self, patience: float | None = None) -> dict[str, Entry]:
         """All objects by key; {} where there is nothing.
 
         Raises:
@@ -168,7 +169,7 @@ class Store:
                 raise InputError(f"{self}: {key!r} is a file and a folder; a local copy cannot be")
         return found
 
-    def entry(self, key: str, patience: float = PATIENCE) -> Entry | None:
+    def entry(self, key: str, patience: float | None = None) -> Entry | None:
         """One object; None if there is none."""
 
         def look() -> Entry | None:
@@ -180,7 +181,7 @@ class Store:
 
         return self._tried("read", look, patience)
 
-    def get(self, key: str, path: Path, patience: float = PATIENCE) -> None:
+    def get(self, key: str, path: Path, patience: float | None = None) -> None:
         """Downloads an object to a file.
 
         Raises:
@@ -191,7 +192,7 @@ class Store:
         with files.whole(path) as fresh:
             self._tried("read", lambda: self._files.get_file(self._path(key), str(fresh)), patience)
 
-    def put(self, path: Path, key: str, patience: float = PATIENCE) -> None:
+    def put(self, path: Path, key: str, patience: float | None = None) -> None:
         """Uploads a file.
 
         Raises:
@@ -212,7 +213,7 @@ class Store:
 
         self._tried("write to", upload, patience)
 
-    def read(self, key: str, patience: float = PATIENCE) -> bytes | None:
+    def read(self, key: str, patience: float | None = None) -> bytes | None:
         """The content of a small object; None if there is none."""
 
         def fetch() -> bytes | None:
@@ -224,7 +225,7 @@ class Store:
 
         return self._tried("read", fetch, patience)
 
-    def write(self, key: str, content: bytes, patience: float = PATIENCE) -> None:
+    def write(self, key: str, content: bytes, patience: float | None = None) -> None:
         """Writes a small object."""
 
         def send() -> None:
@@ -235,7 +236,7 @@ class Store:
 
         self._tried("write to", send, patience)
 
-    def create(self, key: str, content: bytes, patience: float = PATIENCE) -> bool:
+    def create(self, key: str, content: bytes, patience: float | None = None) -> bool:
         """Writes a small object where there is none; returns whether there was none.
 
         A store without conditional writes replaces one that appears at the same moment.
@@ -258,7 +259,7 @@ class Store:
 
         return self._tried("write to", send, patience)
 
-    def remove(self, key: str, patience: float = PATIENCE) -> None:
+    def remove(self, key: str, patience: float | None = None) -> None:
         """Removes an object, if it is there."""
 
         def remove() -> None:
@@ -286,9 +287,10 @@ class Store:
             )
         return key
 
-    def _tried(self, doing: str, do: Callable[[], T], patience: float = PATIENCE) -> T:
-        """What `do` returns; tried again for `patience` seconds while it fails."""
-        until, (pause, longest) = time.monotonic() + patience, _PAUSES
+    def _tried(self, doing: str, do: Callable[[], T], patience: float | None = None) -> T:
+        """What `do` returns; tried again for `patience` or PATIENCE seconds while it fails."""
+        until = time.monotonic() + (PATIENCE if patience is None else patience)
+        pause, longest = _PAUSES
         while True:
             try:
                 return do()
@@ -312,11 +314,16 @@ class Store:
 
 
 def _entry(facts: Mapping[str, Any]) -> Entry:
-    time = next((str(facts[name]) for name in _TIMES if facts.get(name)), "")
+    time = next((_text(facts[name]) for name in _TIMES if facts.get(name)), "")
     tag = next((str(facts[name]) for name in _TAGS if facts.get(name)), "")
     if not tag and time:  # of a file, its time and number
         tag = f"{time} {facts.get('ino', '')}".strip()
     return Entry(int(facts.get("size") or 0), tag.strip('"'), time)
+
+
+def _text(time: Any) -> str:
+    """A time, which some stores list as a number and state as an object."""
+    return str(time.timestamp() if isinstance(time, datetime.datetime) else time)
 
 
 def _above(key: str) -> list[str]:
