@@ -407,6 +407,14 @@ def test_corpora_are_fetched_once_and_read_from_the_copy(tmp_path, capsys):
         within.open_source("table", "train", {**options, "path": f"file://{folder}/none.csv"})
 
 
+def test_images_that_are_addresses_are_refused_in_one_line(tmp_path):
+    (tmp_path / "pairs.csv").write_text("image,report\ns3://b/0.png,Effusion.\n")
+    with pytest.raises(InputError, match="it is an address; fetch the images") as caught:
+        found = within.open_source("table", "train", {"path": str(tmp_path / "pairs.csv")})
+        raise InputError(" ".join(str(one) for one in found.rejects))
+    assert "\n" not in str(caught.value)
+
+
 def test_processes_share_the_copy_of_a_corpus(tmp_path):
     folder = tmp_path / "corpus"
     write(folder, a="a")
@@ -439,7 +447,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(monkeypatch
     [
         (("mmrl.runs", RUN), f"{RUN} is an address; expected a folder on this machine"),
         (("mmrl.evaluate", f"--workdir={RUN}"), "there is nothing at this address"),
-        (("mmrl.prepare", "openi", f"--output={RUN}"), "expected a folder on this machine"),
+        (("mmrl.prepare", "openi", "--input=x", f"--output={RUN}"), "expected a folder on this machine"),
         (
             (*commands.train_command(RUN), "--coordinator=h:1", "--num_processes=2",
              "--process_id=0"),
