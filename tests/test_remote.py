@@ -447,7 +447,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(monkeypatch
     [
         (("mmrl.runs", RUN), f"{RUN} is an address; expected a folder on this machine"),
         (("mmrl.evaluate", f"--workdir={RUN}"), "there is nothing at this address"),
-        (("mmrl.prepare", "openi", "--input=x", f"--output={RUN}"), "expected a folder on this machine"),
+        (("mmrl.prepare", "openi", "--input=x", f"--output={RUN}"), "copy the corpus to the store"),
         (
             (*commands.train_command(RUN), "--coordinator=h:1", "--num_processes=2",
              "--process_id=0"),
@@ -468,6 +468,7 @@ def test_towers_start_from_folders():
             initial.entries(config)
 
 
+@pytest.mark.exhaustive  # it trains twice
 @pytest.mark.optax
 def test_a_run_resumes_from_the_store_alone(tmp_path, capsys):
     """With another cache, as on another machine."""
