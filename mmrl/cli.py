@@ -26,6 +26,7 @@ from absl import flags
 from mmrl import config as configs
 from mmrl import files, interrupts, presets, starts
 from mmrl.devices import environment, rollcall
+from mmrl.remote import opened
 from mmrl.types import (
     BusyError,
     DamageError,
@@ -184,7 +185,8 @@ def run(
     _show_any_text()
     with interrupts.Interrupts() as interrupted:
         try:
-            _run(main, values, doc, positional=positional, show_help=show_help)
+            with opened.closing():
+                _run(main, values, doc, positional=positional, show_help=show_help)
         except BaseException as error:
             if interrupted.came or isinstance(error, KeyboardInterrupt):
                 interrupted.exit_soon()  # whatever a library made of it
@@ -385,16 +387,24 @@ def required_config(flag: Config) -> ml_collections.ConfigDict:
 
 
 def folder(name: str, value: Any) -> Path:
-    """The folder that a required flag names.
+    """The folder that a required flag names, to be read; of an address, a local copy of it.
 
     Raises:
-      InputError: not given, or an address such as gs://bucket/run.
+      InputError: not given, or an address that cannot be read.
+      MachineError: a store cannot be reached.
     """
     given = str(required(name, value))
+    if opened.is_address(given):
+        return opened.reading(f"--{name}", given)
+    return _folder(name, given)
+
+
+def _folder(name: str, given: str) -> Path:
+    """The folder that a flag names, which is no address."""
     if "://" in given:
         raise InputError(
-            f"--{name}={given} is an address; expected a folder: mount the bucket first, as the "
-            "launchers do (launch/README.md)"
+            f"--{name}={given} is an address of another kind; expected a folder, or a folder of "
+            "an object store such as s3://bucket/run (docs/cloud.md)"
         )
     try:
         given.encode()
@@ -409,12 +419,19 @@ def folder(name: str, value: Any) -> Path:
 def output(name: str, value: Any, *, is_file: bool = False) -> Path:
     """The folder or file that a flag names, to be written to; it need not exist yet.
 
+    Of an address it is a local copy, whose changes are uploaded while the command works.
+
     Raises:
-      InputError: as of `folder`.
+      InputError: as of `folder`; an address of a file.
+      BusyError: another process writes to the address.
       MachineError: it cannot be created; so that this shows before any work is done.
     """
-    path = folder(name, value)
-    given = f"--{name}={path}"
+    text = str(required(name, value))
+    if is_file and opened.is_address(text):
+        raise InputError(f"--{name}={text} is an address; expected a file on this machine")
+    is_address = opened.is_address(text)
+    path = opened.writing(f"--{name}", text) if is_address else _folder(name, text)
+    given = f"--{name}={text}"
     parent = path.parent if is_file else path
     try:
         if is_file and path.is_dir():
@@ -431,6 +448,7 @@ def output(name: str, value: Any, *, is_file: bool = False) -> Path:
             raise MachineError(f"{given}: no permission to write to '{parent}'", _NO_PERMISSION)
     except OSError as error:
         raise files.outside(error, given) from None
+    opened.written(path)
     return path
 
 
@@ -443,6 +461,8 @@ def _start(values: flags.FlagValues) -> bool:
             name: values[name].value for name in ("coordinator", "num_processes", "process_id")
         }
         settings = distributed.read(given, os.environ)
+        if settings is not None:
+            _refuse_addresses(values)
         hosts = distributed.start(settings)
         if settings is None:
             return True
@@ -455,6 +475,16 @@ def _start(values: flags.FlagValues) -> bool:
             f"this command is always one process, but {', '.join(asked)} asks for several; unset it"
         )
     return True
+
+
+def _refuse_addresses(values: flags.FlagValues) -> None:
+    """Refuses addresses in a run of several processes, whose folder all of them must share."""
+    for name in values:
+        if opened.is_address(values[name].value):
+            raise InputError(
+                f"--{name}={values[name].value}: several processes need a folder that all of them "
+                "see at once; mount the bucket, as launch/tpu.sh does (launch/README.md)"
+            )
 
 
 def _give_fake_devices_threads() -> None:

@@ -27,6 +27,7 @@ import ml_collections
 from absl import flags
 
 from mmrl import cli, config, encoder_folder, evaluation, files, starts
+from mmrl.remote import opened
 from mmrl.types import InputError
 
 if TYPE_CHECKING:  # these take seconds, which --help and refused commands do not need
@@ -121,7 +122,7 @@ def _named(arguments: tuple[str, ...]) -> tuple[dict[str, Path], dict[str, list[
         name, equals, rest = argument.partition("=")
         given = rest if equals else argument
         parts = [given] if Path(given).exists() else given.split(",")
-        several, paths = len(parts) > 1, [Path(one) for one in parts]
+        several, paths = len(parts) > 1, [_path(one) for one in parts]
         label = name if equals else "" if several else _name_of(paths[0])
         if not label or (several and not all(parts)):
             raise InputError(f"{argument} names no encoder; expected NAME=PATH or NAME=PATH,PATH")
@@ -137,6 +138,11 @@ def _named(arguments: tuple[str, ...]) -> tuple[dict[str, Path], dict[str, list[
                 raise InputError(f"two arguments are named {one!r}; expected NAME=PATH for each")
             found[one] = path
     return found, systems
+
+
+def _path(given: str) -> Path:
+    """The path of a run, an encoder or an evaluation; of an address, that of a local copy."""
+    return opened.reading("argument", given) if opened.is_address(given) else Path(given)
 
 
 def _name_of(path: Path) -> str:

@@ -19,6 +19,7 @@ from mmrl.data.inputs import base as inputs
 from mmrl.data.text import reports, spans
 from mmrl.devices import choice
 from mmrl.evaluators import grounding, pointing, sentence_pointing, statistics
+from mmrl.remote import opened
 from mmrl.training import run
 from mmrl.training.predict import Predict
 from mmrl.types import InputError
@@ -111,9 +112,9 @@ class Encoder:
         """Loads encoders.
 
         Args:
-          path: a run; a folder of `python -m mmrl.convert` or `mmrl.export`; or
-            hf://OWNER/NAME, such a folder on the Hugging Face hub, from the local cache if it is
-            there.
+          path: a run; a folder of `python -m mmrl.convert` or `mmrl.export`; an address of one of
+            these on an object store, such as s3://bucket/run; or hf://OWNER/NAME, such a folder
+            on the Hugging Face hub, from the local cache if it is there.
           step: of the checkpoint of a run; by default the latest; "best": the one that it chose.
           batch_size: items of one call of the device; fewer are filled up to it.
           device: "cpu", "gpu", "gpu:1" or a device of JAX; by default batches are spread over all.
@@ -132,7 +133,12 @@ class Encoder:
         chosen = None if device is None else choice.find(device)
         mesh = run.whole_mesh(None if chosen is None else [chosen])
         on_hub = str(path).startswith(hub.PREFIX)
-        folder = hub.fetch(str(path)) if on_hub else Path(path)
+        if on_hub:
+            folder = hub.fetch(str(path))
+        elif opened.is_address(str(path)):
+            folder = opened.reading("path", str(path))
+        else:
+            folder = Path(path)
         if on_hub or encoder_folder.is_encoder(folder):
             if step is not None:
                 raise InputError(f"{path} holds one encoder without steps; given: step={step}")

@@ -63,6 +63,18 @@ class Owner:
         host = socket.gethostname()
         return cls(uuid.uuid4().hex, _machine() or host, host, os.getpid(), now)
 
+    @classmethod
+    def parse(cls, content: bytes) -> "Owner | None":
+        """The owner that the content of a lock states; None if it states none."""
+        try:
+            return cls(**json.loads(content))
+        except (ValueError, TypeError):
+            return None
+
+    def content(self) -> bytes:
+        """What a lock states, see `parse`."""
+        return (json.dumps(dataclasses.asdict(self)) + "\n").encode()
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
 
@@ -163,7 +175,7 @@ class Lock:
                 self._await_silence(earlier)
             self._say(f"takes over the lock of {earlier}, which ended without releasing it")
         self._file.truncate(0)
-        self._file.write((json.dumps(dataclasses.asdict(self._owner)) + "\n").encode())
+        self._file.write(self._owner.content())
         self._file.flush()
         os.fsync(self._file.fileno())  # other machines see it only then
         if not self._has_flock:
@@ -235,6 +247,20 @@ def share(path: Path) -> IO[bytes]:
     return file
 
 
+def take(path: Path) -> IO[bytes] | None:
+    """Takes a lock for this process alone; None if another one holds it, or shares it.
+
+    It is held while the file is open. A file system without locks lets every process have it.
+    """
+    file = path.open("ab")
+    try:
+        _flock(file)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def await_free(path: Path, what: str, patience: float = 10.0) -> None:
     """Waits until no process holds the lock of `share`.
 
@@ -286,8 +312,8 @@ def _machine() -> str:
 def _read(path: Path) -> Owner | None:
     """The owner that a lock states; None if it states none, or is being written."""
     try:
-        return Owner(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return Owner.parse(path.read_bytes())
+    except OSError:
         return None
 
 

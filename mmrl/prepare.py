@@ -29,6 +29,7 @@ from mmrl.preparation import source_options as options
 from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, check_usable, describe, prepare
 from mmrl.preparation.progress import Meter
+from mmrl.remote import opened
 from mmrl.types import InputError
 
 _FLAGS = cli.new_flags()
@@ -277,6 +278,11 @@ def main(*arguments: str) -> None:
         max_reject_fraction=_MAX_REJECTS.value,
         allow_missing_images=_MISSING.value,
     )
+    if opened.is_address(_OUTPUT.value):
+        raise InputError(
+            f"--output={_OUTPUT.value} is an address; expected a folder on this machine: copy the "
+            "corpus to the store when it is complete (docs/cloud.md)"
+        )
     output = cli.output("output", _OUTPUT.value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)

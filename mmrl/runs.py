@@ -245,6 +245,12 @@ def main(*folders: str) -> None:
     """Lists the runs."""
     if not folders:
         raise InputError("no folder was given; expected one or more with runs, see --help")
+    for folder in folders:
+        if "://" in folder:
+            raise InputError(
+                f"{folder} is an address; expected a folder on this machine: mount the bucket "
+                "first (docs/cloud.md)"
+            )
     unreadable: list[str] = []
     given = dict.fromkeys(Path(folder) for folder in folders)
     runs = [run for folder in given for run in find(folder, unreadable)]

@@ -76,7 +76,7 @@ _TYPE = flags.DEFINE_string(
 
 def main() -> None:
     """Searches once, or builds an index."""
-    folder = cli.folder("index", _INDEX.value)
+    folder = (cli.output if _BUILD.value else cli.folder)("index", _INDEX.value)
     asked = {
         name: flag.value
         for name, flag in (("text", _TEXT), ("image", _IMAGE), ("id", _ID))

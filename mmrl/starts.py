@@ -72,6 +72,19 @@ def is_described(folder: str) -> bool:
     return encoder_folder.is_encoder(path) or (path / RUN).is_file()
 
 
+def check_is_no_address(where: str, folder: str) -> None:
+    """Refuses an address of an object store.
+
+    Raises:
+      InputError: says how a run there becomes a folder.
+    """
+    if "://" in folder:
+        raise InputError(
+            f"{where}={folder} is an address; towers start from a folder on this machine: copy it "
+            "first, as python -m mmrl.export --weights --workdir=ADDRESS --out=FOLDER does of a run"
+        )
+
+
 def read(where: str, folder: str) -> Start:
     """Reads what a folder says.
 
@@ -82,6 +95,7 @@ def read(where: str, folder: str) -> Start:
       InputError: no such folder, one without a description, or a description that is not valid.
     """
     path, given = Path(folder), f"{where}={folder}"
+    check_is_no_address(where, folder)
     if not path.is_dir():
         raise InputError(f"{given}: there is no such folder")
     if (path / RUN).is_file() and not encoder_folder.is_encoder(path):

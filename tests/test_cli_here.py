@@ -190,7 +190,7 @@ def test_bad_tables_end_in_one_clear_line(spoil, texts, refusal, tmp_path):
         (("--config.total_steps=many",), "--config.total_steps=many; expected int"),
         (("--wrkdir=x",), "Unknown command line flag 'wrkdir'"),
         (("extra",), "unexpected argument 'extra'"),
-        (("--workdir=gs://bucket/run",), "gs://bucket/run is an address; expected a folder"),
+        (("--workdir=hf://owner/run",), "hf://owner/run is an address of another kind; expected a"),
     ],
 )
 def test_bad_command_lines_end_in_one_clear_line(arguments, text, refusal, tmp_path):

@@ -59,8 +59,10 @@ def entries(config: Mapping[str, Any]) -> list[dict[str, str]]:
 
     Raises:
       InputError: an entry with unknown keys, without "from" or "match", or with a broken pattern or
-        step.
+        step; or an address.
     """
+    for name, tower in _starting(config):
+        starts.check_is_no_address(f"config.towers.{name}.init", tower["init"])
     found = [_short(name, tower)[0] for name, tower in _starting(config)]
     for number, entry in enumerate(config["init"]):
         where = f"config.init[{number}]"
@@ -69,6 +71,7 @@ def entries(config: Mapping[str, Any]) -> list[dict[str, str]]:
                 raise InputError(build.unknown(f"key in {where}", key, _KEYS))
         if not (entry.get("from") and entry.get("match")):
             raise InputError(f"{where}={dict(entry)}; expected from and match")
+        starts.check_is_no_address(f"{where}.from", entry["from"])
         checkpoint.parse_step(f"{where}.step", entry.get("step"))
         try:
             re.compile(entry["match"])

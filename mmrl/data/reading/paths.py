@@ -192,6 +192,8 @@ class Root:
         if os.path.isdir(full):
             yield "it is a folder"
         bare = given.strip("\"' ").removeprefix("file://")
+        if re.match(r"[a-z][a-z0-9+.-]*://", bare):
+            yield "it is an address; fetch the images, and state their folder as data.root"
         if _DRIVE.match(bare):
             yield "it is an absolute path of Windows; expected a path relative to root"
         relative = self._relative(bare).replace("\\", "/")

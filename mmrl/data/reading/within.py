@@ -1,9 +1,10 @@
 """Sources within a source: a mapping {"source": name, options of that source...}."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmrl import build
+from mmrl.remote import opened
 from mmrl.types import InputError, Source
 
 
@@ -36,7 +37,8 @@ def make(split: str, given: Mapping[str, Any], *, also: Sequence[str] = ()) -> S
 def open_source(name: str, split: str, options: Mapping[str, Any]) -> Source:
     """One split of a source. Options without a value keep their default.
 
-    None is no value, and "" is one only where the default is another text.
+    None is no value, and "" is one only where the default is another text. Files and folders that
+    are given as addresses of an object store are read from local copies, see `opened.fetched`.
     """
     target: Any = build.find("source", name)
     stated = build.options(target)
@@ -45,5 +47,19 @@ def open_source(name: str, split: str, options: Mapping[str, Any]) -> Source:
         for key, value in options.items()
         if value is not None and (value != "" or stated[key].default not in (None, ""))
     }
+    if name != "tfds":  # it reads addresses itself
+        kept = {key: _local(key, value, kept, stated) for key, value in kept.items()}
     made: Source = target(split=split, **kept)
     return made
+
+
+def _local(key: str, value: Any, options: Mapping[str, Any], stated: Collection[str]) -> Any:
+    """An option of a source with a local copy in place of an address."""
+    where = f"config.data.{key}"
+    if isinstance(value, list | tuple):
+        return type(value)(_local(key, one, options, stated) for one in value)
+    if not opened.is_address(value):
+        return value
+    # Images of a table lie beside it, unless `root` says otherwise.
+    with_folder = key == "path" and "root" in stated and "root" not in options
+    return str(opened.located(where, value, with_folder=with_folder))
