@@ -4,7 +4,7 @@ WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint wheel try-wheel format clean
+.PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text chaos screenshots test test-all lint wheel try-wheel docs notebooks format clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -86,6 +86,15 @@ wheel: $(VENV)/installed-dev
 try-wheel: wheel
 	.ci/try_wheel dist/*.whl
 
+# Builds the site of the documentation into site/; open site/index.html.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Executes the notebooks of the docs into build/notebooks.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m nbconvert --to=notebook --execute --output-dir=build/notebooks \
+		docs/notebooks/*.ipynb
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -100,4 +109,4 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist mmrl.egg-info
+	rm -rf $(VENV) runs build dist site mmrl.egg-info
