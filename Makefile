@@ -92,7 +92,8 @@ docs: $(VENV)/installed-dev
 
 # Executes the notebooks of the docs into build/notebooks.
 notebooks: $(VENV)/installed-dev
-	$(BIN)/python -m nbconvert --to=notebook --execute --output-dir=build/notebooks \
+	$(BIN)/python -m nbconvert --to=notebook --execute \
+		--ExecutePreprocessor.startup_timeout=300 --output-dir=build/notebooks \
 		docs/notebooks/*.ipynb
 
 format: $(VENV)/installed-dev

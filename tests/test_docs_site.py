@@ -146,6 +146,7 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed; see requirements-dev.txt")
     command = ["-m", "nbconvert", "--to=notebook", "--execute", f"--output-dir={tmp_path}"]
+    command.append("--ExecutePreprocessor.startup_timeout=300")  # of a kernel, on a busy machine
     ran = subprocess.run(
         [sys.executable, *command, str(path)],
         cwd=ROOT,
