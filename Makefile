@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text
-.PHONY: chaos screenshots test test-all lint wheel try-wheel format lock clean
+.PHONY: chaos screenshots test test-all lint wheel try-wheel docs notebooks format lock clean
 
 pretrain: $(VENV)/installed
 	$(BIN)/python -m mmrl.main --config=configs/pretrain.py --workdir=$(WORKDIR)
@@ -87,6 +87,16 @@ wheel: $(VENV)/installed-dev
 try-wheel: wheel
 	.ci/try_wheel dist/*.whl
 
+# Builds the site of the documentation into site/; open site/index.html.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Executes the notebooks of the docs into build/notebooks.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m nbconvert --to=notebook --execute \
+		--ExecutePreprocessor.startup_timeout=300 --output-dir=build/notebooks \
+		docs/notebooks/*.ipynb
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -122,4 +132,4 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist mmrl.egg-info
+	rm -rf $(VENV) runs build dist site mmrl.egg-info

@@ -65,8 +65,10 @@ class Encoder:
     """Embeds images and texts exactly as evaluation does. Threads may share one.
 
     Example:
+      ```python
       encoder = mmrl.load("runs/pretrain")
       similarity = encoder.embed_images(["a.png"]) @ encoder.embed_texts(["No effusion."]).T
+      ```
 
     Images are paths or the bytes of DICOM, JPEG, PNG, TIFF or WebP files, whose content decides
     their kind; arrays or Pillow images. A tower of three channels sees colour, unless its config or
