@@ -87,7 +87,7 @@ wheel: $(VENV)/installed-dev
 try-wheel: wheel
 	.ci/try_wheel dist/*.whl
 
-# Builds the site of the documentation into site/; open site/index.html.
+# Builds the site of the documentation into site/; `python -m http.server -d site` shows it.
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
