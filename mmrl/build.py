@@ -29,6 +29,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "pooler": ("mmrl.models.pool",),
     "derived": ("mmrl.models.derived",),
     "fusion": ("mmrl.models.fusion",),
+    "tracker": ("mmrl.training.trackers",),
 }
 
 # Files of these folders that hold a part of another module, which no config names.

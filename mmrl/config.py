@@ -40,6 +40,7 @@ RESUMABLE_KEYS = (
     "gradient_cache",
     "compile_cache",
     "tensorboard",
+    "trackers",
     "profile",
     "data.prefetch",
     "data.num_threads",
@@ -194,6 +195,7 @@ MODULES: dict[str, Place] = {
         many=True,
     ),
     "evaluators": Place("evaluator", "name", many=True),
+    "trackers": Place("tracker", "name", many=True),
 }
 """Dotted path -> what is chosen there."""
 
@@ -384,6 +386,11 @@ KEYS: dict[str, Any] = {
             "pointing": {"count": 200, "optional": True},
         },
         "The evaluations, by free names.",
+    ),
+    "trackers": setting(
+        {},
+        "Services that the config, the scalars and the results of the run are sent to, by free "
+        "names.",
     ),
 }
 """Every key with its default and its meaning, nested as the config is."""

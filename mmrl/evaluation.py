@@ -113,7 +113,7 @@ def evaluate(
         config=config.plain(chosen),
         leaks=leaks,
         left_out=left_out,
-    )
+    )["whole"]
     console.say(f"results: {folder / stored.RESULTS}\nsummary page: {page}")
     return page
 

@@ -11,6 +11,7 @@ MMRL_PROCESS_ID, or on Cloud TPU, Slurm and Kubernetes from MMRL_DISTRIBUTED=aut
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -52,12 +53,12 @@ def main() -> None:
     if trainer.first:
         origins.record(workdir, sys.argv[1:], trainer.total)
 
-    def write_summary(trained: "Trained", results: "Mapping[str, Results]") -> None:
+    def write_summary(trained: "Trained", results: "Mapping[str, Results]") -> Mapping[str, Path]:
         from mmrl.reporting import (
             write as reporting,  # imported late, because matplotlib loads slowly
         )
 
-        page = reporting.write(
+        pages = reporting.write(
             workdir,
             trained,
             trainer.examples(),
@@ -66,8 +67,10 @@ def main() -> None:
             title=f"mmrl run: {workdir.name}",
             config=trained.meta["config"],
             leaks=trainer.leaks,
+            numbers=bool(config.trackers),
         )
-        trainer.console.say(f"summary page: {page}")
+        trainer.console.say(f"summary page: {pages['whole']}")
+        return pages
 
     trainer.run(write_summary if _SUMMARY.value else None)
 

@@ -32,7 +32,8 @@ def write(
     config: Mapping[str, Any],
     leaks: Mapping[str, Any],
     left_out: Mapping[str, str] | None = None,
-) -> Path:
+    numbers: bool = False,
+) -> dict[str, Path]:
     """Draws `folder`/figures/*.png and writes `folder`/report.html.
 
     All processes of a run must call this, because evaluators may encode for their figures. The
@@ -44,11 +45,15 @@ def write(
       config: JSON-able, as the page shows it.
       leaks: held-out records that also occur in training, see `mmrl.data.overlap.leaks.summary`.
       left_out: evaluator -> why it could not run.
+      numbers: also write `folder`/report_numbers.html, a page for other places: without figures,
+        details of results and warnings, which may show images, texts and ids of records.
 
     Returns:
-      Path of the page.
+      "whole" -> path of the page; with `numbers` also "numbers" -> path of that page.
     """
-    path = folder / "report.html"
+    pages = {"whole": folder / "report.html"}
+    if numbers:
+        pages["numbers"] = folder / "report_numbers.html"
     lines = scalars.read_lines(trained.folder / "metrics.jsonl")
     made: list[Pictured] = _training_figures(lines) + _distinct(
         {
@@ -58,18 +63,28 @@ def write(
     )
     provenance = {**trained.provenance(examples), "leaks": leaks}
     if jax.process_index() == 0:
-        report.write_report(
-            path,
-            title=title,
-            summary=_summary(evaluators, results),
-            results={name: result.to_dict() for name, result in results.items()},
-            pictures=_draw(made, folder / "figures"),
-            config=config,
-            changed=configs.differences(configs.base(), config),
-            provenance=provenance,
-            left_out=left_out or {},
-        )
-    return path
+        shown = _draw(made, folder / "figures")
+        for kind, path in pages.items():
+            whole = kind == "whole"
+            told = {name: result.to_dict() for name, result in results.items()}
+            report.write_report(
+                path,
+                title=title,
+                summary=_summary(evaluators, results),
+                results=told if whole else {n: {**one, "details": {}} for n, one in told.items()},
+                pictures=shown if whole else (),
+                config=config,
+                changed=configs.differences(configs.base(), config),
+                provenance=provenance if whole else _without_warnings(provenance),
+                left_out=left_out or {},
+            )
+    return pages
+
+
+def _without_warnings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance without lines about data, which may name records."""
+    data = {key: one for key, one in provenance["data"].items() if key != "warnings"}
+    return {**provenance, "data": data}
 
 
 def _training_figures(lines: list[dict[str, Any]]) -> list[Pictured]:

@@ -28,6 +28,7 @@ from mmrl.evaluators.base import Evaluator, Results
 from mmrl.training import checkpoint, initial, learner, stored
 from mmrl.training.console import Console
 from mmrl.training.predict import Predict
+from mmrl.training.trackers import sending
 from mmrl.types import DamageError, InputError, Reject
 
 FINGERPRINT = "training_fingerprint.npz"  # in the run directory
@@ -344,7 +345,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         return stored
     others = workdir.iterdir() if workdir.is_dir() else ()
     # A first start that failed its data checks, or was killed, leaves no more than these.
-    begun = {"rejects.jsonl", "init.json", locks.NAME}
+    begun = {"rejects.jsonl", "init.json", locks.NAME, sending.FOLDER}
     if [p for p in others if p.name not in begun and not files.is_unfinished(p)]:
         raise InputError(
             f"--workdir={workdir} exists, is not empty and holds no config.json; expected a new "
@@ -464,6 +465,7 @@ def restore(
     try:
         meta = saved.meta(step)
         settings = config.from_plain(meta["config"])
+        settings.trackers = ml_collections.ConfigDict()  # their modules need not be here
         _check_version(workdir, settings, meta)
         tokenizers = read_tokenizers(meta)
         layout = learner.layout(resolved(settings, tokenizers), mesh)

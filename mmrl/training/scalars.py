@@ -1,4 +1,4 @@
-"""Accumulates metrics and writes them to metrics.jsonl, timing.jsonl and TensorBoard.
+"""Accumulates metrics and writes them to metrics.jsonl, timing.jsonl, TensorBoard and trackers.
 
 metrics.jsonl holds only values that the computation determines, so an interrupted and resumed run
 writes the same file as an uninterrupted one. Clock readings go to timing.jsonl.
@@ -6,15 +6,17 @@ writes the same file as an uninterrupted one. Clock readings go to timing.jsonl.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tensorboardX import SummaryWriter
 
 from mmrl import files
+from mmrl.training.trackers.base import Outcome, Start, Status
+from mmrl.training.trackers.sending import Sender
+from mmrl.training.trackers.tensorboard import TensorBoard
 from mmrl.types import Metrics
 
 
@@ -74,49 +76,62 @@ def _dump(line: Mapping[str, Any]) -> str:
 
 
 class Writer:
-    """Writes scalars to metrics.jsonl, timing.jsonl and TensorBoard.
+    """Writes scalars to metrics.jsonl, timing.jsonl, TensorBoard and the trackers of the run.
 
     Args:
       workdir: the run directory.
       resume_step: lines after this step are dropped, because the resumed run repeats those steps.
       tensorboard: also write TensorBoard events.
+      trackers: started; `close` ends them.
       active: False writes nothing; for all processes but the first.
     """
 
     def __init__(
-        self, workdir: Path, *, resume_step: int, tensorboard: bool, active: bool = True
+        self,
+        workdir: Path,
+        *,
+        resume_step: int,
+        tensorboard: bool,
+        trackers: Sequence[Sender] = (),
+        active: bool = True,
     ) -> None:
         self._metrics = self._timing = None
-        self._board = None
+        self._boards: list[TensorBoard | Sender] = []
         if not active:
             return
         self._metrics = JsonLines(workdir / "metrics.jsonl", resume_step=resume_step)
         self._timing = JsonLines(workdir / "timing.jsonl", resume_step=resume_step)
         if tensorboard:
-            self._board = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-            )
+            board = TensorBoard(purge_step=resume_step + 1 if resume_step else None)
+            board.start(Start(workdir / "tensorboard", workdir.name, {}))
+            self._boards.append(board)
+        self._boards += trackers
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Writes values that the computation determines; `kind` is "train" or "eval"."""
         if self._metrics is not None:
             self._metrics.write({"step": step, "kind": kind, **values})
-        self._to_board(step, kind, values)
+        self._to_boards(step, kind, values)
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
         """Writes clock readings."""
         if self._timing is not None:
             self._timing.write({"step": step, **values})
-        self._to_board(step, "timing", values)
+        self._to_boards(step, "timing", values)
 
-    def _to_board(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                # TensorBoard tags may not contain "@".
-                self._board.add_scalar(f"{kind}/{name.replace('@', '_')}", value, step)
+    def outcome(self, outcome: Outcome) -> None:
+        """Sends the results of the run to the trackers."""
+        for board in self._boards:
+            board.outcome(outcome)
 
-    def close(self) -> None:
-        """Flushes and closes everything."""
-        for sink in (self._metrics, self._timing, self._board):
+    def _to_boards(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        for board in self._boards:
+            board.scalars(step, kind, values)
+
+    def close(self, status: Status = "finished") -> None:
+        """Flushes and closes everything; `status` says how the run ended."""
+        for sink in (self._metrics, self._timing):
             if sink is not None:
                 sink.close()
+        for board in self._boards:
+            board.close(status)

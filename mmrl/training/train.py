@@ -38,10 +38,12 @@ from mmrl.training.prefetch import Prefetch
 from mmrl.training.profile import Profile
 from mmrl.training.selection import Selection
 from mmrl.training.step import State, TrainStep
+from mmrl.training.trackers import sending
+from mmrl.training.trackers.base import Outcome, Status
 from mmrl.training.validation import Validation
 from mmrl.types import BusyError, InputError, MachineError, NonFiniteError, PreemptedError
 
-Finish = Callable[[run.Trained, dict[str, Results]], None]
+Finish = Callable[[run.Trained, dict[str, Results]], Mapping[str, Path]]
 
 
 class Trainer:
@@ -78,6 +80,8 @@ class Trainer:
         self.console = Console(active=self.first)
         run.read_config(workdir)  # refuses a folder of something else before it is touched
         self._lock: locks.Lock | None = None
+        self._trackers: list[sending.Sender] = []
+        distributed.by_first(self._make_trackers)
         distributed.by_first(self._take_lock)
         with contextlib.ExitStack() as ending:
             ending.callback(self.release)
@@ -156,6 +160,7 @@ class Trainer:
         self.disk = forecast.disk(self.step, self.meta, workdir)
         distributed.by_first(lambda: forecast.check_disk(self.disk, workdir))
         self._describe()
+        distributed.by_first(lambda: sending.start(self._trackers, workdir, self.meta["config"]))
         if self.first:
             self._record_start(changed)
         distributed.await_shared(workdir / "config.json")
@@ -175,7 +180,8 @@ class Trainer:
         """Trains, evaluates and saves; returns the trained encoders and their last results.
 
         Args:
-          finish: called with both at the end, while the run directory is still locked.
+          finish: called with both at the end, while the run directory is still locked; returns the
+            pages for trackers, see `trackers.base.Outcome`.
         """
         with contextlib.ExitStack() as ending:
             ending.callback(self.release)
@@ -183,28 +189,36 @@ class Trainer:
             ending.callback(self.saved.close)
             ending.callback(lambda: self.batches.close())
             ending.callback(self.console.stop)
-            state, results = self._train(ending)
+            writer, state, results = self._train(ending)
             step = int(jax.device_get(state["step"]))
             trained = run.Trained(
                 self.workdir, self.config, self.meta, self.tokenizers, self.predict, state, step
             )
             self.saved.wait()
-            if finish is not None:
-                finish(trained, results)
+            pages = {} if finish is None else finish(trained, results)
+            writer.outcome(Outcome(run.scalars(results), pages))
         return trained, results
 
     def release(self) -> None:
         """Leaves the run directory to others; `run` does so at its end."""
+        for tracker in self._trackers:  # those that no writer has closed
+            tracker.close("failed")
         if self._lock is not None:
             self._lock.release()
 
-    def _train(self, ending: contextlib.ExitStack) -> tuple[State, dict[str, Results]]:
+    def _train(
+        self, ending: contextlib.ExitStack
+    ) -> tuple[metrics.Writer, State, dict[str, Results]]:
         """Takes all steps that are left; what has to be closed is closed by `ending`."""
         state, start = self._restore()
         writer = metrics.Writer(
-            self.workdir, resume_step=start, tensorboard=self.config.tensorboard, active=self.first
+            self.workdir,
+            resume_step=start,
+            tensorboard=self.config.tensorboard,
+            trackers=self._trackers,
+            active=self.first,
         )
-        ending.callback(writer.close)
+        ending.push(lambda kind, *_: writer.close(_status(kind)))
         if start >= self.total or self.selection.stopped:
             more = "config.best.patience" if self.selection.stopped else "config.total_steps"
             if start >= self.total and self.config.epochs:
@@ -226,7 +240,7 @@ class Trainer:
                 state, results = self._loop(state, start, writer, preemption, feed, traced)
         if self.selection.metric:
             self.console.say(f"best checkpoint: {self.selection}")
-        return state, results
+        return writer, state, results
 
     def _loop(
         self,
@@ -305,6 +319,9 @@ class Trainer:
         if self.selection.metric:
             position = {**position, checkpoint.BEST: self.selection.state()}
         self.saved.save(step, state, position, self.meta)
+
+    def _make_trackers(self) -> None:
+        self._trackers = sending.make(self.config.trackers, self.console.say)
 
     def _take_lock(self) -> None:
         path, what = self.workdir / locks.NAME, f"the run in '{self.workdir}'"
@@ -618,6 +635,13 @@ class Trainer:
             with (self.workdir / "config_history.jsonl").open("a", encoding="utf-8") as file:
                 line = {"changed": changed, "versions": self.meta["versions"]}
                 file.write(json.dumps(line) + "\n")
+
+
+def _status(error: type[BaseException] | None) -> Status:
+    """How a run ended, by what was raised."""
+    if error is None:
+        return "finished"
+    return "stopped" if issubclass(error, PreemptedError) else "failed"
 
 
 def _shown(value: Any) -> str:

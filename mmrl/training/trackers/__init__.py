@@ -1,0 +1,1 @@
+"""One tracker per file: a service, or a folder of files, to which a run sends what it measures."""
