@@ -115,6 +115,7 @@ def content(workdir):
     return (workdir / "metrics.jsonl").read_text(), results, checkpoint.digest(arrays)
 
 
+@pytest.mark.exhaustive
 def test_a_tracker_is_told_everything_and_changes_nothing(trainer, untracked, tmp_path):
     path, workdir = tmp_path / "diary", tmp_path / "run"
     made = trainer(workdir, diary(path))
@@ -153,6 +154,7 @@ def test_a_tracker_is_told_everything_and_changes_nothing(trainer, untracked, tm
     assert "retrieval/" in numbers
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_continues_the_run_of_its_tracker(trainer, tmp_path):
     path, workdir = tmp_path / "diary", tmp_path / "run"
     trainer(workdir, steps=2).run()
@@ -282,6 +284,7 @@ def tell(tracker, start, status="finished", step=1):
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.exhaustive
 def test_mlflow_keeps_a_run_in_a_database(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs the extra trackers")
     pytest.importorskip("sqlalchemy", reason="a database needs sqlalchemy and alembic")
@@ -311,6 +314,7 @@ def test_mlflow_keeps_a_run_in_a_database(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.exhaustive
 def test_wandb_writes_a_run_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="needs the extra trackers")
     from mmrl.training.trackers.wandb import Wandb
