@@ -111,14 +111,14 @@ def licence(name: str) -> str:
       PackageNotFoundError: it is not installed.
     """
     stated = importlib.metadata.metadata(name)
-    if expression := stated.get("License-Expression"):
-        return expression
-    classifiers = [line for line in stated.get_all("Classifier", []) if "License ::" in line]
+    if "License-Expression" in stated:
+        return stated["License-Expression"]
+    classifiers = [line for line in stated.get_all("Classifier") or [] if "License ::" in line]
     named = [line.split("::")[-1].strip() for line in classifiers]
     named = [line for line in named if line != "OSI Approved"]
     if named:
         return ", ".join(named)
-    first = stated.get("License", "").strip().split("\n")[0]
+    (first, *_) = (stated.get_all("License") or [""])[0].strip().split("\n")
     return first if 0 < len(first) <= _LONGEST else "not stated"
 
 

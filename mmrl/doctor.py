@@ -244,8 +244,8 @@ def _disks() -> Iterator[Finding]:
             f"{size:.0f} MiB in {shared}",
             "Data workers (data.num_workers) need more: docker run --shm-size=2g.",
         )
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".mmrl-doctor-") as folder:
-        lock = locks.Lock(Path(folder) / locks.NAME, "the check", lambda line: None)
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".mmrl-doctor-") as made:
+        lock = locks.Lock(Path(made) / locks.NAME, "the check", lambda line: None)
         lock.release()
     yield Finding("locks", OK, "the current folder can hold a run")
 
@@ -344,7 +344,7 @@ def _dicom(syntax: str, frame: bytes | None) -> bytes:
     meta.TransferSyntaxUID = uid.UID(syntax)
     meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = uid.UID("1.2.3.4")
-    ds = FileDataset(None, {}, b"\0" * 128, meta)
+    ds = FileDataset("", {}, b"\0" * 128, meta)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, uid.UID("1.2.3.4")
     ds.Rows, ds.Columns = ramp.shape
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -457,8 +457,8 @@ def _decode_jpeg(frame: Frame, samples: int, colour: bool) -> np.ndarray:
     if frame.marker in _LS:
         return imagecodecs.jpegls_decode(data)
     # From RGB to RGB: the samples stay as they are stored, whatever they are.
-    kept = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples == 3 else {}
-    pixels = imagecodecs.jpeg8_decode(data, **kept)
+    space = "RGB" if samples == 3 else None
+    pixels = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace=space)
     if frame.marker in _LOSSLESS:
         jpeg_lossless.check(data, pixels)
     return pixels
