@@ -22,7 +22,9 @@ before the seeds 0, 1 and 2 were run once, and stand in `benchmarks/systems/thre
 those effects. A claim holds if the mean effect reaches the threshold and its 95 % interval over the
 three seeds, by Student's t, lies above 0. One with fixed bounds, which the published check states,
 holds if every seed keeps them; its effect, if there is one, has to lie above 0 as well.
-Core-minutes are the computing time of what a row started, over three seeds; rows share runs.
+Core-minutes are the computing time of what a row started, over three seeds; rows share runs. They
+grow when the machine does other work, and rows of different commits were timed on different
+machines.
 """
 
 _COLUMNS = (
