@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,14 @@ from mmrl import presets
 from mmrl.types import InputError
 from mmrl.version import __version__
 from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _handler():
+    """The command arms SIGINT to end its process at once, which here is that of the tests."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def call(*arguments, cwd=ROOT):
