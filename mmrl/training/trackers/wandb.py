@@ -20,7 +20,7 @@ class Wandb(Tracker):
     no facts about the machine.
 
     Args:
-      project: the project.
+      project: the project that the run belongs to.
       entity: the user or team that owns the project; by default that of the API key.
       run_name: the name of the run; by default that of the run directory.
       mode: online, or offline: writes to the run directory alone, for `wandb sync`.
