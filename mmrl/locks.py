@@ -193,10 +193,7 @@ class Lock:
           BusyError: it gave a sign of life.
         """
         seen = self.path.stat().st_mtime_ns
-        age = (_now(self.path.parent) - seen) / 1e9
-        # A clock of the file system that was set back makes the age negative; one that was set
-        # forward makes it large, so a few beats are awaited at any age.
-        wait = min(max(SILENCE - max(age, 0.0), 3 * BEAT), SILENCE)
+        wait = wait_for_life((_now(self.path.parent) - seen) / 1e9)
         self._say(
             f"{self._what} is locked by {earlier}; waits up to {wait:.0f} s for a sign of its life"
         )
@@ -214,6 +211,16 @@ class Lock:
         while not self._ended.wait(BEAT):
             with contextlib.suppress(OSError):  # `check` tells, where it matters
                 os.utime(self._file.fileno())
+
+
+def wait_for_life(age: float) -> float:
+    """Seconds to wait for the next sign of life of an owner, before it counts as dead.
+
+    Args:
+      age: seconds since its last one. A clock that was set back makes it negative, one that was set
+        forward makes it large, so a few beats are awaited at any age.
+    """
+    return min(max(SILENCE - max(age, 0.0), 3 * BEAT), SILENCE)
 
 
 def owner(path: Path) -> Owner | None:
@@ -242,9 +249,14 @@ def share(path: Path) -> IO[bytes]:
     `await_free` waits until nobody holds it.
     """
     file = path.open("ab")
+    let_share(file)
+    return file
+
+
+def let_share(file: IO[bytes]) -> None:
+    """Turns the lock of a file, if there is one, into one that several processes may hold."""
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_SH)
-    return file
 
 
 def take(path: Path) -> IO[bytes] | None:

@@ -108,9 +108,7 @@ class Lease:
           BusyError: it gave a sign of life.
         """
         seen = self._store.entry(locks.NAME)
-        age = self._age(seen.time if seen else "")
-        # At any age a few signs of life are awaited, as of locks on folders.
-        wait = min(max(locks.SILENCE - max(age, 0.0), 3 * locks.BEAT), locks.SILENCE)
+        wait = locks.wait_for_life(self._age(seen.time if seen else ""))
         self._say(
             f"{self._store} is locked by {earlier or 'another process'}; waits up to {wait:.0f} s "
             "for a sign of its life"

@@ -8,8 +8,6 @@ Two processes that use a run get a copy each (0, 1, ...): one of them may remove
 other one reads. All processes share the copy of a corpus, which is large and seldom changes.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
 import os
@@ -70,8 +68,7 @@ class Place:
 
     def share(self) -> None:
         """Lets others use the place, too."""
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        locks.let_share(self._lock)
         self.is_exclusive = False
 
     def release(self) -> None:
