@@ -17,7 +17,7 @@ import pytest
 from mmrl import cli, locks
 from mmrl.data.reading import within
 from mmrl.remote import lease, mirror, opened, place, store
-from mmrl.training import checksums, initial
+from mmrl.training import checkpoint, checksums, initial
 from mmrl.types import BusyError, DamageError, InputError, MachineError
 from tests import commands, stubs
 from tests.conftest import ROOT
@@ -498,3 +498,20 @@ def test_a_run_resumes_from_the_store_alone(tmp_path, capsys):
 
     steps = {json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()}
     assert steps == {1, 2, 3, 4}
+
+
+def test_files_of_a_checkpoint_have_the_names_that_training_gives_them():
+    assert mirror._SEALS == (checksums.NAME, checkpoint._COMMITTED)
+    assert mirror._WRITING == checkpoint._UNFINISHED
+
+
+def test_what_both_sides_were_equal_in_is_written_when_it_changes(monkeypatch):
+    folder, own = opened_for_writing()
+    write(folder, note_dot_txt="n")
+    assert own.push() == 1 and own.place.state.exists()
+    written = []
+    monkeypatch.setattr(mirror.files, "write_json", lambda *given: written.append(given))
+    assert own.push() == 0 and not written
+    write(folder, other_dot_txt="o")
+    assert own.push() == 1 and written
+    close()

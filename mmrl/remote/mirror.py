@@ -64,6 +64,7 @@ class Mirror:
         self.store, self.place, self.folder = store, place, place.folder
         self._say = say
         self._same = self._remembered()
+        self._written = dict(self._same)
         self._lease: Lease | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -399,8 +400,12 @@ class Mirror:
             return {}
 
     def _remember(self) -> None:
+        """Writes for the next process what both sides were equal in, if that changed."""
+        if self._same == self._written:
+            return
         content = {key: {"entry": one.entry, "file": one.stamp} for key, one in self._same.items()}
         files.write_json(self.place.state, content)
+        self._written = dict(self._same)
 
 
 def _whole(entries: Mapping[str, Entry]) -> dict[str, Entry]:
