@@ -9,6 +9,7 @@ status is 69 if there is a problem.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import json
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mmrl import cli, locks, presets
+from mmrl import cli, locks
 from mmrl.types import MachineError, first_line
 from mmrl.version import __version__
 
@@ -130,6 +131,7 @@ def _extras() -> Iterator[Finding]:
     yield Finding("extras", OK, f"{found} (pip install 'mmrl[NAME]')")
 
 
+@functools.cache
 def _stated() -> tuple[list["Requirement"], list[str]]:
     """What the metadata of mmrl require, extras included, and the names of the extras.
 
@@ -368,10 +370,9 @@ def _settings() -> Iterator[Finding]:
 
 
 def _two_steps() -> Iterator[Finding]:
-    preset = next(one.given for one in presets.shipped() if Path(one.given).stem == "pretrain")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mmrl-doctor-") as folder:
-        command = [sys.executable, "-m", "mmrl.main", f"--config={preset}:smoke"]
+        command = [sys.executable, "-m", "mmrl.main", "--config=pretrain:smoke"]
         command += [f"--workdir={folder}/run", "--config.total_steps=2", "--nosummary"]
         command += ["--config.optimizer.warmup_steps=0", "--config.evaluators={}"]
         command += ["--config.log_every=1"]
