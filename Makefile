@@ -105,12 +105,10 @@ format: $(VENV)/installed-dev
 # the files hold stay as long as the ranges allow them; UPGRADE=--upgrade takes the newest, and
 # UPGRADE=--upgrade-package=NAME that of one package.
 UPGRADE ?=
-UV := uv==0.13.9
 EXTRAS := beam cuda dev docs serve tpu
-lock:
+lock: $(VENV)/installed-dev
 	set -e; here=$$(mktemp -d); trap 'rm -rf "$$here"' EXIT; \
-	$(PYTHON) -m venv "$$here/venv"; "$$here/venv/bin/pip" install --quiet '$(UV)'; \
-	compile() { "$$here/venv/bin/uv" pip compile --quiet --universal --python-version=3.11 \
+	compile() { $(BIN)/uv pip compile --quiet --universal --python-version=3.11 \
 		--no-annotate --custom-compile-command='make lock' "$$@" > /dev/null; }; \
 	ls requirements*.txt | grep -v onnx | xargs grep -h '==' | sort -u > "$$here/all.txt"; \
 	compile $(UPGRADE) pyproject.toml --all-extras --output-file="$$here/all.txt"; \
