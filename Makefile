@@ -1,8 +1,10 @@
-# Every target sets up what it needs. PYTHON chooses the interpreter, WORKDIR the run directory.
+# Every target sets up what it needs. PYTHON chooses the interpreter, WORKDIR the run directory, and
+# INSTALL the command that installs a file of requirements.
 PYTHON ?= python3
 WORKDIR ?= runs/pretrain
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL ?= $(BIN)/pip install --quiet -r
 
 .PHONY: pretrain systems proofs ablation curves ceiling local finetune real real-sets pretrained-text
 .PHONY: chaos screenshots test test-all lint wheel try-wheel docs notebooks format lock clean
@@ -91,10 +93,10 @@ try-wheel: wheel
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Executes the notebooks of the docs into build/notebooks.
+# Executes the notebooks of the docs into runs/notebooks.
 notebooks: $(VENV)/installed-dev
 	$(BIN)/python -m nbconvert --to=notebook --execute \
-		--ExecutePreprocessor.startup_timeout=300 --output-dir=build/notebooks \
+		--ExecutePreprocessor.startup_timeout=300 --output-dir=runs/notebooks \
 		docs/notebooks/*.ipynb
 
 format: $(VENV)/installed-dev
@@ -122,11 +124,11 @@ lock: $(VENV)/installed-dev
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(INSTALL) requirements.txt
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(INSTALL) requirements-dev.txt
 	touch $@
 
 clean:

@@ -357,8 +357,8 @@ def test_scanned_stacks_equal_unrolled_ones(kind):
     ("kind", "words", "budget"),
     [
         ("llama", (1, 2), 0.34),  # spills, and more words than rows
-        ("bert", (0,), 0.5),
-        ("latents", (1,), 0.5),
+        pytest.param("bert", (0,), 0.5, marks=pytest.mark.exhaustive),
+        pytest.param("latents", (1,), 0.5, marks=pytest.mark.exhaustive),
         pytest.param("clip", (), 0.34, marks=pytest.mark.exhaustive),
         pytest.param("scaled", (0,), 0.85, marks=pytest.mark.exhaustive),
     ],
@@ -383,7 +383,7 @@ def test_a_causal_token_does_not_see_what_follows():
     assert np.abs(one[0, 7:] - two[0, 7:]).max(axis=-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["llama", "latents"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("latents", marks=pytest.mark.exhaustive)])
 def test_texts_without_tokens_are_finite_and_leave_the_others_alone(kind):
     model = encoder(kind)
     tokens, mask = texts()

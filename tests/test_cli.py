@@ -104,6 +104,7 @@ def test_a_run_leaves_everything_the_design_promises(finished):
     assert lines[0]["perturbed_discrimination/reverse_words/share"] > 0
 
 
+@pytest.mark.exhaustive
 def test_a_second_run_elsewhere_compiles_nothing(finished, tmp_path):
     """Every program that is not found in the cache is added to it; the cache may move."""
     moved = tmp_path / "moved"

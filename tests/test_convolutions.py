@@ -114,6 +114,7 @@ def test_a_stem_that_does_not_fit_says_what_does(changes):
         stem(**changes)
 
 
+@pytest.mark.exhaustive
 def test_a_vit_with_a_stem_has_the_patches_of_the_stem():
     options = {"image_size": 16, "patch_size": 4, "width": 8, "depth": 1, "num_heads": 2}
     model = randomized(functools.partial(Vit, **options, channels=2, stem="convolution"))
@@ -202,7 +203,7 @@ def test_the_kernel_starts_with_unit_gain():
     assert module.kernel[...].std() == pytest.approx(5**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
+@pytest.mark.parametrize("pool", [pytest.param("cls", marks=pytest.mark.exhaustive), "eos", "mean"])
 def test_padding_changes_nothing_for_a_text_encoder_with_a_convolution(pool):
     model = packing.build(pool=pool, convolution=5)
     tokens, mask = packing.texts()

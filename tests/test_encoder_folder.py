@@ -132,6 +132,7 @@ def read(judged, name):
     return json.loads((judged / name / "results.json").read_text())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_an_encoder_has_the_figures_of_the_run_that_it_is_from(judged):
     own, foreign = read(judged, "run"), read(judged, "both")
@@ -150,6 +151,7 @@ def test_an_encoder_has_the_figures_of_the_run_that_it_is_from(judged):
     assert preprocessing["text_length"] == 48
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_results_say_where_an_encoder_is_from_and_that_leaks_are_unknown(judged):
     foreign, page = read(judged, "both"), (judged / "both" / "report.html").read_text()
@@ -160,6 +162,7 @@ def test_results_say_where_an_encoder_is_from_and_that_leaks_are_unknown(judged)
     assert "source" not in read(judged, "run") and "trained_with" not in page
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_one_tower_alone_runs_what_needs_only_that_tower(judged):
     whole = read(judged, "both")
@@ -175,6 +178,7 @@ def test_one_tower_alone_runs_what_needs_only_that_tower(judged):
     assert "text_length" not in read(judged, "image")["results"]["nearest"]["preprocessing"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_the_console_names_what_is_left_out_and_warns(judged, preset, tmp_path, capsys):
     evaluated(judged / "text_encoder", tmp_path / "out", preset)
@@ -185,6 +189,7 @@ def test_the_console_names_what_is_left_out_and_warns(judged, preset, tmp_path, 
     assert "evaluating the encoder of" in out
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_text_encoder_judges_sentence_pairs(judged, mednli, tmp_path):  # noqa: F811
     found = evaluated(
@@ -198,6 +203,7 @@ def test_a_text_encoder_judges_sentence_pairs(judged, mednli, tmp_path):  # noqa
     assert found["results"]["text_inference"]["n"] == 120 and not found["left_out"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_encoders_stand_in_one_table_with_blank_cells_and_blind_rows(judged, capsys):
     paths = [f"{name}={judged / name}" for name in ("run", "both", "image")]
@@ -218,6 +224,7 @@ def test_encoders_stand_in_one_table_with_blank_cells_and_blind_rows(judged, cap
     assert "| text |" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_encoders_of_other_libraries_stand_in_one_table_with_ours(judged, preset, tmp_path, capsys):
     """Models that the reference libraries initialised at random, see tests/reference_images.py."""
@@ -255,6 +262,7 @@ def compared(trained, exported, judged, preset, tmp_path_factory):
 QUICK = (CACHE, "--config.evaluators.structure=none", "--config.evaluators.pointing=none")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_runs_and_encoders_are_evaluated_where_they_are_not_yet(
     compared, trained, exported, judged, preset, capsys, refusal
@@ -304,6 +312,7 @@ def test_an_evaluation_of_the_run_itself_is_reused(trained, tmp_path, capsys):
     assert content["config"]["data"]["length"] == 60 and len(content["asked_sha256"]) == 64
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_pages_of_real_evaluations_are_sound_in_a_browser(compared):
     if reason := browser.missing():
@@ -318,6 +327,7 @@ def test_pages_of_real_evaluations_are_sound_in_a_browser(compared):
         assert told in text, told
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_load_embeds_as_the_run_does(trained, exported, judged, tmp_path):
     own, foreign = mmrl.load(str(trained)), mmrl.load(str(exported))
@@ -391,6 +401,7 @@ def test_flags_that_do_not_go_together_are_refused(refusal, trained, exported, p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_an_encoder_that_can_run_nothing_is_refused(refusal, judged, preset, tmp_path):
     chosen = "--config.evaluators={'retrieval': {}, 'structure': {}}"

@@ -422,6 +422,7 @@ def test_markup_in_a_report_is_shown_as_text(chromium, held):
             is_sound(visit)
 
 
+@pytest.mark.exhaustive
 def test_what_fails_is_said_on_the_page(chromium, held):
     made = explorer(held["train"])
     with serving(made.app(TOKEN, hosts=set(), cookie="own")) as address:

@@ -93,6 +93,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_have_their_size_and_show_something(name, tmp_path):
     draw, (width, height) = DRAWN[name]

@@ -41,6 +41,7 @@ def fill(path: str, leaf: jax.Array) -> jax.Array:
     return jnp.asarray(values.astype(leaf.dtype))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_loss_gradients_and_flops_are_those_of_the_first_edition():
     config = toys.config()

@@ -146,9 +146,9 @@ def whole():
 @pytest.mark.parametrize(
     ("options", "mesh"),
     [
-        ({"chunk": 3}, None),
+        pytest.param({"chunk": 3}, None, marks=pytest.mark.exhaustive),
         ({"chunk": 4, "remat": "dots"}, (2, 2, 2)),
-        ({"remat": "full"}, (8, 1, 1)),
+        pytest.param({"remat": "full"}, (8, 1, 1), marks=pytest.mark.exhaustive),
     ],
 )
 def test_chunks_and_remat_change_neither_values_nor_gradients(options, mesh, whole):

@@ -189,6 +189,7 @@ def test_steps_leave_the_state_of_one_shot_steps():
     assert scale != np.log(np.float32(1 / 0.07))
 
 
+@pytest.mark.exhaustive
 def test_temporaries_fall_with_the_number_of_micro_batches():
     """With fixed B, the memory that the encoders keep for the backward pass shrinks."""
     temporaries = []

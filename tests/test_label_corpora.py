@@ -158,7 +158,11 @@ def losses(workdir: Path) -> list[float]:
 SOURCES = (nih14, chexpert, medmnist, rsna_pneumonia, siim_pneumothorax)
 
 
-@pytest.mark.parametrize("write", SOURCES, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "write",
+    [nih14, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in SOURCES if one != nih14)],
+    ids=lambda write: write.__name__,
+)
 def test_a_corpus_of_labels_trains_and_is_evaluated(
     write: Callable[[Path], dict[str, str]], tmp_path: Path
 ) -> None:
@@ -214,7 +218,11 @@ def openi(folder: Path) -> dict[str, str]:
     return {"allow_missing_images": "true", "fractions": "0.6,0.4,0.0"}
 
 
-@pytest.mark.parametrize("write", [mednli, openi], ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "write",
+    [mednli, pytest.param(openi, marks=pytest.mark.exhaustive)],
+    ids=lambda write: write.__name__,
+)
 def test_a_corpus_of_texts_trains_and_is_evaluated(
     write: Callable[[Path], dict[str, str]], tmp_path: Path
 ) -> None:

@@ -95,9 +95,9 @@ def digest(state, part, path):
     ("image", "text", "changes"),
     [
         ("encoder", True, {}),
-        (True, "encoder", {"accumulation": 2}),
+        pytest.param(True, "encoder", {"accumulation": 2}, marks=pytest.mark.exhaustive),
         # Batch statistics that do not move are no obstacle to gradient caching.
-        ("encoder", "encoder", {"gradient_cache": 2}),
+        pytest.param("encoder", "encoder", {"gradient_cache": 2}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_nothing_of_a_frozen_tower_changes(image, text, changes):

@@ -194,6 +194,7 @@ def test_untouched_leaves_are_bit_identical_and_all_others_move(kept):
         assert any(name.endswith(path) for name in moments) == (not stays(path)), path
 
 
+@pytest.mark.exhaustive
 def test_dropout_stays_on_in_an_encoder_with_updates_and_is_off_in_a_frozen_one():
     for options, drops in (({"lora": LORA}, True), ({"frozen": "encoder"}, False)):
         config = small(text=options, image={"frozen": "encoder"})
@@ -250,6 +251,7 @@ def test_a_restored_state_continues_to_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_step_counts_less_arithmetic_than_full_training_and_more_than_a_frozen_encoder():
     named = {"vocab_size": 64, "length": 24, "heads": {"embedding": 32}, "kind": "text"}
@@ -315,6 +317,7 @@ def get_config(variant=""):
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_an_export_and_a_later_run_hold_merged_weights(tmp_path, capsys):
     (tmp_path / "stages.py").write_text(STAGES)

@@ -312,7 +312,7 @@ def test_the_last_layer_is_that_without_the_option():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_regions_of_a_layer_with_scan_remat_and_dropout(layer):
     """All forms give the same features, and gradients, with the same key of dropout."""
     options = {"region_layer": layer, "dropout": 0.3}

@@ -560,7 +560,12 @@ def test_help_of_every_source_shows_its_layout_and_options(name, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("mmrl.prepare", "--help"), ("mmrl.options",), ("mmrl.options", "--markdown")]
+    "arguments",
+    [
+        ("mmrl.options",),
+        pytest.param(("mmrl.prepare", "--help"), marks=pytest.mark.exhaustive),
+        pytest.param(("mmrl.options", "--markdown"), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_output_that_nothing_reads_ends_quietly(arguments):
     reads, writes = os.pipe()

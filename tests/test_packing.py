@@ -154,7 +154,7 @@ def test_packing_changes_no_output_and_no_gradient(pool, word_layers, scan_layer
     ("pool", "words", "scan_layers", "size"),
     [
         ("cls", (0, 1), False, 5),
-        ("mean", FIRST, True, 3),
+        pytest.param("mean", FIRST, True, 3, marks=pytest.mark.exhaustive),
         pytest.param("eos", (), False, 5, marks=pytest.mark.exhaustive),
     ],
 )

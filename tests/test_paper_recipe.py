@@ -112,6 +112,7 @@ def test_the_towers_have_the_published_sizes():
         assert towers[tower]["heads"]["embedding"]["out"]["kernel"].shape[1] == 128
 
 
+@pytest.mark.exhaustive
 def test_a_step_of_full_size_costs_what_its_encoders_cost():
     """Forward and backward pass: 6 FLOPs for each token and weight of a text layer, and each MAC.
 

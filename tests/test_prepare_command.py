@@ -224,6 +224,7 @@ def test_preparing_starts_without_jax() -> None:
     assert told.stdout == "set()\n"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_told_to_stop_it_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mmrl.prepare", "phantom", f"--output={tmp_path / 'out'}"]

@@ -158,6 +158,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_sigkill_at_several_moments(undisturbed: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -114,7 +114,10 @@ def test_a_batch_of_absent_rows_gives_zero(form):
         np.testing.assert_array_equal(x, 0)
 
 
-@pytest.mark.parametrize(("implementation", "spread"), [("chunked", False), ("ring", True)])
+@pytest.mark.parametrize(
+    ("implementation", "spread"),
+    [pytest.param("chunked", False, marks=pytest.mark.exhaustive), ("ring", True)],
+)
 def test_the_kernel_leaves_absent_rows_out_too(implementation, spread):
     features, marks = make_inputs()
 

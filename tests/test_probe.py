@@ -195,6 +195,7 @@ def test_a_strength_is_the_one_with_the_least_validation_loss():
         assert chosen[name] == linear.STRENGTHS[int(np.argmin(losses))]
 
 
+@pytest.mark.exhaustive
 def test_without_a_validation_split_folds_of_the_training_patients_choose():
     data = splits(noisy)
     val = data.splits["val"]
@@ -272,6 +273,7 @@ def test_one_label():
     assert found.details["probes"]["simple_shot_2_shots"]["training_items"] == [4, 4, 4]
 
 
+@pytest.mark.exhaustive
 def test_unknown_labels_neither_teach_nor_count():
     """What stands where a label is unknown changes nothing."""
     data = splits(noisy)

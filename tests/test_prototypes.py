@@ -68,6 +68,7 @@ def test_codes_equal_the_reference(samples, prototypes, epsilon, iterations):
     np.testing.assert_allclose(got.sum(axis=1), 1.0, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_codes_use_all_prototypes_alike():
     balance = jax.jit(functools.partial(sinkhorn, epsilon=0.2, iterations=50))
     got = balance(np.tanh(drawn(60, 12)))

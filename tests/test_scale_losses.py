@@ -283,6 +283,7 @@ def test_objectives_compute_the_form_they_were_built_for(objective):
     assert_close(values[1], values[0])
 
 
+@pytest.mark.exhaustive
 def test_bytes_grow_with_the_share_and_the_benchmark_says_so(tmp_path, capsys):
     """Tiles of 8 at W = 8, R = 9, D = 12; temporaries per device of value and gradients."""
     file = tmp_path / "rows.json"

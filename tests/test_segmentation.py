@@ -140,6 +140,7 @@ def test_the_same_seed_gives_the_same_values():
     assert first == again and first["values"]["dice"] != other["values"]["dice"]
 
 
+@pytest.mark.exhaustive
 def test_a_convolutional_decoder_learns_them_too():
     values = run(splits(), planted, decoder="convolutional", width=8, epochs=60, learning_rate=0.01)
     assert values.values["dice"].value > 0.9

@@ -167,7 +167,14 @@ def test_a_run_stops_and_keeps_the_best_checkpoint_beside_the_last(uninterrupted
 
 
 @pytest.mark.optax
-@pytest.mark.parametrize(("preempt", "at"), [(False, 5), (True, 4), (True, 8)])
+@pytest.mark.parametrize(
+    ("preempt", "at"),
+    [
+        pytest.param(False, 5, marks=pytest.mark.exhaustive),
+        (True, 4),
+        pytest.param(True, 8, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_interrupted_run_selects_and_stops_as_an_uninterrupted_one(
     preempt, at, train, uninterrupted, tmp_path, monkeypatch
 ):
@@ -192,6 +199,7 @@ def test_an_interrupted_run_selects_and_stops_as_an_uninterrupted_one(
     assert content(tmp_path) == content(uninterrupted)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_stopped_run_is_complete_until_patience_grows(train, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "copy"

@@ -26,6 +26,7 @@ from tests.test_objectives import check
 
 B, K, R, L, D = 8, 3, 4, 9, 4
 SCALE, BIAS = np.array(np.float32(4.0)), np.array(np.float32(-2.0))
+QUICK = ("concepts", "multi_positive", "grouping report")  # of those that share their code
 GROUPINGS = {
     "published": {},
     "softmax": {"weighting": "softmax", "threshold": -1.0},
@@ -96,13 +97,17 @@ def arguments_of(name, made):
     return (*(made[n] for n in names), SCALE, *([BIAS] if biased else []))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "concepts"])
 def test_published_losses_equal_the_reference(name):
     loss, reference, *_ = LOSSES[name]
     check(loss, reference, arguments_of(name, features(4)), (0, 1, 2))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in LOSSES],
+)
 def test_losses_with_marks_equal_the_reference(name):
     loss, reference, *_ = LOSSES[name]
     arguments = arguments_of(name, features())
@@ -227,6 +232,7 @@ def test_constant_features_give_the_logarithm_of_the_choices():
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
+@pytest.mark.exhaustive
 def test_a_group_holds_only_regions_like_the_text():
     """Regions along the axes, texts along one of them: only this region is left."""
     regions = np.tile(np.eye(D, dtype=np.float32), (2, 1, 1))

@@ -239,6 +239,7 @@ def test_the_headline_names_values_that_there_are():
     assert SentencePointing.headline["accuracy"].startswith("a sentence finds")
 
 
+@pytest.mark.exhaustive
 def test_the_figure_shows_sentences_over_their_images(tmp_path):
     data = Data(12)
     evaluator = SentencePointing(Predict(data, at_box(data)), data)

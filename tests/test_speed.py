@@ -123,6 +123,7 @@ def counted(**changes):
     return model_flops(config, toys.one_device(), batch)
 
 
+@pytest.mark.exhaustive
 def test_model_flops_do_not_depend_on_what_saves_memory():
     plain = counted()
     assert plain > 0

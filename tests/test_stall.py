@@ -43,6 +43,7 @@ def wait_until(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_blocked_read_is_named_with_its_record_and_time(tmp_path, workers):
     said = []

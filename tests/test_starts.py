@@ -299,6 +299,7 @@ def test_every_other_difference_stays_an_error(folder, options):
         started(starting(folder, **options))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_a_run_continues_without_the_folder_that_it_started_from(tmp_path, capsys):
     """The weights are not read again, and the run remembers the options; the digest stays."""

@@ -172,6 +172,7 @@ def test_a_peer_without_pytorch_is_one_line(monkeypatch):
         benchmark.chosen_forms(given("--peer"))
 
 
+@pytest.mark.exhaustive
 def test_what_was_measured_is_written_as_json(tmp_path, capsys, monkeypatch):
     forms = [Fake("jax-fused", 2.0, 3.0), Fake("jax-published", 2.0, 3.0)]
     monkeypatch.setattr(benchmark, "build", lambda names, work, chosen: forms)
@@ -187,6 +188,7 @@ def test_what_was_measured_is_written_as_json(tmp_path, capsys, monkeypatch):
     assert "jax-published" in said and "first step: loss 2, grad norm 3" in said
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     ballast = np.ones(2**27, np.uint8)  # of this process, not of the one that is started
     seen = []

@@ -200,6 +200,7 @@ def test_judged_labels_change_nothing_but_the_judgement():
     np.testing.assert_array_equal(first[0], first[len(first) // 2])
 
 
+@pytest.mark.exhaustive
 def test_the_penalty_is_chosen_on_val_and_else_by_folds():
     data = Data()
     stated = run(blind(), data).details["fitted_on"]

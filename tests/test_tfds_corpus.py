@@ -140,6 +140,7 @@ def test_a_worker_that_sees_another_corpus_stops(folder: Path) -> None:
         list(tfds_corpus.records_of(work, json.dumps(["all", [1], "rich:z"])))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_beam_makes_the_same_data_set(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("apache_beam")

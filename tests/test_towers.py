@@ -319,6 +319,7 @@ def test_words_and_masks_of_several_texts_equal_those_of_each_alone():
 INSIDE = ("text@perturbed.layers", "text@perturbed.attention", "text@perturbed.words")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("frozen", [False, True])
 def test_layers_and_attention_take_a_pass_of_their_own(monkeypatch, frozen):
     """Also where texts are packed; gradients flow, but not through a frozen encoder."""
@@ -583,7 +584,7 @@ def with_equal_heads(make: Any, local: str) -> Any:
     return nnx.merge(nnx.graphdef(tower), params)
 
 
-@pytest.mark.parametrize("kind", ["affine", "mlp"])
+@pytest.mark.parametrize("kind", [pytest.param("affine", marks=pytest.mark.exhaustive), "mlp"])
 def test_an_embedding_of_regions_is_the_mean_of_their_projections(kind):
     rngs = nnx.Rngs(0)
     encoder = Resnet(image_size=32, depth=18, width=4, region_stage=3, rngs=rngs)

@@ -219,6 +219,7 @@ def test_wrong_options_are_refused(trainer, tmp_path, trackers, message):
     assert message in str(error.value)
 
 
+@pytest.mark.exhaustive
 def test_trained_encoders_need_no_module_of_a_tracker(trainer, tmp_path, monkeypatch):
     trainer(tmp_path / "run", diary(tmp_path / "diary")).run()
     monkeypatch.setitem(sys.modules, "hospital.diary", None)

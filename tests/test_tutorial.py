@@ -107,6 +107,7 @@ def check_server(arguments):
         process.communicate()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_succeeds(desk, monkeypatch, capsys):
     told = commands()

@@ -158,6 +158,7 @@ def test_patches_that_are_left_out_change_nothing_and_get_no_gradient(pool):
     assert_close(both(jnp.where(pixels, images(), 1e3)), (gradient, found), 0.0)
 
 
+@pytest.mark.exhaustive
 def test_a_quarter_of_the_patches_costs_less_than_two_fifths():
     shapes = nnx.eval_shape(lambda: Vit(image_size=224, variant="S", rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(shapes)
@@ -297,6 +298,7 @@ def test_layers_and_attention_are_those_of_the_blocks(pool):
             model(images(), layers=wrong)
 
 
+@pytest.mark.exhaustive
 def test_scanned_and_rematerialised_stacks_give_the_same_layers_attention_and_gradient():
     options = {"depth": 3, "dropout": 0.3, "region_layer": 1, "block": {"drop_path": 0.4}}
     plain = vit(**options)
