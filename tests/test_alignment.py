@@ -31,6 +31,7 @@ def clipped(attention, mask=None, low=0.1, high=0.9):
     return out
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("length", "quantiles"), [(1, (0.1, 0.9)), (11, (0.1, 0.9)), (7, (0.0, 0.37))]
 )
@@ -87,6 +88,7 @@ def word_mask():
     return mask
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("weighted", "normalise", "padding"), [(0, True, True), (1, False, True), (1, True, False)]
 )
@@ -144,6 +146,7 @@ def mil_nce(query, candidates, valid=None):
     return total / len(rows)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("size", "count"), [(1, 1), (5, 1), (4, 3)])
 def test_several_candidates_equal_the_reference(size, count):
     query, candidates = drawn(size, D), drawn(size, count, D, seed=1)
@@ -192,6 +195,7 @@ def triplets(image, text, positive, negative, margin=0.3):
     ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("size", "margin"), [(1, 0.3), (7, 0.3), (7, 2.5)])
 def test_triplets_equal_the_reference(size, margin):
     arrays = drawn(6, size, D)
@@ -234,6 +238,7 @@ def make(name):
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["tokens", "candidates", "triplets"])
 def test_absent_rows_might_as_well_be_deleted_on_any_number_of_devices(name):
     call, rows = make(name)

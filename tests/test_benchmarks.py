@@ -11,6 +11,7 @@ NAMES = sorted(
 ) + sorted(path.parent.name for path in BENCHMARKS.glob("*/__main__.py"))
 
 
+@pytest.mark.default_cases(7)
 @pytest.mark.parametrize("name", NAMES)
 def test_help(name, capsys):
     assert run_here(f"benchmarks.{name}", "--help") in (0, None)

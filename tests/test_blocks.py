@@ -252,6 +252,7 @@ def reference(p, tokens, kind, word_layers):
     return {"cls": x[0], "eos": x[-1], "mean": x.mean(0)}[pool], words
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("word_layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoders_equal_their_reference_padded_and_by_queries(kind, word_layers):
@@ -283,6 +284,7 @@ def attention_reference(p, tokens, kind):
     return {"cls": weights[:, 0], "eos": weights[:, -1]}.get(str(pool), weights.mean(1))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -340,6 +342,7 @@ def test_options_change_the_reference_by_more_than_is_tolerated(kind, other, mon
     assert np.abs(reference(p, tokens, kind, 1)[0] - expected).max() > 2e-4
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kind", ["bert", "llama", "scaled", "latents"])
 def test_scanned_stacks_equal_unrolled_ones(kind):
     tokens, mask = texts()
@@ -434,6 +437,7 @@ def test_scaled_wavelengths_are_those_of_llama():
     np.testing.assert_allclose(found[long], plain[long] / 8, rtol=1e-12)
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_axis_of_every_parameter_has_a_name(kind, scan_layers):
@@ -563,6 +567,7 @@ def tower(length: int = LENGTH, **options: Any) -> Text:
     return randomized(build)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

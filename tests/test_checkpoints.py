@@ -99,6 +99,7 @@ def test_intact_checkpoints_are_read_and_list_every_file(workdir):
     assert sorted([*stated, checksums.NAME]) == step_files(workdir)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("spoil", [zero, flip, truncate, empty, os.unlink, add])
 def test_damage_to_any_file_is_named_in_one_line_with_the_last_intact_step(
     two_steps, workdir, spoil
@@ -188,6 +189,7 @@ def test_a_checkpoint_without_checksums_is_read_and_that_is_said_once(workdir):
     assert line.startswith("checkpoint 40 has no checksums, as earlier versions of mmrl wrote it")
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("spoil", [truncate, empty, os.unlink])
 @pytest.mark.parametrize("name", ["meta/metadata", "data/metadata", "state/_METADATA", "state/d"])
 def test_damage_to_a_checkpoint_without_checksums_is_one_line_where_it_shows(workdir, name, spoil):

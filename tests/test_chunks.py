@@ -38,6 +38,7 @@ def reference(features, kernel, bias, labels):
     return value, right, (slope @ kernel.T, features.T @ slope, slope.sum(axis=0))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("chunk", "mesh"), [(0, None), (1, None), (5, None), (4, (2, 2, 2)), (5, (2, 2, 2))]
 )
@@ -114,6 +115,7 @@ def test_shapes_that_do_not_fit_are_refused():
         chunked_cross_entropy(features, kernel[:-1], bias, labels)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("chunk", [1, 5, 6])
 def test_rows_keep_their_order_and_keys(chunk):
     rows = {"x": np.arange(N, dtype=np.float32), "none": None}

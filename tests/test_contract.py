@@ -238,6 +238,7 @@ def keys(details):
     return found
 
 
+@pytest.mark.default_cases(3)
 def test_what_was_judged_and_how_is_stated(judged):
     name, _, results = judged
     stated = [results.protocol, *(key.split("/")[0] for key in results.values)]
@@ -301,6 +302,7 @@ def test_subgroups_prevalence_and_calibration_are_stated_where_there_are_any(jud
     assert name in NO_CALIBRATION or "calibration" in found
 
 
+@pytest.mark.default_cases(3)
 def test_same_state_same_results(judged):
     _, evaluator, results = judged
     assert evaluator.run(None).to_dict() == results.to_dict()

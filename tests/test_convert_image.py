@@ -92,6 +92,7 @@ def compare(made, expected, names, start=""):
         np.testing.assert_allclose(made[name], expected[start + name], **CLOSE, err_msg=name)
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
     "name",
     [
@@ -111,6 +112,7 @@ def test_an_encoder_computes_what_its_library_computes(name):
     compare(made, expected, stored)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_computes_the_texts_and_logits_of_its_library(name):
     found, expected = case(name), converted.expected(name)
@@ -136,6 +138,7 @@ def test_a_pair_computes_the_texts_and_logits_of_its_library(name):
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-3)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("name", "label", "options", "side"),
     [
@@ -211,6 +214,7 @@ def changed(name, folder, config=None, drop=(), **tensors):
     return made
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["vit", "siglip_pair", "resnet18", "open_clip", "biomedclip"])
 def test_missing_wrong_and_extra_tensors_are_named(name, tmp_path):
     used = [key for key in case(name).report.used if key.endswith("bias") and key != "logit_bias"]

@@ -40,6 +40,7 @@ def case(name):
     return converted.read(GOLDEN / name)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_encoder_computes_what_its_library_computes(name):
     found, expected = case(name), converted.expected(name)
@@ -59,6 +60,7 @@ def test_an_encoder_computes_what_its_library_computes(name):
     np.testing.assert_allclose(made["words"][mask], expected["words"][mask], **CLOSE)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -116,6 +118,7 @@ def changed(name, folder, **tensors):
     return folder
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [

@@ -157,6 +157,7 @@ def features(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(3, L, WIDTH)).astype(np.float32)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("size", [1, 3, 5, 21])
 def test_the_convolution_of_single_texts_equals_the_loop(size):
     module, x = convolution(size), features()
@@ -203,6 +204,7 @@ def test_the_kernel_starts_with_unit_gain():
     assert module.kernel[...].std() == pytest.approx(5**-0.5, rel=0.05)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", [pytest.param("cls", marks=pytest.mark.exhaustive), "eos", "mean"])
 def test_padding_changes_nothing_for_a_text_encoder_with_a_convolution(pool):
     model = packing.build(pool=pool, convolution=5)

@@ -67,6 +67,7 @@ def reports(draw):
     return "".join(itertools.chain(*zip(joins, words, strict=False))) + joins[-1]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["bpe", "unigram"])
 @given(texts=st.lists(reports(), min_size=1, max_size=4), kind=st.sampled_from(ORDER))
 @SETTINGS
@@ -128,6 +129,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("kind", [k for k in ORDER if not k.startswith(FIXED)])
 def test_random_kinds_reach_the_same_texts_equally_often(kind, monkeypatch):
     """Against one report at a time, in a table of two rows: chi-square within its quantile."""

@@ -47,6 +47,7 @@ def test_the_choice_within_the_step_is_that_of_the_released_rule(size):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.55, 1.0])
 def test_the_choice_within_the_step_is_that_by_deviations(ratio):
     features, prototypes = unit(N, D), unit(K, D, seed=1)
@@ -57,6 +58,7 @@ def test_the_choice_within_the_step_is_that_by_deviations(ratio):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("rule", ["select", "select_by_deviation"])
 def test_absent_rows_change_no_choice_and_devices_do_not_either(rule):
     call = jax.jit(getattr(selection, rule))

@@ -63,6 +63,7 @@ def test_the_lowest_scores_are_kept():
     assert found["kept"].dtype == np.int32
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("share", "kept"), [(0.75, 6), (0.5, 12), (0.0, 24), (0.9, 2)])
 def test_a_share_of_the_patches_is_kept(share, kept):
     found = derive(RandomPatches(patch_size=4, share=share), images())
@@ -82,6 +83,7 @@ def test_every_patch_is_kept_equally_often():
     assert (np.abs(removed - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)).all()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("module", "given"),
     [
@@ -106,6 +108,7 @@ def test_draws_depend_on_the_row_alone(module, given):
         np.testing.assert_array_equal(x, derive(module, given, seed=None)[name])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("form", ["patches", "blocks"])
 def test_images_and_crops_hide_patches_as_often_and_as_many_as_stated(form):
     index, crops = np.arange(1500, dtype=np.int32), 2

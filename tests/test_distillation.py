@@ -116,6 +116,7 @@ def metric(image, text, scale, groups, related, positive, negative):
     return (one_way(z, groups, positive, negative) + one_way(z.T, groups, positive, negative)) / 2
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("positive", ["lhp", "hp"])
 @pytest.mark.parametrize("negative", ["hn", "lhn"])
 def test_groups_equal_the_reference(positive, negative):

@@ -297,6 +297,7 @@ def test_runs_and_encoders_are_evaluated_where_they_are_not_yet(
         assert text in refusal("mmrl.compare", *arguments), arguments
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_an_evaluation_of_the_run_itself_is_reused(trained, tmp_path, capsys):
     """Without --config the first run judges, so that its own evaluation asks the same."""
@@ -491,6 +492,7 @@ WRONG = {
 }
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.optax
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_folders_are_refused(name, exported, tmp_path):

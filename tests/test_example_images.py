@@ -57,6 +57,7 @@ JITTERS = [
 ]
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("jitter", JITTERS)
 def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
@@ -77,6 +78,7 @@ def test_rows_are_the_jitter_of_the_preprocessed_image(jitter, resize):
                 np.testing.assert_array_equal(batch["image.pixels"][row, :, :, 0], expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_a_part_of_the_square_is_written_as_it_lies_in_the_whole(resize):
     rng = np.random.default_rng(0)

@@ -123,6 +123,7 @@ class Wide:
         return self.source[position]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("names", "words"), [(SENTENCES, False), (WORDS, True)])
 def test_words_look_where_they_or_their_sentences_do(held, names, words):
     examples = held["train"]
@@ -166,6 +167,7 @@ def test_an_encoder_that_cannot_point_says_so(held):
         assert client.post("/looks", json={"row": 0}).json()["words"] == []
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scale", [10.0, None])
 def test_a_changed_report_moves_the_choice(held, scale):
     examples, encoder = held["train"], FakeEncoder()
@@ -203,6 +205,7 @@ def test_nothing_is_shown_without_the_token(held):
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("host", ["evil.example:8001", "127.0.0.1:9999", "127.0.0.1", ""])
 def test_other_hosts_are_refused(client, host):
     """A page elsewhere could otherwise reach this one through a name that it controls."""
@@ -210,6 +213,7 @@ def test_other_hosts_are_refused(client, host):
     assert answer.status_code == 421 and "Host" in answer.json()["error"]
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     "path",
     [
@@ -234,6 +238,7 @@ def test_no_file_can_be_named(client, path):
     assert answer.status_code == 404 and answer.json().keys() == {"error"}
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

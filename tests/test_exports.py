@@ -263,6 +263,7 @@ def _other(name):
     return change
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("where", ["own", "library"])
 def test_a_folder_with_other_encodings_is_not_kept(encoder, tmp_path, monkeypatch, where):
     read = run.read_encoder(encoder)

@@ -26,6 +26,7 @@ def layout(variant):
     return learner.layout(get_config(variant), toys.one_device())
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("variant", ["labels", "sides", "scratch", "layers,sides", "smoke"])
 def test_the_preset_has_one_output_for_each_label(variant):
     config = get_config(variant)

@@ -55,6 +55,7 @@ def run(module, given, wanted=EVERYTHING, key=None):
     return jax.tree.map(np.asarray, _run(graphdef, wanted, state, given, key))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("direction", "dtype"), [("both", jnp.float32), ("text", jnp.bfloat16)])
 def test_a_new_gate_passes_everything_on_bit_for_bit(direction, dtype):
     given = {name: jnp.asarray(x, dtype) if x.ndim == 3 else x for name, x in inputs().items()}
@@ -84,6 +85,7 @@ def test_a_closed_gate_gets_a_gradient():
     assert len(gates) == 3 and all(float(gate) != 0 for gate in gates)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("direction", "pool"), [("text", "first"), ("both", "both")])
 def test_padding_changes_nothing(pool, direction):
     module, given = random_fusion(pool=pool, direction=direction, depth=2), inputs()
@@ -106,6 +108,7 @@ def test_the_order_of_regions_does_not_matter():
         assert_close(second[name], first[name])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("direction", ["text", "both"])
 def test_words_depend_on_the_image(direction):
     """And regions on the text, where they attend to it."""

@@ -203,6 +203,7 @@ def cases(number: int) -> settings:
     return settings(max_examples=number, derandomize=True, deadline=None, database=None)
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("source", sorted(CORPORA))
 @pytest.mark.parametrize(
     "number", [CASES, pytest.param(ALL_CASES, marks=pytest.mark.exhaustive)], ids=["few", "all"]
@@ -226,6 +227,7 @@ def test_damage_is_neither_always_refused_nor_never():
     assert min(OUTCOMES["records"], OUTCOMES["refused"]) > sum(OUTCOMES.values()) / 10, OUTCOMES
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("source", sorted(CORPORA))
 def test_preparing_a_damaged_corpus_writes_nothing_elsewhere(source, preparer, outside, tmp_path):
     bench = Bench(tmp_path, preparer, outside, source)

@@ -93,6 +93,7 @@ def one_shot(stub):
     return gradients(config(1, stub=stub))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("count", "axes"),
     [
@@ -169,6 +170,7 @@ def test_both_encodings_of_a_micro_batch_drop_the_same_units():
     assert abs(float(loss) - float(gradients(whole)[0])) > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_steps_leave_the_state_of_one_shot_steps():
     """Parameters, metrics, temperatures and the variables of an objective, after two updates."""
     results = {}

@@ -30,6 +30,7 @@ def reference(image, text, scale, identity):
     return total / (2 * len(image))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("identity", [IDENTITY, LABELS])
 def test_value_and_gradients_equal_the_reference(identity):
     given = (unit(B, D), unit(B, D, seed=1), SCALE)

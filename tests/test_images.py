@@ -223,6 +223,7 @@ def test_embedded_thumbnail_does_not_pass_for_the_end() -> None:
         images.decode(whole[: len(whole) * 2 // 3])
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("read", [images.decode, containers.inspect])
 @pytest.mark.parametrize(
     ("kind", "options"),

@@ -88,6 +88,7 @@ def test_the_first_entry_that_fills_a_path_counts_and_to_renames(source):
     np.testing.assert_array_equal(initial.by_path(state["params"])[image], there[text])
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -150,10 +151,9 @@ def get_config(variant=""):
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
-@pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_starts_from_another_run_and_from_its_export_alike(dtype, tmp_path, capsys):
     (tmp_path / "stages.py").write_text(STAGES)
 

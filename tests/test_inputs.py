@@ -210,6 +210,7 @@ NAMES = (
 JITTERS = {"data__crop_scale": (0.5, 0.9), "data__brightness": 0.3, "data__text": "sentence"}
 
 
+@pytest.mark.default_cases(14)
 @pytest.mark.parametrize("choice", views.CHOICES)
 @pytest.mark.parametrize("added", NAMES)
 def test_an_input_changes_no_array_of_the_others(added, choice):
@@ -262,6 +263,7 @@ def shown(pixels):
     return divmod(pixels.reshape(len(pixels), -1).max(axis=1).astype(int), 10)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("choice", views.CHOICES)
 def test_second_is_another_image_of_the_record(choice):
     chosen = config()

@@ -180,6 +180,7 @@ def test_crops_that_a_tower_cannot_read_are_refused(options, message):
         made_of(chosen, "image@local.embedding")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_images_are_a_set_in_the_order_of_the_record(most):
     chosen = config()

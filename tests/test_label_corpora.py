@@ -242,6 +242,7 @@ def test_a_corpus_of_texts_trains_and_is_evaluated(
     assert trainer.corpora["train"].fingerprint.long_enough.all()
 
 
+@pytest.mark.exhaustive
 def test_a_prepared_corpus_of_labels_trains_on_the_same_records(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     options = nih14(tmp_path / "data")

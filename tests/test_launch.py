@@ -137,6 +137,7 @@ def local(processes: int = 2) -> str:
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("behaviours", "status"),
     [(["pass", "print('done')"], 0), ([WAITS, "sys.exit(3)"], 3), (["time.sleep(30)", "1/0"], 1)]

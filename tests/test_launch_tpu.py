@@ -80,6 +80,7 @@ def test_tpu_is_created_again_after_a_preemption_and_training_restarts(stubs: St
     ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("state", ["exit 75", "lost"])
 def test_tpu_that_stays_only_restarts_training(stubs: Stubs, state: str) -> None:
     first = workers(state, "exit 75", "exit 1")

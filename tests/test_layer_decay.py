@@ -43,6 +43,7 @@ def of_vit(path, depth=3):
     return int(block[1]) + 1 if block else depth + 1
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "image",
     [
@@ -111,6 +112,7 @@ def test_without_decay_every_factor_is_one_and_no_layers_are_needed():
             optim.layer_factors(params, placed.layers, decay)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.optax
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_update_has_the_product_of_both_factors(dtype):

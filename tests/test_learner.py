@@ -148,6 +148,7 @@ def encodings(image, text, *patterns):
     return call(jax.random.key(1), True), call(jax.random.key(2), True), call(None, False)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("frozen", [True, "encoder"])
 def test_a_frozen_tower_encodes_in_training_as_in_evaluation(frozen):
     (first, stats), (second, _), (quiet, old) = encodings(frozen, frozen)
@@ -157,6 +158,7 @@ def test_a_frozen_tower_encodes_in_training_as_in_evaluation(frozen):
     assert_close(stats, old, 0.0)
 
 
+@pytest.mark.exhaustive
 def test_towers_that_train_in_part_behave_as_in_training():
     part = (
         r"towers/text/encoder/(token|position|stack)/?.*",
@@ -223,6 +225,7 @@ def added(what):
     return config
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("what", "more"),
     [

@@ -37,6 +37,7 @@ def make_inputs(images, captions, words, regions, width):
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("images", "captions", "words", "regions", "width"),
     [(2, 19, 40, 140, 130), (1, 3, 16, 128, 8)],

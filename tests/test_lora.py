@@ -74,6 +74,7 @@ def random_updates(params, seed=0):
 # The mathematics.
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_kernel_is_that_of_the_paper_for_every_shape_and_for_scanned_layers(scan):
     """W + alpha / rank * a b, with the axes of attention flattened into rows and columns."""
@@ -177,6 +178,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.optax
 @pytest.mark.parametrize("kept", OPTIONS)
 def test_untouched_leaves_are_bit_identical_and_all_others_move(kept):
@@ -220,6 +222,7 @@ def gradients(config, **where):
     return jax.device_get(step.loss_and_gradients(placed, place(step)))
 
 
+@pytest.mark.exhaustive
 def test_eight_devices_and_gradient_caching_give_the_loss_and_gradients_of_one():
     """On a mesh whose axes all divide something."""
     options = {"text": {"lora": EVERY, "dropout": 0.0}, "image": {"lora": LORA, "dropout": 0.0}}

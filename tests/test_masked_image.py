@@ -135,6 +135,7 @@ def test_patches_with_the_least_noise_are_kept(count, ratio):
     np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("size", [1, B])
 def test_losses_equal_the_reference(name, size):
@@ -164,6 +165,7 @@ def test_all_frequencies_together_are_all_pixels_together():
     assert_close(equal(prediction, image, masks()), expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_patches_that_are_kept_and_absent_rows_may_hold_anything(name):
     size = 24
@@ -186,6 +188,7 @@ def test_patches_that_are_kept_and_absent_rows_may_hold_anything(name):
     np.testing.assert_array_equal(found, 0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_narrow_arrays_are_computed_in_float32(name):
     narrow = [jnp.asarray(x, jnp.bfloat16) for x in arguments(name)]

@@ -41,6 +41,7 @@ def reference(pairs):
     return value, accuracy, (right["positive"] + negative) / 2, slopes
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("present", [None, PRESENT], ids=["all", "some"])
 @pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=["one device", "a mesh"])
 def test_equals_the_reference_without_the_absent_rows(present, mesh):
@@ -106,6 +107,7 @@ def select(seeds=1, present=PRESENT, group=GROUP, index=None, **options):
     return {name: np.asarray(x) for name, x in found(keys).items()}
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("draw", ["sampled", "hardest", "uniform"])
 @pytest.mark.parametrize("side", ["text", "image"])
 def test_negatives_are_present_and_no_duplicates(draw, side):

@@ -153,6 +153,7 @@ def test_wrong_options_name_the_choices(make, message):
         make()
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize(
     "make",
@@ -175,6 +176,7 @@ def test_every_axis_of_every_parameter_has_a_name(make, scan_layers):
         assert len(set(spec)) == len(spec), path  # else two axes would claim one mesh axis
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_state_is_a_dict_with_string_keys_and_no_random_state(scan_layers):
     model = text(scan_layers=scan_layers, dropout=0.1)
@@ -194,6 +196,7 @@ def silence_blocks(model: nnx.Module) -> None:
             layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("pool", "row", "column"), [("mean", 0, 2), ("mean", 2, 1), ("cls", 1, 0)])
 def test_regions_are_the_patches_in_row_major_order(pool, row, column):
     model = vit(pool=pool)
@@ -223,6 +226,7 @@ def output_of(model: Vit, layer: int, image: jax.Array) -> jax.Array:
     return x
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_regions_are_the_output_of_the_layer_that_is_asked_for(layer, pool):
@@ -245,6 +249,7 @@ def normed(x: np.ndarray, params: Any, epsilon: float) -> np.ndarray:
     return unit * params["scale"] + params["bias"]
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("region_layer", [None, 1])
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("pool", ["cls", "mean", {"name": "zones", "size": 3}])
@@ -311,8 +316,9 @@ def test_the_last_layer_is_that_without_the_option():
             vit(region_layer=layer)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("layer", [0, 1])
 def test_regions_of_a_layer_with_scan_remat_and_dropout(layer):
     """All forms give the same features, and gradients, with the same key of dropout."""
     options = {"region_layer": layer, "dropout": 0.3}
@@ -354,6 +360,7 @@ def test_sincos_positions_are_the_closed_form_and_no_parameters():
     assert np.abs(local[:, None] - local[None] + np.eye(9)[..., None]).max(axis=2).min() > 1e-3
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
 def test_padding_changes_nothing(pool):
     model = text(pool=pool, word_layers=2)
@@ -381,6 +388,7 @@ def test_text_pooling():
         )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
 def test_a_row_without_tokens_is_finite_and_leaves_the_others_alone(pool):
     model = text(pool=pool, depth=1)
@@ -402,6 +410,7 @@ def test_wrong_shapes_name_the_right_ones():
         text()(*texts(length=10))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("word_layers", [1, 2])
 def test_scanned_equals_unscanned(word_layers):
     options = {"word_layers": word_layers, "dropout": 0.3}
@@ -414,6 +423,7 @@ def test_scanned_equals_unscanned(word_layers):
     assert_close(a, b, 1e-5, floor=1.0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_rematerialised_and_scanned_stacks_keep_the_gradient():
     make, inputs = functools.partial(text, word_layers=2), texts()
@@ -442,6 +452,7 @@ def counting_stack(**options: Any) -> Stack:
     return stack
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_the_stack_sums_its_last_outputs(scan_layers):
     stack = counting_stack(scan_layers=scan_layers, dropout=0.0)

@@ -59,6 +59,7 @@ def test_global_equals_reference(group):
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("group", "temperatures"), [(None, (4.0, 5.0, 10.0)), (GROUP, (1.0, 2.0, 3.0))]
 )

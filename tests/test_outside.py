@@ -221,6 +221,7 @@ def test_a_device_that_is_not_there(name):
     assert b"there is: cpu" in err
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_streams_that_are_closed(stream):
     body = "import os\nraise cli.InputError('wrong')"
@@ -278,6 +279,7 @@ time.sleep(60)""",
 }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", BODIES)
 def test_ctrl_c_at_work(name):
     process = start(command(f"import time\nprint('ready', flush=True)\n{BODIES[name]}"))

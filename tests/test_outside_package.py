@@ -188,6 +188,7 @@ def outside() -> ml_collections.ConfigDict:
     return config
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_modules_from_outside_train_and_evaluate(package, tmp_path):
     trainer = Trainer(outside(), tmp_path / "run")

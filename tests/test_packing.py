@@ -140,6 +140,7 @@ CASES = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("pool", "word_layers", "scan_layers", "words", "packing"), CASES)
 def test_packing_changes_no_output_and_no_gradient(pool, word_layers, scan_layers, words, packing):
     options = {"pool": pool, "word_layers": word_layers, "scan_layers": scan_layers}
@@ -150,12 +151,13 @@ def test_packing_changes_no_output_and_no_gradient(pool, word_layers, scan_layer
     assert_close(packed, plain, floor=1.0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("pool", "words", "scan_layers", "size"),
     [
         ("cls", (0, 1), False, 5),
-        pytest.param("mean", FIRST, True, 3, marks=pytest.mark.exhaustive),
-        pytest.param("eos", (), False, 5, marks=pytest.mark.exhaustive),
+        ("mean", FIRST, True, 3),
+        ("eos", (), False, 5),
     ],
 )
 def test_packing_changes_nothing_for_a_convolution_over_tokens(pool, words, scan_layers, size):
@@ -167,6 +169,7 @@ def test_packing_changes_nothing_for_a_convolution_over_tokens(pool, words, scan
     assert_close(packed, plain, floor=1.0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["cls", "eos", "mean"])
 def test_candidates_are_the_texts_encoded_alone(pool):
     """Copies, for which the last block computes only one token, equal those of `__call__`."""
@@ -208,6 +211,7 @@ def test_wrong_options_say_what_is_expected(options):
         nnx.eval_shape(lambda: Transformer(**(SIZE | options), rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.exhaustive
 def test_dropout_follows_the_key_and_hits_spilled_texts_too():
     text = build(depth=1, dropout=0.5, packing=0.34)
     tokens, mask = texts()

@@ -88,6 +88,7 @@ def test_the_checks_find_what_they_look_for(chromium, tmp_path):
             is_sound(visit)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(("size", "dark"), LOOKS)
 @pytest.mark.parametrize("which", ["summary", "compared"])
 def test_pages_are_sound_on_phones_and_desks_by_day_and_night(which, size, dark, chromium, request):

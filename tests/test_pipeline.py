@@ -117,6 +117,7 @@ def test_resume_continues_with_the_exact_next_sample():
     assert_equal(batches(10)[6:], batches(4, start=6))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("shares", [[(0, 1, 2, 3), (4, 5, 6, 7)], [(0, 1, 6, 7)], [(5,), (2,)]])
 def test_every_process_loads_its_own_rows_of_the_same_global_batch(shares):
     """In their order, over the end of an epoch, and after a resume."""

@@ -199,6 +199,7 @@ def test_each_image_is_an_example_of_its_study():
     assert corpus.total == 3 and not corpus.rejects
 
 
+@pytest.mark.exhaustive
 def test_random_views_are_drawn_anew_in_every_epoch_and_not_in_evaluation():
     corpus = studies("random")
     held_out = {"toy:0": 0, "toy:1": 11, "toy:2": 20, "toy:3": 30}

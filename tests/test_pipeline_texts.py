@@ -117,6 +117,7 @@ def test_different_reports_of_one_study_stay_no_negatives():
         assert groups[0] == groups[1] != groups[2]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_batches_hold_the_part_its_copies_and_its_group(choice):
     """The same for any number of threads and any division of the rows; anew in the next epoch."""

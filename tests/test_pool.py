@@ -159,6 +159,7 @@ def by_hand(
     return np.array(found)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("options", "heads"),
     [({}, 1), ({"queries": 3, "num_heads": 2}, 2), ({"num_heads": 3, "mlp_dim": 5}, 3)],
@@ -199,6 +200,7 @@ def test_attention_does_not_depend_on_the_order_of_regions_and_follows_their_con
     np.testing.assert_array_equal(moved[1:], plain[1:])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_keeps_the_dtype_of_the_regions(name):
     wide, narrow = jax.jit(make(name)), jax.jit(make(name, dtype=jnp.bfloat16))
@@ -287,6 +289,7 @@ def vit(**options: Any) -> Vit:
     return randomized(functools.partial(Vit, **(SIZE | options)))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("pool", "width"),
     [("mean", 8), ("zones", 128), ({"name": "zones", "size": 2}, 32), ("attention", 8)],
@@ -328,6 +331,7 @@ def test_wrong_pools_of_a_vit_list_cls_too():
             vit(pool=pool)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("pool", "factor"), [("mean", 1), ({"name": "zones", "size": 2}, 4), ("attention", 1)]
 )
@@ -356,6 +360,7 @@ def test_resnet_zones_must_fit_the_grid_of_the_last_stage():
         nnx.eval_shape(lambda: Resnet(**options, pool="cls", rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", [{"name": "zones", "size": 2}, "attention"])
 def test_every_mesh_pools_the_same(pool):
     model = vit(pool=pool)

@@ -52,6 +52,7 @@ def pooled_and_weights(pooler: Any, x: Any, mask: Any = None) -> Any:
     return pooler(x, mask), pooler.weights(x, mask) if pooler.weighs else None
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", UNORDERED)
 def test_masked_elements_change_no_bit_of_results_and_gradients(name):
     """Nor does an empty set, the last row, whose result is finite."""
@@ -74,6 +75,7 @@ def test_masked_elements_change_no_bit_of_results_and_gradients(name):
     assert not gradient[~mask].any() and gradient[mask].any()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", UNORDERED)
 def test_masked_elements_are_as_good_as_absent_and_the_order_changes_nothing(name):
     pooler, x = make(UNORDERED[name]), elements()
@@ -207,6 +209,7 @@ def test_madeleine_is_read_by_its_names(prefix):
         poolers.madeleine({})
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("branches", [1, 4])
 def test_gated_attention_of_clam_is_read_by_its_names(branches):
     torch, x = Torch(), elements().astype(np.float64)

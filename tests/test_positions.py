@@ -166,6 +166,7 @@ def grey(size: int) -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (2, size, size, 1)).astype(np.uint8)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("std", [STD, (0.2, 0.2, 0.2), (0.1, 0.9, 0.3)])
 def test_a_folded_vision_transformer_sees_grey_images_as_with_three_channels(std):
     make = functools.partial(Vit, image_size=16, patch_size=4, width=8, depth=1, num_heads=2)
@@ -185,6 +186,7 @@ def test_a_folded_vision_transformer_sees_grey_images_as_with_three_channels(std
         assert np.abs(expected[name]).max() > 0.1
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mean", [MEAN, (0.4, 0.4, 0.4)])
 def test_a_folded_convolution_is_exact_but_for_windows_over_the_border(mean):
     """The norm takes up the bias; with equal means there is none, and the border is exact, too."""

@@ -126,6 +126,7 @@ def test_what_was_done_is_not_done_again(
     assert files(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_workers_change_no_byte(undisturbed: dict[str, str], tmp_path: Path, count: int) -> None:

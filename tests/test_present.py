@@ -90,6 +90,7 @@ def without():
         return value_and_gradients(*rows_of(PRESENT, make_inputs()), None)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_absent_rows_might_as_well_be_deleted(without, form):
     gradients, values = value_and_gradients(*make_inputs(), PRESENT, form)
@@ -99,6 +100,7 @@ def test_absent_rows_might_as_well_be_deleted(without, form):
         np.testing.assert_array_equal(gradients[name][~PRESENT], 0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_of_present_rows_is_as_before(form):
     everyone = np.ones(B, bool)
@@ -107,6 +109,7 @@ def test_a_batch_of_present_rows_is_as_before(form):
     assert_close(got, value_and_gradients(*inputs, None, form), 1e-6)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_of_absent_rows_gives_zero(form):
     nobody = np.zeros(B, bool)
@@ -114,9 +117,10 @@ def test_a_batch_of_absent_rows_gives_zero(form):
         np.testing.assert_array_equal(x, 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("implementation", "spread"),
-    [pytest.param("chunked", False, marks=pytest.mark.exhaustive), ("ring", True)],
+    [("chunked", False), ("ring", True)],
 )
 def test_the_kernel_leaves_absent_rows_out_too(implementation, spread):
     features, marks = make_inputs()
@@ -170,6 +174,7 @@ def test_a_mask_of_another_shape_or_type_is_refused(wrong):
         contrastive_loss(image, text, jnp.float32(1.0), present=wrong)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("objective", [GlobalContrastive, Siglip, LocalContrastive])
 def test_metrics_weigh_a_loss_by_its_present_rows(objective):
     features, marks = make_inputs()

@@ -121,6 +121,7 @@ def run(data, predict=None, **options):
 METHODS = ("linear", "adamw", "uni", "knn")
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("plant", ["perfect", "inverted"])
 @pytest.mark.parametrize("method", ["linear", "uni", "knn"])
 def test_features_that_state_the_labels_give_one(method, plant):
@@ -139,6 +140,7 @@ def test_features_that_state_the_labels_give_one(method, plant):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_features_without_information_are_at_chance(method):
     constant = run(splits(planted("constant")), methods=(method,)).values

@@ -58,6 +58,7 @@ def swapped(views, prototypes, fixed=None, wide=2, temperature=0.1, queue=None, 
     return np.mean(total)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(("samples", "prototypes"), [(1, 5), (7, 1), (13, 11)])
 @pytest.mark.parametrize(("epsilon", "iterations"), [(0.05, 3), (0.5, 1)])
 def test_codes_equal_the_reference(samples, prototypes, epsilon, iterations):
@@ -105,6 +106,7 @@ def test_alignment_equals_the_reference(size):
         assert_close(slope, references.gradient(of_one, wide[number]))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("count", "wide"), [(2, 1), (V, 3)])
 @pytest.mark.parametrize("queued", [False, True])
 def test_swapped_predictions_equal_the_reference(count, wide, queued):
@@ -127,6 +129,7 @@ def test_swapped_predictions_equal_the_reference(count, wide, queued):
     assert_close(slopes, expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("loss", [prototype_alignment_loss, swapped_prediction_loss])
 def test_prototypes_are_normalised_as_if_in_place(loss):
     rows = (
@@ -146,6 +149,7 @@ def with_marks(loss):
     return drawn(V, B, D), functools.partial(loss, queue=unit(2, Q, D, seed=3))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("loss", [prototype_alignment_loss, swapped_prediction_loss])
 def test_absent_rows_might_as_well_be_deleted(loss):
     present = np.array([1, 0, 1, 1, 0], bool)
@@ -162,6 +166,7 @@ def test_absent_rows_might_as_well_be_deleted(loss):
         np.testing.assert_array_equal(x, 0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("loss", [prototype_alignment_loss, swapped_prediction_loss])
 def test_devices_change_nothing(loss):
     features, prototypes = drawn(2, 24, D), jnp.asarray(unit(K, D, seed=2))

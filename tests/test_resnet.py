@@ -33,6 +33,7 @@ def images(size: int = 16) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(1.0, 2.0, (4, size, size, 1)), jnp.float32)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("depth", "published"),  # torchvision's totals less the classifier of 1000 classes
     [(18, 11_689_512 - 513_000), (34, 21_797_672 - 513_000), (50, 25_557_032 - 2_049_000)],
@@ -42,6 +43,7 @@ def test_parameter_counts_are_the_published_ones(depth, published):
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == published
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("options", "grid", "local_width", "width"),
     [
@@ -83,6 +85,7 @@ def test_refuses_another_image_size():
         randomized(make_small, 0.3)(images(12))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_only_the_spatial_axes_of_kernels_are_unnamed(depth, norm):
@@ -127,6 +130,7 @@ def trained_once() -> tuple[Resnet, Any, Any]:
     return nnx.merge(graphdef, after), features, before
 
 
+@pytest.mark.exhaustive
 def test_training_normalises_by_the_batch_and_evaluation_does_not():
     _, trained, evaluated = trained_once()
     assert np.abs(trained.pooled - evaluated.pooled).max() > 0.1
@@ -182,6 +186,7 @@ def test_group_norm_never_sees_the_rest_of_the_batch():
     np.testing.assert_allclose(grouped.std(axis=(1, 3)), 1.0, atol=1e-3)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_new_block_is_its_shortcut(bottleneck):
     features = 2 if bottleneck else 8

@@ -125,6 +125,7 @@ def test_devices_that_cannot_join_the_ring_hold_copies():
     assert_close(gradient("ring", *spread), gradient("dense", image, text, marks["group"]))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_contexts_written_out_give_the_same(implementation):
     """With many regions and few channels, the Gram matrix saves no work, see `_prepare`."""
@@ -266,6 +267,7 @@ def test_options_that_cannot_be_are_refused():
         all_pairs.choose("ring", 6, 1, spread)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("objective", [GlobalContrastive, LocalContrastive, Siglip])
 def test_objectives_compute_the_form_they_were_built_for(objective):
     features, marks = make_inputs(6)

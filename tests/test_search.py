@@ -88,6 +88,7 @@ def test_many_queries_are_compared_in_parts(tmp_path, monkeypatch):
     np.testing.assert_array_equal(hits.rows, reference(queries, known, 5)[1])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kind", ["parquet", "npz"])
 def test_an_index_larger_than_a_chunk_is_never_held(tmp_path, monkeypatch, kind):
     known = rows(80_000, width=32)  # 10 MB in one shard
@@ -190,6 +191,7 @@ def faiss():
     return pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kind", ["", "IVF4,Flat", "HNSW16"])
 def test_an_index_of_faiss_finds_the_nearest(tmp_path, faiss, kind):
     known, queries = rows(300), rows(20, 1)

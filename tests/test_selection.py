@@ -247,6 +247,7 @@ def test_a_run_without_a_metric_has_no_best_checkpoint(tmp_path):
     saved.close()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_epochs_decide_the_number_of_steps(train, tmp_path, capsys):
     arguments = ("--config.epochs=2", "--config.best.patience=0", "--config.total_steps=1")
@@ -264,6 +265,7 @@ def test_epochs_decide_the_number_of_steps(train, tmp_path, capsys):
     assert trained.config.total_steps == 1
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -54,6 +54,7 @@ def koleo(features):
     return -np.log(np.linalg.norm(x - x[nearest] + 1e-8, axis=1) + 1e-8).mean()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("rows", [1, 13])
 def test_codes_by_sinkhorn_are_those_of_the_prototypes(rows):
     scores = drawn(rows, K, scale=3.0)
@@ -84,6 +85,7 @@ def test_codes_have_no_gradient_and_ignore_absent_rows(method):
     np.testing.assert_array_equal(got[~present], 0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("views", "wide", "size"), [(V, 2, B), (2, 1, 1), (3, 3, B)])
 def test_dino_equals_the_reference(views, wide, size):
     student, teacher = drawn(views, size, K, scale=0.3), shares(wide, size, K)
@@ -166,6 +168,7 @@ def make(name):
     return lambda rows, present: koleo_loss(*rows, present=present), (drawn(24, D),)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["dino", "patches", "koleo"])
 def test_absent_rows_might_as_well_be_deleted_on_any_number_of_devices(name):
     call, rows = make(name)
@@ -186,6 +189,7 @@ def test_absent_rows_might_as_well_be_deleted_on_any_number_of_devices(name):
         np.testing.assert_array_equal(x, 0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["dino", "patches", "koleo"])
 def test_narrow_rows_are_computed_in_float32(name):
     call, rows = make(name)

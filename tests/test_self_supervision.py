@@ -96,6 +96,7 @@ def widths(*names, size):
 
 
 @SOME
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("method", ["sinkhorn", "centre"])
 def test_self_distillation_compares_all_crops(method, present):
     wide, local, teacher = drawn(B, S, K), drawn(B, V, K, seed=1), drawn(B, S, K, seed=2)
@@ -149,6 +150,7 @@ def test_the_temperature_of_the_teacher_follows_its_schedule():
         assert run(module, context(step), **given)[0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_masked_patches_of_crops_are_those_of_as_many_images(present):
     student, teacher = drawn(B, S, P, K), drawn(B, S, P, K, seed=1)
@@ -184,6 +186,7 @@ def make_prototypes(kind, **options):
     return kind(prototypes=K, widths=widths(*names, size=D), rngs=nnx.Rngs(0), **options)
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_prototypes_align_images_and_reports(present):
     image, text = drawn(B, D), drawn(B, D, seed=1)
@@ -208,6 +211,7 @@ def test_a_collapse_shows_in_the_metrics():
     assert used == [1, 1, K]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kind", [Prototypes, SwappedPrediction])
 def test_prototypes_are_frozen_at_first_and_keep_their_length(kind):
     module = make_prototypes(kind, frozen_steps=3)
@@ -231,6 +235,7 @@ def test_prototypes_are_frozen_at_first_and_keep_their_length(kind):
     np.testing.assert_allclose(np.linalg.norm(module.prototypes[...], axis=1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_crops_predict_each_other_with_a_queue_that_fills(present):
     module = make_prototypes(SwappedPrediction, queue=2 * B + 1, queue_from=1)
@@ -294,6 +299,7 @@ def test_entities_are_judged_in_both_modalities(present):
 
 
 @SOME
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_masked_text_is_the_loss_of_its_logits(present, chunk):
     words, length = drawn(B, 7, D), 7
@@ -325,6 +331,7 @@ def test_masked_text_is_the_loss_of_its_logits(present, chunk):
         MaskedText(vocab_size=None, widths={"words": D}, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_masked_regions_are_found_among_all(present):
     prediction, target = drawn(B, P, D), drawn(B, P, D, seed=1)
@@ -356,6 +363,7 @@ def test_masked_regions_are_found_among_all(present):
         MaskedRegions(widths={"prediction": 3, "target": 4})
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_masked_images_weigh_pixels_and_spectrum(present):
     side, patch = 6, 3
@@ -419,6 +427,7 @@ def test_a_decoder_puts_kept_patches_in_their_places():
         module(("patches",), kept_patches=features, kept=kept, mask=mask[:, :3])
 
 
+@pytest.mark.default_cases(1)
 @SOME
 def test_words_and_sentences_are_aligned_as_by_their_functions(present):
     rows = rows_of(present)

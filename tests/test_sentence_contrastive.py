@@ -132,6 +132,7 @@ def both(features: Any, valid: Any = VALID, masks: Any = None, **options: Any) -
     return jax.device_get(call(tuple(features), valid, masks, temperatures))
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     ("masks", "aggregate"),
     [
@@ -148,6 +149,7 @@ def test_the_loss_equals_the_loop(masks, aggregate):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_the_gradients_equal_those_of_the_loop(aggregate):
     options = {"scale": 3.0, "sharpness": 5.0, "aggregate": aggregate}
@@ -255,6 +257,7 @@ def test_a_sentence_that_some_region_shows_is_found():
     assert exchanged > 5
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("aggregate", "chunk_size"),
     [("logsumexp", 1), ("logsumexp", 4), ("logsumexp", 100), ("attention", 4), ("max", 5)],
@@ -283,6 +286,7 @@ def test_without_a_chunk_size_memory_is_bounded(monkeypatch):
     assert temporaries() < 0.25 * whole
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_one_vector_is_an_image_of_one_region(aggregate):
     regions, sentences = features(regions=1)
@@ -323,6 +327,7 @@ def test_the_soft_maximum_lies_between_mean_and_maximum():
     np.testing.assert_allclose(sharp, greatest, atol=20 * np.log(R) / 500 + 1e-3)
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_is_multiplied_as_such_and_added_in_float32():
     narrow = tuple(jnp.asarray(x, jnp.bfloat16) for x in features())
     for aggregate in ("logsumexp", "attention"):
@@ -335,6 +340,7 @@ def test_bfloat16_is_multiplied_as_such_and_added_in_float32():
         assert "preferred_element_type=float32" in products and "bf16" in products
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("axes", "chunk_size"),
     [
@@ -448,6 +454,7 @@ def gradients(count: int, axes: tuple[int, int, int]) -> Any:
     return jax.device_get(step.loss_and_gradients(stubs.start(step), caching.place(step, batch)))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.optax
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(("count", "axes"), [(1, (2, 2, 2)), (4, (2, 1, 1))])

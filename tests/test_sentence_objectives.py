@@ -104,6 +104,7 @@ def test_published_losses_equal_the_reference(name):
     check(loss, reference, arguments_of(name, features(4)), (0, 1, 2))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in LOSSES],
@@ -119,6 +120,7 @@ def test_losses_with_marks_equal_the_reference(name):
     )
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_mark_matters(name):
     """Otherwise the comparison with the reference would not notice a mark that is ignored."""
@@ -137,6 +139,7 @@ def test_every_mark_matters(name):
         assert float(loss(*arguments, **{**given, mark: plain})) != pytest.approx(value, rel=1e-3)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_masked_places_may_hold_anything(name):
     loss, _, names, _ = LOSSES[name]
@@ -156,6 +159,7 @@ def test_masked_places_may_hold_anything(name):
         assert np.abs(slope[kept]).max() > 0
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_valid_gives_zero(name):
     loss, _, names, _ = LOSSES[name]
@@ -166,6 +170,7 @@ def test_nothing_valid_gives_zero(name):
         np.testing.assert_array_equal(x, 0)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_devices_change_nothing(name):
     loss, *_ = LOSSES[name]
@@ -263,6 +268,7 @@ def arrays_of(module, *, present=None):
     return {name: jnp.asarray(made[name]) for name in (*module.reads, *module.batch)}
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("objective", [SubCaptions, ConceptAlignment, SentenceContrastive])
 def test_metrics_weigh_a_loss_by_its_valid_sentences(objective):
     module, given = objective(), marks()
@@ -390,19 +396,14 @@ def test_wrong_shapes_are_refused_at_the_door(call, text):
     assert text in str(error.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 @pytest.mark.parametrize(
     ("name", "metrics"),
     [
         ("sub_captions", {"loss", "multi_positive", "grouping", "logit_scale", "grouping_scale"}),
-        pytest.param(
-            "concept_alignment",
-            {"loss", "logit_scale", "logit_bias"},
-            marks=pytest.mark.exhaustive,
-        ),
-        pytest.param(
-            "sentence_contrastive", {"loss", "attention_entropy"}, marks=pytest.mark.exhaustive
-        ),
+        ("concept_alignment", {"loss", "logit_scale", "logit_bias"}),
+        ("sentence_contrastive", {"loss", "attention_entropy"}),
     ],
 )
 def test_an_objective_is_one_line_on_the_command_line(name, metrics, tmp_path):

@@ -278,6 +278,7 @@ def test_slow_bodies_and_heads_are_ended(monkeypatch):
     assert made.admission.requests == made.admission.held == 0
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "text",
     [

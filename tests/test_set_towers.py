@@ -107,6 +107,7 @@ def test_crops_are_images_of_their_own_beside_whole_images():
 # --- sets
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["mean", GATED])
 def test_a_set_is_pooled_from_its_elements_before_the_heads(pool):
     tower = image(set_pool=pool)
@@ -172,6 +173,7 @@ def test_the_embedding_of_local_features_of_a_set_leaves_masked_elements_out():
 # --- chunks
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("masked", [True, False])
 def test_chunks_equal_the_whole_pass_in_value_and_gradient(masked):
     features = ("pooled", "embedding", "regions", "labels")

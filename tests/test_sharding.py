@@ -17,6 +17,7 @@ from tests.test_gradient_cache import batch_of
 SHIPPED = pytest.mark.parametrize("config", specs.shipped(), ids=lambda path: path.stem)
 
 
+@pytest.mark.default_cases(8)
 @SHIPPED
 def test_every_parameter_lives_where_the_listing_says(config):
     stored = specs.golden(config)

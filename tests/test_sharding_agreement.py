@@ -88,6 +88,7 @@ def assert_agrees(found, stub=True):
 MORE = pytest.mark.exhaustive
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("form", "axes", "count"),
     [

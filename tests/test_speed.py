@@ -133,6 +133,7 @@ def test_model_flops_do_not_depend_on_what_saves_memory():
     assert counted(**local) == plain
 
 
+@pytest.mark.exhaustive
 def test_frozen_encoders_cost_no_backward_pass():
     rules = ({"match": "towers/image/encoder/.*", "freeze": True}, {"match": ".*"})
     plain, frozen = counted(), counted(optimizer__rules=rules)

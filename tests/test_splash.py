@@ -38,6 +38,7 @@ def interpreted(query, key, value, mask, causal=False):
     return splash.attend(query, key, value, mask, causal=causal, interpret=True)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("mask", "kv_heads", "causal"),
     [

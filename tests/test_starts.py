@@ -150,6 +150,7 @@ def test_names_of_encoders_are_no_folders_even_if_there_is_one(tmp_path, monkeyp
     assert found == [False, True, True, False, False, False]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -291,6 +292,7 @@ def test_rows_of_the_token_table_beyond_the_ids_of_its_tokenizer_are_left_out(fo
         started(config)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "options", [{"text": {"length": 48}}, {"image": {"width": 32}}, {"image": {"channels": 3}}]
 )

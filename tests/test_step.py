@@ -136,6 +136,7 @@ def test_accumulation_equals_the_mean_over_its_micro_batches():
     assert norm == pytest.approx(float(optax.tree.norm(mean)), rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_batch_statistics_are_state_and_move():
     image = {"name": "resnet", "depth": 18, "width": 8, "small_stem": True, "size": 32}
     image["heads"] = {"embedding": 32}

@@ -26,6 +26,7 @@ def test_lines_end_at_line_feeds_only(tmp_path):
         tabular.lines(str(tmp_path / "gone.txt"))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("suffix", [".csv.gz", ".jsonl.gz", ".tsv.gz"])
 def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, suffix):
     path = tmp_path / f"table{suffix}"

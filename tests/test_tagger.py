@@ -51,6 +51,7 @@ def theirs():
     return tags
 
 
+@pytest.mark.exhaustive
 def test_tags_of_phantom_reports_are_those_of_textblob(theirs):
     source = Phantom(split="train", length=1500, fractions=(1.0, 0.0, 0.0))
     for record in records(source):

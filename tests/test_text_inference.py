@@ -112,6 +112,7 @@ def run(predict, data, **options):
     return TextInference(predict, data, bootstrap=100, **options).run(None)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("fit", ["train", "val", "folds"])
 def test_an_encoder_that_knows_needs_the_premise(fit):
     data = Data()

@@ -30,6 +30,7 @@ def reference(logits, tokens, mask):
     return np.mean([references.logsumexp(logits[at]) - logits[at][tokens[at]] for at in rows])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("loss", [masked_text_loss, caption_loss])
 @pytest.mark.parametrize("size", [1, B])
 def test_the_mean_is_over_all_tokens_of_the_batch(loss, size):

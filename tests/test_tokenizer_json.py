@@ -111,6 +111,7 @@ def test_rows_are_marks_around_the_pieces(name: str) -> None:
         one.encode("x", len(begin + end))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", KINDS)
 @given(text=st.one_of(reports(), st.text(max_size=30)))
 @SETTINGS
@@ -122,6 +123,7 @@ def test_chunks_give_the_pieces_of_the_whole(name: str, text: str) -> None:
 # --- parts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", [name for name in BY_PARTS if name not in ("bpe", "unigram")])
 @given(text=reports())
 @SETTINGS
@@ -133,6 +135,7 @@ def test_texts_can_be_cut_where_no_piece_spans(name: str, text: str) -> None:
             assert one.pieces_of(text[:place]) + one.pieces_of(text[place:]) == whole
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", BY_PARTS)
 @given(texts=st.lists(reports(), min_size=1, max_size=4), kind=st.sampled_from(ORDER))
 @SETTINGS
@@ -235,6 +238,7 @@ def test_decoding_gives_the_letters_back(name: str) -> None:
 # --- use -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", [*STORED, "llama3", "siglip"])
 def test_files_and_pickles_hold_the_same_tokenizer(name: str, tmp_path: pathlib.Path) -> None:
     one = tokenizer(name)

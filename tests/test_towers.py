@@ -216,6 +216,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, .
 VIT_PASS = ("Vit", (B, 16, 16, 1))
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     ("names", "passes"),
     [
@@ -442,6 +443,7 @@ def test_every_head_parameter_has_names(head):
             assert leaves[-1][-1] == "joint" or head == "mlp"
 
 
+@pytest.mark.exhaustive
 def test_a_further_head_is_an_affine_function_of_the_pooled_features():
     rngs = nnx.Rngs(0)
     vit = Vit(image_size=16, patch_size=8, width=16, depth=1, num_heads=2, rngs=rngs)
@@ -486,6 +488,7 @@ def test_takes_a_resnet_with_narrower_regions():
     assert encoded["regions"].shape == (B, 4, LOCAL)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -584,7 +587,8 @@ def with_equal_heads(make: Any, local: str) -> Any:
     return nnx.merge(nnx.graphdef(tower), params)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("affine", marks=pytest.mark.exhaustive), "mlp"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["affine", "mlp"])
 def test_an_embedding_of_regions_is_the_mean_of_their_projections(kind):
     rngs = nnx.Rngs(0)
     encoder = Resnet(image_size=32, depth=18, width=4, region_stage=3, rngs=rngs)

@@ -171,6 +171,7 @@ def test_a_resumed_run_continues_the_run_of_its_tracker(trainer, tmp_path):
     assert read(other)[1][:2] == ["start", ""]  # another place has no such run
 
 
+@pytest.mark.exhaustive
 def test_a_tracker_that_fails_does_not_stop_training(trainer, untracked, tmp_path, capsys):
     path, workdir = tmp_path / "diary", tmp_path / "run"
     trainer(workdir, diary(path, fails=("scalars", "close"))).run()
@@ -181,6 +182,7 @@ def test_a_tracker_that_fails_does_not_stop_training(trainer, untracked, tmp_pat
     assert f"tracker notes: {lost} of its writes were lost: no network for scalars; " in out
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("fails", ["check", "start"])
 def test_a_tracker_that_cannot_start_is_refused(trainer, tmp_path, fails):
     workdir, message = tmp_path / "run", f"config.trackers.notes: no network for {fails}"

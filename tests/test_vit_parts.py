@@ -38,6 +38,7 @@ EVERY = jnp.asarray(np.random.default_rng(2).permuted(np.tile(np.arange(9), (2, 
 # Sizes
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("new", [(2, 3), (5, 4)])
 def test_positions_are_interpolated_as_by_the_reference(new, antialias):
@@ -62,6 +63,7 @@ def test_the_own_size_computes_no_interpolation():
     assert resized_positions(table, (3, 3), (3, 3)) is table
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("posemb", ["learned", "sincos2d"])
 def test_another_size_equals_an_encoder_made_for_it(posemb):
     options: dict[str, Any] = {"posemb": posemb, "pool": {"name": "zones", "size": 2}}
@@ -110,6 +112,7 @@ def test_a_resnet_follows_the_size_of_its_input(stage):
 # Kept patches
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -137,6 +140,7 @@ def test_keeping_every_patch_in_any_order_is_the_full_pass(options):
     assert_close(encode(images(), order), full, 0.0)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_patches_that_are_left_out_change_nothing_and_get_no_gradient(pool):
     model = vit(pool=pool, registers=1)
@@ -182,6 +186,7 @@ def test_what_cannot_be_kept_is_refused():
 # Hidden patches
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kept", [None, KEPT], ids=["every", "some"])
 def test_pixels_of_hidden_patches_change_nothing_and_get_no_gradient(kept):
     model = vit(pool="cls", mask_token=True)
@@ -252,6 +257,7 @@ def reference_weights(x: np.ndarray, params: Any, mask: np.ndarray, theta: float
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("block", [{}, {"kv_heads": 2, "rope_theta": 10.0, "head_dim": 6}])
 def test_weights_of_attention_equal_the_reference(block, causal):
@@ -274,6 +280,7 @@ def test_weights_of_attention_equal_the_reference(block, causal):
     assert_close(asked, chosen, 1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_layers_and_attention_are_those_of_the_blocks(pool):
     model = vit(pool=pool, registers=2)
@@ -343,6 +350,7 @@ def test_nothing_is_computed_that_nobody_asks_for():
     assert cost(attention=True, layers=(2,)) == cost(attention=True)
 
 
+@pytest.mark.exhaustive
 def test_the_average_over_chosen_tokens_leaves_out_the_others():
     stack = vit(depth=1).stack
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
@@ -357,6 +365,7 @@ def test_the_average_over_chosen_tokens_leaves_out_the_others():
     assert_close(stack.attention_of_last(x), stack.attention_of_last(x, among=jnp.ones_like(mask)))
 
 
+@pytest.mark.exhaustive
 def test_every_mesh_encodes_kept_patches_layers_and_attention_alike():
     model = vit(scan_layers=True, pool="cls")
     graphdef, params = nnx.split(model)
@@ -391,6 +400,7 @@ def test_rows_are_dropped_at_the_rate_and_kept_ones_scaled():
     assert abs(found.mean() - 1) < 4 * np.sqrt(0.3 / 0.7 / 4000)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_the_rate_rises_from_none_in_the_first_block_and_only_in_training(scan_layers):
     size, numbers = Size(16, 3, 2), {"dtype": jnp.float32, "param_dtype": jnp.float32}

@@ -413,6 +413,7 @@ def with_pickle(content, change):
     return made.getvalue()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["archive", "training", "stream"])
 def test_changed_bytes_give_tensors_or_an_error_of_one_kind(tmp_path, name):
     content = (GOLDEN / f"{name}.pt").read_bytes()

@@ -279,6 +279,7 @@ def test_encodings_are_those_of_what_was_derived_selected_and_fused():
     assert np.ptp(np.asarray(found["image@marked.embedding"]), axis=0).max() > 0.01
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (4, 1), (2, 8)])
 def test_micro_batches_and_devices_change_no_loss_and_no_gradient(count, devices):
     whole, parts = step_of(config(**EVERY)), step_of(config(count, **EVERY), devices)
@@ -317,6 +318,7 @@ def test_an_export_holds_towers_and_objectives_and_no_fusion():
     assert {name.partition(".")[0] for name in probes.names(trained)} == {"image", "text"}
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -387,6 +389,7 @@ def test_arrays_that_an_input_carries_on_are_read_under_its_name(count):
     assert {"far.tokens", "turned.rows"} <= step.layout.wired.kept[1]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("module", "argument", "name", "expected"),
     [

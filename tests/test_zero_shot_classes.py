@@ -52,6 +52,7 @@ def planted(data, sign=1.0):
 GLOBAL = ("medclip", "cxr_clip", "biovil")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", GLOBAL)
 def test_planted_encoders_give_the_known_results(name):
     data = five_by()
