@@ -24,7 +24,7 @@ pytestmark = pytest.mark.exhaustive
 pytest.importorskip("moto", reason="needs moto[server]")
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
 
-STEPS, EVERY = 8, 2
+STEPS, EVERY = 40, 4  # training is to last longer than the first upload
 
 
 def free_port():
@@ -106,6 +106,13 @@ def arrays(workdir):
         saved.close()
 
 
+def whole_steps(files):
+    """The checkpoints in the bucket whose checksums arrived, ascending."""
+    files.invalidate_cache()
+    names = files.find("bucket/runs/one/checkpoints")
+    return sorted(int(name.rsplit("/", 2)[1]) for name in names if name.endswith(checksums.NAME))
+
+
 def test_a_killed_run_in_a_bucket_ends_like_one_in_a_folder(server, tmp_path):
     env, files = server
     address, compiled = "s3://bucket/runs/one", tmp_path / "compiled"
@@ -113,21 +120,12 @@ def test_a_killed_run_in_a_bucket_ends_like_one_in_a_folder(server, tmp_path):
     finish(command("mmrl.main", *training(local, compiled), cache=tmp_path / "c"))
 
     first = command("mmrl.main", *training(address, compiled), cache=tmp_path / "c", env=env)
-    seal = f"bucket/runs/one/checkpoints/{EVERY}/{checksums.NAME}"
     until = time.monotonic() + 200
-    while time.monotonic() < until and first.poll() is None:
-        files.invalidate_cache()
-        if files.exists(seal):
-            break
+    while time.monotonic() < until and first.poll() is None and not whole_steps(files):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     killed = first.communicate()[0]
-    files.invalidate_cache()
-    steps = sorted(
-        int(name.rsplit("/", 2)[1])
-        for name in files.find("bucket/runs/one/checkpoints")
-        if name.endswith(checksums.NAME)
-    )
+    steps = whole_steps(files)
     assert steps and first.returncode == -signal.SIGKILL, killed
     assert files.exists(f"bucket/runs/one/{locks.NAME}")
 
@@ -157,22 +155,33 @@ def test_a_killed_run_in_a_bucket_ends_like_one_in_a_folder(server, tmp_path):
         np.testing.assert_array_equal(np.asarray(ours[key]), np.asarray(theirs[key]), str(key))
     assert metrics(got) == metrics(local)
 
-    cache = tmp_path / "other"
-    out = finish(
-        command("mmrl.evaluate", f"--workdir={address}", "--split=val", cache=cache, env=env)
-    )
-    assert f"uploaded: {address}" in out
-    for out_folder, *rest in (
-        ("e", "mmrl.export", "embeddings", f"--workdir={address}", "--split=val"),
-        ("w", "mmrl.export", "encoder", f"--workdir={address}"),
-    ):
-        finish(command(*rest, f"--out=s3://bucket/{out_folder}", cache=cache, env=env))
+    cache, judged = tmp_path / "other", f"evaluations/val-{STEPS:08d}/results.json"
+    for of, to, settings in ((address, "s3://bucket", env), (local, tmp_path, {})):
+        for rest in (
+            ("mmrl.evaluate", f"--workdir={of}", "--split=val"),
+            ("mmrl.export", "embeddings", f"--workdir={of}", "--split=val", f"--out={to}/e"),
+            ("mmrl.export", "encoder", f"--workdir={of}", f"--out={to}/w"),
+        ):
+            finish(command(*rest, cache=cache, env=settings))
     files.invalidate_cache()
     found = files.find("bucket")
-    assert f"bucket/runs/one/evaluations/val-{STEPS:08d}/results.json" in found
-    assert "bucket/e/manifest.json" in found
-    assert any(name.startswith("bucket/w/") and name.endswith(".safetensors") for name in found)
     assert not [name for name in found if name.endswith(locks.NAME)]
+    given = [
+        json.loads(one)
+        for one in (files.cat_file(f"bucket/runs/one/{judged}"), (local / judged).read_bytes())
+    ]
+    assert given[0]["results"] == given[1]["results"]
+    # Manifests state where a run lies; all arrays are equal.
+    for folder, count in (("e", 1), ("w", 2)):
+        arrays_of = [
+            path
+            for path in (tmp_path / folder).rglob("*")
+            if path.suffix in (".npy", ".safetensors", ".npz", ".parquet")
+        ]
+        assert len(arrays_of) >= count
+        for path in arrays_of:
+            key = f"bucket/{path.relative_to(tmp_path).as_posix()}"
+            assert files.cat_file(key) == path.read_bytes(), key
 
 
 def metrics(run):
