@@ -81,7 +81,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 # The wheel in dist/. An older build folder would bring files that are gone.
-wheel: $(VENV)/installed-dev
+wheel: $(VENV)/installed
 	rm -rf build dist
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir=dist .
 	rm -rf build mmrl.egg-info

@@ -187,7 +187,8 @@ def check_options(
             values.check(f"{where}.{name}={plain!r}", plain, allowed[name].accepts)
     missing = [name for name, one in allowed.items() if one.required and given.get(name) is None]
     if missing:
-        raise InputError(f"{where} needs a value for: {', '.join(missing)}")
+        such = f"; such as --{where}.{missing[0]}=VALUE" if where.startswith("config.") else ""
+        raise InputError(f"{where} needs a value for: {', '.join(missing)}{such}")
 
 
 def unknown(kind: str, name: str, offered: Iterable[str]) -> str:

@@ -75,6 +75,10 @@ def main() -> None:
     checks = [_settings, _versions, _extras, _devices, _memory, _disks, _limits, _decoders]
     findings = []
     for check in checks + ([_two_steps] if _RUN.value else []):
+        if check is _two_steps:
+            print(
+                "trains two steps of a tiny model: up to two minutes", file=sys.stderr, flush=True
+            )
         for one in _guarded(check):
             findings.append(one)
             if not _JSON.value:

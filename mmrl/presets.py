@@ -104,8 +104,8 @@ def find(given: str) -> Path:
     if outside or not named.is_file():
         offered = {_name(preset.given): preset.given for preset in shipped()}
         close = difflib.get_close_matches(_name(given), offered, 1)
-        hint = f" (did you mean {offered[close[0]]!r}?)" if close else ""
-        raise InputError(f"--config={given}: there is no file {given!r}{hint}; {names()}")
+        hint = f" (did you mean {offered[close[0]]!r}?); --help lists all presets" if close else ""
+        raise InputError(f"--config={given}: there is no file {given!r}{hint or f'; {names()}'}")
     return named
 
 

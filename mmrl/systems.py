@@ -176,6 +176,10 @@ def main() -> None:
     if not _COVERAGE.value and not status:
         counts = (f"{sum(s.status == one for s in systems)} {one}" for one in STATUSES)
         console.print(f"{len(systems)} systems: {', '.join(counts)}", markup=False)
+        console.print(
+            "block: outside what mmrl is for, a module shares its idea; open: not expressed",
+            markup=False,
+        )
 
 
 if __name__ == "__main__":

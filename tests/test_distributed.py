@@ -196,9 +196,10 @@ def test_sigterm_and_the_first_sigint_only_ask_to_stop():
             assert preemption.reached()
             assert (
                 said
-                == ["saves the current step and stops; press Ctrl-C again to stop at once"][
-                    : number == signal.SIGINT
-                ]
+                == [
+                    "ends an evaluation in progress, saves the current step and stops; press "
+                    "Ctrl-C again to stop at once"
+                ][: number == signal.SIGINT]
             )
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):

@@ -301,7 +301,8 @@ def test_too_many_refusals_stop_the_run(folder: Path, tmp_path: Path) -> None:
     assert str(caught.value) == (
         "3 of 4 records of rich, or images of them, rejected (75.0 %): 2 unreadable_image"
         " (rich:c: cut.png: truncated PNG: its data stop after 2588 bytes, before IEND), 1 bad_row"
-        " (rich:row 9: 2 fields, expected 5); --max-reject-fraction=0.5 allows 2; see rejects.jsonl"
+        " (rich:row 9: 2 fields, expected 5); --max-reject-fraction=0.5 allows 2; rejects.jsonl"
+        " lists them: correct them, or allow more"
     )
     assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 3
     assert not (tmp_path / "out" / "manifest.json").exists()

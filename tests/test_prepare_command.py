@@ -104,7 +104,7 @@ def test_too_many_missing_images(
     assert capsys.readouterr().err == (
         "error: 1 of 20 records of table, or images of them, rejected (5.0 %): 1 missing_image"
         " (table:8: row 8: no file '7.png'); --max-reject-fraction=0.01 allows 0;"
-        " see rejects.jsonl\n"
+        " rejects.jsonl lists them: correct them, or allow more\n"
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.jsonl"]
     assert run(monkeypatch, *given, "--allow-missing-images") == 0

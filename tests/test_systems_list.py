@@ -59,7 +59,7 @@ def test_the_command_prints(capsys):
     printed = json.loads(capsys.readouterr().out)
     assert {one["status"] for one in printed} == {"preset"}
     assert commands.run_here("mmrl.systems") == 0
-    assert capsys.readouterr().out.strip().endswith("open")
+    assert capsys.readouterr().out.strip().endswith("open: not expressed")
     assert commands.run_here("mmrl.systems", "--coverage") == 0
     assert "masked modelling" in capsys.readouterr().out
 

@@ -227,10 +227,11 @@ def test_a_missing_column_names_what_is_like_it(tmp_path):
         Table(split="train", path=str(path))
     assert str(caught.value) == (
         f"{path}: no column 'image', 'report' (did you mean 'Image', 'Reports'?);"
-        " present: 'Image', 'Reports', 'a b'"
+        " present: 'Image', 'Reports', 'a b'; options such as image_column, report_columns and"
+        " patient_column name the columns"
     )
     path.write_text(",".join(f"g{number}" for number in range(1000)) + "\n")
-    with pytest.raises(InputError, match=r"'g29' and 970 more$"):
+    with pytest.raises(InputError, match=r"'g29' and 970 more; options such as"):
         Table(split="train", path=str(path))
 
 

@@ -286,7 +286,10 @@ class Preemption:
         if self._several:
             signal.raise_signal(signal.SIGTERM)
         self._signalled = True
-        self._say("saves the current step and stops; press Ctrl-C again to stop at once")
+        self._say(
+            "ends an evaluation in progress, saves the current step and stops; press Ctrl-C again "
+            "to stop at once"
+        )
 
 
 def _setting(name: str, flag: str | None, environment: Mapping[str, str]) -> str | None:

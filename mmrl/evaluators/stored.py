@@ -92,7 +92,8 @@ def read(path: Path) -> Evaluation:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}; expected the {RESULTS} of an evaluation, or its folder"
+            f"{path}: {error.strerror}; expected a run, an encoder or an evaluation (its folder, "
+            f"or its {RESULTS})"
         ) from None
     except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}") from None

@@ -293,7 +293,11 @@ def _check(
             continue
         own = key.startswith("preprocessing.") and key.rpartition(".")[2] in OWN
         if not own and not (_may_be_named(key) and key in allowed):
-            way = f"; --may_differ={key} allows it" if _may_be_named(key) else ""
+            way = (
+                f"; --may_differ={key} allows it"
+                if _may_be_named(key)
+                else f"; --measures with none of {evaluator} leaves it out"
+            )
             raise InputError(
                 f"{evaluator}: {key} differs: {_listed(values)}; one table would compare what does "
                 f"not compare{way}"

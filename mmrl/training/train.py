@@ -617,7 +617,8 @@ class Trainer:
         if tokenizer.vocab_size < options.vocab_size and not options.get("tokenizer"):
             self.console.say(
                 f"the training text yields {tokenizer.vocab_size} pieces, fewer than "
-                f"config.towers.{tower}.vocab_size={options.vocab_size}"
+                f"config.towers.{tower}.vocab_size={options.vocab_size}, so some rows of the "
+                "embedding stay unused"
             )
 
     def _record_start(self, changed: Mapping[str, tuple[Any, Any]]) -> None:

@@ -92,5 +92,5 @@ def check_fraction(
     raise InputError(
         f"{rejected} of {total} {what} rejected ({100 * rejected / max(total, 1):.1f} %)"
         f"{': ' + listed if listed else ''}; {option}={max_fraction:g} allows"
-        f" {allowed}; see rejects.jsonl"
+        f" {allowed}; rejects.jsonl lists them: correct them, or allow more"
     )

@@ -241,7 +241,8 @@ class Table:
         self._images = Root(self._root, follow_links)
         self._mask_files = Root(self._mask_root, follow_links)
         self._bag_files = Root(self._bag_root, follow_links)
-        columns.check(present, path, hint=sheet.hint)
+        named = "; options such as image_column, report_columns and patient_column name the columns"
+        columns.check(present, path, hint=sheet.hint or named)
         known: set[str] = set()  # images, only read by boxes
         read: Iterable[Row] = sheet.rows([name for name in columns.names() if name != class_rule])
         if class_rule:
