@@ -369,6 +369,7 @@ def test_load_embeds_as_the_run_does(trained, exported, judged, tmp_path):
             mmrl.load(wrong)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_an_encoder_embeds_the_records_of_a_preset(trained, exported, preset, tmp_path):
     given = (preset, "--split=val", "--format=npz", CACHE)
@@ -384,6 +385,7 @@ def test_an_encoder_embeds_the_records_of_a_preset(trained, exported, preset, tm
     assert manifest["checkpoint"]["step"] is None and manifest["source"]["family"] == "mmrl"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.optax
 def test_flags_that_do_not_go_together_are_refused(refusal, trained, exported, preset, tmp_path):
     encoder, out = f"--encoder={exported}", f"--out={tmp_path / 'out'}"
@@ -492,6 +494,7 @@ WRONG = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.default_cases(5)
 @pytest.mark.optax
 @pytest.mark.parametrize("name", WRONG)
@@ -503,6 +506,7 @@ def test_wrong_folders_are_refused(name, exported, tmp_path):
         run.read_encoder(folder)
 
 
+@pytest.mark.exhaustive
 def test_a_temperature_of_an_objective_is_not_read(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "more")
     more = {"objectives/other/logit_scale/log": np.float32(2)}

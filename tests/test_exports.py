@@ -98,6 +98,7 @@ def embedded(path):
     return loaded.embed_images(IMAGES), loaded.embed_texts(TEXTS)
 
 
+@pytest.mark.exhaustive
 def test_a_folder_of_the_hub_gives_the_same_embeddings(encoder, hub):
     for one, two in zip(embedded(encoder), embedded(hub), strict=True):
         np.testing.assert_allclose(one, two, atol=probes.TOLERANCE)

@@ -29,6 +29,7 @@ def test_every_parameter_lives_where_the_listing_says(config):
     assert not listed, f"if this is meant, run: python -m tests.specs\n{listed}"
 
 
+@pytest.mark.default_cases(8)
 @SHIPPED
 def test_no_large_parameter_is_held_whole(config):
     """FSDP divides all large parameters; tensor divides the tables and hidden layers of blocks."""
