@@ -86,7 +86,7 @@ wheel: $(VENV)/installed
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir=dist .
 	rm -rf build mmrl.egg-info
 
-try-wheel: wheel
+try-wheel: wheel $(VENV)/installed-dev
 	.ci/try_wheel dist/*.whl
 
 # Builds the site of the documentation into site/; `python -m http.server -d site` shows it.
