@@ -187,16 +187,21 @@ def check_options(
             values.check(f"{where}.{name}={plain!r}", plain, allowed[name].accepts)
     missing = [name for name, one in allowed.items() if one.required and given.get(name) is None]
     if missing:
-        such = f"; such as --{where}.{missing[0]}=VALUE" if where.startswith("config.") else ""
-        raise InputError(f"{where} needs a value for: {', '.join(missing)}{such}")
+        flag = f"; such as --{where}.{missing[0]}=VALUE" if where.startswith("config.") else ""
+        raise InputError(f"{where} needs a value for: {', '.join(missing)}{flag}")
 
 
 def unknown(kind: str, name: str, offered: Iterable[str]) -> str:
     """One line: what was given, the nearest match if any, and all choices."""
     offered = list(offered)
-    close = difflib.get_close_matches(str(name), offered, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {kind} {name!r}{hint}; choices: {', '.join(offered) or 'none'}"
+    choices = ", ".join(offered) or "none"
+    return f"unknown {kind} {name!r}{meant(str(name), offered)}; choices: {choices}"
+
+
+def meant(name: str, offered: Iterable[str]) -> str:
+    """The question whether the offered name most like `name` was meant; "" if none is like it."""
+    close = difflib.get_close_matches(name, list(offered), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_known(kind: str, names: Iterable[str], offered: Iterable[str]) -> None:

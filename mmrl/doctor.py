@@ -75,10 +75,6 @@ def main() -> None:
     checks = [_settings, _versions, _extras, _devices, _memory, _disks, _limits, _decoders]
     findings = []
     for check in checks + ([_two_steps] if _RUN.value else []):
-        if check is _two_steps:
-            print(
-                "trains two steps of a tiny model: up to two minutes", file=sys.stderr, flush=True
-            )
         for one in _guarded(check):
             findings.append(one)
             if not _JSON.value:
@@ -374,6 +370,7 @@ def _settings() -> Iterator[Finding]:
 
 
 def _two_steps() -> Iterator[Finding]:
+    print("trains two steps of a tiny model: up to two minutes", file=sys.stderr, flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mmrl-doctor-") as folder:
         command = [sys.executable, "-m", "mmrl.main", "--config=pretrain:smoke"]

@@ -93,7 +93,7 @@ def find(given: str) -> Path:
     briefly, "recipes/vit_b16". A file in the current folder comes first.
 
     Raises:
-      InputError: neither; names the shipped ones.
+      InputError: neither; names the shipped one with the most similar name, or all.
     """
     file = Path(given)
     if file.is_file():
@@ -104,8 +104,11 @@ def find(given: str) -> Path:
     if outside or not named.is_file():
         offered = {_name(preset.given): preset.given for preset in shipped()}
         close = difflib.get_close_matches(_name(given), offered, 1)
-        hint = f" (did you mean {offered[close[0]]!r}?); --help lists all presets" if close else ""
-        raise InputError(f"--config={given}: there is no file {given!r}{hint or f'; {names()}'}")
+        if close:
+            hint = f" (did you mean {offered[close[0]]!r}?); --help lists all presets"
+        else:
+            hint = f"; {names()}"
+        raise InputError(f"--config={given}: there is no file {given!r}{hint}")
     return named
 
 

@@ -93,7 +93,9 @@ def test_names_do_not_leave_the_folder_of_presets(given, tmp_path, monkeypatch):
 
 def test_a_misspelt_preset_is_answered_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"'pretrian' \(did you mean 'pretrain'\?\); --help lists"):
+    with pytest.raises(
+        InputError, match=r"'pretrian' \(did you mean 'pretrain'\?\); --help lists all presets$"
+    ):
         presets.find("pretrian")
 
 

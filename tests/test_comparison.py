@@ -83,7 +83,7 @@ def test_draws_are_those_of_the_evaluation_and_belong_to_its_results(tmp_path):
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"No such file.*expected a run, an encoder or"):
+    with pytest.raises(InputError, match=r"No such file.*or its results\.json"):
         stored.read(tmp_path)
     path = tmp_path / "results.json"
     for text, reason in (

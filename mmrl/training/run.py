@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import warnings
@@ -248,11 +247,10 @@ def check_leaks(
 def _lacks(workdir: Path) -> str:
     """Why a folder is no trained run, with the name of a folder that was perhaps meant."""
     if workdir.is_dir():
-        return "no checkpoints in it"
-    beside = [one.name for one in workdir.parent.iterdir()] if workdir.parent.is_dir() else []
-    close = difflib.get_close_matches(workdir.name, beside, 1)
-    hint = f"; did you mean {str(workdir.parent / close[0])!r}?" if close else ""
-    return f"there is no such folder{hint}"
+        return " (no checkpoints in it)"
+    above = workdir.parent
+    beside = [one.name for one in above.iterdir()] if above.is_dir() else []
+    return f": there is no such folder{build.meant(workdir.name, beside)}"
 
 
 def training_fingerprint(trained: "Trained") -> Fingerprint:
@@ -470,7 +468,7 @@ def restore(
     if fall_back and step is not None:
         raise InputError(f"--fall-back chooses the step, but --step={step} is given")
     if read_config(workdir) is None or not (workdir / "checkpoints").is_dir():
-        raise InputError(f"--workdir={workdir} holds no trained run ({_lacks(workdir)})")
+        raise InputError(f"--workdir={workdir} holds no trained run{_lacks(workdir)}")
     mesh = mesh or whole_mesh()
     saved = checkpoint.Checkpoints(workdir, read_only=True, fall_back=fall_back, say=say)
     try:
