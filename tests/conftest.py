@@ -31,23 +31,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Refuses a number of cases of a test that has none."""
-    if (mark := item.get_closest_marker("default_cases")) and "[" not in item.name:
-        raise pytest.UsageError(f"{item.nodeid}: default_cases{mark.args} of a test without cases")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves all but a few cases of a test marked with `default_cases` to `make test-all`."""
-    cases: dict[str, list[pytest.Item]] = {}
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("default_cases") and not item.get_closest_marker("exhaustive"):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for found in cases.values():
-        mark = found[0].get_closest_marker("default_cases")
-        assert mark is not None
-        kept = mark.args[0]
+        mark = item.get_closest_marker("default_cases")
+        if mark is None or item.get_closest_marker("exhaustive"):
+            continue
+        test, bracket, _ = item.nodeid.partition("[")
+        if not bracket:
+            raise pytest.UsageError(f"{test}: default_cases{mark.args} of a test without cases")
+        cases.setdefault((test, mark.args[0]), []).append(item)
+    for (_, kept), found in cases.items():
         for i, item in enumerate(found):
             # Spread evenly: a case is kept where the count of kept ones grows.
             if i * kept // len(found) == (i - 1) * kept // len(found):

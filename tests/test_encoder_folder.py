@@ -495,7 +495,6 @@ WRONG = {
 
 
 @pytest.mark.exhaustive
-@pytest.mark.default_cases(5)
 @pytest.mark.optax
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_folders_are_refused(name, exported, tmp_path):

@@ -118,10 +118,7 @@ def test_a_batch_of_absent_rows_gives_zero(form):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("implementation", "spread"),
-    [("chunked", False), ("ring", True)],
-)
+@pytest.mark.parametrize(("implementation", "spread"), [("chunked", False), ("ring", True)])
 def test_the_kernel_leaves_absent_rows_out_too(implementation, spread):
     features, marks = make_inputs()
 

@@ -26,7 +26,6 @@ from tests.test_objectives import check
 
 B, K, R, L, D = 8, 3, 4, 9, 4
 SCALE, BIAS = np.array(np.float32(4.0)), np.array(np.float32(-2.0))
-QUICK = ("concepts", "multi_positive", "grouping report")  # of those that share their code
 GROUPINGS = {
     "published": {},
     "softmax": {"weighting": "softmax", "threshold": -1.0},
@@ -104,11 +103,8 @@ def test_published_losses_equal_the_reference(name):
     check(loss, reference, arguments_of(name, features(4)), (0, 1, 2))
 
 
-@pytest.mark.default_cases(1)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in LOSSES],
-)
+@pytest.mark.default_cases(3)
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_with_marks_equal_the_reference(name):
     loss, reference, *_ = LOSSES[name]
     arguments = arguments_of(name, features())
