@@ -162,10 +162,12 @@ def test_a_killed_run_in_a_bucket_ends_like_one_in_a_folder(server, tmp_path):
             ("mmrl.export", "embeddings", f"--workdir={of}", "--split=val", f"--out={to}/e"),
             ("mmrl.export", "encoder", f"--workdir={of}", f"--out={to}/w"),
         ):
-            finish(command(*rest, cache=cache, env=settings))
+            out = finish(command(*rest, cache=cache, env=settings))
+            assert ("uploaded: s3://bucket/" in out) == (of == address)
     files.invalidate_cache()
     found = files.find("bucket")
     assert not [name for name in found if name.endswith(locks.NAME)]
+    assert f"bucket/runs/one/{judged}" in found and "bucket/e/manifest.json" in found
     given = [
         json.loads(one)
         for one in (files.cat_file(f"bucket/runs/one/{judged}"), (local / judged).read_bytes())
