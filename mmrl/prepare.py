@@ -24,9 +24,8 @@ from absl import flags
 from mmrl import build, cli, values
 from mmrl.data.overlap import leaks
 from mmrl.data.reading.rows import VERIFY
-from mmrl.preparation import inventory, pseudonyms, storage
+from mmrl.preparation import catalogue, inventory, pseudonyms, storage
 from mmrl.preparation import source_options as options
-from mmrl.preparation.catalogue import catalogue
 from mmrl.preparation.job import Settings, check_usable, describe, prepare
 from mmrl.preparation.progress import Meter
 from mmrl.remote import opened
@@ -268,7 +267,7 @@ def main(*arguments: str) -> None:
     if others:
         raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
     if name == "sources":
-        print(*catalogue(), sep="\n")
+        print(*catalogue.lines(), sep="\n")
         return
     given = source_options(name)
     settings = Settings(

@@ -17,7 +17,7 @@ import pytest
 from mmrl import cli, durations, prepare
 from mmrl.data.overlap.leaks import LeakError
 from mmrl.data.sources.prepared import Prepared
-from mmrl.preparation import job
+from mmrl.preparation import catalogue, job
 from mmrl.preparation.progress import Meter
 from tests.conftest import ROOT
 
@@ -239,3 +239,16 @@ def test_told_to_stop_it_says_how_to_go_on(tmp_path: Path) -> None:
     _, error = child.communicate(timeout=60)
     assert child.returncode == 75
     assert error == "stopped by SIGTERM; start the same command again to continue\n"
+
+
+def test_the_catalogue_is_that_of_the_docs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "sources") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 100
+    named = [line.strip() for line in shown if re.fullmatch(r"  \w+", line)]
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = "\n".join(catalogue.markdown())
+    assert table in page
+    assert named == re.findall(r"^\| `(\w+)`", table, re.MULTILINE) and "openi" in named
