@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.table import Table
-from rich.text import Text
 
 from mmrl import cli, durations, locks, origins
 from mmrl.types import InputError
@@ -39,7 +37,7 @@ _CONFIG, _CHECKPOINTS, _RESULTS, _NONFINITE = (
 # What only a run has beside a config that cannot be read.
 _OTHERS = (_CHECKPOINTS, "metrics.jsonl", origins.NAME, locks.NAME)
 _PARTS = ("state", "data", "meta")  # of a checkpoint
-_SHOWN = 3  # figures in the table
+_SHOWN = 3  # figures of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,30 +213,34 @@ def _extent(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-def lines(runs: list[Run], now: float) -> Iterator[Table | str]:
-    """The table, and how to continue what is not complete."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "status", "step", "size", "changed", "figures"):
-        table.add_column(name, overflow="fold", justify="right" if name == "size" else "left")
+def lines(runs: list[Run], now: float) -> Iterator[str]:
+    """A row for each run; below it, its figures and how to continue it."""
+    rows = [("run", "status", "step", "size", "changed")]
     for run in runs:
-        figures = list(run.figures.items())
-        shown = [f"{name} {value:.3f}" for name, value in figures[:_SHOWN]]
-        shown += [f"and {len(figures) - _SHOWN} more"] if len(figures) > _SHOWN else []
         step = "-" if run.step is None else f"{run.step:,}"
         step += "" if run.steps is None else f" of {run.steps:,}"
-        cells = (
-            str(run.folder),
-            run.status + (f" ({run.detail})" if run.detail else ""),
-            step + ("" if run.best is None else f", best {run.best:,}"),
-            f"{run.bytes / 1e6:,.1f} MB",
-            f"{durations.rough(now - run.changed)} ago",
-            "  ".join(shown),
+        rows.append(
+            (
+                str(run.folder),
+                run.status,
+                step + ("" if run.best is None else f", best {run.best:,}"),
+                f"{run.bytes / 1e6:,.1f} MB",
+                f"{durations.rough(now - run.changed)} ago",
+            )
         )
-        table.add_row(*map(Text, cells))
-    yield table
-    for run in runs:
-        if run.command:
-            yield f"to continue '{run.folder}': {run.command}"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *others = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    yield head
+    for run, row in zip(runs, others, strict=True):
+        yield row
+        figures = [f"{name} {value:.3f}" for name, value in run.figures.items()]
+        more = [f"and {len(figures) - _SHOWN} more"] if len(figures) > _SHOWN else []
+        told = [run.detail, *figures[:_SHOWN], *more]
+        told.append(f"to continue: {run.command}" if run.command else "")
+        yield from (f"    {one}" for one in told if one)
 
 
 def main(*folders: str) -> None:
@@ -259,14 +261,8 @@ def main(*folders: str) -> None:
         plain = [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in runs]
         print(json.dumps(plain, indent=2))
         return
-    console = cli.console()
-    if not runs:
-        console.print(f"no runs below {', '.join(map(str, given))}", markup=False)
-    else:
-        for line in lines(runs, time.time()):
-            console.print(line, markup=False)
-    for line in unreadable:
-        console.print(line, markup=False)
+    found = lines(runs, time.time()) if runs else [f"no runs below {', '.join(map(str, given))}"]
+    print(*found, *unreadable, sep="\n")
 
 
 if __name__ == "__main__":

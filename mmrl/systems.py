@@ -18,7 +18,8 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ TOPICS = (
 )
 
 _FILE = Path(__file__).with_suffix(".csv")
+_WIDTH = 100
 _FLAGS = cli.new_flags()
 _COVERAGE = flags.DEFINE_bool(
     "coverage",
@@ -152,14 +154,20 @@ def _listed(systems: Sequence[System]) -> Table:
     return table
 
 
-def _covered(systems: Sequence[System]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("topic", "domain", "presets and commands", "gaps"):
-        table.add_column(name, overflow="fold")
-    for (topic, domain), cell in coverage(systems).items():
-        has, gaps = (", ".join(names) or "none" for names in cell)
-        table.add_row(*map(Text, (topic, domain, has, gaps)))
-    return table
+def _covered(systems: Sequence[System]) -> Iterator[str]:
+    """For each topic its domains, with what there is and what is missing."""
+    for topic, cells in itertools.groupby(coverage(systems).items(), lambda one: one[0][0]):
+        yield topic
+        for (_, domain), cell in cells:
+            for head, names in (("has", cell.has), ("gaps", cell.gaps)):
+                start = f"  {domain if head == 'has' else '':<10} {head:<5} "
+                yield from textwrap.wrap(
+                    ", ".join(names) or "none",
+                    _WIDTH,
+                    initial_indent=start,
+                    subsequent_indent=" " * len(start),
+                    break_on_hyphens=False,
+                )
 
 
 def main() -> None:
@@ -171,9 +179,12 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps([dataclasses.asdict(one) for one in systems], indent=2))
         return
+    if _COVERAGE.value:
+        print(*_covered(systems), sep="\n")
+        return
     console = cli.console()
-    console.print(_covered(systems) if _COVERAGE.value else _listed(systems), markup=False)
-    if not _COVERAGE.value and not status:
+    console.print(_listed(systems), markup=False)
+    if not status:
         counts = (f"{sum(s.status == one for s in systems)} {one}" for one in STATUSES)
         console.print(f"{len(systems)} systems: {', '.join(counts)}", markup=False)
         console.print(
