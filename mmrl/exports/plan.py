@@ -67,8 +67,8 @@ class Plan:
         held = {tower for part in self.parts for tower in part.towers.values()}
         for towers, families in self.reasons.items():
             if not held & set(towers.split(" and ")):
-                yield f"{towers}: our names, because no library has it"
-                yield from (f"  {family}: {reason}" for family, reason in families.items())
+                yield f"{towers}: our names, because no library has such a tower"
+                yield from (f"  not as {family}: {reason}" for family, reason in families.items())
 
 
 def make(trained: run.Trained, family: str = "") -> Plan:
