@@ -358,7 +358,7 @@ def preempted(folder):
     printed = finish(processes, 75)
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
     for _, err in printed:
-        assert f"preempted: saved step {step}; start the same command again" in err
+        assert f"stopped: step {step} is saved; start the same command again" in err
     assert f"processes: 0 on {socket.gethostname()}, 1 on" in printed[0][0]
     assert "loss" not in printed[1][0]  # process 0 speaks for all
     return workdir, step

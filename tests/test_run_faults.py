@@ -286,7 +286,7 @@ def test_a_signal_saves_the_step_and_the_run_continues_bit_for_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(JsonLines, "write", write)
-        with pytest.raises(PreemptedError, match=r"saved step 4; start the same command again"):
+        with pytest.raises(PreemptedError, match=r"step 4 is saved; start the same command again"):
             begun.run()
     assert ("press Ctrl-C again" in capsys.readouterr().out) == (number == signal.SIGINT)
     trainer(workdir).run()

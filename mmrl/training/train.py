@@ -29,7 +29,7 @@ from mmrl.data.inputs import base as inputs
 from mmrl.data.text.tokenizer import Tokenizer
 from mmrl.devices import compile_cache, distributed, sharding
 from mmrl.evaluators.base import Results
-from mmrl.training import checkpoint, draw, forecast, initial, run
+from mmrl.training import checkpoint, draw, forecast, initial, optim, run
 from mmrl.training import scalars as metrics
 from mmrl.training.clock import Clock
 from mmrl.training.console import Console
@@ -74,6 +74,8 @@ class Trainer:
         self, config: ml_collections.ConfigDict, workdir: Path, *, fall_back: bool = False
     ) -> None:
         configs.validate(config)
+        if not config.epochs:  # else the data decide how long the run is
+            optim.schedule(config.optimizer, config.total_steps)
         self._fall_back, self._began = fall_back, False
         self.config, self.workdir = config, workdir
         self.first = jax.process_index() == 0
@@ -306,7 +308,7 @@ class Trainer:
             if stopping:
                 self.saved.wait()
                 raise PreemptedError(
-                    f"preempted: saved step {step}; start the same command again to resume"
+                    f"stopped: step {step} is saved; start the same command again to resume"
                 )
             if last:
                 break
