@@ -94,8 +94,8 @@ def text(sections: Iterator[Section]) -> str:
         lines += ["", title, ("=" if section.level == 2 else "-") * len(title)]
         lines += textwrap.wrap(section.text, _WIDTH)
         for row in section.rows:
-            value = "(required)" if row.value is REQUIRED else f"= {_shown(row.value)}"
-            lines.append(f"  {row.key}: {values.name(row.option.accepts)} {value}")
+            value = "is required" if row.value is REQUIRED else f"= {_shown(row.value)}"
+            lines.append(f"  {row.key} {value}  ({values.name(row.option.accepts)})")
             indent = " " * 6
             lines += textwrap.wrap(
                 row.option.text, _WIDTH, initial_indent=indent, subsequent_indent=indent

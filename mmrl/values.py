@@ -144,29 +144,40 @@ def mapping_of(accepts: Any) -> Any | None:
     return None
 
 
+_PLAIN: Mapping[Any, str] = {int: "whole number", float: "number", str: "text"}
+
+
 def name(accepts: Any) -> str:
-    """The type in words, such as "int", "list of str" or "one of none, full, dots"."""
+    """The type in words: "a whole number", "a list of texts" or "one of none, full, dots"."""
+    return _named(accepts, many=False)
+
+
+def _named(accepts: Any, *, many: bool) -> str:
+    """A value of the type in words, or `many` of them: "a number", "numbers"."""
     parts = members(accepts)
     if len(parts) > 1:
-        return " or ".join(dict.fromkeys(map(name, parts)))
+        return " or ".join(dict.fromkeys(_named(part, many=many) for part in parts))
     origin, inner = typing.get_origin(accepts) or accepts, typing.get_args(accepts)
     if accepts in (Any, REQUIRED):
-        return "a value"
+        return "values" if many else "a value"
     if accepts in (None, type(None)):
         return "none"
     if origin is typing.Literal:
         return f"one of {', '.join(map(show, inner))}"
-    if origin in _MAPPINGS:
-        return f"mapping to {name(inner[1])}" if inner and inner[1] is not Any else "mapping"
-    if origin in _SEQUENCES:
-        if not inner or inner[0] is Any:
-            return "list"
-        if origin is tuple and inner[-1] is not Ellipsis:
-            return f"({', '.join(map(name, inner))})"
-        return f"list of {name(inner[0])}"
     if accepts is bool:
         return "true or false"
-    return accepts.__name__ if isinstance(accepts, type) else str(accepts)
+    of = ""
+    if origin in _MAPPINGS:
+        noun = "mapping"
+        of = f" to {_named(inner[1], many=True)}" if inner and inner[1] is not Any else ""
+    elif origin in _SEQUENCES:
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return f"({', '.join(map(name, inner))})"
+        noun = "list"
+        of = f" of {_named(inner[0], many=True)}" if inner and inner[0] is not Any else ""
+    else:
+        noun = _PLAIN.get(accepts, str(getattr(accepts, "__name__", accepts)))
+    return f"{noun}s{of}" if many else f"a {noun}{of}"
 
 
 def _readings(text: str, accepts: Any) -> list[Any]:

@@ -213,11 +213,11 @@ def test_a_prefix_of_an_allowed_key_is_not_allowed():
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("probe", {"fractions": 0.1}, r"probe\.fractions=0\.1; expected list of float"),
-        ("probe", {"methods": "linear"}, r"probe\.methods='linear'; expected list of str"),
-        ("probe", {"shots": (1.5,)}, r"probe\.shots=\(1\.5,\); expected list of int"),
-        ("segmentation", {"labels": "lesion"}, r"labels='lesion'; expected list of str"),
-        ("grounding", {"prompts": "x"}, r"prompts='x'; expected mapping to str or none"),
+        ("probe", {"fractions": 0.1}, r"probe\.fractions=0\.1; expected a list of numbers"),
+        ("probe", {"methods": "linear"}, r"probe\.methods='linear'; expected a list of texts"),
+        ("probe", {"shots": (1.5,)}, r"probe\.shots=\(1\.5,\); expected a list of whole numbers"),
+        ("segmentation", {"labels": "lesion"}, r"labels='lesion'; expected a list of texts"),
+        ("grounding", {"prompts": "x"}, r"prompts='x'; expected a mapping to texts or none"),
     ],
 )
 def test_a_preset_gives_options_of_the_type_that_the_command_line_asks_for(name, given, message):

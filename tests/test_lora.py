@@ -367,7 +367,7 @@ def test_an_export_and_a_later_run_hold_merged_weights(tmp_path, capsys):
         ({"lora": {"match": "stack/.*"}}, "matches no kernel of the encoder; it has: first/kernel"),
         ({"lora": {"rank": 0}}, "has rank 0, alpha 16.0; expected a rank of at least 1"),
         ({"lora": {"alpha": 0.0}}, "alpha above 0"),
-        ({"lora": {"rank": "many"}}, "lora.rank='many'; expected int"),
+        ({"lora": {"rank": "many"}}, "lora.rank='many'; expected a whole number"),
         ({"lora": {"targets": "q"}}, "unknown key in config.towers.text.lora 'targets'"),
         ({"lora": {"match": "("}}, "config.towers.text.lora.match='('"),
         ({"lora": {"rank": 2}, "frozen": True}, "frozen=True and lora, which trains"),

@@ -359,7 +359,7 @@ def test_texts_stay_texts() -> None:
     ("given", "message"),
     [
         (["length"], "--option=length; expected --option=KEY=VALUE"),
-        (["length=many"], "--option=length=many; expected int"),
+        (["length=many"], "--option=length=many; expected a whole number"),
         (["length=1", "length=2"], "--option=length=... is given twice"),
         (
             ["size=1"],

@@ -183,5 +183,5 @@ def test_a_preset_that_gives_one_text_for_a_list_is_refused(key):
     node = functools.reduce(lambda node, part: node[part], path, config)
     with config.ignore_type(), config.unlocked():
         node[last] = "findings"
-    with pytest.raises(InputError, match=rf"config\.{key}='?findings'?; expected list of str"):
+    with pytest.raises(InputError, match=rf"config\.{key}='?findings'?; expected a list of texts"):
         configs.validate(config)
