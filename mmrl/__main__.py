@@ -12,30 +12,11 @@ import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from mmrl import build, interrupts
+from mmrl.commands import COMMANDS
 from mmrl.version import __version__
-
-_COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "train": ("main",),
-    "evaluate": ("evaluate",),
-    "compare": ("compare",),
-    "prepare": ("prepare",),
-    "audit": ("prepare", "audit"),
-    "plan": ("plan",),
-    "convert": ("convert",),
-    "export": ("export",),
-    "search": ("search",),
-    "explore": ("explore",),
-    "serve": ("serve",),
-    "runs": ("runs",),
-    "systems": ("systems",),
-    "options": ("options",),
-    "doctor": ("doctor",),
-}
-"""Name -> the module of this package that is the command, and its first arguments."""
 
 # The title where several names share a module.
 _TITLES = {"audit": "Checks prepared corpora: licences, leaks, lengths of texts."}
@@ -49,11 +30,11 @@ def main() -> None:
         print(f"mmrl {__version__}")
     elif name in ("--help", "-h", "help"):
         print(_help())
-    elif name not in _COMMANDS:
-        print(f"error: {build.unknown('command', name, tuple(_COMMANDS))}", file=sys.stderr)
+    elif name not in COMMANDS:
+        print(f"error: {build.unknown('command', name, tuple(COMMANDS))}", file=sys.stderr)
         sys.exit(2)
     else:
-        module, *first = _COMMANDS[name]
+        module, *first = COMMANDS[name]
         sys.argv[1:] = [*first, *rest]
         # As for `python -m`: modules of the current folder can be named in a config.
         sys.path.insert(0, os.getcwd())
@@ -64,7 +45,7 @@ def _help() -> str:
     """The commands with the first line of their docstrings; none is imported."""
     lines = [f"mmrl {__version__}: pretrains, evaluates and exports biomedical encoders.", ""]
     lines += ["Usage: mmrl COMMAND [--flag=value ...]", "", "Commands:"]
-    for name, (module, *_) in _COMMANDS.items():
+    for name, (module, *_) in COMMANDS.items():
         lines.append(f"  {name:<10}{_TITLES.get(name) or _title(module)}")
     lines += ["", "mmrl COMMAND --help shows the flags of a command."]
     return "\n".join(lines)

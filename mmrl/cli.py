@@ -25,6 +25,7 @@ from absl import flags
 
 from mmrl import config as configs
 from mmrl import files, interrupts, presets, starts
+from mmrl.commands import as_started
 from mmrl.devices import environment, rollcall
 from mmrl.remote import opened
 from mmrl.types import (
@@ -63,14 +64,15 @@ class Config(flags.Flag):
 
     Attributes:
       changes: the keys and values.
+      lists_presets: whether the help of the command lists the shipped presets.
       say: prints a line, in the first process of a run.
     """
 
-    def __init__(self, help_text: str, run: Callable[[], str | None]) -> None:
+    def __init__(self, help_text: str, run: Callable[[], str | None], lists_presets: bool) -> None:
         parser: flags.ArgumentParser[str] = flags.ArgumentParser()
         super().__init__(parser, flags.ArgumentSerializer(), "config", None, help_text)
         self.changes: list[presets.Change] = []
-        self._run = run
+        self._run, self.lists_presets = run, lists_presets
         self.say: Callable[[str], None] = lambda line: None
         self._notes: list[str] = []
         self._made: ml_collections.ConfigDict | None = None
@@ -94,6 +96,17 @@ class Config(flags.Flag):
             self._notes += presets.change(config, self.changes, read)
             self._made = config.lock()
         return self._made
+
+    def require(self) -> None:
+        """Refuses that --config was not given.
+
+        Raises:
+          InputError: it was not.
+        """
+        if self.value is None:
+            raise InputError(
+                f"--config is required, for example --config=configs/pretrain.py; {presets.names()}"
+            )
 
     def read_by(self, trained: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
         """The config whose data and evaluators a command reads with trained encoders.
@@ -125,14 +138,17 @@ class Config(flags.Flag):
             self.say(note)
 
 
-def define_config(values: flags.FlagValues, help_text: str, *, run: str = "") -> Config:
+def define_config(
+    values: flags.FlagValues, help_text: str, *, run: str = "", lists_presets: bool = False
+) -> Config:
     """Defines --config=FILE[:VARIANT,...] and --config.KEY=VALUE.
 
     Args:
       run: the flag that names the run directory, where the command may continue that run; the
         config then also knows folders of encoders that are gone, see `starts.remembering`.
+      lists_presets: see `Config`.
     """
-    flag = Config(help_text, lambda: values[run].value if run else None)
+    flag = Config(help_text, lambda: values[run].value if run else None, lists_presets)
     flags.DEFINE_flag(flag, values)
     return flag
 
@@ -169,6 +185,7 @@ def run(
     doc: str | None,
     *,
     positional: bool = False,
+    needs: Sequence[str] = (),
     show_help: Callable[[Sequence[str]], str] | None = None,
 ) -> None:
     """Parses sys.argv and runs `main`; an error of the user ends in one line, without a trace.
@@ -180,13 +197,14 @@ def run(
       main: reads its flags from `values`.
       doc: the module's docstring, for --help, see `help_text`.
       positional: `main` takes the arguments that are no flags; otherwise they are refused.
+      needs: flags that must be given; so that this is told before a config is read.
       show_help: the text for --help, from all arguments; default: `help_text(doc, values)`.
     """
     _show_any_text()
     with interrupts.Interrupts() as interrupted:
         try:
             with opened.closing():
-                _run(main, values, doc, positional=positional, show_help=show_help)
+                _run(main, values, doc, positional=positional, needs=needs, show_help=show_help)
         except BaseException as error:
             if interrupted.came or isinstance(error, KeyboardInterrupt):
                 interrupted.exit_soon()  # whatever a library made of it
@@ -206,17 +224,25 @@ def _run(
     doc: str | None,
     *,
     positional: bool,
+    needs: Sequence[str],
     show_help: Callable[[Sequence[str]], str] | None,
 ) -> None:
     """`run` without its care for errors."""
     arguments = sys.argv[1:]
     if _HELP & set(arguments):
-        print(show_help(arguments) if show_help else help_text(doc or "", values), flush=True)
+        shown = show_help(arguments) if show_help else help_text(doc or "", values)
+        print(as_started(shown), flush=True)
         return
     rest = _parse(arguments, values)
     if rest and not positional:
         raise InputError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     config = _config_of(values)
+    if config is not None:
+        # What can be told without the preset, whose modules take seconds to load, is told first.
+        presets.check_early(config.changes)
+    for name in needs:
+        flag = values[name]
+        flag.require() if isinstance(flag, Config) else required(name, flag.value)
     if config is not None:
         config.make()  # before the start of several processes, so that errors come early
     _give_fake_devices_threads()
@@ -275,13 +301,6 @@ _LESS_MEMORY = (
 )
 
 
-def _is_of_files(error: OSError) -> bool:
-    """Whether an error tells of files and disks, and not of processes and connections."""
-    others = ConnectionError, BlockingIOError, ChildProcessError, ProcessLookupError, TimeoutError
-    is_lost = isinstance(error, FileNotFoundError) and error.filename is None
-    return (error.errno or 0) > 0 and not is_lost and not isinstance(error, others)
-
-
 def _unavailable(error: BaseException) -> str:
     """What a device lacks, or that it is missing, from an error of jax; "" for other errors."""
     text = str(error)
@@ -321,7 +340,7 @@ def help_text(
     only: Container[str] | None = None,
     dashes: bool = False,
 ) -> str:
-    """The help of a command: its purpose, its flags, the shipped presets, examples.
+    """The help of a command: its purpose, its flags, the presets if it lists them, examples.
 
     Args:
       doc: paragraphs of text, and examples in indented paragraphs.
@@ -341,9 +360,10 @@ def help_text(
             lines += entry(
                 "--config.KEY=VALUE",
                 "Changes a key of the config; repeat it for several. `python -m mmrl.options` "
-                "lists all keys.",
+                "lists all keys, and `python -m mmrl.main --help` all presets.",
             )
-    if "config" in shown:
+    config = _config_of(values)
+    if config is not None and config.lists_presets:
         lines += ["", "Presets, with their variants:", *_preset_lines()]
     if examples:
         lines += ["", "Examples:" if len(examples) > 1 or "\n" in examples[0] else "Example:"]
@@ -378,11 +398,9 @@ def required_config(flag: Config) -> ml_collections.ConfigDict:
     Raises:
       InputError: --config was not given.
     """
+    flag.require()
     config = flag.make()
-    if config is None:
-        raise InputError(
-            f"--config is required, for example --config=configs/pretrain.py; {presets.names()}"
-        )
+    assert config is not None  # without --config only
     return config
 
 
@@ -522,7 +540,7 @@ def _end(status: int, line: str = "") -> NoReturn:
     """Ends with an exit status, and with a line on stderr unless that is closed."""
     if line and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+            print(as_started(line), file=sys.stderr, flush=True)
     # What is buffered would fail again at the exit of Python, with another status.
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # these take seconds, which --help and refused commands do no
 
 _FLAGS = cli.new_flags()
 _CONFIG = cli.define_config(
-    _FLAGS, "FILE[:VARIANT,...]: The preset to train. Required.", run="workdir"
+    _FLAGS,
+    "FILE[:VARIANT,...]: The preset to train. Required.",
+    run="workdir",
+    lists_presets=True,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _FLAGS, __doc__)
+    cli.run(main, _FLAGS, __doc__, needs=("config", "workdir"))

@@ -103,4 +103,4 @@ def _write(content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _FLAGS, __doc__)
+    cli.run(main, _FLAGS, __doc__, needs=("config", "topology"))

@@ -105,7 +105,7 @@ def find(given: str) -> Path:
         offered = {_name(preset.given): preset.given for preset in shipped()}
         close = difflib.get_close_matches(_name(given), offered, 1)
         if close:
-            hint = f" (did you mean {offered[close[0]]!r}?); --help lists all presets"
+            hint = f" (did you mean {offered[close[0]]!r}?); `python -m mmrl.main --help` lists all"
         else:
             hint = f"; {names()}"
         raise InputError(f"--config={given}: there is no file {given!r}{hint}")
@@ -303,6 +303,31 @@ def split(argument: str) -> Change:
     return key.lstrip("-").removeprefix("config."), text
 
 
+def check_early(changes: Iterable[Change]) -> None:
+    """Refuses changes that no preset could take, without the time that a preset takes to load.
+
+    These are unknown keys beside the modules, and values of another type than such a key accepts;
+    what depends on the modules of a preset, `change` refuses.
+
+    Raises:
+      InputError: as of `change`.
+    """
+    for key, text in changes:
+        what = f"--config.{key}={text}"
+        if sentence := configs.moved(key):
+            raise InputError(f"{what}: {sentence}")
+        known: Any = configs.KEYS
+        path = ""
+        for part in key.split("."):
+            if path in MODULES or not isinstance(known, Mapping):
+                break
+            if part not in known:
+                raise _unknown_key(what, path, part, known)
+            known, path = known[part], f"{path}.{part}".lstrip(".")
+        if path == key and _is_value(path, known):
+            values.parse(what, text, known.accepts)
+
+
 def change(
     config: ml_collections.ConfigDict,
     changes: Iterable[Change],
@@ -398,9 +423,13 @@ def _find(what: str, path: str, node: Any, part: str, within: Sequence[str]) -> 
         return place.beside[part]
     known = _known(path, node)
     if part not in known:
-        kind = f"key in {f'config.{path}'.rstrip('.')}"
-        raise InputError(f"{what}: {build.unknown(kind, part, sorted(known))}")
+        raise _unknown_key(what, path, part, known)
     return known[part]
+
+
+def _unknown_key(what: str, path: str, part: str, known: Iterable[str]) -> InputError:
+    kind = f"key in {f'config.{path}'.rstrip('.')}"
+    return InputError(f"{what}: {build.unknown(kind, part, sorted(known))}")
 
 
 def _known(path: str, node: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from mmrl import __main__ as command
 from mmrl import presets
+from mmrl.commands import COMMANDS, as_started
 from mmrl.types import InputError
 from mmrl.version import __version__
 from tests.conftest import ROOT
@@ -40,7 +41,7 @@ def test_help_lists_every_command_with_its_purpose(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["mmrl"])
     command.main()
     shown = capsys.readouterr().out
-    for name, (module, *_) in command._COMMANDS.items():
+    for name, (module, *_) in COMMANDS.items():
         assert (ROOT / "mmrl" / f"{module}.py").is_file()
         line = next(line for line in shown.splitlines() if line.startswith(f"  {name} "))
         assert line.endswith(".")
@@ -49,7 +50,7 @@ def test_help_lists_every_command_with_its_purpose(capsys, monkeypatch):
 def test_all_modules_that_are_commands_have_a_name():
     files = (ROOT / "mmrl").glob("*.py")
     runnable = {f.stem for f in files if "\n    cli.run(" in f.read_text(encoding="utf-8")}
-    assert runnable <= {module for module, *_ in command._COMMANDS.values()}
+    assert runnable <= {module for module, *_ in COMMANDS.values()}
 
 
 def test_version_and_unknown_commands(capsys, monkeypatch):
@@ -94,9 +95,32 @@ def test_names_do_not_leave_the_folder_of_presets(given, tmp_path, monkeypatch):
 def test_a_misspelt_preset_is_answered_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"'pretrian' \(did you mean 'pretrain'\?\); --help lists all presets$"
+        InputError,
+        match=r"'pretrian' \(did you mean 'pretrain'\?\); `python -m mmrl.main --help` lists all$",
     ):
         presets.find("pretrian")
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        (
+            ("/somewhere/bin/mmrl", "train"),
+            "mmrl train --config=pretrain:smoke; mmrl systems; python -m mmrl.none",
+        ),
+        (
+            ("-m", "mmrl.main"),
+            "python -m mmrl.main --config=configs/pretrain.py:smoke; python -m mmrl.systems; "
+            "python -m mmrl.none",
+        ),
+        ((), None),
+    ],
+)
+def test_commands_are_shown_as_the_process_was_started(started, shown, monkeypatch):
+    text = "python -m mmrl.main --config=configs/pretrain.py:smoke; python -m mmrl.systems; "
+    text += "python -m mmrl.none"
+    monkeypatch.setattr(sys, "orig_argv", ["python", *started])
+    assert as_started(text) == (shown or text)
 
 
 OWN = """

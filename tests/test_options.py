@@ -352,17 +352,20 @@ def test_changes_reach_what_refers_to_a_key_and_lock_the_config(tmp_path):
         ("objectives.siglip.kinds={}", "unknown key in config.objectives.siglip 'kinds'"),
         ("evaluators.retrieval.k=1", "unknown key in config.evaluators.retrieval 'k'"),
         ("evaluators.recall={}", "unknown evaluator 'recall'"),
-        ("seed.x=1", "the value 0 has no keys; expected int"),
-        ("data.perturbations.swap_zone=1", "has no keys; expected list of str or mapping to float"),
-        ("seed=1.5", "--config.seed=1.5; expected int"),
-        ("seed=true", "--config.seed=true; expected int"),
+        ("seed.x=1", "the value 0 has no keys; expected a whole number"),
+        (
+            "data.perturbations.swap_zone=1",
+            "has no keys; expected a list of texts or a mapping to numbers",
+        ),
+        ("seed=1.5", "--config.seed=1.5; expected a whole number"),
+        ("seed=true", "--config.seed=true; expected a whole number"),
         ("tensorboard=1", "--config.tensorboard=1; expected true or false"),
         ("average.warm_up=3", "--config.average.warm_up=3; expected true or false"),
-        ("data.crop_scale=0.5", "--config.data.crop_scale=0.5; expected (float, float)"),
+        ("data.crop_scale=0.5", "--config.data.crop_scale=0.5; expected (a number, a number)"),
         ("towers.image.remat=some", "expected one of none, full, dots"),
-        ("objectives.siglip.weight=much", "expected float or mapping"),
-        ("objectives.siglip=1", "--config.objectives.siglip=1; expected mapping or none"),
-        ("optimizer=adamw", "--config.optimizer=adamw; expected mapping"),
+        ("objectives.siglip.weight=much", "expected a number or a mapping"),
+        ("objectives.siglip=1", "--config.objectives.siglip=1; expected a mapping or none"),
+        ("optimizer=adamw", "--config.optimizer=adamw; expected a mapping"),
         ("optimizer={'b3': 1}", "unknown key in config.optimizer 'b3'"),
         ("seed", "--config.seed: expected --config.seed=VALUE"),
     ],
@@ -371,6 +374,20 @@ def test_wrong_changes_end_in_one_line(argument, message):
     with pytest.raises(InputError) as error:
         parsed(f"--config.{argument}")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_no_preset_takes_is_refused_before_one_is_loaded():
+    for change, message in (
+        (("seed", "much"), "--config.seed=much; expected a whole number"),
+        (("sead", "1"), "unknown key in config 'sead' (did you mean 'seed'?)"),
+        (("average.deca", "1"), "unknown key in config.average 'deca'"),
+        (("model.heads", "1"), "config.model is now config.towers"),
+    ):
+        with pytest.raises(InputError) as error:
+            presets.check_early([change])
+        assert message in str(error.value)
+    later = ("objectives.x.weight", "much"), ("towers.image.depht", "1"), ("optimizer", "{'b3': 1}")
+    presets.check_early([*later, ("data.perturbations.swap_zone", "1"), ("seed", "1")])
 
 
 @pytest.mark.parametrize(
@@ -468,12 +485,12 @@ def test_a_preset_is_printed_with_its_values(capsys):
     for line in (
         "config.towers.image: resnet instead of vit; dropped its options depth=1, num_heads=2, "
         "patch_size=8, width=32",
-        "  total_steps: int = 20",
-        "  towers.image.depth: int (required)",
-        "  towers.image.region_stage: int = 4",
-        "  towers.image.size: int = 32",
-        "  objectives.perturbed_discrimination.weight: float or mapping = 0.5",
-        "  data.length: int = 400",
+        "  total_steps = 20  (a whole number)",
+        "  towers.image.depth is required  (a whole number)",
+        "  towers.image.region_stage = 4  (a whole number)",
+        "  towers.image.size = 32  (a whole number)",
+        "  objectives.perturbed_discrimination.weight = 0.5  (a number or a mapping)",
+        "  data.length = 400  (a whole number)",
     ):
         assert line in out.splitlines()
     assert "siglip" not in out and "quilt" not in out
@@ -504,22 +521,26 @@ def test_every_variant_that_is_listed_exists():
 
 
 PRESETS = [preset.given for preset in presets.shipped()] + [":discrimination", ":smoke", ":table"]
+_PRESETS_BY = "`python -m mmrl.main --help` all presets"
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
         (("mmrl.main",), ("--config.KEY=VALUE", "--workdir=", "--[no]summary", *PRESETS)),
-        (("mmrl.evaluate",), ("--split=SPLIT", "train, val, test", "Default: test.", *PRESETS)),
+        (("mmrl.evaluate",), ("--split=SPLIT", "train, val, test", "Default: test.", _PRESETS_BY)),
         (("mmrl.compare",), ("--measures=MEASURE,...", "--may_differ=KEY,...")),
-        (("mmrl.export",), ("--names=NAME,...", "--shard_size=N", *PRESETS)),
-        (("mmrl.plan",), ("--topology=DEVICES", "--sweep[=SWEEP]", *PRESETS)),
-        (("mmrl.options",), ("--markdown", *PRESETS)),
+        (("mmrl.export",), ("--names=NAME,...", "--shard_size=N", _PRESETS_BY)),
+        (("mmrl.plan",), ("--topology=DEVICES", "--sweep[=SWEEP]", _PRESETS_BY)),
+        (("mmrl.options",), ("--markdown", _PRESETS_BY)),
         (("mmrl.prepare",), ("--input=PATH", "--beam-option=KEY=VALUE", "  openi\n", "audit")),
         (("mmrl.prepare", "audit"), ("--against=", "--waive=KIND SHARE REASON")),
         (("mmrl.prepare", "nih14"), ("Data_Entry_2017_v2020.csv", "--option=val_fraction=VALUE")),
-        (("mmrl.prepare", "phantom"), ("--option=length=VALUE  (int)", "Default: 6000.")),
-        (("mmrl.prepare", "medmnist"), ("--option=flag=VALUE  (str)", "Required.")),
+        (
+            ("mmrl.prepare", "phantom"),
+            ("--option=length=VALUE  (a whole number)", ": 6000."),
+        ),
+        (("mmrl.prepare", "medmnist"), ("--option=flag=VALUE  (a text)", "Required.")),
     ],
 )
 def test_help_shows_flags_and_presets_and_ends_with_an_example(arguments, texts, capsys):
@@ -530,6 +551,7 @@ def test_help_shows_flags_and_presets_and_ends_with_an_example(arguments, texts,
     *_, last = out.rstrip().split("\n\n")
     assert last.startswith("Example") and f"    python -m {' '.join(arguments)} " in last
     assert max(map(len, out.splitlines())) <= 100
+    assert ("Presets, with" in out) == (arguments == ("mmrl.main",))
 
 
 def test_help_of_preparation_and_audit_is_apart(capsys):

@@ -46,6 +46,7 @@ DRAWING = {
 TRAINING = BASE | {"config", "data", "devices", "evaluators", "models", "objectives"}
 MAY_IMPORT = {
     "version": set(),
+    "commands": set(),
     "durations": set(),
     "interrupts": set(),
     "files": {"types"},
@@ -69,7 +70,7 @@ MAY_IMPORT = {
     "config": BASE | {"data.inputs", "data.settings"},
     "origins": BASE | {"config"},
     "presets": BASE | {"config"},
-    "cli": BASE | {"config", "devices", "presets"},
+    "cli": BASE | {"commands", "config", "devices", "presets"},
     "devices": BASE,
     "data": BASE,
     "models": BASE | AXES,
