@@ -172,6 +172,7 @@ def test_a_folded_encoder_gives_for_grey_what_three_channels_give():
     np.testing.assert_allclose(3 * mean.arrays[path], found.arrays[path], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_pair_folds_its_image_tower_alone():
     found, whole = converted.read(place("biomedclip"), fold="sum"), case("biomedclip")
     differing = {
@@ -184,6 +185,7 @@ def test_a_pair_folds_its_image_tower_alone():
     assert found.towers["text"] == whole.towers["text"]
 
 
+@pytest.mark.exhaustive
 def test_every_tensor_is_used_or_ignored_for_a_reason():
     for name in FAMILIES:
         found = case(name)

@@ -119,6 +119,7 @@ def test_a_folder_of_the_hub_gives_the_same_embeddings(encoder, hub):
     }
 
 
+@pytest.mark.exhaustive
 def test_an_exported_folder_is_exported_again_alike(hub, tmp_path):
     made = plan.make(run.read_encoder(hub))
     for part in made.parts:
@@ -237,6 +238,7 @@ np.savez(
 """
 
 
+@pytest.mark.exhaustive
 def test_projectors_are_those_of_their_formula(encoder):
     made, arrays = programs.make(run.read_encoder(encoder))
     of = {program.name: program for program in made}

@@ -142,6 +142,7 @@ def test_words_of_several_texts_go_through_the_cache():
     assert_close(found, expected, floor=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_both_encodings_of_a_micro_batch_drop_the_same_units():
     """Compared with autodiff of all micro-batches at once, with the same dropout keys."""
     chosen = config(4, dropout=0.8)

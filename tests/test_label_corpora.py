@@ -218,11 +218,8 @@ def openi(folder: Path) -> dict[str, str]:
     return {"allow_missing_images": "true", "fractions": "0.6,0.4,0.0"}
 
 
-@pytest.mark.parametrize(
-    "write",
-    [mednli, pytest.param(openi, marks=pytest.mark.exhaustive)],
-    ids=lambda write: write.__name__,
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("write", [mednli, openi], ids=lambda write: write.__name__)
 def test_a_corpus_of_texts_trains_and_is_evaluated(
     write: Callable[[Path], dict[str, str]], tmp_path: Path
 ) -> None:

@@ -584,8 +584,8 @@ def test_help_of_every_source_shows_its_layout_and_options(name, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("mmrl.options",),
-        pytest.param(("mmrl.prepare", "--help"), marks=pytest.mark.exhaustive),
+        ("mmrl.prepare", "--help"),
+        pytest.param(("mmrl.options",), marks=pytest.mark.exhaustive),
         pytest.param(("mmrl.options", "--markdown"), marks=pytest.mark.exhaustive),
     ],
 )

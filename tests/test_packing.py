@@ -225,15 +225,15 @@ def test_dropout_follows_the_key_and_hits_spilled_texts_too():
     assert (np.abs(first - other).max(axis=2) > 1e-2).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("axes", "options"),
     [
         ((8, 1, 1), {}),
-        pytest.param((1, 8, 1), {}, marks=pytest.mark.exhaustive),
-        pytest.param((2, 2, 2), {}, marks=pytest.mark.exhaustive),
-        pytest.param((8, 1, 1), LATENTS, marks=pytest.mark.exhaustive),
-        pytest.param((2, 1, 4), GROUPED, marks=pytest.mark.exhaustive),
+        ((1, 8, 1), {}),
+        ((2, 2, 2), {}),
+        ((8, 1, 1), LATENTS),
+        ((2, 1, 4), GROUPED),
     ],
 )
 def test_every_mesh_computes_the_same_and_packs_on_the_spot(axes, options):

@@ -195,6 +195,7 @@ def test_chunks_keep_no_activations_and_draw_their_own_dropout():
     assert "scan" in text and "remat" in text
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_encodes_the_same_set():
     vit = functools.partial(Vit, patch_size=8, width=WIDTH, depth=1, num_heads=2)
     tower, features = image(encoder=vit, set_pool=GATED, chunk=2), ("embedding", "labels")
