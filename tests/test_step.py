@@ -123,6 +123,18 @@ def test_same_seed_same_bits_and_another_seed_another_start():
     assert checkpoint.digest(other["params"]) != checkpoint.digest(build(small()).init()["params"])
 
 
+def test_seeds_share_one_program_and_draw_differently():
+    """Runs that differ in their seed alone find the compiled step of the first in the cache."""
+    steps = [build(small(seed=seed, towers__text__dropout=0.5)) for seed in (0, 1)]
+    texts = {step.traced.lower().as_text() for step in steps}
+    assert len(texts) == 1
+    batch, losses = toys.batches(small())[0], set()
+    for step in steps:
+        state = jax.device_put(jax.device_get(stubs.start(steps[0])), step.shardings)
+        losses.add(float(step.loss_and_gradients(state, place(step, batch))[0]))
+    assert len(losses) == 2
+
+
 def test_accumulation_equals_the_mean_over_its_micro_batches():
     config = small(accumulation=2, optimizer__name="sgd", optimizer__clip_norm=0.0)
     step = build(config)

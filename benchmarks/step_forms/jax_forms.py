@@ -35,13 +35,12 @@ class JaxForm:
         arm: Callable[[Iterable[int]], int] = max,
     ) -> None:
         self.name, self.device = name, jax.devices()[0].device_kind
-        self._spread = sharding.batch_sharding(step.mesh)
+        self._step, self._spread = step, sharding.batch_sharding(step.mesh)
         self._adapt = adapt
         self.state = step.init()
         began = time.perf_counter()
-        self._program = step.traced.lower().compile()
+        memory: Any = step.compiled.memory_analysis()
         seconds = time.perf_counter() - began
-        memory: Any = self._program.memory_analysis()
         count = flops.of_jaxpr(step.traced.jaxpr.jaxpr, arm)
         self.cost = Cost(count, seconds, memory.temp_size_in_bytes)
 
@@ -53,7 +52,7 @@ class JaxForm:
 
     def run(self, placed: dict[str, jax.Array]) -> None:
         """Performs one update."""
-        self.state = jax.block_until_ready(self._program(self.state, placed))
+        self.state = jax.block_until_ready(self._step(self.state, placed))
 
     def values(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update."""

@@ -79,7 +79,11 @@ class TrainStep:
         self._jit_step = jax.jit(
             self._step,
             donate_argnums=0,
-            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
+            in_shardings=(
+                self.shardings,
+                sharding.batch_sharding(mesh),
+                sharding.replicated(mesh),
+            ),
             out_shardings=self.shardings,
         )
 
@@ -89,7 +93,7 @@ class TrainStep:
 
     def __call__(self, state: State, batch: Mapping[str, jax.Array]) -> State:
         """Makes one update; `state` is donated and must not be used again."""
-        return self.compiled(state, batch)
+        return self.compiled(state, batch, self._key)
 
     def target(self) -> Any:
         """The state as ShapeDtypeStructs with shardings, to restore a checkpoint to this mesh."""
@@ -107,11 +111,13 @@ class TrainStep:
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
             for name, array in self._batch.items()
         }
-        return self._jit_step.trace(self.target(), batch)
+        key = jax.eval_shape(self._random_key)
+        return self._jit_step.trace(self.target(), batch, key)
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
         """The compiled step."""
+        _ = self._key  # placed here, as steps are taken where no transfer is allowed
         # Calling the jitted function would trace the step a second time.
         return self.traced.lower().compile()
 
@@ -135,7 +141,7 @@ class TrainStep:
         self, state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Any]:
         """Returns the loss and gradients of one batch, for tests and notebooks."""
-        return self._jit_loss_and_gradients(state, dict(batch))
+        return self._jit_loss_and_gradients(state, dict(batch), self._random_key())
 
     def _init(self, key: jax.Array) -> State:
         _, params, variables = learner.split(learner.make(self.config, key))
@@ -173,9 +179,19 @@ class TrainStep:
             layout["average"] = params
         return layout
 
-    def _step_key(self, step: jax.Array) -> jax.Array:
-        """The key of all that is random in a step, dropout above all."""
-        return jax.random.fold_in(streams.key(self.config.seed, "dropout"), step)
+    def _random_key(self) -> jax.Array:
+        """The key of all that is random in training, dropout above all; of a step when folded in.
+
+        It is an argument of the compiled programs, so that runs which differ in their seed alone
+        share one, and find it in the cache.
+        """
+        return streams.key(self.config.seed, "dropout")
+
+    @functools.cached_property
+    def _key(self) -> jax.Array:
+        """`_random_key` on all devices of the mesh."""
+        everywhere = sharding.replicated(self.mesh)
+        return jax.jit(lambda key: key, out_shardings=everywhere)(self._random_key())
 
     def _average_of(self, params: Any) -> Any:
         """What stands for the averaged parameters where only shapes matter; None without them."""
@@ -185,7 +201,7 @@ class TrainStep:
         """The metrics of the objectives; with a key, as evaluation may have further ones."""
         step = jnp.int32(0)
         average = self._average_of(params)
-        return self._loss(params, average, variables, batch, step, self._step_key(step))[1][0]
+        return self._loss(params, average, variables, batch, step, self._random_key())[1][0]
 
     def _loss(
         self,
@@ -239,19 +255,23 @@ class TrainStep:
             encode, (params, average), batch, drawn, count=count, mesh=self.mesh
         )
 
-    def _loss_and_gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+    def _loss_and_gradients(
+        self, state: State, batch: Mapping[str, Any], key: jax.Array
+    ) -> tuple[jax.Array, Any]:
         step, variables, average = state["step"], state["variables"], state.get("average")
-        key = self._step_key(step)
+        key = jax.random.fold_in(key, step)
         return jax.value_and_grad(lambda p: self._loss(p, average, variables, batch, step, key)[0])(
             state["params"]
         )
 
-    def _gradients(self, state: State, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    def _gradients(
+        self, state: State, batch: Mapping[str, Any], key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         """(gradients, metrics, variables), averaged over the micro-batches."""
         count, step = self.config.accumulation, state["step"]
         average = state.get("average")
         grad = jax.grad(self._loss, has_aux=True)
-        key = self._step_key(step)
+        key = jax.random.fold_in(key, step)
         if count == 1:
             gradients, (values, variables) = grad(
                 state["params"], average, state["variables"], batch, step, key
@@ -281,8 +301,8 @@ class TrainStep:
         result, _ = jax.lax.scan(body, start, (jnp.arange(count), micro))
         return result
 
-    def _step(self, state: State, batch: Mapping[str, Any]) -> State:
-        gradients, values, variables = self._gradients(state, batch)
+    def _step(self, state: State, batch: Mapping[str, Any], key: jax.Array) -> State:
+        gradients, values, variables = self._gradients(state, batch, key)
         gradients = jax.tree.map(
             lambda g, t: g if t else jnp.zeros_like(g), gradients, self._trainable
         )
