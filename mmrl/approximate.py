@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl import files
+from mmrl import extras, files
 from mmrl.types import InputError, first_line
 
 STATED = "search.json"
-EXTRA = "faiss-cpu"
 RECALL = 0.95  # what an index is tuned to find of the true neighbours
 _TRAINED_ON = 64  # rows for each list that are used to place it
 
@@ -50,7 +49,7 @@ def available() -> bool:
 def check() -> None:
     """Raises InputError unless FAISS is installed."""
     if not available():
-        raise InputError(f"--build needs {EXTRA}: pip install 'mmrl[search]'")
+        raise InputError(f"--build needs faiss-cpu: {extras.command('search')}")
 
 
 def read(
@@ -69,7 +68,8 @@ def read(
         return {}, ()
     if not available():
         return {}, (
-            f"{folder} has an index of FAISS, but {EXTRA} is not installed: all rows are compared",
+            f"{folder} has an index of FAISS, but faiss-cpu is not installed: all rows are "
+            "compared",
         )
     import faiss
 

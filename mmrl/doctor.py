@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mmrl import cli, locks
+from mmrl import cli, extras, locks
 from mmrl.types import MachineError, first_line
 from mmrl.version import __version__
 
@@ -44,6 +44,7 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 _PROBLEMS = 69  # EX_UNAVAILABLE of sysexits.h
 _GIB = 2**30
 _LEAST_DISK, _LEAST_MEMORY, _LEAST_FILES = 2 * _GIB, 4 * _GIB, 1024
+_INSTALL_AGAIN = "Install the wheel or requirements.txt again, in an environment of their own."
 _SECONDS = 600  # for two steps
 # What hides a device, or changes what jax does.
 _SETTINGS = ("JAX_", "XLA_", "MMRL_", "CUDA_VISIBLE", "OMP_NUM", "TPU_")
@@ -101,7 +102,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     except Exception as error:  # broken packages raise anything
         about = check.__name__.strip("_").replace("_", " ")
         reason = f"{type(error).__name__}: {first_line(error)}"
-        yield Finding(about, PROBLEM, f"the check failed: {reason}", "Install mmrl anew.")
+        yield Finding(about, PROBLEM, f"the check failed: {reason}", _INSTALL_AGAIN)
 
 
 def _versions() -> Iterator[Finding]:
@@ -115,7 +116,7 @@ def _versions() -> Iterator[Finding]:
         else:
             found[needed.name] = version
     if wrong:
-        remedy = "Install mmrl again, in an environment of its own: pip install mmrl."
+        remedy = _INSTALL_AGAIN
         yield Finding("packages", PROBLEM, "; ".join(wrong), remedy)
     else:
         named = ", ".join(f"{name} {found[name]}" for name in ("jax", "flax", "orbax-checkpoint"))
@@ -128,7 +129,7 @@ def _extras() -> Iterator[Finding]:
     complete = [name for name in names if all(version for _, version in _needed(name))]
     others = ", ".join(name for name in names if name not in complete) or "none"
     found = f"installed: {', '.join(complete) or 'none'}; others: {others}"
-    yield Finding("extras", OK, f"{found} (pip install 'mmrl[NAME]')")
+    yield Finding("extras", OK, f"{found} (docs/dependencies.md lists their packages)")
 
 
 @functools.cache
@@ -181,7 +182,7 @@ def _devices() -> Iterator[Finding]:
                 "GPU",
                 PROBLEM,
                 f"the driver shows {seen}, and jax does not use it",
-                "Install the CUDA build: pip install 'mmrl[cuda]'. If it is installed, unset "
+                f"Install the CUDA build: {extras.command('cuda')}. If it is installed, unset "
                 "JAX_PLATFORMS and CUDA_VISIBLE_DEVICES, and update the driver.",
             )
         if Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
@@ -189,7 +190,7 @@ def _devices() -> Iterator[Finding]:
                 "TPU",
                 PROBLEM,
                 "this machine has one, and jax does not use it",
-                "Install libtpu: pip install 'mmrl[tpu]'. Only one process may use it.",
+                f"Install libtpu: {extras.command('tpu')}. Only one process may use it.",
             )
 
 
@@ -276,7 +277,7 @@ def _decoders() -> Iterator[Finding]:
         except Exception as error:  # whatever a broken decoder raises
             broken.append(f"{name} ({first_line(error)})")
     if broken:
-        remedy = "Install mmrl again, in an environment of its own: pip install mmrl."
+        remedy = _INSTALL_AGAIN
         yield Finding("decoders", PROBLEM, "; ".join(broken), remedy)
     else:
         yield Finding("decoders", OK, ", ".join(samples))

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mmrl import extras
 from mmrl.types import InputError, first_line
 
 PREFIX = "hf://"
@@ -24,7 +25,7 @@ def fetch(address: str) -> Path:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError:
-        raise InputError(f"{address} needs huggingface_hub: pip install 'mmrl[hub]'") from None
+        raise InputError(f"{address} needs huggingface_hub: {extras.command('hub')}") from None
     name, revision = match.groups()
     try:
         try:

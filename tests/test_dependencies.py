@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import dependencies
+from mmrl import extras
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -107,3 +108,24 @@ def test_the_table_is_replaced_and_the_text_around_it_stays(tmp_path: Path) -> N
     assert path.read_text() == (
         f"before\n\n{dependencies.BEGIN}\nnew\n{dependencies.END}\n\nafter\n"
     )
+
+
+def test_messages_name_the_packages_of_extras_as_pyproject_states_them() -> None:
+    for extra, packages in extras.PACKAGES.items():
+        stated = [Requirement(one) for one in EXTRAS[extra]]
+        named = (one.name + (f"[{','.join(one.extras)}]" if one.extras else "") for one in stated)
+        assert tuple(named) == packages, extra
+    assert set(EXTRAS) - set(extras.PACKAGES) == {"docs", "gpl", "dev"}
+    assert extras.command("tpu") == "pip install 'jax[tpu]'"
+
+
+def test_nothing_installs_the_other_project_of_this_name() -> None:
+    """The name mmrl on the Python package index is taken."""
+    folders = ("mmrl", "configs", "launch", "docs", ".ci")
+    files = [one for name in folders for one in (ROOT / name).rglob("*") if one.is_file()]
+    for file in [ROOT / "README.md", ROOT / "Makefile", ROOT / "Dockerfile", *files]:
+        if file.suffix in (".py", ".md", ".sh", ".ipynb", "") or "Docker" in file.name:
+            text = file.read_text(encoding="utf-8")
+            found = re.findall(r"install[^\n]*[ '\"]mmrl(?:\[\w+\])?['\"`.]?(?=\s|$)", text)
+            allowed = file in (ROOT / "mmrl" / "extras.py", ROOT / "docs" / "dependencies.md")
+            assert allowed or not found, (file, found)

@@ -51,7 +51,7 @@ def test_problems_are_named_with_their_remedy(run, monkeypatch):
         run()
     assert caught.value.status == 69
     assert "problem  GPU: the driver shows NVIDIA H100, and jax does not use it" in run.out
-    assert "pip install 'mmrl[cuda]'" in run.out
+    assert "pip install 'jax[cuda13]'" in run.out
     assert "problem  decoders: PNG (no codec); JPEG (no codec)" in run.out
 
 

@@ -196,7 +196,7 @@ def test_errors_are_one_line(monkeypatch, capsys, arguments, expected):
 
 def test_a_topology_without_libtpu_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs libtpu, .* pip install -r requirements-tpu.txt"):
+    with pytest.raises(InputError, match=r"needs libtpu, .* pip install 'jax\[tpu\]'"):
         topology.find("v5e:2x2")
 
 

@@ -348,4 +348,4 @@ def test_the_command_builds_an_index(tmp_path, capsys, faiss, monkeypatch):
     shown = searched(capsys, f"--index={folder}", "--id=r3")
     assert "warning: " in shown and "all rows are compared" in shown
     refused = commands.refusal(capsys, "mmrl.search", f"--index={folder}", "--build")
-    assert refused == "error: --build needs faiss-cpu: pip install 'mmrl[search]'\n"
+    assert refused == "error: --build needs faiss-cpu: pip install faiss-cpu\n"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mmrl import web
+from mmrl import extras, web
 from mmrl.types import InputError
 from mmrl.web import listening
 from mmrl.web.address import LOOPBACK, bind, read_token
@@ -428,9 +428,8 @@ def test_an_address_in_use_is_refused_before_the_encoder_is_read(capsys, tmp_pat
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(web, "_PACKAGES", ("starlette", "no_such_package"))
+    monkeypatch.setitem(extras.PACKAGES, "serve", ("starlette", "no_such_package"))
     with pytest.raises(
-        InputError,
-        match=r"needs no_such_package; .*requirements-serve\.txt or pip install 'mmrl\[serve\]'$",
+        InputError, match=r"needs no_such_package: pip install starlette no_such_package$"
     ):
         web.check_installed()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mmrl import extras
 from mmrl.types import InputError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,7 +20,7 @@ def check(name: str) -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
-        raise InputError(f"--push={name} needs huggingface_hub: pip install 'mmrl[hub]'") from None
+        raise InputError(f"--push={name} needs huggingface_hub: {extras.command('hub')}") from None
 
 
 def push(folder: Path, name: str) -> str:

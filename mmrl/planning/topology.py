@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mmrl import build
+from mmrl import build, extras
 from mmrl.devices import hardware
 from mmrl.types import InputError
 
@@ -75,8 +75,8 @@ def _choices() -> list[str]:
 def _tpu(name: str, chips: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            f"--topology={name} needs libtpu, which is not installed; "
-            "pip install -r requirements-tpu.txt or pip install 'mmrl[tpu]' (no TPU is needed)"
+            f"--topology={name} needs libtpu, which is not installed: {extras.command('tpu')} "
+            "(no TPU is needed)"
         )
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)

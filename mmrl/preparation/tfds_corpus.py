@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmrl import build
+from mmrl import build, extras
 from mmrl.data.reading import shards
 from mmrl.data.reading.rejects import write_rejects
 from mmrl.preparation.encode import encode_record
@@ -319,8 +319,7 @@ def _beam_options(runner: str, given: Iterable[str]) -> Any:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise InputError(
-            f"--beam-runner={runner} needs Apache Beam: pip install -r requirements-beam.txt"
-            " or pip install 'mmrl[beam]'"
+            f"--beam-runner={runner} needs Apache Beam: {extras.command('beam')}"
         ) from error
     return PipelineOptions([f"--{option}" for option in given])
 

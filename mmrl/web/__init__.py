@@ -2,10 +2,8 @@
 
 import importlib.util
 
+from mmrl import extras
 from mmrl.types import InputError
-
-REQUIREMENTS = "requirements-serve.txt"
-_PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 
 
 def check_installed() -> None:
@@ -14,9 +12,6 @@ def check_installed() -> None:
     Raises:
       InputError: names the packages, and how to install them.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in extras.PACKAGES["serve"] if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(
-            f"this command needs {', '.join(missing)}; install them with "
-            f"pip install -r {REQUIREMENTS} or pip install 'mmrl[serve]'"
-        )
+        raise InputError(f"this command needs {', '.join(missing)}: {extras.command('serve')}")

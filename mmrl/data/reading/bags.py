@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from mmrl import extras
 from mmrl.types import InputError, first_line
 
 _NAME = "features"  # of the array, in a file that holds several
@@ -63,7 +64,7 @@ def check_readable(paths: Iterable[str]) -> None:
     """Raises InputError for a path of .h5, if the package that reads such files is absent."""
     first = next((path for path in paths if path.lower().endswith(".h5")), "")
     if first and importlib.util.find_spec("h5py") is None:
-        raise InputError(f"{first}: reading it needs h5py: pip install 'mmrl[hdf5]'")
+        raise InputError(f"{first}: reading it needs h5py: {extras.command('hdf5')}")
 
 
 def fault(root: str, verify: str, relative: str) -> tuple[str, str] | None:

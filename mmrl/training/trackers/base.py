@@ -96,5 +96,5 @@ def find_package(name: str, module: str = "") -> Any:
         return importlib.import_module(module or name)
     except ImportError as error:
         raise InputError(
-            f"the package {name} cannot be imported ({error}); pip install 'mmrl[trackers]'"
+            f"the package {name} cannot be imported ({error}): pip install {name}"
         ) from None
