@@ -126,6 +126,6 @@ def test_nothing_installs_the_other_project_of_this_name() -> None:
     for file in [ROOT / "README.md", ROOT / "Makefile", ROOT / "Dockerfile", *files]:
         if file.suffix in (".py", ".md", ".sh", ".ipynb", "") or "Docker" in file.name:
             text = file.read_text(encoding="utf-8")
-            found = re.findall(r"install[^\n]*[ '\"]mmrl(?:\[\w+\])?['\"`.]?(?=\s|$)", text)
+            found = re.findall(r"pip install[^\n&#]*[ '\"]mmrl(?:\[\w+\])?['\"`.]?(?=\s|$)", text)
             allowed = file in (ROOT / "mmrl" / "extras.py", ROOT / "docs" / "dependencies.md")
             assert allowed or not found, (file, found)
