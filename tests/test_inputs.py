@@ -436,6 +436,8 @@ def test_a_further_text_is_required_unless_the_config_says_otherwise():
     corpus = read(made, Changed(4, {2: findings}))
     assert reasons(corpus) == {"toy:2": "empty_report"}
     assert corpus.rejects[0].detail == "none of impression in findings"
+    with pytest.raises(InputError, match=r"made of impression, and records have findings: choose"):
+        read_corpus("toy", Changed(1, {0: findings}), sections=("impression",))
 
 
 @pytest.mark.parametrize("choice", ["report", "section", "sentence", "sentences"])

@@ -272,7 +272,8 @@ def test_refused_tables(folder: Path) -> None:
     assert refusal(path, patient_column="mrn", projection_column="pos") == (
         f"{path}: no column 'mrn', 'pos'; present: 'image', 'findings', 'impression',"
         " 'who', 'view', 'effusion', 'licence'; options such as image_column, report_columns and"
-        " patient_column name the columns"
+        " patient_column name the columns:"
+        " --config.data.image_column=NAME in training, --option=image_column=NAME to prepare"
     )
     assert refusal(folder / "no.csv").endswith("no.csv: no such table")
     choices = "choices: .csv, .tsv, .jsonl, .parquet (text also .gz)"
@@ -352,8 +353,8 @@ def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
         check_fraction(3, 196, 0.01, what="records", rejects=rejects)
     assert str(caught.value) == (
         "3 of 196 records rejected (1.5 %): 2 unreadable_image (a:1: é), 1 empty_report (a:2);"
-        " data.max_reject_fraction=0.01 allows 1; rejects.jsonl lists them: correct them, or allow"
-        " more"
+        " --config.data.max_reject_fraction=0.01 allows 1; rejects.jsonl lists them: correct them,"
+        " or allow more"
     )
     check_fraction(3, 196, 0.02, what="records", rejects=rejects)
     check_fraction(29, 100, 0.29, what="records")

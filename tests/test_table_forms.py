@@ -228,10 +228,11 @@ def test_a_missing_column_names_what_is_like_it(tmp_path):
     assert str(caught.value) == (
         f"{path}: no column 'image', 'report' (did you mean 'Image', 'Reports'?);"
         " present: 'Image', 'Reports', 'a b'; options such as image_column, report_columns and"
-        " patient_column name the columns"
+        " patient_column name the columns:"
+        " --config.data.image_column=NAME in training, --option=image_column=NAME to prepare"
     )
     path.write_text(",".join(f"g{number}" for number in range(1000)) + "\n")
-    with pytest.raises(InputError, match=r"'g29' and 970 more; .* name the columns$"):
+    with pytest.raises(InputError, match=r"'g29' and 970 more; .* name the columns: "):
         Table(split="train", path=str(path))
 
 

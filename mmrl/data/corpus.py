@@ -246,11 +246,16 @@ def read_corpus(
         reasons = rejects.summarise(refused)
         lacking = {"empty_report": "texts", "missing_image": "images"}
         only = next(iter(reasons)) if len(reasons) == 1 and len(source) else ""
-        hint = (
-            f"; if it has no {lacking[only]}, choose objectives and evaluators that read none"
-            if only in lacking
-            else ""
-        )
+        hint = ""
+        if read.other_sections:
+            hint = (
+                f"; the text is to be made of {', '.join(columns[0][0])}, and records have "
+                f"{', '.join(read.other_sections)}: choose with --config.data.sections=NAME,NAME"
+            )
+        elif only in lacking:
+            hint = (
+                f"; if it has no {lacking[only]}, choose objectives and evaluators that read none"
+            )
         raise rejects.UnusableError(
             f"{name} has no usable record ({source.total} rows; rejected:"
             f" {rejects.explain(refused) or 'none'}); check the path, the split fractions and"
@@ -310,6 +315,8 @@ def _scan(
             wanted = ", ".join(absent[0])
             detail = f"none of {wanted} in {', '.join(record.sections) or 'nothing'}"
             refused.append(Reject(record.id, "empty_report", detail))
+            if columns[0][0] in absent:
+                read.other_sections |= dict.fromkeys(record.sections)
             continue
         numbers = views_.numbers(record, views) if record.images or need_images else (0,)
         if not numbers and not record.images:
@@ -388,6 +395,8 @@ class _Read:
     foreign: list[int] = dataclasses.field(default_factory=list)
     seen: list[priors.Seen] = dataclasses.field(default_factory=list)
     bags: list[bool] = dataclasses.field(default_factory=list)
+    # What records have that lack the sections that were chosen, in order.
+    other_sections: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def add_labels(self, record: Record, times: int) -> None:
         """Keeps the labels of a record; records may name different ones."""
@@ -455,5 +464,5 @@ def describe(corpus: Corpus) -> Mapping[str, Any]:
         **({"median words": int(np.median(words))} if words.any() else {"texts": "none"}),
         **({NOT_ENGLISH: len(corpus.foreign)} if corpus.foreign else {}),
         "in duplicate groups": f"{corpus.duplicate_share():.1%}",
-        "rejected": rejects.summarise(corpus.rejects) or 0,
+        "rejected": rejects.counted(corpus.rejects),
     }

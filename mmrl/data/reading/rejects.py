@@ -43,6 +43,12 @@ def summarise(rejects: Iterable[Reject]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def counted(rejects: Iterable[Reject]) -> str:
+    """The counts of `summarise` in words: "3 missing_image, 1 empty_report"; "0" without any."""
+    found = summarise(rejects).items()
+    return ", ".join(f"{count:,} {reason}" for reason, count in found) or "0"
+
+
 def explain(rejects: Sequence[Reject]) -> str:
     """Counts rejects per reason, with the first of each: "3 missing_image (a:1: row 1: ...)"."""
     first: dict[str, Reject] = {}
@@ -66,7 +72,7 @@ def check_fraction(
     *,
     what: str,
     rejects: Sequence[Reject] = (),
-    option: str = "data.max_reject_fraction",
+    option: str = "--config.data.max_reject_fraction",
 ) -> None:
     """Raises InputError when more than `max_fraction` of the items were rejected.
 

@@ -241,7 +241,10 @@ class Table:
         self._images = Root(self._root, follow_links)
         self._mask_files = Root(self._mask_root, follow_links)
         self._bag_files = Root(self._bag_root, follow_links)
-        named = "; options such as image_column, report_columns and patient_column name the columns"
+        named = (
+            "; options such as image_column, report_columns and patient_column name the columns: "
+            "--config.data.image_column=NAME in training, --option=image_column=NAME to prepare"
+        )
         columns.check(present, path, hint=sheet.hint or named)
         known: set[str] = set()  # images, only read by boxes
         read: Iterable[Row] = sheet.rows([name for name in columns.names() if name != class_rule])
