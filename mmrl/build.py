@@ -204,6 +204,13 @@ def meant(name: str, offered: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def no_folder(path: pathlib.Path) -> str:
+    """Says that there is no such folder, with the name beside it that was perhaps meant."""
+    above = path.parent
+    beside = [one.name for one in above.iterdir()] if above.is_dir() else []
+    return f"there is no such folder{meant(path.name, beside)}"
+
+
 def check_known(kind: str, names: Iterable[str], offered: Iterable[str]) -> None:
     """Refuses names that are not offered.
 

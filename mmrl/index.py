@@ -340,9 +340,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         names = [str(shard["file"]) for shard in shards]
         manifest["columns"].items(), [shard["records"] + 0 for shard in shards]
     except OSError as error:
+        why = f"{path.name}: {error.strerror}" if folder.exists() else build.no_folder(folder)
         raise InputError(
-            f"{folder} holds no embeddings ({path.name}: {error.strerror}); expected a folder of "
-            "python -m mmrl.export"
+            f"{folder} holds no embeddings ({why}); expected a folder of python -m mmrl.export"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is no manifest of python -m mmrl.export") from None

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from mmrl import cli, durations, locks, origins
+from mmrl import build, cli, durations, locks, origins
 from mmrl.types import InputError
 
 _FLAGS = cli.new_flags()
@@ -79,7 +79,8 @@ def find(folder: Path, unreadable: list[str]) -> list[Run]:
       InputError: there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"'{folder}' is no folder; expected one with runs")
+        lacks = "it is a file" if folder.exists() else build.no_folder(folder)
+        raise InputError(f"'{folder}': {lacks}; expected a folder with runs")
 
     def note(error: OSError) -> None:
         unreadable.append(f"cannot read '{error.filename}': {error.strerror}")

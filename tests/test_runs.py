@@ -152,8 +152,8 @@ def test_what_is_listed_and_in_which_order(tmp_path, monkeypatch):
     assert [run.folder for run in found] == [late, early, lost] and not unreadable
     assert found[2].detail == "config.json is missing or not whole"
     assert [run.folder for run in runs.find(late, unreadable)] == [late]
-    with pytest.raises(InputError, match="is no folder; expected one with runs"):
-        runs.find(tmp_path / "nothing", unreadable)
+    with pytest.raises(InputError, match=r"is no such folder \(did you mean 'early'\?\); expected"):
+        runs.find(tmp_path / "earyl", unreadable)
 
 
 def test_the_command(tmp_path, capsys):

@@ -248,9 +248,7 @@ def _lacks(workdir: Path) -> str:
     """Why a folder is no trained run, with the name of a folder that was perhaps meant."""
     if workdir.is_dir():
         return " (no checkpoints in it)"
-    above = workdir.parent
-    beside = [one.name for one in above.iterdir()] if above.is_dir() else []
-    return f": there is no such folder{build.meant(workdir.name, beside)}"
+    return f": {build.no_folder(workdir)}"
 
 
 def training_fingerprint(trained: "Trained") -> Fingerprint:
