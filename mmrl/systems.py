@@ -156,6 +156,7 @@ def _listed(systems: Sequence[System]) -> Table:
 
 def _covered(systems: Sequence[System]) -> Iterator[str]:
     """For each topic its domains, with what there is and what is missing."""
+    yield "has: presets and commands; gaps: published systems that are not expressed"
     for topic, cells in itertools.groupby(coverage(systems).items(), lambda one: one[0][0]):
         yield topic
         for (_, domain), cell in cells:

@@ -197,8 +197,8 @@ def test_sigterm_and_the_first_sigint_only_ask_to_stop():
             assert (
                 said
                 == [
-                    "ends an evaluation in progress, saves the current step and stops; press "
-                    "Ctrl-C again to stop at once"
+                    "stopping: an evaluation in progress ends, and the current step is saved; "
+                    "press Ctrl-C again to stop at once"
                 ][: number == signal.SIGINT]
             )
             if number == signal.SIGINT:

@@ -287,8 +287,8 @@ class Preemption:
             signal.raise_signal(signal.SIGTERM)
         self._signalled = True
         self._say(
-            "ends an evaluation in progress, saves the current step and stops; press Ctrl-C again "
-            "to stop at once"
+            "stopping: an evaluation in progress ends, and the current step is saved; press Ctrl-C "
+            "again to stop at once"
         )
 
 

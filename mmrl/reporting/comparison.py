@@ -296,7 +296,7 @@ def _check(
             way = (
                 f"; --may_differ={key} allows it"
                 if _may_be_named(key)
-                else f"; --measures with none of {evaluator} leaves it out"
+                else f"; --measures=EVALUATOR/MEASURE,... without {evaluator} leaves it out"
             )
             raise InputError(
                 f"{evaluator}: {key} differs: {_listed(values)}; one table would compare what does "
