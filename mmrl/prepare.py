@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags
 
 from mmrl import build, cli, values
+from mmrl.commands import as_started
 from mmrl.data.overlap import leaks
 from mmrl.data.reading.rows import VERIFY
 from mmrl.preparation import catalogue, inventory, pseudonyms, storage
@@ -267,7 +268,7 @@ def main(*arguments: str) -> None:
     if others:
         raise InputError(f"unexpected argument {others[0]!r}; options are written --name=value")
     if name == "sources":
-        print(*catalogue.lines(), sep="\n")
+        print(as_started("\n".join(catalogue.lines())))
         return
     given = source_options(name)
     settings = Settings(

@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from mmrl import build, cli, durations, locks, origins
+from mmrl.commands import as_started
 from mmrl.types import InputError
 
 _FLAGS = cli.new_flags()
@@ -263,7 +264,7 @@ def main(*folders: str) -> None:
         print(json.dumps(plain, indent=2))
         return
     found = lines(runs, time.time()) if runs else [f"no runs below {', '.join(map(str, given))}"]
-    print(*found, *unreadable, sep="\n")
+    print(as_started("\n".join([*found, *unreadable])))
 
 
 if __name__ == "__main__":
