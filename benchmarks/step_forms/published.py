@@ -59,6 +59,7 @@ class PublishedStep(TrainStep):
             "perturbed_discrimination": {
                 "valid": batch["perturbed.valid"],
                 "kind": batch["perturbed.kind"],
+                "group": batch["group"],
             },
         }
         losses = {
