@@ -22,7 +22,7 @@ from tests.conftest import QUICK_XLA_FLAGS, ROOT
 pytestmark = pytest.mark.slow
 
 # Small batches, where the machinery is tested.
-SMALL = ("--config.batch_size=8",)
+SMALL = ("--config.batch_size=8", "--config.towers.text.packing_group=8")
 
 
 def environment(devices=1):
