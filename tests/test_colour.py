@@ -373,6 +373,7 @@ def test_a_corpus_that_does_not_fit_the_tower_is_refused_before_it_is_read():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.optax
 @pytest.mark.parametrize(("variant", "least", "most"), [("", 0.9, 1.0), ("grey", 0.35, 0.65)])
 def test_colour_questions_are_answered_by_colour_alone(tmp_path, variant, least, most):
     config = f"--config=configs/proofs/colour.py:{variant}"
