@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 # Markdown files of the repository, and the pages that they become.
@@ -25,6 +26,13 @@ PAGES = {
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".json": "json"}
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s]+)(?=\))")
 _FENCED = re.compile(r"^(?P<indent> *)(?P<mark>```+)[^\n]*\n.*?^ *(?P=mark) *$", re.M | re.S)
+
+
+@event_priority(-100)  # after the plugin `offline`
+def on_config(config: Any) -> Any:
+    """Drops a script of another host, which lets a search work on pages opened as files."""
+    config.extra["polyfills"] = []
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
