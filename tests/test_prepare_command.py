@@ -69,13 +69,13 @@ def test_what_is_said(
     assert sum(int(found[2]) for found in counts if found) == 19
     assert lines[6:8] == [
         "text: report 19",
-        "refused: 1 missing_image",
+        "refused before images are read: 1 missing_image",
     ]
     assert re.fullmatch(r"about 0 MiB to write, [\d.,]+ GiB free", lines[8])
     assert re.fullmatch(
         r"19 records, 19 images, [\d,]+ bytes; [\d.]+ s, [\d,]+ records/s", lines[9]
     )
-    assert lines[10:] == ["refused: 1 missing_image"]
+    assert lines[10:] == ["refused in all: 1 missing_image"]
     manifest = (tmp_path / "out" / "manifest.json").read_text()
     assert str(tmp_path) not in manifest
     assert json.loads(manifest)["options"] == {"patient_column": "patient", "verify": "header"}

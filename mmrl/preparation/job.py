@@ -143,7 +143,7 @@ def describe(found: Inventory, say: Callable[[str], None]) -> None:
     if found.missing_images:
         say(f"missing images: {found.missing_images:,}")
     for reason, count in rejects.summarise(found.rejects).items():
-        say(f"refused: {count:,} {reason}")
+        say(f"refused before images are read: {count:,} {reason}")
     for warning in found.warnings:
         say(f"warning: {warning}")
 
@@ -277,5 +277,5 @@ def _run(
         f" {seconds:,.1f} s, {rate:,.0f} records/s"
     )
     refused = ", ".join(f"{n:,} {reason}" for reason, n in manifest["rejects"].items())
-    say(f"refused: {refused or 'none'}")
+    say(f"refused in all: {refused or 'none'}")
     return manifest
