@@ -44,7 +44,7 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 _PROBLEMS = 69  # EX_UNAVAILABLE of sysexits.h
 _GIB = 2**30
 _LEAST_DISK, _LEAST_MEMORY, _LEAST_FILES = 2 * _GIB, 4 * _GIB, 1024
-_INSTALL_AGAIN = "Install the wheel or requirements.txt again, in an environment of their own."
+_INSTALL_AGAIN = "Install the wheel, or requirements.txt of a clone, again in a new environment."
 _SECONDS = 600  # for two steps
 # What hides a device, or changes what jax does.
 _SETTINGS = ("JAX_", "XLA_", "MMRL_", "CUDA_VISIBLE", "OMP_NUM", "TPU_")
@@ -116,8 +116,7 @@ def _versions() -> Iterator[Finding]:
         else:
             found[needed.name] = version
     if wrong:
-        remedy = _INSTALL_AGAIN
-        yield Finding("packages", PROBLEM, "; ".join(wrong), remedy)
+        yield Finding("packages", PROBLEM, "; ".join(wrong), _INSTALL_AGAIN)
     else:
         named = ", ".join(f"{name} {found[name]}" for name in ("jax", "flax", "orbax-checkpoint"))
         yield Finding("packages", OK, f"all {len(found)} are there: {named}, ...")
@@ -277,8 +276,7 @@ def _decoders() -> Iterator[Finding]:
         except Exception as error:  # whatever a broken decoder raises
             broken.append(f"{name} ({first_line(error)})")
     if broken:
-        remedy = _INSTALL_AGAIN
-        yield Finding("decoders", PROBLEM, "; ".join(broken), remedy)
+        yield Finding("decoders", PROBLEM, "; ".join(broken), _INSTALL_AGAIN)
     else:
         yield Finding("decoders", OK, ", ".join(samples))
 

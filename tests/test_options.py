@@ -538,7 +538,7 @@ _PRESETS_BY = "`python -m mmrl.main --help` all presets"
         (("mmrl.prepare", "nih14"), ("Data_Entry_2017_v2020.csv", "--option=val_fraction=VALUE")),
         (
             ("mmrl.prepare", "phantom"),
-            ("--option=length=VALUE  (a whole number)", ": 6000."),
+            ("--option=length=VALUE  (a whole number)", "Default: 6000."),
         ),
         (("mmrl.prepare", "medmnist"), ("--option=flag=VALUE  (a text)", "Required.")),
     ],

@@ -197,7 +197,8 @@ def test_a_tracker_that_cannot_start_is_refused(trainer, tmp_path, fails):
 def test_a_missing_package_is_refused_before_data_are_read(trainer, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(run, "load_corpora", lambda *_: pytest.fail("data were read"))
-    message = rf"trackers.{name}: the package {name}\S* cannot be imported .*: pip install {name}"
+    message = rf"config.trackers.{name}: the package {name}\S* cannot be imported .*: pip install "
+    message += name
     with pytest.raises(InputError, match=message):
         trainer(tmp_path / "run", {name: {}})
     assert not (tmp_path / "run").exists()

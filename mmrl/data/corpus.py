@@ -464,5 +464,5 @@ def describe(corpus: Corpus) -> Mapping[str, Any]:
         **({"median words": int(np.median(words))} if words.any() else {"texts": "none"}),
         **({NOT_ENGLISH: len(corpus.foreign)} if corpus.foreign else {}),
         "in duplicate groups": f"{corpus.duplicate_share():.1%}",
-        "rejected": rejects.counted(corpus.rejects),
+        "rejected": rejects.in_words(rejects.summarise(corpus.rejects)) or "0",
     }

@@ -276,6 +276,5 @@ def _run(
         f"{assembly.records:,} records, {assembly.images:,} images, {size:,} bytes;"
         f" {seconds:,.1f} s, {rate:,.0f} records/s"
     )
-    refused = ", ".join(f"{n:,} {reason}" for reason, n in manifest["rejects"].items())
-    say(f"refused in all: {refused or 'none'}")
+    say(f"refused in all: {rejects.in_words(manifest['rejects']) or 'none'}")
     return manifest

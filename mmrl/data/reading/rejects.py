@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mmrl import files
 from mmrl.types import InputError, Reject
@@ -43,10 +43,9 @@ def summarise(rejects: Iterable[Reject]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def counted(rejects: Iterable[Reject]) -> str:
-    """The counts of `summarise` in words: "3 missing_image, 1 empty_report"; "0" without any."""
-    found = summarise(rejects).items()
-    return ", ".join(f"{count:,} {reason}" for reason, count in found) or "0"
+def in_words(counts: Mapping[str, int]) -> str:
+    """Counts per reason as text: "3 missing_image, 1 empty_report"; "" without any."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def explain(rejects: Sequence[Reject]) -> str:
